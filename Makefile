@@ -1,0 +1,90 @@
+# restormer-triton: `make help` lists the verbs; it is made from the comments after `##`.
+
+PYTHON      ?= python3
+PACKAGE     ?= demo/package
+PRECISION   ?= fp32
+TARGET      ?= auto
+VERSION     ?= 1
+PHOTOS      ?= demo/photos
+ADDRESS     ?= 127.0.0.1
+GRPC_PORT   ?= 8001
+METRICS_PORT ?= 8002
+
+ENVS   := .envs
+BUILD  := $(ENVS)/build/bin/python
+SERVER := $(ENVS)/server/bin/python
+SERVER_FLAGS := --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+# Quiet where all is well; pip's own progress bars need a terminal anyway.
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: help setup engine serve stop demo test lint format lock clean check-python
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Settings: PRECISION=fp32|bf16  PACKAGE=folder  PHOTOS=folder  GRPC_PORT=8001  PYTHON=python3.11"
+
+check-python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 ends at 3.12): make PYTHON=python3.11, or python3.12" % v)'
+
+# Three environments, because their needs collide: the server's Python models want numpy 1.26, the build side PyTorch
+# and numpy 2, and the Triton wheel must not bring its own dependencies. A stamp is as new as the lock it was made from.
+$(ENVS)/build.done: requirements/build.txt requirements/client.txt pyproject.toml client/pyproject.toml | check-python
+	@echo "installing the build side and the client ..." >&2
+	@$(PYTHON) -m venv --clear $(ENVS)/build
+	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
+	@$(BUILD) $(PIP_INSTALL) --no-deps -e . -e client
+	@touch $@
+
+$(ENVS)/server.done: requirements/server.txt requirements/client.txt requirements/triton.txt pyproject.toml client/pyproject.toml | check-python
+	@echo "installing the server ..." >&2
+	@$(PYTHON) -m venv --clear $(ENVS)/server
+	@$(SERVER) $(PIP_INSTALL) -r requirements/server.txt
+	@$(SERVER) $(PIP_INSTALL) --no-deps -e . -e client
+	@rm -rf $(ENVS)/triton
+	@$(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt
+	@touch $@
+
+$(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build.done
+	@echo "installing the test tools ..." >&2
+	@$(BUILD) $(PIP_INSTALL) -r requirements/dev.txt
+	@touch $@
+
+setup: $(ENVS)/build.done $(ENVS)/server.done  ## Install everything that demo and serve need, into .envs/
+
+engine: $(ENVS)/build.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
+	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
+		--version "$(VERSION)" --photographs "$(PHOTOS)"
+
+serve: $(ENVS)/server.done  ## Start Triton on loopback; returns when it truly enhances
+	@$(SERVER) -m server $(SERVER_FLAGS) start
+
+stop:  ## Stop it again
+	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
+
+demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; pictures and a page in out/
+	@$(BUILD) -m demo.run --server-python $(SERVER) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
+	@$(BUILD) -m pytest
+
+lint: $(ENVS)/dev.done  ## ruff and mypy --strict
+	@$(BUILD) -m ruff check .
+	@$(BUILD) -m ruff format --check .
+	@$(BUILD) -m mypy
+
+format: $(ENVS)/dev.done  ## Let ruff format the code
+	@$(BUILD) -m ruff check --fix .
+	@$(BUILD) -m ruff format .
+
+COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
+lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pyproject files
+	@$(COMPILE) --extra build --extra demo --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra build --extra demo -c requirements/dev.txt pyproject.toml -o requirements/build.txt
+	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
+	@$(COMPILE) --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
+	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/; s/^    # via.*(pyproject.toml)/&/' requirements/*.txt
+
+clean: stop  ## Remove environments, outputs and published engines
+	@rm -rf $(ENVS) .run out model_repository/restormer/[0-9]*

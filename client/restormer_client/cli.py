@@ -1,0 +1,84 @@
+"""``restormer-client``: enhance a photograph, or check a server, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from restormer_client.enhancer import TIMEOUT, Enhancer
+from restormer_client.errors import EnhanceError
+
+#: A 32x24 JPEG, for `check`.
+TINY_PHOTOGRAPH = base64.b64decode(
+    """
+    /9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5a
+    YVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAAR
+    CAAYACADASIAAhEBAxEB/8QAGAABAQEBAQAAAAAAAAAAAAAAAwAEAQb/xAAXEAADAQAAAAAAAAAAAAAAAAAAAgNh/8QAGAEAAgMAAAAAAAAA
+    AAAAAAAAAwUBBAb/xAAXEQADAQAAAAAAAAAAAAAAAAAAAgMB/9oADAMBAAIRAxEAPwDyKxwZY4a1jgyxwG1SJXMixwVY4bFjgyxwC1RnK5xY
+    4MscIiszaZmT6MscGWOEQFm0ZSfT/9k=
+    """
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        with Enhancer(options.url) as enhancer:
+            return int(options.run(enhancer, options))
+    except (EnhanceError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="restormer-client", description="Client of the restormer-triton server.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    enhance = verbs.add_parser("enhance", help="enhance one photograph")
+    enhance.add_argument("input", type=Path, help="photograph to read")
+    enhance.add_argument("output", type=Path, help="file to write; replaced only when the photograph is done")
+    enhance.set_defaults(run=_enhance)
+    check = verbs.add_parser("check", help="wait for the server, then send a tiny photograph through it")
+    check.set_defaults(run=_check)
+    for verb in (enhance, check):
+        verb.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server (default %(default)s)")
+        verb.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds (default %(default)s)")
+    return parser
+
+
+def _enhance(enhancer: Enhancer, options: argparse.Namespace) -> int:
+    _write(options.output, enhancer.enhance(options.input.read_bytes(), timeout=options.timeout))
+    return 0
+
+
+def _check(enhancer: Enhancer, options: argparse.Namespace) -> int:
+    enhancer.wait_until_ready(options.timeout)
+    enhancer.enhance(TINY_PHOTOGRAPH, timeout=options.timeout)
+    print(f"{enhancer.url} enhances (Triton {enhancer.server_version(timeout=options.timeout)})")
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all: into a file beside it, then renamed."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is not what a new file is expected to have
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

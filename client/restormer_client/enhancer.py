@@ -1,0 +1,76 @@
+"""The client itself."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from restormer_client.errors import EnhanceError, ServerUnavailable, error_from_triton
+
+MODEL = "enhance"
+TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
+_POLL = 0.2
+#: `channel_args` replaces tritonclient's defaults, so the message limits stand here: none, Triton's own bound holds.
+_CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+
+
+class Enhancer:
+    """One connection to a server, ``host:port`` of its gRPC endpoint. Connects on first use; a context manager."""
+
+    def __init__(self, url: str = "127.0.0.1:8001") -> None:
+        self.url = url
+        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
+
+    def __enter__(self) -> Enhancer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def enhance(self, photograph: bytes, *, timeout: float = TIMEOUT) -> bytes:
+        """An encoded photograph, enhanced: same size, same format.
+
+        ``timeout`` is in seconds, for the whole call. Raises `EnhanceError` or one of its kin.
+        """
+        image = triton.InferInput("IMAGE", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[photograph]], dtype=np.object_))
+        try:
+            result = self._client.infer(MODEL, [image], client_timeout=timeout)
+        except InferenceServerException as error:
+            raise error_from_triton(error, self.url) from error
+        enhanced = result.as_numpy("ENHANCED")
+        if enhanced is None:
+            raise EnhanceError(
+                f"{self.url} answered without ENHANCED: is {MODEL!r} there the ensemble of this project?"
+            )
+        return bytes(enhanced.item())
+
+    def wait_until_ready(self, timeout: float = TIMEOUT) -> None:
+        """Returns when the server says the ensemble is ready; `ServerUnavailable` after ``timeout`` seconds."""
+        deadline, reason = time.monotonic() + timeout, "nobody was asked"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                if self._client.is_model_ready(MODEL, client_timeout=max(left, 0.01)):
+                    return
+                reason = f"model {MODEL!r} is not ready"
+            except InferenceServerException as error:
+                reason = str(error.message())
+            time.sleep(min(_POLL, max(left, 0)))
+        raise ServerUnavailable(f"{self.url} was not ready within {timeout:g} s: {reason}")
+
+    def server_version(self, *, timeout: float = TIMEOUT) -> str:
+        """Triton's version, for example ``2.51.0``."""
+        try:
+            return str(self._client.get_server_metadata(client_timeout=timeout).version)
+        except InferenceServerException as error:
+            raise error_from_triton(error, self.url) from error

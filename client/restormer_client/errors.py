@@ -1,0 +1,57 @@
+"""What can go wrong, and the one gate at which Triton's errors become ours.
+
+EnhanceError                 base; also everything the server reports that has no name of its own
+  InvalidPhotograph          these bytes are no photograph it takes: do not send them again
+  Overloaded                 its queue is full: come back later
+  DeadlineExceeded           no answer within the timeout
+  ServerUnavailable          nobody answers at this address
+"""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+
+class EnhanceError(Exception):
+    """The photograph was not enhanced; ``status`` is the gRPC status, if there was one."""
+
+    def __init__(self, message: str, status: str | None = None) -> None:
+        super().__init__(message, status)
+        self.message = message
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidPhotograph(EnhanceError):
+    """These bytes are not a photograph the server takes."""
+
+
+class Overloaded(EnhanceError):
+    """The server's queue is full."""
+
+
+class DeadlineExceeded(EnhanceError):
+    """No answer within the timeout."""
+
+
+class ServerUnavailable(EnhanceError):
+    """Nobody answers at this address."""
+
+
+def error_from_triton(error: InferenceServerException, url: str) -> EnhanceError:
+    """Ours for Triton's. Triton reports a full queue as UNAVAILABLE too, so the message is asked first."""
+    status = str(error.status() or "").removeprefix("StatusCode.") or None
+    message = str(error.message() or error)
+    # An ensemble puts its own words before the step's: "in ensemble 'enhance', <what the step said>".
+    said = message.split("in ensemble 'enhance', ", 1)[-1].removeprefix("Failed to process the request(s)")
+    if "xceeds maximum queue size" in message:
+        return Overloaded(f"{url} is overloaded: {said}", status)
+    if status == "INVALID_ARGUMENT":
+        return InvalidPhotograph(said, status)
+    if status == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(f"{url} did not answer in time", status)
+    if status == "UNAVAILABLE":
+        return ServerUnavailable(f"no server answers at {url}: is it running? ({said})", status)
+    return EnhanceError(said, status)

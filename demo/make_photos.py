@@ -1,0 +1,120 @@
+"""Makes the demo's photographs again: dark rooms with bright windows, at full resolution, with fused targets.
+
+    python -m demo.make_photos SOURCES
+
+SOURCES is a folder with the sharp photographs below, as they lie in Debian's package ``lomiri-wallpapers-16.04``
+(``/usr/share/backgrounds``; licences in its ``copyright``) and in scikit-image. The light is **synthetic**: the
+photograph is linearised, a window's light (a soft bright region that falls off into a dark room) is multiplied over
+it, and the simulated camera of ``demo.camera`` takes one exposure and fuses a bracket, at full size. None of these
+photographs was used in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+from PIL import Image as PillowImage
+
+from demo import camera
+from demo.camera import Image
+
+QUALITY = 90
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A sharp photograph, who made it, and where its synthetic window is.
+
+    ``window`` is (centre x, centre y, width, height) in parts of the photograph; ``stops`` is how much brighter the
+    window is than the far corner of the room; ``side`` bounds the longer side in pixels (None: as it is).
+    """
+
+    name: str
+    file: str
+    credit: str
+    window: tuple[float, float, float, float]
+    stops: float
+    side: int | None = None
+
+
+SOURCES = (
+    Source(name="reading-corner", file="Wine_by_Jakkub_Mede.jpg", credit="Jakub Mede, 2018, CC-BY-4.0",
+           window=(0.22, 0.18, 0.5, 0.3), stops=5.0),
+    Source(name="balcony", file="friends_by_Aitzol_Berasategi.jpg", credit="Aitzol Berasategi, 2018, CC-BY-4.0",
+           window=(0.65, 0.25, 0.6, 0.45), stops=4.5),
+    Source(name="valley-view", file="aitzgorri_by_Aitzol_Berasategi.jpg", credit="Aitzol Berasategi, 2018, CC-BY-4.0",
+           window=(0.5, 0.22, 1.2, 0.4), stops=4.0, side=2048),
+    Source(name="brook", file="life_by_Aitzol_Berasategi.jpg", credit="Aitzol Berasategi, 2018, CC-BY-4.0",
+           window=(0.75, 0.3, 0.35, 0.5), stops=5.0, side=1600),
+    Source(name="coffee-table", file="skimage:coffee", credit="Rachel Michetti, scikit-image, CC0-1.0",
+           window=(0.15, 0.1, 0.5, 0.5), stops=4.5),
+)  # fmt: skip
+
+
+def opened(source: Source, folder: Path) -> Image:
+    """The sharp photograph, HxWx3 float32, sRGB in [0, 1]."""
+    if source.file.startswith("skimage:"):
+        picture = PillowImage.fromarray(getattr(skimage.data, source.file.split(":")[1])())
+    else:
+        picture = PillowImage.open(folder / source.file).convert("RGB")
+    if source.side:
+        picture.thumbnail((source.side, source.side), PillowImage.Resampling.LANCZOS)
+    return np.asarray(picture, np.float32) / 255
+
+
+def window_light(shape: tuple[int, int], window: tuple[float, float, float, float], stops: float) -> Image:
+    """Synthetic illumination HxWx1, linear: a bright soft-edged window, its glow, and a room ``stops`` darker."""
+    height, width = shape
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = x / width, y / height
+    centre_x, centre_y, wide, high = window
+    edge = 0.025
+    inside = 1 / (1 + np.exp((np.abs(x - centre_x) - wide / 2) / edge))
+    inside = inside * (1 / (1 + np.exp((np.abs(y - centre_y) - high / 2) / edge)))
+    distance = np.hypot((x - centre_x) * width / height, y - centre_y)
+    glow = np.exp(-2.2 * distance)
+    light = 2.0**-stops + 0.22 * glow + inside
+    # Daylight is bluer than the room's lamps.
+    tint = inside[..., None] * np.array([0.96, 1.0, 1.06], np.float32) + (1 - inside[..., None]) * np.array(
+        [1.06, 1.0, 0.9], np.float32
+    )
+    return (light[..., None] * tint).astype(np.float32)
+
+
+def saved(image: Image, path: Path, quality: int) -> None:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(np.round(image * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality, optimize=True)
+    path.write_bytes(buffer.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("demo"))
+    arguments = parser.parse_args()
+    photos, targets = arguments.output / "photos", arguments.output / "targets"
+    for folder in (photos, targets):
+        folder.mkdir(parents=True, exist_ok=True)
+    credits = {}
+    for number, source in enumerate(SOURCES):
+        sharp = opened(source, arguments.sources)
+        radiance = camera.linear_from_rendered(sharp) * window_light(sharp.shape[:2], source.window, source.stops)
+        # Metered on a small version: the rule is about the picture, not about its grain.
+        gain = camera.auto_exposure(cv2.resize(radiance, (256, 256), interpolation=cv2.INTER_AREA))
+        name = f"{source.name}.jpg"
+        saved(camera.photograph(radiance, gain, np.random.default_rng(number)), photos / name, QUALITY)
+        saved(camera.fused(radiance, gain), targets / name, QUALITY)
+        credits[name] = {"from": source.file, "by": source.credit, "pixels": f"{sharp.shape[1]}x{sharp.shape[0]}"}
+        print(f"{name}: {sharp.shape[1]}x{sharp.shape[0]}, gain {gain:.2f}")
+    (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Restormer in PyTorch, written from the paper (Zamir et al., CVPR 2022, arXiv 2111.09881, section 3).
+
+Tensors are NCHW. Parameter names are those of the public checkpoints, so such a checkpoint loads.
+Three choices make the graph cheap and safe in half precision without changing the function:
+
+* q and k are normalised *after* their product, ``(q kᵀ) / (|q| |k|ᵀ)``: a c x c matrix is divided
+  instead of two c x hw ones (equal in exact arithmetic).
+* LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node.
+* Sums that are long (LayerNorm statistics, the q·kᵀ product and its norms over all pixels, softmax) are
+  taken in float32 whatever the type of the network. In a float32 network these casts are no-ops and
+  leave no node behind.
+
+The remaining rewrites change the modules and are in ``export.rewrites``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.architecture import Architecture, Block
+
+EPSILON = 1e-5  #: added to the variance in every LayerNorm
+NORM_FLOOR = 1e-24  #: smallest |q||k|: a zero vector attends to all alike instead of dividing by zero
+
+#: A projection is one convolution whose output is cut into parts, or (see ``rewrites``) one for each part.
+Projection = nn.Conv2d | nn.ModuleList
+
+
+def projected(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int) -> Sequence[Tensor]:
+    """1x1 convolution, 3x3 depthwise convolution, and the result cut into ``parts`` along the channels."""
+    if isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList):
+        return [deep(point(x)) for point, deep in zip(pointwise, depthwise, strict=True)]
+    result: Tensor = depthwise(pointwise(x))
+    return result.chunk(parts, dim=1)
+
+
+class _NormBody(nn.Module):
+    """The parameters of a LayerNorm, under the name the checkpoints give them."""
+
+    def __init__(self, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the channels of every pixel (NCHW in and out), statistics in float32.
+
+    ``bias_free`` divides x, not x less its mean, by the deviation, and adds nothing.
+    """
+
+    def __init__(self, width: int, *, bias_free: bool) -> None:
+        super().__init__()
+        self.body = _NormBody(width, bias=not bias_free)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.permute(0, 2, 3, 1).float()
+        weight = self.body.weight.float()
+        if self.body.bias is None:
+            variance = last.var(dim=-1, keepdim=True, unbiased=False)
+            normed = last * torch.rsqrt(variance + EPSILON) * weight
+        else:
+            normed = functional.layer_norm(last, weight.shape, weight, self.body.bias.float(), EPSILON)
+        return normed.to(x.dtype).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-Dconv head transposed attention: channels attend to channels (paper, section 3.1, equation 1)."""
+
+    def __init__(self, block: Block, *, bias: bool) -> None:
+        super().__init__()
+        width = block.width
+        self.heads = block.heads
+        self.temperature = nn.Parameter(torch.ones(block.heads, 1, 1))
+        self.qkv: Projection = nn.Conv2d(width, width * 3, 1, bias=bias)
+        self.qkv_dwconv: Projection = nn.Conv2d(width * 3, width * 3, 3, padding=1, groups=width * 3, bias=bias)
+        self.project_out = nn.Conv2d(width, width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, height, columns = x.shape[1:]
+        q, k, v = (
+            part.reshape(-1, self.heads, width // self.heads, height * columns)
+            for part in projected(x, self.qkv, self.qkv_dwconv, 3)
+        )
+        wide_q, wide_k = q.float(), k.float()
+        q_norm = torch.linalg.vector_norm(wide_q, dim=-1, keepdim=True)
+        k_norm = torch.linalg.vector_norm(wide_k, dim=-1, keepdim=True)
+        norms = (q_norm @ k_norm.transpose(-2, -1)).clamp_min(NORM_FLOOR)
+        similarity = (wide_q @ wide_k.transpose(-2, -1)) / norms
+        attention = (similarity * self.temperature.float()).softmax(dim=-1).to(v.dtype)
+        mixed = (attention @ v).reshape(-1, width, height, columns)
+        result: Tensor = self.project_out(mixed)
+        return result
+
+
+class FeedForward(nn.Module):
+    """Gated-Dconv feed-forward network (paper, section 3.2, equation 2)."""
+
+    def __init__(self, block: Block, *, bias: bool) -> None:
+        super().__init__()
+        width, hidden = block.width, block.hidden
+        self.project_in: Projection = nn.Conv2d(width, hidden * 2, 1, bias=bias)
+        self.dwconv: Projection = nn.Conv2d(hidden * 2, hidden * 2, 3, padding=1, groups=hidden * 2, bias=bias)
+        self.project_out = nn.Conv2d(hidden, width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = projected(x, self.project_in, self.dwconv, 2)
+        result: Tensor = self.project_out(functional.gelu(gate) * value)
+        return result
+
+
+class TransformerBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
+
+    def __init__(self, block: Block, *, bias: bool, bias_free_norm: bool) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(block.width, bias_free=bias_free_norm)
+        self.attn = Attention(block, bias=bias)
+        self.norm2 = LayerNorm(block.width, bias_free=bias_free_norm)
+        self.ffn = FeedForward(block, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        result: Tensor = x + self.ffn(self.norm2(x))
+        return result
+
+
+class _PatchEmbedding(nn.Module):
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.proj(x)
+        return result
+
+
+class _Resample(nn.Module):
+    """A 3x3 convolution, then a pixel (un)shuffle by two: half the size and twice the width, or the reverse."""
+
+    def __init__(self, width: int, *, down: bool) -> None:
+        super().__init__()
+        out = width // 2 if down else width * 2
+        shuffle: nn.Module = nn.PixelUnshuffle(2) if down else nn.PixelShuffle(2)
+        self.body = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False), shuffle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result
+
+
+class Restormer(nn.Module):
+    """The network of an `Architecture`.
+
+    ``forward`` takes RGB ``[N, in_channels, H, W]`` in [0, 1], H and W multiples of 8, and returns
+    ``[N, out_channels, H, W]``, *not* clamped: whoever leaves the pipeline clamps.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        dim, bias = architecture.dim, architecture.bias
+
+        def stage(name: str) -> nn.Sequential:
+            flags = {"bias": bias, "bias_free_norm": architecture.bias_free_norm}
+            return nn.Sequential(*(TransformerBlock(block, **flags) for block in architecture.stages[name]))
+
+        self.patch_embed = _PatchEmbedding(architecture.in_channels, dim)
+        self.encoder_level1 = stage("encoder_level1")
+        self.down1_2 = _Resample(dim, down=True)
+        self.encoder_level2 = stage("encoder_level2")
+        self.down2_3 = _Resample(dim * 2, down=True)
+        self.encoder_level3 = stage("encoder_level3")
+        self.down3_4 = _Resample(dim * 4, down=True)
+        self.latent = stage("latent")
+        self.up4_3 = _Resample(dim * 8, down=False)
+        self.reduce_chan_level3 = nn.Conv2d(dim * 8, dim * 4, 1, bias=bias)
+        self.decoder_level3 = stage("decoder_level3")
+        self.up3_2 = _Resample(dim * 4, down=False)
+        self.reduce_chan_level2 = nn.Conv2d(dim * 4, dim * 2, 1, bias=bias)
+        self.decoder_level2 = stage("decoder_level2")
+        self.up2_1 = _Resample(dim * 2, down=False)
+        self.decoder_level1 = stage("decoder_level1")
+        self.refinement = stage("refinement")
+        if architecture.dual_pixel:
+            self.skip_conv = nn.Conv2d(dim, dim * 2, 1, bias=bias)
+        self.output = nn.Conv2d(dim * 2, architecture.out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        embedded = self.patch_embed(image)
+        level1 = self.encoder_level1(embedded)
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        deep = self.latent(self.down3_4(level3))
+        deep = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(deep), level3], 1)))
+        deep = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(deep), level2], 1)))
+        deep = self.decoder_level1(torch.cat([self.up2_1(deep), level1], 1))
+        deep = self.refinement(deep)
+        if self.architecture.dual_pixel:
+            result: Tensor = self.output(deep + self.skip_conv(embedded))
+            return result
+        restored: Tensor = self.output(deep) + image
+        return restored

@@ -1,0 +1,145 @@
+"""Reads a model package: the folder a training team hands over.
+
+The weights alone are enough, every hyper-parameter is read off them; what the JSON files claim is checked against
+them and a difference is reported, never believed. The checkpoint is loaded with ``weights_only=True``: a pickle that
+wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.architecture import Architecture, architecture_from_weights
+from export.errors import ExportError
+from export.files import CHECKPOINT, checkpoint_path, sha256
+from export.network import Restormer
+
+#: Where training scripts keep the weights inside a checkpoint, in the order we look.
+WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "params")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package read: its network's architecture and weights, and what did not agree on the way (``remarks``)."""
+
+    folder: Path
+    architecture: Architecture
+    weights: Mapping[str, Tensor]
+    training_info: Mapping[str, object]
+    remarks: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+
+def package_from_folder(folder: Path) -> Package:
+    """Reads and checks a package. Raises `ExportError` in one line for anything that is wrong with it."""
+    path = checkpoint_path(folder)
+    weights = _stripped(_weights_in(_loaded(path), path))
+    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ExportError(f"{path}: tensor {broken[0]!r} holds NaN or infinity ({len(broken)} such tensors)")
+    architecture = architecture_from_weights(weights)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return Package(
+        folder=folder,
+        architecture=architecture,
+        weights=weights,
+        training_info=_json(folder / "training_info.json"),
+        remarks=(*_manifest_remarks(folder), *_architecture_remarks(folder, architecture, parameters)),
+    )
+
+
+def network_from_package(package: Package) -> Restormer:
+    """The network with the package's weights, float32, in evaluation mode."""
+    network = Restormer(package.architecture)
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in package.weights.items()})
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ExportError(f"{package.folder / CHECKPOINT}: weights do not fit a Restormer: {detail}") from error
+    return network.eval()
+
+
+def _loaded(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); is the file whole?") from error
+
+
+def _weights_in(checkpoint: object, path: Path) -> Mapping[str, Tensor]:
+    if not isinstance(checkpoint, Mapping):
+        raise ExportError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary with weights")
+    found = (checkpoint[key] for key in WEIGHT_KEYS if isinstance(checkpoint.get(key), Mapping))
+    state: Mapping[object, object] = next(found, checkpoint)
+    weights = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not weights:
+        raise ExportError(f"{path} holds no weights: none of {', '.join(WEIGHT_KEYS)}, and no tensors at the top")
+    return weights
+
+
+def _stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers (DDP, torch.compile, Lightning) put before every name."""
+    names = list(weights)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), ""):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def _json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ExportError(f"{path} is not valid JSON ({error}): mend or remove it") from error
+    if not isinstance(document, dict):
+        raise ExportError(f"{path} must hold a JSON object, not a {type(document).__name__}")
+    return document
+
+
+def _manifest_remarks(folder: Path) -> list[str]:
+    """Files whose SHA-256 is not the one MANIFEST.txt states. A line that is no checksum is prose, and skipped."""
+    manifest = folder / "MANIFEST.txt"
+    remarks = []
+    for line in manifest.read_text(errors="replace").splitlines() if manifest.is_file() else []:
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name:
+            continue
+        if not (folder / name).is_file():
+            remarks.append(f"MANIFEST.txt names {name}, which is not there")
+        elif (found := sha256(folder / name)) != digest:
+            remarks.append(f"{name}: SHA-256 is {found[:12]}…, MANIFEST.txt says {digest[:12]}…")
+    return remarks
+
+
+def _architecture_remarks(folder: Path, architecture: Architecture, parameters: int) -> list[str]:
+    """What architecture.json claims and the tensors do not show."""
+    claims = _json(folder / "architecture.json")
+    facts: dict[str, object] = {
+        "dim": architecture.dim,
+        "in_channels": architecture.in_channels,
+        "out_channels": architecture.out_channels,
+        "bias": architecture.bias,
+        "parameters": parameters,
+    }
+    return [
+        f"architecture.json says {name} = {claims[name]}, the tensors say {fact}"
+        for name, fact in facts.items()
+        if name in claims and claims[name] != fact
+    ]

@@ -1,0 +1,91 @@
+"""Exact rewrites of the network: the same function, a graph that runs faster. Each returns a new network.
+
+What is exact: in real arithmetic both are identities. In float32 ``pad_feed_forward`` adds zeros to the same
+sums and ``split_projections`` computes each output channel from the same numbers, so they differ by no more than
+the order in which a convolution kernel happens to add (the tests print and bound it).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from export.network import Attention, FeedForward, Projection, Restormer
+
+
+def pad_feed_forward(network: Restormer, multiple: int = 8) -> Restormer:
+    """Feed-forward widths rounded up to a multiple (127, 255, 510, 1021 become 128, 256, 512, 1024), with zeros.
+
+    Padded channels stay exactly zero: their gate is gelu(0) = 0. Tensor cores and AVX want round widths.
+    """
+    result = copy.deepcopy(network)
+    for layer in result.modules():
+        if isinstance(layer, FeedForward):
+            _pad(layer, multiple)
+    return result
+
+
+def split_projections(network: Restormer) -> Restormer:
+    """qkv and gate projections as separate convolutions instead of one and a cut.
+
+    On the CPU it is the ``Split`` that costs: OpenVINO runs it as a reference kernel.
+    """
+    result = copy.deepcopy(network)
+    for layer in result.modules():
+        if isinstance(layer, Attention):
+            layer.qkv, layer.qkv_dwconv = _split(layer.qkv, 3), _split(layer.qkv_dwconv, 3)
+        elif isinstance(layer, FeedForward):
+            layer.project_in, layer.dwconv = _split(layer.project_in, 2), _split(layer.dwconv, 2)
+    return result
+
+
+def _pad(layer: FeedForward, multiple: int) -> None:
+    hidden = layer.project_out.in_channels
+    extra = -hidden % multiple
+    if not extra:
+        return
+    width = hidden + extra
+    point, deep, out = _convolution(layer.project_in), _convolution(layer.dwconv), layer.project_out
+    layer.project_in = _with_weights(point, _padded_halves(point.weight, extra), _padded_bias(point, extra))
+    layer.dwconv = _with_weights(deep, _padded_halves(deep.weight, extra), _padded_bias(deep, extra), groups=width * 2)
+    layer.project_out = _with_weights(out, nn.functional.pad(out.weight, (0, 0, 0, 0, 0, extra)), out.bias)
+
+
+def _padded_halves(weight: Tensor, extra: int) -> Tensor:
+    """Zeros after the gate's rows and after the value's rows: both halves grow."""
+    halves = weight.chunk(2)
+    zeros = weight.new_zeros(extra, *weight.shape[1:])
+    return torch.cat([halves[0], zeros, halves[1], zeros])
+
+
+def _padded_bias(convolution: nn.Conv2d, extra: int) -> Tensor | None:
+    return None if convolution.bias is None else _padded_halves(convolution.bias, extra)
+
+
+def _split(projection: Projection, parts: int) -> nn.ModuleList:
+    whole = _convolution(projection)
+    biases = [None] * parts if whole.bias is None else whole.bias.chunk(parts)
+    groups = whole.groups if whole.groups == 1 else whole.groups // parts
+    weights = whole.weight.chunk(parts)
+    return nn.ModuleList(
+        _with_weights(whole, weight, bias, groups=groups) for weight, bias in zip(weights, biases, strict=True)
+    )
+
+
+def _convolution(projection: Projection) -> nn.Conv2d:
+    if not isinstance(projection, nn.Conv2d):
+        raise TypeError("the projections are split already: pad before you split")
+    return projection
+
+
+def _with_weights(like: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, groups: int | None = None) -> nn.Conv2d:
+    """A convolution of the same kernel size and "same" padding as ``like``, with these weights."""
+    groups = like.groups if groups is None else groups
+    out_channels, in_channels, size = weight.shape[0], weight.shape[1] * groups, weight.shape[2]
+    result = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, groups=groups, bias=bias is not None)
+    result.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        result.bias = nn.Parameter(bias.detach().clone())
+    return result

@@ -1,0 +1,32 @@
+"""The network on a CPU host: OpenVINO behind Triton's Python backend.
+
+Becomes ``<version>/model.py`` when an engine is published. Loads ``model.onnx`` with the settings its JSON states.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openvino
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        folder = Path(__file__).parent
+        settings = json.loads((folder / "model.onnx.json").read_text())["runtime"]["settings"]
+        core = openvino.Core()
+        model = core.read_model(folder / "model.onnx")
+        model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a fixed shape compiles to faster code
+        self._network = core.compile_model(model, "CPU", settings)
+
+    def execute(self, requests):
+        return [self._response(request) for request in requests]
+
+    def _response(self, request):
+        images = pb_utils.get_input_tensor_by_name(request, "input").as_numpy()
+        try:
+            outputs = np.concatenate([self._network(image[None])[0] for image in images])
+        except RuntimeError as error:  # OpenVINO's: it fails this request, not its neighbours in the batch
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"restormer: {error}"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("output", outputs)])

@@ -1,0 +1,86 @@
+"""Everything that can be known to fail before Triton is started, each with the command that mends it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from server.errors import ServerError
+from server.settings import Settings, libpython_folder
+
+PYTHONS = ((3, 11), (3, 12))
+
+
+def check(settings: Settings) -> None:
+    """Raises `ServerError` with the first thing that stands in the way."""
+    check_python()
+    check_numpy()
+    libpython_folder()
+    if not settings.binary.is_file():
+        raise ServerError(f"Triton is not installed ({settings.binary} is missing): make setup")
+    if shutil.which("restormer-client", path=str(Path(sys.executable).parent)) is None:
+        raise ServerError(f"restormer-client is not installed beside {sys.executable}: make setup")
+    check_engines(settings.repository)
+    for port, what in ((settings.grpc_port, "GRPC_PORT"), (settings.metrics_port, "METRICS_PORT")):
+        check_port(settings.address, port, what)
+
+
+def check_python() -> None:
+    """The local server's Python: numpy 1.26 has wheels up to 3.12, and the project needs 3.11."""
+    version = sys.version_info[:2]
+    if version not in PYTHONS:
+        raise ServerError(f"Python {version[0]}.{version[1]} cannot run the local server: use Python 3.11 or 3.12")
+
+
+def check_numpy() -> None:
+    """Triton's Python stub predates NumPy 2: under it float tensors arrive as zeros, without an error."""
+    try:
+        version = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        raise ServerError("the server's environment has no numpy: make setup") from None
+    if int(version.split(".")[0]) >= 2:
+        raise ServerError(
+            f"numpy {version} in {sys.prefix}: Triton's Python stub reads zeros under numpy 2; "
+            f"mend it with: {sys.executable} -m pip install numpy==1.26.4"
+        )
+
+
+def check_engines(repository: Path) -> None:
+    """A published engine, and its bytes as its JSON says."""
+    engines = list(_engines(repository))
+    if not engines:
+        raise ServerError(f"no engine in {repository / 'restormer'}: make engine PRECISION=fp32")
+    for path in engines:
+        try:
+            expected = json.loads(path.with_name(f"{path.name}.json").read_text())["sha256"]
+        except (OSError, ValueError, KeyError):
+            raise ServerError(
+                f"{path}.json is missing or unreadable: build the engine again with make engine"
+            ) from None
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise ServerError(f"{path} is not the file its JSON describes: build it again with make engine")
+
+
+def _engines(repository: Path) -> Iterator[Path]:
+    for version in sorted((repository / "restormer").glob("[0-9]*")):
+        yield from version.glob("model.onnx")
+
+
+def check_port(address: str, port: int, variable: str) -> None:
+    """Nobody else listens there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} on {address} cannot be used ({error.strerror}): "
+                f"stop what listens there, or choose another with {variable}=..."
+            ) from None
