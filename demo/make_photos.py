@@ -113,7 +113,7 @@ def main() -> None:
         saved(camera.fused(radiance, gain), targets / name, QUALITY)
         credits[name] = {"from": source.file, "by": source.credit, "pixels": f"{sharp.shape[1]}x{sharp.shape[0]}"}
         print(f"{name}: {sharp.shape[1]}x{sharp.shape[0]}, gain {gain:.2f}")
-    (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n")
+    (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

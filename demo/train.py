@@ -158,12 +158,12 @@ def write_package(folder: Path, checkpoint: dict[str, object], config: dict[str,
                                "validation_scenes": pairs.HELD_OUT, "torch": torch.__version__},
     }  # fmt: skip
     for name, document in documents.items():
-        (folder / name).write_text(json.dumps(document, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     lines = [f"Restormer demo, {parameters / 1e6:.2f}M parameters"]
     for path in sorted(folder.iterdir()):
         if path.name != "MANIFEST.txt":
             lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
-    (folder / "MANIFEST.txt").write_text("\n".join(lines) + "\n")
+    (folder / "MANIFEST.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -188,13 +188,13 @@ def main() -> None:
 
     arguments.results.mkdir(parents=True, exist_ok=True)
     name = f"fold_{arguments.fold}" if arguments.fold else "shipped"
-    (arguments.results / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (arguments.results / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if not arguments.fold:
         config = {"task": "single exposure -> exposure fusion", "loss": "L1 + 0.3 window + 0.2 saturation",
                   "steps": arguments.steps, "learning_rate": LEARNING_RATE, "seed": arguments.seed,
                   "training_scenes": sorted(training)}  # fmt: skip
         write_package(arguments.package, checkpoint, config, network)
-        (arguments.results / "curve.json").write_text(json.dumps(curve.tolist(), indent=2) + "\n")
+        (arguments.results / "curve.json").write_text(json.dumps(curve.tolist(), indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
 
 

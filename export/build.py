@@ -168,7 +168,7 @@ def _versions() -> dict[str, str]:
 def _cpu_name() -> str:
     """The processor's model name from the kernel, or its architecture where the kernel has none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -77,7 +77,7 @@ def _loaded(path: Path) -> object:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ExportError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001  a damaged file makes the unpickler raise anything, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); is the file whole?") from error
 
@@ -105,7 +105,7 @@ def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not valid JSON ({error}): mend or remove it") from error
     if not isinstance(document, dict):
@@ -117,7 +117,7 @@ def _manifest_remarks(folder: Path) -> list[str]:
     """Files whose SHA-256 is not the one MANIFEST.txt states. A line that is no checksum is prose, and skipped."""
     manifest = folder / "MANIFEST.txt"
     remarks = []
-    for line in manifest.read_text(errors="replace").splitlines() if manifest.is_file() else []:
+    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines() if manifest.is_file() else []:
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name:
             continue

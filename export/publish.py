@@ -48,7 +48,7 @@ def provenance(repository: Path, version: int, engine: str) -> dict[str, object]
     """The JSON beside a published engine; empty if there is none or the engine is not the file it describes."""
     path = repository / MODEL / str(version) / engine
     try:
-        document: dict[str, object] = json.loads(path.with_name(f"{engine}.json").read_text())
+        document: dict[str, object] = json.loads(path.with_name(f"{engine}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return document if path.is_file() and document.get("sha256") == sha256(path) else {}
@@ -56,7 +56,7 @@ def provenance(repository: Path, version: int, engine: str) -> dict[str, object]
 
 def write_json(path: Path, document: object) -> None:
     """Indented JSON with a final newline, on disk before we return."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()

@@ -58,7 +58,7 @@ def check_engines(repository: Path) -> None:
         raise ServerError(f"no engine in {repository / 'restormer'}: make engine PRECISION=fp32")
     for path in engines:
         try:
-            expected = json.loads(path.with_name(f"{path.name}.json").read_text())["sha256"]
+            expected = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))["sha256"]
         except (OSError, ValueError, KeyError):
             raise ServerError(
                 f"{path}.json is missing or unreadable: build the engine again with make engine"

@@ -68,7 +68,7 @@ def stop(settings: Settings) -> bool:
 def running(settings: Settings) -> int | None:
     """The process id of the running server, if the recorded process is there and is a Triton."""
     try:
-        pid = int(json.loads(_state(settings).read_text())["pid"])
+        pid = int(json.loads(_state(settings).read_text(encoding="utf-8"))["pid"])
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError, KeyError):
         return None
@@ -118,12 +118,16 @@ def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) 
         raise ServerError(f"Triton started but does not enhance: {complaint} (its log: {settings.log})")
 
 
+#: Lines of a failed start's log that tell why, the most telling kind first.
+_TELLING = (r"failed to load '.*version", r"failed to start", r"^error: ", r"^[EF]\d{4} ")
+
+
 def _reason(log: Path) -> str:
-    """The most telling line of a failed start's log."""
-    lines = log.read_text(errors="replace").splitlines()
-    telling = [line for line in lines if re.match(r"[EF]\d{4} ", line) or "rror" in line]
-    line = (telling or lines or ["no output"])[0]
-    return re.sub(r"^[EF]\d{4} [\d:.]+ \d+ \S+\] ?", "", line).strip()[:300]
+    """The most telling line of a failed start's log, without Triton's prefix and without a stack trace."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = (line for pattern in _TELLING for line in lines if re.search(pattern, line))
+    line = re.sub(r"^[EFIW]\d{4} [\d:.]+ \d+ \S+\] ", "", next(found, "it left no message"))
+    return line.split("\\n")[0].strip('" ')[:300]
 
 
 def _state(settings: Settings) -> Path:
@@ -131,7 +135,7 @@ def _state(settings: Settings) -> Path:
 
 
 def _write_state(settings: Settings, pid: int) -> None:
-    _state(settings).write_text(json.dumps({"pid": pid, "url": settings.url}) + "\n")
+    _state(settings).write_text(json.dumps({"pid": pid, "url": settings.url}) + "\n", encoding="utf-8")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(__file__).parent
-        settings = json.loads((folder / "model.onnx.json").read_text())["runtime"]["settings"]
+        settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
         core = openvino.Core()
         model = core.read_model(folder / "model.onnx")
         model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a fixed shape compiles to faster code

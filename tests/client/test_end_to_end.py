@@ -1,0 +1,164 @@
+"""Photographs through the real server, over gRPC."""
+
+import re
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.fidelity import torch_runner
+from export.metrics import psnr
+from export.package import network_from_package, package_from_folder
+from imaging import Frame, decode, decode_small, framed, transfer, unframed
+from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
+from tests.conftest import ROOT, free_port
+from tests.photographs import encoded, exif_with, opened, pixels
+
+
+@pytest.fixture(scope="module")
+def enhancer(triton):
+    with Enhancer(triton.url) as enhancer:
+        yield enhancer
+
+
+def test_served_pixels_are_those_of_pytorch_in_process(enhancer):
+    """The whole ladder at once: package in PyTorch plus imaging here, against the server. PNG, so nothing is lost."""
+    image = np.asarray(opened((ROOT / "demo/photos/coffee-table.jpg").read_bytes()))
+    data = encoded(image, "PNG")
+    served = decode(enhancer.enhance(data, timeout=120)).pixels
+    network = network_from_package(package_from_folder(ROOT / "demo/package"))
+    core = framed(decode_small(data))
+    restored = torch_runner(network)(core[None])[0]
+    frame = Frame.of(*image.shape[:2])
+    expected = transfer(decode(data).pixels, unframed(core, frame), unframed(restored, frame))
+    assert np.abs(served.astype(int) - expected).max() <= 1
+    assert psnr(served / 255, expected / 255) > 60
+
+
+@pytest.mark.parametrize("name", ["balcony.jpg", "valley-view.jpg"])
+def test_enhancing_brings_a_photograph_nearer_to_its_fused_target(enhancer, name):
+    before, target = ((ROOT / "demo" / kind / name).read_bytes() for kind in ("photos", "targets"))
+    after = enhancer.enhance(before, timeout=120)
+    unit = [np.asarray(opened(data), np.float32) / 255 for data in (before, after, target)]
+    assert unit[1].shape == unit[0].shape
+    assert psnr(unit[1], unit[2]) > psnr(unit[0], unit[2]) + 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("size", [(333, 500), (64, 48), (1, 1)])
+def test_size_and_format_come_back(enhancer, kind, size):
+    after = opened(enhancer.enhance(encoded(pixels(*size), kind)))
+    assert after.format == kind
+    assert after.size == (size[1], size[0])
+
+
+def test_a_rotated_photograph_comes_back_upright(enhancer):
+    after = opened(enhancer.enhance(encoded(pixels(120, 200), exif=exif_with(6))))
+    assert after.size == (120, 200)
+    assert after.getexif()[0x0112] == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"a letter", encoded(pixels())[:2000]], ids=["empty", "text", "truncated"])
+def test_a_bad_photograph_is_the_senders_error_and_the_server_lives(enhancer, data):
+    with pytest.raises(InvalidPhotograph, match="photograph"):
+        enhancer.enhance(data)
+    assert enhancer.enhance(encoded(pixels(64, 64)))
+
+
+def test_bad_photographs_do_not_hurt_good_ones_beside_them(triton):
+    """Sent together, so that they meet in batches."""
+    photographs = [encoded(pixels(60, 80, seed=i)) if i % 3 else b"bad %d" % i for i in range(12)]
+    together = threading.Barrier(len(photographs))
+
+    def send(data):
+        with Enhancer(triton.url) as one:
+            together.wait()
+            try:
+                return opened(one.enhance(data, timeout=120)).size
+            except InvalidPhotograph:
+                return "refused"
+
+    with ThreadPoolExecutor(len(photographs)) as pool:
+        results = list(pool.map(send, photographs))
+    assert results == [(80, 60) if i % 3 else "refused" for i in range(12)]
+
+
+def test_a_dead_server_is_told_in_one_line(tmp_path, client_command):
+    photograph = tmp_path / "in.jpg"
+    photograph.write_bytes(encoded(pixels()))
+    command = [*client_command, "enhance", photograph, tmp_path / "out.jpg", "--url", f"127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: no server answers at 127\.0\.0\.1:\d+: is it running\? .*\n", done.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jpg"]
+
+
+def test_waiting_for_a_dead_server_ends():
+    with Enhancer(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ServerUnavailable, match="not ready within"):
+        nobody.wait_until_ready(0.5)
+
+
+def test_command_line(tmp_path, triton, client_command):
+    out = tmp_path / "after.jpg"
+    photograph = ROOT / "demo/photos/coffee-table.jpg"
+    command = [*client_command, "enhance", photograph, out, "--url", triton.url]
+    subprocess.run(command, check=True)
+    assert opened(out.read_bytes()).size == (600, 400)
+    assert out.stat().st_mode & 0o044  # readable by others, as any new file
+    check = subprocess.run(
+        [*client_command, "check", "--url", triton.url], capture_output=True, text=True, check=True
+    ).stdout
+    assert "enhances (Triton 2." in check
+
+
+@pytest.mark.parametrize(
+    ("photograph", "output", "message"),
+    [
+        ("absent.jpg", "out.jpg", "No such file"),
+        ("in.txt", "out.jpg", "not a photograph"),
+        ("in.jpg", "no/out.jpg", "No such"),
+    ],
+)
+def test_command_line_errors_are_one_line_and_leave_nothing(
+    tmp_path, triton, client_command, photograph, output, message
+):
+    (tmp_path / "in.txt").write_text("a letter")
+    (tmp_path / "in.jpg").write_bytes(encoded(pixels(32, 32)))
+    command = [*client_command, "enhance", tmp_path / photograph, tmp_path / output, "--url", triton.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jpg", "in.txt"]
+
+
+def readme_block(language, marker):
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "client/README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return next(block for block in blocks if marker in block)
+
+
+def test_the_python_of_the_clients_readme_runs(tmp_path, triton, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("before.jpg").write_bytes(encoded(pixels(48, 64)))
+    exec(compile(readme_block("python", "Enhancer").replace("127.0.0.1:8001", triton.url), "README", "exec"), {})
+    assert opened(Path("after.jpg").read_bytes()).size == (64, 48)
+
+
+def test_the_commands_of_the_clients_readme_run(tmp_path, triton, client_command):
+    (tmp_path / "before.jpg").write_bytes(encoded(pixels(48, 64)))
+    lines = [line.split("#")[0].split() for line in readme_block("sh", "restormer-client").splitlines()]
+    assert len(lines) >= 2
+    for words in lines:
+        given = [word for word in words[1:] if word not in ("--url", "127.0.0.1:8001")]
+        subprocess.run([*client_command, *given, "--url", triton.url], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "after.jpg").exists()
+
+
+def test_an_answer_from_another_model_is_not_mistaken_for_ours(triton, monkeypatch):
+    monkeypatch.setattr("restormer_client.enhancer.MODEL", "preprocess")
+    with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="is 'preprocess' there the ensemble"):
+        enhancer.enhance(encoded(pixels(32, 32)))

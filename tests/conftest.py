@@ -1,0 +1,86 @@
+"""One real engine and one real Triton a session, in folders of their own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from export.build import Request, build
+
+ROOT = Path(__file__).parents[1]
+SERVER_PYTHON = ROOT / ".envs/server/bin/python"
+
+
+@dataclass(frozen=True)
+class Triton:
+    """The session's server: where it answers, and the command line that controls it."""
+
+    grpc_port: int
+    metrics_port: int
+    state: Path
+    repository: Path
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def command(self, verb: str) -> list[str]:
+        return server_command(
+            verb, repository=self.repository, state=self.state, grpc_port=self.grpc_port, metrics_port=self.metrics_port
+        )
+
+
+def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
+    """``python -m server VERB`` with options as flags."""
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [str(python), "-m", "server", *flags, verb]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def bare_repository(folder: Path) -> Path:
+    """The model repository as it stands in git, without engines."""
+    shutil.copytree(ROOT / "model_repository", folder, ignore=lambda path, names: _published(path, names))
+    return folder
+
+
+def _published(path: str, names: list[str]) -> list[str]:
+    is_restormer = Path(path).name == "restormer"
+    return [n for n in names if n == "__pycache__" or (is_restormer and (n[0].isdigit() or n.startswith(".")))]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory) -> Path:
+    """A model repository with the demo package's float32 engine."""
+    folder = bare_repository(tmp_path_factory.mktemp("served") / "model_repository")
+    build(Request(package=ROOT / "demo/package", repository=folder, photographs=ROOT / "demo/photos"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(repository, tmp_path_factory):
+    """A running Triton that serves it."""
+    server = Triton(free_port(), free_port(), tmp_path_factory.mktemp("state"), repository)
+    subprocess.run(server.command("start"), cwd=ROOT, check=True)
+    yield server
+    subprocess.run(server.command("stop"), cwd=ROOT, check=True)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def client_command() -> list[str]:
+    """``restormer-client`` as a user calls it."""
+    return [os.fspath(Path(sys.executable).with_name("restormer-client"))]

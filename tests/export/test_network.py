@@ -1,0 +1,101 @@
+"""The network against the paper's equations, and its exact rewrites against the network."""
+
+import pytest
+import torch
+
+from export.architecture import restormer
+from export.network import LayerNorm, Restormer
+from export.rewrites import pad_feed_forward, split_projections
+from tests import paper
+
+SMALL = {"dim": 8, "blocks": (1, 2, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8)}
+VARIANTS = {
+    "standard": {},
+    "bias": {"bias": True},
+    "bias_free_norm": {"bias_free_norm": True},
+    "no_refinement": {"refinement": 0},
+    "deeper_decoder": {"decoder_blocks": (2, 1, 3)},
+    "one_channel": {"in_channels": 1, "out_channels": 1},
+    "dual_pixel": {"in_channels": 6, "dual_pixel": True},
+}
+
+
+def network_of(**variant):
+    """A network with every parameter random, biases and LayerNorm weights too, in float64."""
+    torch.manual_seed(1)
+    network = Restormer(restormer(**{**SMALL, **variant})).double().eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def image_for(network, side=24):
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(2, network.architecture.in_channels, side, side + 8, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_is_the_network_of_the_paper(variant):
+    network = network_of(**variant)
+    image = image_for(network)
+    with torch.inference_mode():
+        # The network takes its long sums in float32 by design; the paper's equations run in float64.
+        expected, found = paper.restormer(network.state_dict(), image), network(image)
+    error = (found - expected).abs().max() / expected.abs().max()
+    print(f"largest relative error {error:.1e}")
+    assert error < 1e-5
+
+
+def test_sizes_are_those_of_the_public_checkpoint_and_of_the_owners_package():
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in Restormer(restormer(expansion=expansion)).parameters()) for expansion in (2.66, 2.53)
+        ]
+    assert counts == [26_126_644, 25_396_996]
+
+
+@pytest.mark.parametrize("rewrite", [pad_feed_forward, split_projections])
+@pytest.mark.parametrize("variant", [VARIANTS["standard"], VARIANTS["bias"]], ids=["standard", "bias"])
+def test_rewrites_are_exact(rewrite, variant):
+    network = network_of(**variant)
+    rewritten = rewrite(network)
+    image = image_for(network)
+    with torch.inference_mode():
+        expected, found = network(image), rewritten(image)
+    error = (found - expected).abs().max() / expected.abs().max()
+    print(f"largest relative error {error:.1e}")
+    # Nothing but the order of float32 sums inside the islands may differ.
+    assert error < 1e-6
+
+
+def test_padding_makes_the_widths_round_and_leaves_the_network_alone():
+    with torch.device("meta"):
+        network = Restormer(restormer())
+    padded = pad_feed_forward(network)
+    stages = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    assert [getattr(padded, s)[0].ffn.project_out.in_channels for s in stages] == [128, 256, 512, 1024]
+    assert [getattr(network, s)[0].ffn.project_out.in_channels for s in stages] == [127, 255, 510, 1021]
+
+
+def test_a_split_network_is_not_padded_twice():
+    with pytest.raises(TypeError, match="pad before you split"):
+        pad_feed_forward(split_projections(network_of()))
+
+
+def test_float32_islands_keep_a_half_precision_network_finite():
+    """Activations whose squares overflow half precision (beyond 255.9) pass LayerNorm and attention unharmed."""
+    network = network_of().half()
+    loud = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(3)).half() * 2000
+    with torch.inference_mode():
+        normed = network.encoder_level1[0].norm1(loud)
+        attended = network.encoder_level1[0].attn(loud / 40)
+        squares = loud * loud
+    assert torch.isinf(squares).any()
+    assert torch.isfinite(normed).all()
+    assert torch.isfinite(attended).all()
+
+
+@pytest.mark.parametrize("bias_free", [False, True])
+def test_layer_norm_of_a_constant_is_finite(bias_free):
+    norm = LayerNorm(4, bias_free=bias_free)
+    assert torch.isfinite(norm(torch.full((1, 4, 2, 2), 7.0))).all()

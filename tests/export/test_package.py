@@ -1,0 +1,100 @@
+"""Packages as they come: good, odd, broken and hostile."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.__main__ import main
+from export.architecture import restormer
+from export.errors import ExportError
+from export.network import Restormer
+from export.package import network_from_package, package_from_folder
+
+TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    return Restormer(TINY).state_dict()
+
+
+def package_with(folder: Path, checkpoint: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(checkpoint, folder / "model_checkpoint.pt")
+    return folder
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model", "params", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "net."])
+def test_weights_are_found_under_the_usual_keys_and_prefixes(tmp_path, weights, key, prefix):
+    named = {prefix + name: tensor for name, tensor in weights.items()}
+    package = package_from_folder(package_with(tmp_path, {key: named, "epoch": 3} if key else named))
+    assert package.architecture == TINY
+    loaded = network_from_package(package).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="could run code"):
+        package_from_folder(package_with(tmp_path / "package", {"model": RunsCode()}))
+    assert not (tmp_path / "pwned").exists()
+
+
+def broken_packages(tmp_path, weights):
+    """Name of the trouble, package folder, what the message must say."""
+    yield "absent", tmp_path / "nowhere", "no model package at"
+    (tmp_path / "empty").mkdir()
+    yield "without a checkpoint", tmp_path / "empty", "holds no model_checkpoint.pt"
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/model_checkpoint.pt").write_text("these are no weights")
+    yield "text", tmp_path / "text", "refused|cannot be read"
+    yield "without weights", package_with(tmp_path / "bare", {"epoch": 1}), "holds no weights"
+    yield "another network", package_with(tmp_path / "other", {"conv1.weight": torch.ones(1)}), "not a Restormer"
+    poisoned = {**weights, "output.weight": weights["output.weight"] * float("nan")}
+    yield "NaN", package_with(tmp_path / "nan", poisoned), "NaN or infinity"
+    bent = {**weights, "latent.0.attn.qkv.weight": torch.ones(7, 7, 1, 1)}
+    yield "wrong shape", package_with(tmp_path / "bent", bent), "do not fit"
+    whole = package_with(tmp_path / "cut", weights) / "model_checkpoint.pt"
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    yield "truncated", tmp_path / "cut", "cannot be read"
+
+
+def test_broken_packages_end_in_one_line_and_publish_nothing(tmp_path, weights, capsys):
+    repository = tmp_path / "repository"
+    shutil.copytree("model_repository", repository, ignore=shutil.ignore_patterns("[0-9]*"))
+    before = sorted(repository.rglob("*"))
+    for trouble, folder, message in broken_packages(tmp_path, weights):
+        code = main(["engine", "--package", str(folder), "--repository", str(repository)])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert code == 1, trouble
+        assert len(lines) == 1, trouble
+        assert any(part in lines[0] for part in message.split("|")), (trouble, lines)
+    assert sorted(repository.rglob("*")) == before
+
+
+def test_false_claims_are_reported_with_both_values(tmp_path, weights):
+    package_with(tmp_path, weights)
+    (tmp_path / "architecture.json").write_text(json.dumps({"dim": 48, "parameters": 25_400_000}))
+    (tmp_path / "MANIFEST.txt").write_text("Restormer\n" + "0" * 64 + "  model_checkpoint.pt\n")
+    remarks = " / ".join(package_from_folder(tmp_path).remarks)
+    assert "dim = 48, the tensors say 8" in remarks
+    assert "parameters = 25400000, the tensors say " in remarks
+    assert "model_checkpoint.pt: SHA-256" in remarks
+
+
+def test_broken_json_is_named(tmp_path, weights):
+    package_with(tmp_path, weights)
+    (tmp_path / "architecture.json").write_text("{")
+    with pytest.raises(ExportError, match=r"architecture\.json is not valid JSON"):
+        package_from_folder(tmp_path)

@@ -1,0 +1,64 @@
+"""Every config.pbtxt parses with the official protobuf, and says what the code says."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.build import MAX_BATCH
+from export.graph import INPUT, OUTPUT
+from imaging import SIDE
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+CONFIGS = sorted(REPOSITORY.rglob("*.pbtxt"))
+CORE = [3, SIDE, SIDE]
+
+
+def parsed(path):
+    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def signature(config):
+    return {
+        t.name: (model_config_pb2.DataType.Name(t.data_type), list(t.dims)) for t in (*config.input, *config.output)
+    }
+
+
+def test_there_are_configs():
+    assert {path.relative_to(REPOSITORY).parts[0] for path in CONFIGS} == {
+        "enhance", "preprocess", "restormer", "postprocess",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_parses_and_agrees_with_the_code(path):
+    config = parsed(path)
+    assert config.name == path.relative_to(REPOSITORY).parts[0]
+    assert config.max_batch_size == MAX_BATCH
+    assert config.platform == "ensemble" or config.HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/cpu.pbtxt"])
+def test_the_core_speaks_the_graphs_names_and_shapes(name):
+    expected = {INPUT: ("TYPE_FP32", CORE), OUTPUT: ("TYPE_FP32", CORE)}
+    assert signature(parsed(REPOSITORY / "restormer" / name)) == expected
+
+
+def test_the_ensemble_fits_its_steps_together():
+    ensemble = parsed(REPOSITORY / "enhance/config.pbtxt")
+    known = dict(signature(ensemble))
+    for step in ensemble.ensemble_scheduling.step:
+        tensors = signature(parsed(REPOSITORY / step.model_name / "config.pbtxt"))
+        for inner, outer in step.input_map.items():
+            assert tensors[inner] == known[outer]
+        for inner, outer in step.output_map.items():
+            assert known.setdefault(outer, tensors[inner]) == tensors[inner]
+        assert set(step.input_map) | set(step.output_map) == set(tensors)
+
+
+def test_the_local_ensemble_differs_only_in_what_its_server_does_not_know():
+    full, local = (parsed(REPOSITORY / "enhance" / name) for name in ("config.pbtxt", "configs/cpu.pbtxt"))
+    assert full.ensemble_scheduling.max_inflight_requests > 0
+    full.ensemble_scheduling.ClearField("max_inflight_requests")
+    assert full == local

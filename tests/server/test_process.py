@@ -1,0 +1,34 @@
+"""The server's life: started once, told apart from strangers, stopped for good."""
+
+import json
+import subprocess
+
+from server.process import running
+from server.settings import Settings
+from tests.conftest import ROOT
+
+
+def test_a_second_start_is_refused_and_the_first_lives(triton):
+    done = subprocess.run(triton.command("start"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "already running" in done.stderr
+    assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_a_recycled_process_id_is_not_our_server(tmp_path):
+    (tmp_path / "server.json").write_text(json.dumps({"pid": 1}))
+    assert running(Settings(state=tmp_path)) is None
+
+
+def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):
+    command = [str(tmp_path) if part == str(triton.state) else part for part in triton.command("stop")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "no server was running" in done.stderr
+
+
+def test_metrics_are_served(triton):
+    from urllib.request import urlopen
+
+    with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
+        assert b"nv_inference_request_success" in answer.read()

@@ -1,0 +1,86 @@
+"""The rooms keep apart, and the README tells the truth about the house."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
+#: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
+FORBIDDEN = {
+    "export": {"server", "restormer_client", "demo", "tests", "tritonclient"},
+    "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
+    "server": (ROOMS - {"server"}) | {"torch", "numpy", "tritonclient"},
+    "client": (ROOMS - {"restormer_client"}) | {"torch"},
+    "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
+    "demo": {"server", "tests"},
+}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_rooms_import_only_what_they_may(room):
+    files = [p for p in (ROOT / room).rglob("*.py") if not p.parts[-2].startswith(".")]
+    assert files
+    trespasses = [f"{p.relative_to(ROOT)}: {name}" for p in files for name in imported(p) if name in FORBIDDEN[room]]
+    assert not trespasses
+
+
+def test_the_server_room_needs_nothing_but_the_standard_library():
+    import sys
+
+    names = {name for path in (ROOT / "server").rglob("*.py") for name in imported(path)}
+    assert names - set(sys.stdlib_module_names) <= {"server"}
+
+
+def make_targets():
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_help_lists_every_target_that_has_a_comment():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+)", listed, re.MULTILINE)) == make_targets()
+
+
+def shell_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("make ")})
+
+
+@pytest.mark.parametrize("command", shell_commands())
+def test_every_make_command_of_the_readme_exists(command):
+    """Expanded by make itself without running it; the client's commands are run for real in tests/client."""
+    done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_file_tree_of_the_readme_is_there_and_complete():
+    tree = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line and not line.startswith(" ")}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {line.split("/")[0] for line in tracked.splitlines()}
+    assert named == top - {".gitignore", ".gitattributes"}
+
+
+def test_the_readme_has_figures_only_from_the_results():
+    """The README's table of the demo network is the one `python -m demo.table` prints from the measured results."""
+    from demo.table import table
+
+    assert table() in README
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "make test" in shell_commands()
