@@ -77,7 +77,7 @@ def _loaded(path: Path) -> object:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ExportError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from error
-    except Exception as error:  # noqa: BLE001  a damaged file makes the unpickler raise anything, IndexError included
+    except Exception as error:  # a damaged file makes the unpickler raise anything, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); is the file whole?") from error
 

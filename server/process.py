@@ -127,7 +127,8 @@ def _reason(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     found = (line for pattern in _TELLING for line in lines if re.search(pattern, line))
     line = re.sub(r"^[EFIW]\d{4} [\d:.]+ \d+ \S+\] ", "", next(found, "it left no message"))
-    return line.split("\\n")[0].strip('" ')[:300]
+    said = line.split("\\n\\nAt:")[0].replace("\\n", " ")
+    return " ".join(said.split()).strip('" ')[:400]
 
 
 def _state(settings: Settings) -> Path:

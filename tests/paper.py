@@ -1,7 +1,7 @@
 """Restormer once more, straight from the paper's equations and as plainly as can be: the tests' yardstick.
 
-Shares no code with ``export.network``: a function of a state dict and an image, every step as the paper writes it (q and
-k normalised before their product, LayerNorm spelled out, pixel shuffles by index). Slow, and meant to be.
+Shares no code with ``export.network``: a function of a state dict and an image, every step as the paper writes it
+(q and k normalised before their product, LayerNorm spelled out, pixel shuffles by index). Slow, and meant to be.
 """
 
 import math

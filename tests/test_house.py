@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,6 @@ def test_rooms_import_only_what_they_may(room):
 
 
 def test_the_server_room_needs_nothing_but_the_standard_library():
-    import sys
-
     names = {name for path in (ROOT / "server").rglob("*.py") for name in imported(path)}
     assert names - set(sys.stdlib_module_names) <= {"server"}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
 
 from export.fidelity import torch_runner
 from export.metrics import psnr
 from export.package import network_from_package, package_from_folder
 from imaging import Frame, decode, decode_small, framed, transfer, unframed
-from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
 from tests.conftest import ROOT, free_port
 from tests.photographs import encoded, exif_with, opened, pixels
 

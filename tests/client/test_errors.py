@@ -3,10 +3,9 @@
 import pickle
 
 import pytest
-from tritonclient.utils import InferenceServerException
-
 from restormer_client import DeadlineExceeded, EnhanceError, InvalidPhotograph, Overloaded, ServerUnavailable
 from restormer_client.errors import error_from_triton
+from tritonclient.utils import InferenceServerException
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Encoded photographs in, pixels out, and back."""
 
+import io
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,11 +62,8 @@ def test_small_by_shrinking_while_decoding_is_what_a_full_decode_gives():
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
 def test_other_colour_modes_become_rgb(mode):
     kind = "JPEG" if mode == "CMYK" else "PNG"
-    array = Image.fromarray(pixels()).convert(mode)
-    from io import BytesIO
-
-    buffer = BytesIO()
-    array.save(buffer, kind)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).convert(mode).save(buffer, kind)
     assert decode(buffer.getvalue()).pixels.shape == (240, 320, 3)
 
 
@@ -88,8 +88,6 @@ def test_bad_files_are_refused_in_a_sentence(decoder, data):
 def test_too_many_pixels_are_refused_from_the_header():
     bomb = encoded(np.zeros((1, 1, 3), np.uint8), "PNG")
     # The same file with 20,000 x 20,000 in its header: nothing of that size is ever allocated.
-    import zlib
-
     size = (20_000).to_bytes(4, "big") * 2
     header = b"IHDR" + size + bomb[24:29]
     forged = bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:]
@@ -104,6 +102,7 @@ def test_damaged_files_are_decoded_or_refused(position, replacement, kind):
     start = int(position * len(whole))
     damaged = whole[:start] + replacement + whole[start + len(replacement) :]
     try:
-        assert decode(damaged).pixels.ndim == 3
+        result = decode(damaged).pixels.shape[2]
     except InvalidPhotograph as error:
-        assert "\n" not in str(error)
+        result = str(error)
+    assert result == 3 or "\n" not in result

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from urllib.request import urlopen
 
 from server.process import running
 from server.settings import Settings
@@ -28,7 +29,5 @@ def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):
 
 
 def test_metrics_are_served(triton):
-    from urllib.request import urlopen
-
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         assert b"nv_inference_request_success" in answer.read()
