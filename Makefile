@@ -18,10 +18,10 @@ SERVER_FLAGS := --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(M
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: help setup engine serve stop demo test lint format lock clean check-python
+.PHONY: help setup engine serve stop demo test benchmark-runtimes lint format lock clean check-python
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Settings: PRECISION=fp32|bf16  PACKAGE=folder  PHOTOS=folder  GRPC_PORT=8001  PYTHON=python3.11"
 
 check-python:
@@ -68,6 +68,9 @@ demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; 
 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
+
+benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
+	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
 
 lint: $(ENVS)/dev.done  ## ruff and mypy --strict
 	@$(BUILD) -m ruff check .

@@ -25,7 +25,6 @@ from demo.pairs import curve_applied
 from export.metrics import psnr
 
 DEMO = Path(__file__).parent
-ENGINE_JSON = Path("model_repository/restormer/1/model.onnx.json")
 
 
 def main() -> int:
@@ -33,6 +32,8 @@ def main() -> int:
     parser.add_argument("--server-python", type=Path, required=True, help="interpreter of the server's environment")
     parser.add_argument("--grpc-port", type=int, default=8001)
     parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--state", type=Path, default=Path(".run"), help="the server's state folder")
     parser.add_argument("--photos", type=Path, default=DEMO / "photos")
     parser.add_argument("--output", type=Path, default=Path("out"))
     arguments = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    engine = json.loads(ENGINE_JSON.read_text(encoding="utf-8"))
+    engine = json.loads((arguments.repository / "restormer/1/model.onnx.json").read_text(encoding="utf-8"))
     subtitle = (
         f"Triton {version} · engine {engine['precision']} on {engine['target']} · {engine['network']['architecture']}"
     )
@@ -63,8 +64,9 @@ def main() -> int:
 @contextlib.contextmanager
 def served(arguments: argparse.Namespace) -> Iterator[None]:
     """The server for as long as the block runs; one that was there before stays."""
-    ports = ["--grpc-port", str(arguments.grpc_port), "--metrics-port", str(arguments.metrics_port)]
-    command = [str(arguments.server_python), "-m", "server", *ports]
+    names = ("grpc_port", "metrics_port", "repository", "state")
+    flags = [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))]
+    command = [str(arguments.server_python), "-m", "server", *flags]
     if subprocess.run([*command, "status"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
         print("using the server that is running", file=sys.stderr)
         yield

@@ -1,0 +1,32 @@
+"""``imaging`` gives the same pixels under the server's NumPy 1.26 as here under NumPy 2."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from tests.conftest import ROOT, SERVER_PYTHON
+
+SCRIPT = """
+import sys, numpy as np
+from pathlib import Path
+from imaging import Frame, decode, decode_small, framed, transfer, unframed
+data = Path("demo/photos/coffee-table.jpg").read_bytes()
+full, small = decode(data).pixels, decode_small(data)
+tensor = framed(small)
+inner = unframed(tensor, Frame.of(*full.shape[:2]))
+np.savez(sys.argv[1], tensor=tensor, result=transfer(full, inner, inner ** np.float32(0.7)))
+print(np.__version__)
+"""
+
+
+def test_same_pixels(tmp_path):
+    versions = {}
+    for name, python in (("here", sys.executable), ("server", SERVER_PYTHON)):
+        command = [str(python), "-c", SCRIPT, str(tmp_path / f"{name}.npz")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        versions[name] = done.stdout.split(".")[0]
+    assert versions == {"here": "2", "server": "1"}
+    here, server = (np.load(tmp_path / f"{name}.npz") for name in ("here", "server"))
+    assert np.array_equal(here["tensor"], server["tensor"])
+    assert np.abs(here["result"].astype(int) - server["result"]).max() <= 1
