@@ -1,11 +1,12 @@
 """Which CPU runtime runs the core fastest: PyTorch, ONNX Runtime or OpenVINO (``make benchmark-runtimes``).
 
-One photograph-sized image (1x3x512x512) through the network of a package. All candidates run in turn, round after round, in
-one process and on the same cores, so that a drift of the machine hits them alike; the table gives the median and the spread,
-the ratio to PyTorch, and the decibels against PyTorch float32.
+One photograph (1x3x512x512) through the network of a package. All candidates run in turn, round after round, in one
+process and on the same cores, so that a drift of the machine hits them alike; the table gives the median and the
+spread, the ratio to PyTorch, and the decibels against PyTorch float32.
 
-What to expect: the network is 1x1 and depthwise convolutions over wide maps, so most of the time goes into moving memory,
-and bfloat16 halves the bytes. OpenVINO is the only one of the three that executes bfloat16 from a float32 graph.
+What to expect: the network is 1x1 and depthwise convolutions over wide maps, so most of the time goes into moving
+memory, and bfloat16 halves the bytes. OpenVINO is the only one of the three that executes bfloat16 from a float32
+graph.
 """
 
 from __future__ import annotations
@@ -79,9 +80,8 @@ def main() -> None:
         decibels = {name: min(psnr(run(image), reference), 200.0) for name, run in runners.items()}
         seconds = timed(runners, image, arguments.rounds)
     base = statistics.median(seconds["PyTorch float32"])
-    print(
-        f"{'1x3x512x512, ' + str(os.cpu_count()) + ' cores':<40} {'median s':>9} {'min–max':>13} {'×':>6} {'PSNR dB':>8}"
-    )
+    title = f"1x3x512x512, {os.cpu_count()} cores"
+    print(f"{title:<40} {'median s':>9} {'min–max':>13} {'×':>6} {'PSNR dB':>8}")
     figures = {}
     for name, values in seconds.items():
         median = statistics.median(values)

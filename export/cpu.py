@@ -1,7 +1,8 @@
 """The ``cpu`` target: the ONNX graph with the CPU's rewrites, run by OpenVINO.
 
-OpenVINO was chosen by measurement: it is the CPU runtime that executes bfloat16 (``make benchmark-runtimes`` sets it
-beside ONNX Runtime and PyTorch). It decides types by a hint and not by the graph, so after compiling we ask what it really executes.
+OpenVINO was chosen by measurement: it is the CPU runtime that executes bfloat16, and that is the fastest of what
+``make benchmark-runtimes`` sets side by side (in float32 ONNX Runtime can be faster; it depends on the processor).
+It decides types by a hint and not by the graph, so after compiling we ask what it really executes.
 """
 
 from __future__ import annotations
