@@ -30,34 +30,37 @@ check-python:
 
 # Three environments, because their needs collide: the server's Python models want numpy 1.26, the build side PyTorch
 # and numpy 2, and the Triton wheel must not bring its own dependencies. A stamp is as new as the lock it was made from.
-$(ENVS)/build.done: requirements/build.txt requirements/client.txt pyproject.toml client/pyproject.toml | check-python
+$(ENVS)/build.done: requirements/build.txt requirements/client.txt | check-python
 	@echo "installing the build side and the client ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/build
 	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
-	@$(BUILD) $(PIP_INSTALL) --no-deps -e . -e client
 	@touch $@
 
-$(ENVS)/server.done: requirements/server.txt requirements/client.txt requirements/triton.txt pyproject.toml client/pyproject.toml | check-python
+$(ENVS)/server.done: requirements/server.txt requirements/triton.txt | check-python
 	@echo "installing the server ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/server
 	@$(SERVER) $(PIP_INSTALL) -r requirements/server.txt
-	@$(SERVER) $(PIP_INSTALL) --no-deps -e . -e client
 	@rm -rf $(ENVS)/triton
 	@$(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt
 	@touch $@
 
-$(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build.done
+# Our own code, editable; seconds, where the locks above take minutes.
+$(ENVS)/%-ours.done: $(ENVS)/%.done pyproject.toml client/pyproject.toml
+	@$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps -e . -e client
+	@touch $@
+
+$(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 	@echo "installing the test tools ..." >&2
 	@$(BUILD) $(PIP_INSTALL) -r requirements/dev.txt
 	@touch $@
 
-setup: $(ENVS)/build.done $(ENVS)/server.done  ## Install everything that demo and serve need, into .envs/
+setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
-engine: $(ENVS)/build.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
+engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photographs "$(PHOTOS)"
 
-serve: $(ENVS)/server.done  ## Start Triton on loopback; returns when it truly enhances
+serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it truly enhances
 	@$(SERVER) -m server $(SERVER_FLAGS) start
 
 stop:  ## Stop it again
