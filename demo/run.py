@@ -56,6 +56,7 @@ def main() -> int:
     )
     index = arguments.output / "index.html"
     index.write_text(page(shown, subtitle=subtitle), encoding="utf-8")
+    overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
     print(f"look at {index}", file=sys.stderr)
     print(json.dumps(totals(shown, time.monotonic() - started, engine["precision"], version)))
     return 0
@@ -127,6 +128,22 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     picture = Image.new("RGB", (before.width * 2 + gap, before.height), "white")
     picture.paste(before, (0, 0))
     picture.paste(after, (before.width + gap, 0))
+    return picture
+
+
+def overview(shown: list[Shown], *, height: int = 320, gap: int = 6) -> Image.Image:
+    """All photographs in one picture: before above, after below (the README's picture)."""
+    rows = []
+    for kind in ("before", "after"):
+        images = [opened(getattr(p, kind)) for p in shown]
+        rows.append([image.resize((image.width * height // image.height, height)) for image in images])
+    width = sum(image.width + gap for image in rows[0]) - gap
+    picture = Image.new("RGB", (width, 2 * height + gap), "white")
+    for row, images in enumerate(rows):
+        left = 0
+        for image in images:
+            picture.paste(image, (left, row * (height + gap)))
+            left += image.width + gap
     return picture
 
 
