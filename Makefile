@@ -9,34 +9,44 @@ PHOTOS      ?= demo/photos
 ADDRESS     ?= 127.0.0.1
 GRPC_PORT   ?= 8001
 METRICS_PORT ?= 8002
+REPOSITORY  ?= model_repository
+STATE       ?= .run
+OUTPUT      ?= out
 
 ENVS   := .envs
 BUILD  := $(ENVS)/build/bin/python
 SERVER := $(ENVS)/server/bin/python
-SERVER_FLAGS := --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
+	--repository "$(REPOSITORY)" --state "$(STATE)"
 # Quiet where all is well; pip's own progress bars need a terminal anyway.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
+# Two installs of one source tree must not meet.
+.NOTPARALLEL:
 .PHONY: help setup engine serve stop demo test benchmark-runtimes lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings: PRECISION=fp32|bf16  PACKAGE=folder  PHOTOS=folder  GRPC_PORT=8001  PYTHON=python3.11"
+	@echo "  Settings: PRECISION=fp32|bf16  PACKAGE=folder  PHOTOS=folder  OUTPUT=out"
+	@echo "            VERSION=1  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 ends at 3.12): make PYTHON=python3.11, or python3.12" % v)'
+	@$(PYTHON) -m server check-python
 
 # Three environments, because their needs collide: the server's Python models want numpy 1.26, the build side PyTorch
 # and numpy 2, and the Triton wheel must not bring its own dependencies. A stamp is as new as the lock it was made from.
-$(ENVS)/build.done: requirements/build.txt requirements/client.txt | check-python
+$(ENVS)/build.done: requirements/build.txt requirements/client.txt
+	@$(MAKE) --no-print-directory check-python
 	@echo "installing the build side and the client ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/build
 	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
 	@touch $@
 
-$(ENVS)/server.done: requirements/server.txt requirements/triton.txt | check-python
+$(ENVS)/server.done: requirements/server.txt requirements/triton.txt
+	@$(MAKE) --no-print-directory check-python
 	@echo "installing the server ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/server
 	@$(SERVER) $(PIP_INSTALL) -r requirements/server.txt
@@ -58,7 +68,7 @@ setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything t
 
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
-		--version "$(VERSION)" --photographs "$(PHOTOS)"
+		--version "$(VERSION)" --photographs "$(PHOTOS)" --repository "$(REPOSITORY)"
 
 serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it truly enhances
 	@$(SERVER) -m server $(SERVER_FLAGS) start
@@ -67,7 +77,8 @@ stop:  ## Stop it again
 	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
 
 demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; pictures and a page in out/
-	@$(BUILD) -m demo.run --server-python $(SERVER) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+	@$(BUILD) -m demo.run --server-python $(SERVER) --photos "$(PHOTOS)" --output "$(OUTPUT)" $(if $(RECORD),--record "$(RECORD)") \
+		-- $(SERVER_FLAGS)
 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
@@ -86,11 +97,11 @@ format: $(ENVS)/dev.done  ## Let ruff format the code
 
 COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
 lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pyproject files
-	@$(COMPILE) --extra build --extra demo --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
-	@$(COMPILE) --extra build --extra demo -c requirements/dev.txt pyproject.toml -o requirements/build.txt
+	@$(COMPILE) --extra build --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra build -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
 	@$(COMPILE) --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
-	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/; s/^    # via.*(pyproject.toml)/&/' requirements/*.txt
+	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
 clean: stop  ## Remove environments, outputs and published engines
 	@rm -rf $(ENVS) .run out model_repository/restormer/[0-9]*

@@ -1,4 +1,4 @@
-"""Makes the demo's photographs again: dark rooms with bright windows, at full resolution, with fused targets.
+"""Makes the demo's photographs again: dark around a bright window, at full resolution, with fused targets.
 
     python -m demo.make_photos SOURCES
 

@@ -7,7 +7,7 @@ import html
 import io
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 #: Pictures in the page are shown on screens: the longer side in pixels, and their JPEG quality.
 SHOWN_SIDE, SHOWN_QUALITY = 1600, 85
@@ -67,7 +67,8 @@ def page(photographs: list[Shown], *, subtitle: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><h1>restormer-triton: before and after</h1>"
         f"<p>{html.escape(subtitle)}</p>"
-        "<p>The rooms' light is synthetic (see demo/make_photos.py). Drag across a picture, or use the arrow keys.</p>"
+        "<p>The light in the sample photographs is synthetic (see demo/make_photos.py). "
+        "Drag across a picture, or use the arrow keys.</p>"
         '<div class="scroll"><table><thead><tr><th>photograph</th><th>pixels</th><th>seconds</th>'
         "<th>PSNR before (dB)</th><th>global curve</th><th>network, served</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
@@ -91,7 +92,7 @@ def _embedded(photograph: bytes) -> str:
     """A data URL of the photograph at screen size."""
     with Image.open(io.BytesIO(photograph)) as image:
         image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))
-        shown = image.convert("RGB")
+        shown = ImageOps.exif_transpose(image).convert("RGB")
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     shown.save(buffer, "JPEG", quality=SHOWN_QUALITY, optimize=True)

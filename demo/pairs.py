@@ -1,4 +1,4 @@
-"""Training and test pairs for the demo network, and the yardstick it has to beat.
+"""Training and test pairs for the demo network.
 
 A pair is one exposure of a view of a panorama (input) and the exposure fusion of its bracket (target), both
 HxWx3 float32, sRGB in [0, 1]. Scenes are never shared between training and test.
@@ -6,11 +6,10 @@ HxWx3 float32, sRGB in [0, 1]. Scenes are never shared between training and test
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from demo import camera
 from demo.camera import Image
@@ -59,16 +58,3 @@ def _random_pairs(panorama: Image, count: int, size: int, rng: np.random.Generat
 def _pair(radiance: Image, rng: np.random.Generator) -> Pair:
     gain = camera.auto_exposure(radiance)
     return camera.photograph(radiance, gain, rng), camera.fused(radiance, gain)
-
-
-def fitted_curve(pairs: Sequence[Pair]) -> NDArray[np.float64]:
-    """The best global colour curve: a cubic a channel, least squares over all pixels; [3, 4], highest power first."""
-    inputs = np.concatenate([image.reshape(-1, 3)[::5] for image, _ in pairs])
-    targets = np.concatenate([image.reshape(-1, 3)[::5] for _, image in pairs])
-    return np.stack([np.polyfit(inputs[:, c].astype(np.float64), targets[:, c], 3) for c in range(3)])
-
-
-def curve_applied(curve: NDArray[np.float64], image: Image) -> Image:
-    """The curve of `fitted_curve` on an image, clipped to [0, 1]."""
-    channels = [np.polyval(curve[c], image[..., c]) for c in range(3)]
-    return np.clip(np.stack(channels, axis=-1), 0.0, 1.0).astype(np.float32)

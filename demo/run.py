@@ -17,31 +17,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from restormer_client import EnhanceError, Enhancer
 
+from demo.curve import curve_applied
 from demo.page import Shown, page
-from demo.pairs import curve_applied
 from export.metrics import psnr
 
 DEMO = Path(__file__).parent
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server-python", type=Path, required=True, help="interpreter of the server's environment")
-    parser.add_argument("--grpc-port", type=int, default=8001)
-    parser.add_argument("--metrics-port", type=int, default=8002)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--state", type=Path, default=Path(".run"), help="the server's state folder")
     parser.add_argument("--photos", type=Path, default=DEMO / "photos")
     parser.add_argument("--output", type=Path, default=Path("out"))
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures for demo.table")
+    parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        with served(arguments), Enhancer(f"127.0.0.1:{arguments.grpc_port}") as enhancer:
-            version = enhancer.server_version()
-            shown = [enhanced(enhancer, path, arguments.output) for path in photographs(arguments.photos)]
+        with served([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
+            engine = json.loads(Path(f"{server['engine']}.json").read_text(encoding="utf-8"))
+            if engine["sha256"] != server["engine_sha256"]:
+                raise EnhanceError("the running server serves an older engine: make stop, then again")
+            with Enhancer(server["url"]) as enhancer:
+                version = enhancer.server_version()
+                shown = [enhanced(enhancer, path, arguments.output) for path in photographs(arguments.photos)]
     except (EnhanceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -50,39 +55,39 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    engine = json.loads((arguments.repository / "restormer/1/model.onnx.json").read_text(encoding="utf-8"))
-    subtitle = (
-        f"Triton {version} · engine {engine['precision']} on {engine['target']} · {engine['network']['architecture']}"
-    )
+    architecture = engine["network"]["architecture"]
+    subtitle = f"Triton {version} · engine {engine['precision']} on {engine['target']} · {architecture}"
     index = arguments.output / "index.html"
     index.write_text(page(shown, subtitle=subtitle), encoding="utf-8")
     overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
     print(f"look at {index}", file=sys.stderr)
-    print(json.dumps(totals(shown, time.monotonic() - started, engine["precision"], version)))
+    figures = totals(shown, time.monotonic() - started, engine["precision"], version)
+    if arguments.record:
+        record(arguments.record, figures, engine, shown)
+    print(json.dumps(figures))
     return 0
 
 
 @contextlib.contextmanager
-def served(arguments: argparse.Namespace) -> Iterator[None]:
-    """The server for as long as the block runs; one that was there before stays."""
-    names = ("grpc_port", "metrics_port", "repository", "state")
-    flags = [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))]
-    command = [str(arguments.server_python), "-m", "server", *flags]
-    if subprocess.run([*command, "status"], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+def served(command: list[str]) -> Iterator[dict[str, str]]:
+    """The server for as long as the block runs, as `status` describes it; one that was there before stays."""
+    status = [*command, "status"]
+    before = subprocess.run(status, capture_output=True, text=True, check=False)
+    if before.returncode == 0:
         print("using the server that is running", file=sys.stderr)
-        yield
+        yield json.loads(before.stdout)
         return
     subprocess.run([*command, "start"], check=True)
     try:
-        yield
+        yield json.loads(subprocess.run(status, stdout=subprocess.PIPE, text=True, check=True).stdout)
     finally:
         subprocess.run([*command, "stop"], check=True)
 
 
 def photographs(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("*.jpg"))
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"no *.jpg in {folder}: put photographs there, or give another folder with --photos")
+        raise FileNotFoundError(f"no photographs in {folder}: give another folder as PHOTOS=...")
     return paths
 
 
@@ -108,10 +113,11 @@ def enhanced(enhancer: Enhancer, path: Path, output: Path) -> Shown:
 
 def measured(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[str, float]:
     """PSNR at full resolution against the fused target: of the input, of the global curve, of the served result."""
-    if not target_path.is_file():
+    target = opened(target_path.read_bytes()) if target_path.is_file() else None
+    if target is None or (target.height, target.width) != image.shape[:2]:
         return {}
     curve = np.array(json.loads((DEMO / "results/curve.json").read_text(encoding="utf-8")))
-    unit = [np.asarray(array, np.float32) / 255 for array in (image, result, opened(target_path.read_bytes()))]
+    unit = [np.asarray(array, np.float32) / 255 for array in (image, result, target)]
     return {
         "psnr_in": psnr(unit[0], unit[2]),
         "psnr_curve": psnr(curve_applied(curve, unit[0]), unit[2]),
@@ -120,7 +126,8 @@ def measured(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[s
 
 
 def opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    """The picture as a viewer shows it: upright, RGB."""
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
 def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
@@ -161,6 +168,15 @@ def totals(shown: list[Shown], seconds: float, precision: str, version: str) -> 
         "precision": precision,
         "server": f"Triton {version}",
     }
+
+
+def record(path: Path, figures: dict[str, object], engine: dict, shown: list[Shown]) -> None:
+    """Adds the figures of this precision to the JSON file, for ``demo.table``."""
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rung = engine["fidelity"]["ladder"][-1]
+    photographs = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in shown}
+    document[str(engine["precision"])] = {**figures, "fidelity": rung, "photographs": photographs}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

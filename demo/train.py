@@ -1,7 +1,8 @@
 """Trains the demo model package again, and measures it honestly.
 
-    python -m demo.train PANORAMAS                    the shipped network -> demo/package, demo/curve.json
+    python -m demo.train PANORAMAS                    the shipped network -> demo/package, demo/results
     python -m demo.train PANORAMAS --fold hall        one fold: everything but ``hall``, measured on ``hall``
+    python -m demo.train PANORAMAS --measure          no training: demo/package as it is, measured again
 
 PANORAMAS is a folder of equirectangular OpenEXR files: fifteen photographs of real places by Poly Haven, CC0 1.0,
 512x256, as packed in the npm package ``@pmndrs/assets`` 1.7.0 (``python -m demo.fetch_panoramas`` brings them).
@@ -27,16 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from demo import curve as yardstick
 from demo import pairs
 from demo.camera import Image
 from demo.pairs import Pair
 from export.architecture import restormer
 from export.metrics import Distance, distance
 from export.network import Restormer
+from export.package import network_from_package, package_from_folder
 
 ARCHITECTURE = {"dim": 16, "blocks": (1, 1, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8), "expansion": 2.66}
 STEPS_AN_EPOCH = 100
-WINDOW_THRESHOLD = 0.8  #: input luminance (sRGB) above which a pixel counts as window
+WINDOW_THRESHOLD = 0.8  #: mean of the input's channels (sRGB) above which a pixel counts as window
 WINDOW_WEIGHT = 0.3
 SATURATION_WEIGHT = 0.2
 LEARNING_RATE = 1e-3
@@ -94,8 +97,11 @@ def summary(distances: list[Distance]) -> dict[str, float]:
     return {k: v for n, r in rows.items() for k, v in ((n, float(np.mean(r))), (f"{n}_deviation", float(np.std(r))))}
 
 
-def trained(scenes: dict[str, Image], test: list[Pair], steps: int, seed: int) -> tuple[Restormer, dict[str, object]]:
+def trained(
+    scenes: dict[str, Image], test: list[Pair], options: argparse.Namespace
+) -> tuple[Restormer, dict[str, object]]:
     """Trains from scratch; returns the network and the checkpoint a training run would leave."""
+    steps, seed = options.steps, options.seed
     torch.manual_seed(seed)
     sampler = Sampler(scenes, seed)
     network = Restormer(restormer(**ARCHITECTURE)).to(memory_format=torch.channels_last)
@@ -137,7 +143,7 @@ def trained(scenes: dict[str, Image], test: list[Pair], steps: int, seed: int) -
 
 def comparison(network: Restormer, curve: np.ndarray, test: list[Pair]) -> dict[str, dict[str, float]]:
     """The three things compared, on the same crops: the input, the global curve, the network."""
-    curved = [distance(pairs.curve_applied(curve, image), target) for image, target in test]
+    curved = [distance(yardstick.curve_applied(curve, image), target) for image, target in test]
     return {
         "input": summary(measured(None, test)),
         "curve": summary(curved),
@@ -158,7 +164,7 @@ def write_package(folder: Path, checkpoint: dict[str, object], config: dict[str,
                                "validation_scenes": pairs.HELD_OUT, "torch": torch.__version__},
     }  # fmt: skip
     for name, document in documents.items():
-        (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_document(folder / name, document)
     lines = [f"Restormer demo, {parameters / 1e6:.2f}M parameters"]
     for path in sorted(folder.iterdir()):
         if path.name != "MANIFEST.txt":
@@ -170,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
     parser.add_argument("--fold", choices=pairs.INTERIORS, help="hold out this scene alone; write no package")
+    parser.add_argument("--measure", action="store_true", help="measure the package that is there, train nothing")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
@@ -180,22 +187,30 @@ def main() -> None:
 
     scenes = pairs.panoramas(arguments.panoramas)
     held_out = (arguments.fold,) if arguments.fold else pairs.HELD_OUT
-    test = [pair for name in held_out for pair in pairs.level_pairs(scenes[name])]
+    test = {name: pairs.level_pairs(scenes[name]) for name in held_out}
     training = {name: scene for name, scene in scenes.items() if name not in held_out}
-    curve = pairs.fitted_curve([pair for scene in training.values() for pair in pairs.level_pairs(scene)])
-    network, checkpoint = trained(training, test, arguments.steps, arguments.seed)
-    result = {"held_out": held_out, "steps": arguments.steps, "crops": len(test), **comparison(network, curve, test)}
+    curve = yardstick.fitted_curve([pair for scene in training.values() for pair in pairs.level_pairs(scene)])
+    if arguments.measure:
+        network = network_from_package(package_from_folder(arguments.package))
+    else:
+        network, checkpoint = trained(training, [p for crops in test.values() for p in crops], arguments)
+    result = {name: comparison(network, curve, crops) for name, crops in test.items()}
 
     arguments.results.mkdir(parents=True, exist_ok=True)
     name = f"fold_{arguments.fold}" if arguments.fold else "shipped"
-    (arguments.results / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_document(arguments.results / f"{name}.json", result)
     if not arguments.fold:
+        write_document(arguments.results / "curve.json", curve.tolist())
+    if not arguments.fold and not arguments.measure:
         config = {"task": "single exposure -> exposure fusion", "loss": "L1 + 0.3 window + 0.2 saturation",
                   "steps": arguments.steps, "learning_rate": LEARNING_RATE, "seed": arguments.seed,
                   "training_scenes": sorted(training)}  # fmt: skip
         write_package(arguments.package, checkpoint, config, network)
-        (arguments.results / "curve.json").write_text(json.dumps(curve.tolist(), indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
+
+
+def write_document(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

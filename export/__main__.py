@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.pop("verb")
     try:
         build(Request(**options))
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

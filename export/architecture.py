@@ -132,7 +132,11 @@ def architecture_from_weights(weights: Mapping[str, Shaped]) -> Architecture:
             raise ExportError(
                 f"not a Restormer: tensor {name!r} is missing; is this the checkpoint of another network?"
             )
-        return tuple(weights[name].shape)
+        found = tuple(weights[name].shape)
+        rank = 3 if name.endswith("temperature") else 4
+        if len(found) != rank or 0 in found:
+            raise ExportError(f"not a Restormer: tensor {name!r} has shape {list(found)}, {rank} dimensions wanted")
+        return found
 
     dim, in_channels = shape("patch_embed.proj.weight")[:2]
     stages = {name: tuple(_blocks(name, weights, shape)) for name in STAGES}
@@ -155,9 +159,12 @@ def _blocks(stage: str, weights: Mapping[str, Shaped], shape: Callable[[str], tu
     pattern = re.compile(rf"{stage}\.(\d+)\.")
     count = len({match[1] for name in weights if (match := pattern.match(name))})
     for index in range(count):
-        block = f"{stage}.{index}"
-        yield Block(
-            width=shape(f"{block}.attn.project_out.weight")[0],
-            heads=shape(f"{block}.attn.temperature")[0],
-            hidden=shape(f"{block}.ffn.project_out.weight")[1],
+        name = f"{stage}.{index}"
+        block = Block(
+            width=shape(f"{name}.attn.project_out.weight")[0],
+            heads=shape(f"{name}.attn.temperature")[0],
+            hidden=shape(f"{name}.ffn.project_out.weight")[1],
         )
+        if block.width % block.heads:
+            raise ExportError(f"not a Restormer: {name} has {block.width} channels for {block.heads} heads")
+        yield block

@@ -23,6 +23,7 @@ from export.errors import ExportError
 from export.files import checkpoint_path, sha256
 from export.precision import Precision, precision_from_name
 from export.publish import provenance, staged, write_json
+from imaging import SIDE
 
 if TYPE_CHECKING:
     from export.fidelity import Fidelity
@@ -126,11 +127,12 @@ def _document(request: Request, origin: dict[str, str], package: Package, digest
         "origin": origin,
         "package": {
             "folder": request.package.name,
+            "checkpoint_sha256": sha256(checkpoint_path(request.package)),
             "training_info": package.training_info,
             "remarks": package.remarks,
         },
         "network": {"architecture": package.architecture.describe(), "parameters": package.parameters},
-        "profile": {"min": _shape(1), "max": _shape(MAX_BATCH)},
+        "profile": {"compiled": [1, 3, SIDE, SIDE], "max_batch": MAX_BATCH},
         "versions": _versions(),
         "machine": {"cpu": _cpu_name(), "gpu_compute_capability": None, "tensorrt": None},
         "command": _command(request),
@@ -146,16 +148,29 @@ def _require_target(target: str) -> None:
 
 
 def _origin(request: Request) -> dict[str, str]:
-    """Everything the engine depends on; equal origins mean there is nothing to build."""
-    sources = sorted([*Path(__file__).parent.glob("*.py"), request.repository / "restormer" / ADAPTER])
-    builder = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file()))
-    builder.update(repr(sorted(_versions().items())).encode())
+    """Everything the engine and its figures depend on; equal origins mean there is nothing to build."""
+    checkpoint_path(request.package)
+    room = Path(__file__).parent
+    adapter = request.repository / "restormer" / ADAPTER
+    sources = [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]
+    builder = hashlib.sha256(repr(sorted(_versions().items())).encode())
+    for path in sources:
+        builder.update(path.read_bytes() if path.is_file() else b"")
     return {
-        "checkpoint": sha256(checkpoint_path(request.package)),
+        "package": _folder_digest(request.package),
+        "photographs": _folder_digest(request.photographs),
         "precision": request.precision,
         "builder": builder.hexdigest(),
         "cpu": _cpu_name(),
     }
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.glob("*") if path.is_file()):
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -174,14 +189,11 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _shape(batch: int) -> list[int]:
-    from imaging import SIDE
-
-    return [batch, 3, SIDE, SIDE]
-
-
 def _command(request: Request) -> str:
-    return f"make engine PACKAGE={request.package} PRECISION={request.precision} TARGET={request.target}"
+    return (
+        f"make engine PACKAGE={request.package} PRECISION={request.precision} TARGET={request.target} "
+        f"VERSION={request.version} PHOTOS={request.photographs}"
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from export.network import Restormer
 from imaging import SIDE
 
-INPUT, OUTPUT = "input", "output"  #: names of the core tensors, in ONNX, the configs and the client alike
+INPUT, OUTPUT = "input", "output"  #: names of the core tensors, in ONNX and in the configs alike
 
 
 def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProto:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 Image = NDArray[np.floating]
 
@@ -28,6 +27,8 @@ def psnr(image: Image, reference: Image) -> float:
 
 def distance(image: Image, reference: Image) -> Distance:
     """All three figures. SSIM as in Wang et al. 2004 (Gaussian window, deviation 1.5), by scikit-image."""
+    from skimage.metrics import structural_similarity  # slow to import, and most callers want no more than `psnr`
+
     ssim = structural_similarity(
         image, reference, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )

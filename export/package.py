@@ -131,15 +131,31 @@ def _manifest_remarks(folder: Path) -> list[str]:
 def _architecture_remarks(folder: Path, architecture: Architecture, parameters: int) -> list[str]:
     """What architecture.json claims and the tensors do not show."""
     claims = _json(folder / "architecture.json")
-    facts: dict[str, object] = {
-        "dim": architecture.dim,
-        "in_channels": architecture.in_channels,
-        "out_channels": architecture.out_channels,
-        "bias": architecture.bias,
-        "parameters": parameters,
+    _json(folder / "config.json")  # nothing in it is needed, but broken JSON is worth a word before a build
+    stages = architecture.stages
+    encoder = [stages[name] for name in ("encoder_level1", "encoder_level2", "encoder_level3", "latent")]
+    facts: dict[tuple[str, ...], object] = {
+        ("dim",): architecture.dim,
+        ("in_channels", "inp_channels"): architecture.in_channels,
+        ("out_channels",): architecture.out_channels,
+        ("blocks", "num_blocks"): [len(blocks) for blocks in encoder],
+        ("refinement", "num_refinement_blocks"): len(stages["refinement"]),
+        ("heads",): [blocks[0].heads for blocks in encoder],
+        ("bias",): architecture.bias,
+        ("layer_norm", "LayerNorm_type"): "BiasFree" if architecture.bias_free_norm else "WithBias",
+        ("parameters",): parameters,
     }
-    return [
+    remarks = [
         f"architecture.json says {name} = {claims[name]}, the tensors say {fact}"
-        for name, fact in facts.items()
+        for names, fact in facts.items()
+        for name in names
         if name in claims and claims[name] != fact
     ]
+    for name in ("expansion", "ffn_expansion_factor"):
+        factor = claims.get(name)
+        if isinstance(factor, int | float):
+            claimed = [int(blocks[0].width * factor) for blocks in encoder]
+            found = [blocks[0].hidden for blocks in encoder]
+            if claimed != found:
+                remarks.append(f"architecture.json says {name} = {factor}, widths {claimed}; the tensors say {found}")
+    return remarks

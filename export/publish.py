@@ -7,10 +7,10 @@ service. If the machine dies between the two renames, the next build finds the o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,36 +22,62 @@ MODEL = "restormer"
 
 @contextlib.contextmanager
 def staged(repository: Path, version: int) -> Iterator[Path]:
-    """An empty folder that becomes ``restormer/<version>`` if the block ends well, and vanishes if it does not."""
+    """An empty folder that becomes ``restormer/<version>`` if the block ends well, and vanishes if it does not.
+
+    One build at a time: a second one is refused while the first holds the lock.
+    """
     model = repository / MODEL
     if not (model / "config.pbtxt").is_file():
         raise ExportError(f"{repository} is no model repository of ours: {model / 'config.pbtxt'} is missing")
-    place, aside = model / str(version), model / f".{version}.aside"
+    try:
+        with _locked(model), _staging(model, version) as folder:
+            yield folder
+    except OSError as error:
+        raise ExportError(f"cannot publish into {model / str(version)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _staging(model: Path, version: int) -> Iterator[Path]:
+    place, aside, staging = model / str(version), model / f".{version}.aside", model / f".{version}.staging"
     if aside.exists() and not place.exists():
         aside.rename(place)
-    staging = Path(tempfile.mkdtemp(prefix=f".{version}.", dir=model))
-    staging.chmod(0o755)  # mkdtemp makes it private; the server may be another user
+    for leftover in (aside, staging):  # of a build that was killed: the lock says nobody is at work
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
     try:
         yield staging
-        shutil.rmtree(aside, ignore_errors=True)
         if place.exists():
             place.rename(aside)
-        staging.rename(place)
-        shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise ExportError(f"cannot publish into {place}: {error.strerror or error}") from error
+        try:
+            staging.rename(place)
+        except OSError:
+            if aside.exists():
+                aside.rename(place)
+            raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for leftover in (aside, staging):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(model: Path) -> Iterator[None]:
+    with (model / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(f"another build is publishing into {model}: wait for it to end") from None
+        yield
 
 
 def provenance(repository: Path, version: int, engine: str) -> dict[str, object]:
     """The JSON beside a published engine; empty if there is none or the engine is not the file it describes."""
     path = repository / MODEL / str(version) / engine
     try:
-        document: dict[str, object] = json.loads(path.with_name(f"{engine}.json").read_text(encoding="utf-8"))
+        document = json.loads(path.with_name(f"{engine}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return document if path.is_file() and document.get("sha256") == sha256(path) else {}
+    is_its_own = isinstance(document, dict) and path.is_file() and document.get("sha256") == sha256(path)
+    return document if is_its_own else {}
 
 
 def write_json(path: Path, document: object) -> None:

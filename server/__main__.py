@@ -1,33 +1,38 @@
-"""``python -m server start | stop | run | status``: the local Triton. ``make serve`` and ``make stop`` call it."""
+"""``python -m server start | stop | run | status``: the local Triton. ``make serve`` and ``make stop`` call it.
+
+``status`` prints the running server as one JSON line; ``check-python`` says whether this Python can run one at all.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from server import process
+from server import preflight, process
 from server.errors import ServerError
-from server.settings import Settings
+from server.settings import Settings, libpython_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     defaults = Settings()
     parser = argparse.ArgumentParser(prog="python -m server", description="The local Triton Inference Server.")
-    parser.add_argument("verb", choices=("start", "stop", "run", "status"))
+    parser.add_argument("verb", choices=tuple(_VERBS))
     parser.add_argument("--repository", type=Path, default=defaults.repository)
     parser.add_argument("--wheel", type=Path, default=defaults.wheel, help="folder the Triton wheel was installed in")
     parser.add_argument("--state", type=Path, default=defaults.state, help="folder for log, backends and process id")
     parser.add_argument("--address", default=defaults.address)
-    parser.add_argument("--grpc-port", type=int, default=defaults.grpc_port)
-    parser.add_argument("--metrics-port", type=int, default=defaults.metrics_port)
+    parser.add_argument("--grpc-port", type=_port, default=defaults.grpc_port)
+    parser.add_argument("--metrics-port", type=_port, default=defaults.metrics_port)
     options = vars(parser.parse_args(arguments))
     verb, settings = options.pop("verb"), Settings(**options)
     try:
         return _VERBS[verb](settings)
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -39,11 +44,11 @@ def _start(settings: Settings) -> int:
     print("starting Triton ...", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
     try:
-        pid = process.start(settings)
+        server = process.start(settings)
     except BaseException:
         print(file=sys.stderr)
         raise
-    print(f" ready on {settings.url} after {time.monotonic() - started:.1f} s (process {pid})", file=sys.stderr)
+    print(f" ready on {server.url} after {time.monotonic() - started:.1f} s (process {server.pid})", file=sys.stderr)
     return 0
 
 
@@ -58,12 +63,28 @@ def _run(settings: Settings) -> int:
 
 
 def _status(settings: Settings) -> int:
-    pid = process.running(settings)
-    print(f"running on {settings.url} (process {pid})" if pid else "not running", file=sys.stderr)
-    return 0 if pid else 1
+    server = process.running(settings)
+    if server is None:
+        print("not running", file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(server)))
+    return 0
 
 
-_VERBS = {"start": _start, "stop": _stop, "run": _run, "status": _status}
+def _check_python(settings: Settings) -> int:
+    preflight.check_python()
+    libpython_folder()
+    return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{port} is no port: 1 to 65535")
+    return port
+
+
+_VERBS = {"start": _start, "stop": _stop, "run": _run, "status": _status, "check-python": _check_python}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -17,8 +17,16 @@ from server.settings import Settings, libpython_folder
 PYTHONS = ((3, 11), (3, 12))
 
 
-def check(settings: Settings) -> None:
-    """Raises `ServerError` with the first thing that stands in the way."""
+@dataclass(frozen=True)
+class Engine:
+    """The engine Triton will serve: the highest published version."""
+
+    path: Path
+    sha256: str
+
+
+def check(settings: Settings) -> Engine:
+    """Raises `ServerError` with the first thing that stands in the way; returns the engine to be served."""
     check_python()
     check_numpy()
     libpython_folder()
@@ -26,9 +34,10 @@ def check(settings: Settings) -> None:
         raise ServerError(f"Triton is not installed ({settings.binary} is missing): make setup")
     if shutil.which("restormer-client", path=str(Path(sys.executable).parent)) is None:
         raise ServerError(f"restormer-client is not installed beside {sys.executable}: make setup")
-    check_engines(settings.repository)
+    engine = check_engines(settings.repository)
     for port, what in ((settings.grpc_port, "GRPC_PORT"), (settings.metrics_port, "METRICS_PORT")):
         check_port(settings.address, port, what)
+    return engine
 
 
 def check_python() -> None:
@@ -51,26 +60,25 @@ def check_numpy() -> None:
         )
 
 
-def check_engines(repository: Path) -> None:
-    """A published engine, and its bytes as its JSON says."""
-    engines = list(_engines(repository))
+def check_engines(repository: Path) -> Engine:
+    """At least one published engine, and the bytes of each as its JSON says. Returns the highest version."""
+    versions = sorted((int(p.name), p) for p in (repository / "restormer").glob("*") if p.name.isdigit())
+    engines = [_checked(folder / "model.onnx") for _, folder in versions]
     if not engines:
         raise ServerError(f"no engine in {repository / 'restormer'}: make engine PRECISION=fp32")
-    for path in engines:
-        try:
-            expected = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError):
-            raise ServerError(
-                f"{path}.json is missing or unreadable: build the engine again with make engine"
-            ) from None
+    return engines[-1]
+
+
+def _checked(path: Path) -> Engine:
+    try:
+        expected = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))["sha256"]
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise ServerError(f"{path} is not the file its JSON describes: build it again with make engine")
-
-
-def _engines(repository: Path) -> Iterator[Path]:
-    for version in sorted((repository / "restormer").glob("[0-9]*")):
-        yield from version.glob("model.onnx")
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ServerError(f"{path} or its JSON is missing or unreadable: build the engine again: make engine") from None
+    if found != expected:
+        raise ServerError(f"{path} is not the file its JSON describes: build the engine again: make engine")
+    return Engine(path, found)
 
 
 def check_port(address: str, port: int, variable: str) -> None:

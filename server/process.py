@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from server import preflight
@@ -20,25 +22,38 @@ from server.settings import Settings, libpython_folder
 STOP_SECONDS = 20.0  #: longer than Triton's own exit timeout
 
 
-def start(settings: Settings, *, seconds: float = 120.0) -> int:
-    """Starts Triton and returns its process id once ``enhance`` has enhanced a photograph."""
-    if running(settings):
-        raise ServerError(f"a server is already running on {settings.url} (state in {settings.state}): make stop")
-    preflight.check(settings)
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The server of a state folder as it was started: where it answers, and the engine it loaded."""
+
+    pid: int
+    url: str
+    engine: str
+    engine_sha256: str
+
+
+def start(settings: Settings, *, seconds: float = 120.0) -> Running:
+    """Starts Triton and returns once ``enhance`` has enhanced a photograph."""
     settings.state.mkdir(parents=True, exist_ok=True)
-    assemble_backends(settings)
-    with settings.log.open("wb") as log:
-        triton = subprocess.Popen(
-            settings.flags(), env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    _write_state(settings, triton.pid)
-    try:
-        _await(settings, triton, seconds)
-    except BaseException:
-        stop(settings)
-        raise
-    return triton.pid
+    with (settings.state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second finds the first's server running
+        if server := running(settings):
+            raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): make stop")
+        engine = preflight.check(settings)
+        assemble_backends(settings)
+        with settings.log.open("wb") as log:
+            triton = subprocess.Popen(
+                settings.flags(), env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        server = Running(pid=triton.pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
+        _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
+        try:
+            _await(settings, triton, seconds)
+        except BaseException:
+            stop(settings)
+            raise
+    return server
 
 
 def run(settings: Settings) -> None:
@@ -51,28 +66,28 @@ def run(settings: Settings) -> None:
 
 def stop(settings: Settings) -> bool:
     """Ends the server of this state folder; false if none was running."""
-    pid = running(settings)
-    if pid:
-        _signal(pid, signal.SIGTERM)
+    server = running(settings)
+    if server:
+        _signal(server.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while running(settings) and time.monotonic() < deadline:
-            _reap(pid)
+            _reap(server.pid)
             time.sleep(0.1)
         if running(settings):
-            _signal(pid, signal.SIGKILL)
-            _reap(pid)
+            _signal(server.pid, signal.SIGKILL)
+            _reap(server.pid)
     _state(settings).unlink(missing_ok=True)
-    return bool(pid)
+    return server is not None
 
 
-def running(settings: Settings) -> int | None:
-    """The process id of the running server, if the recorded process is there and is a Triton."""
+def running(settings: Settings) -> Running | None:
+    """The running server, if the recorded process is there and is a Triton."""
     try:
-        pid = int(json.loads(_state(settings).read_text(encoding="utf-8"))["pid"])
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (OSError, ValueError, KeyError):
+        server = Running(**json.loads(_state(settings).read_text(encoding="utf-8")))
+        command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    except (OSError, ValueError, TypeError):
         return None
-    return pid if b"tritonserver" in command else None
+    return server if b"tritonserver" in command else None
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -133,10 +148,6 @@ def _reason(log: Path) -> str:
 
 def _state(settings: Settings) -> Path:
     return settings.state / "server.json"
-
-
-def _write_state(settings: Settings, pid: int) -> None:
-    _state(settings).write_text(json.dumps({"pid": pid, "url": settings.url}) + "\n", encoding="utf-8")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -7,6 +7,7 @@ import base64
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from restormer_client.enhancer import TIMEOUT, Enhancer
@@ -59,9 +60,14 @@ def _enhance(enhancer: Enhancer, options: argparse.Namespace) -> int:
 
 
 def _check(enhancer: Enhancer, options: argparse.Namespace) -> int:
-    enhancer.wait_until_ready(options.timeout)
-    enhancer.enhance(TINY_PHOTOGRAPH, timeout=options.timeout)
-    print(f"{enhancer.url} enhances (Triton {enhancer.server_version(timeout=options.timeout)})")
+    deadline: float = time.monotonic() + options.timeout
+
+    def left() -> float:
+        return max(deadline - time.monotonic(), 0.01)
+
+    enhancer.wait_until_ready(left())
+    enhancer.enhance(TINY_PHOTOGRAPH, timeout=left())
+    print(f"{enhancer.url} enhances (Triton {enhancer.server_version(timeout=left())})")
     return 0
 
 

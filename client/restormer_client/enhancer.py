@@ -14,6 +14,7 @@ from restormer_client.errors import EnhanceError, ServerUnavailable, error_from_
 MODEL = "enhance"
 TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
 _POLL = 0.2
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
 #: `channel_args` replaces tritonclient's defaults, so the message limits stand here: none, Triton's own bound holds.
 _CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
@@ -23,7 +24,9 @@ class Enhancer:
 
     def __init__(self, url: str = "127.0.0.1:8001") -> None:
         self.url = url
-        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
+        # gRPC sends even loopback through http_proxy.
+        local = [("grpc.enable_http_proxy", 0)] if url.startswith(_LOOPBACK) else []
+        self._client = triton.InferenceServerClient(url, channel_args=[*_CHANNEL, *local])
 
     def __enter__(self) -> Enhancer:
         return self

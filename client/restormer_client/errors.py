@@ -40,18 +40,30 @@ class ServerUnavailable(EnhanceError):
     """Nobody answers at this address."""
 
 
+#: How gRPC words a connection that failed; Triton uses UNAVAILABLE for its own troubles too.
+_UNREACHABLE = (
+    "failed to connect",
+    "onnection refused",
+    "onnection reset",
+    "ocket closed",
+    "resolution failed",
+    "GOAWAY",
+)
+_ENSEMBLE = "in ensemble 'enhance', "
+
+
 def error_from_triton(error: InferenceServerException, url: str) -> EnhanceError:
-    """Ours for Triton's. Triton reports a full queue as UNAVAILABLE too, so the message is asked first."""
+    """Ours for Triton's. One status stands for several troubles, so the message is asked first."""
     status = str(error.status() or "").removeprefix("StatusCode.") or None
     message = str(error.message() or error)
-    # An ensemble puts its own words before the step's: "in ensemble 'enhance', <what the step said>".
-    said = message.split("in ensemble 'enhance', ", 1)[-1].removeprefix("Failed to process the request(s)")
+    # An ensemble puts its own words before the step's.
+    said = message.split(_ENSEMBLE, 1)[-1]
     if "xceeds maximum queue size" in message:
         return Overloaded(f"{url} is overloaded: {said}", status)
-    if status == "INVALID_ARGUMENT":
+    if status == "INVALID_ARGUMENT" and _ENSEMBLE in message:  # a step said so, not Triton about our request
         return InvalidPhotograph(said, status)
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(f"{url} did not answer in time", status)
-    if status == "UNAVAILABLE":
+    if status == "UNAVAILABLE" and any(words in message for words in _UNREACHABLE):
         return ServerUnavailable(f"no server answers at {url}: is it running? ({said})", status)
-    return EnhanceError(said, status)
+    return EnhanceError(f"{url}: {said}", status)

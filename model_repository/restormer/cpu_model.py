@@ -16,6 +16,11 @@ class TritonPythonModel:
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
         core = openvino.Core()
+        wanted = {"f32": "FP32", "bf16": "BF16"}[settings["INFERENCE_PRECISION_HINT"]]
+        if wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RuntimeError(
+                f"the engine wants {wanted}, which this CPU does not execute: make engine PRECISION=fp32"
+            )
         model = core.read_model(folder / "model.onnx")
         model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a fixed shape compiles to faster code
         self._network = core.compile_model(model, "CPU", settings)

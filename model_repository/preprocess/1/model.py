@@ -17,4 +17,8 @@ class TritonPythonModel:
         except InvalidPhotograph as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        except Exception as error:  # noqa: BLE001  the edge of the process: raising would fail the neighbours in the batch
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(f"preprocess: {type(error).__name__}: {error}")
+            )
         return pb_utils.InferenceResponse([pb_utils.Tensor("PIXELS", pixels)])
