@@ -22,6 +22,8 @@ SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(ME
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
+# The last line of a verb is its own, also when make calls make.
+MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup engine serve stop demo test benchmark-runtimes lint format lock clean check-python
@@ -39,14 +41,14 @@ check-python:
 # Three environments, because their needs collide: the server's Python models want numpy 1.26, the build side PyTorch
 # and numpy 2, and the Triton wheel must not bring its own dependencies. A stamp is as new as the lock it was made from.
 $(ENVS)/build.done: requirements/build.txt requirements/client.txt
-	@$(MAKE) --no-print-directory check-python
+	@$(MAKE) check-python
 	@echo "installing the build side and the client ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/build
 	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
 	@touch $@
 
 $(ENVS)/server.done: requirements/server.txt requirements/triton.txt
-	@$(MAKE) --no-print-directory check-python
+	@$(MAKE) check-python
 	@echo "installing the server ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/server
 	@$(SERVER) $(PIP_INSTALL) -r requirements/server.txt

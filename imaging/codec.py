@@ -136,7 +136,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     """The image behind the bytes, its size checked from its header."""
     if not data:
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
-    with _complaints(), Image.open(io.BytesIO(data), formats=(*FORMATS, "MPO")) as image:
+    with _complaints(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InvalidPhotograph(
                 f"the photograph has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are taken"

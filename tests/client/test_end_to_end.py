@@ -1,5 +1,6 @@
 """Photographs through the real server, over gRPC."""
 
+import os
 import re
 import subprocess
 import threading
@@ -68,8 +69,8 @@ def test_a_bad_photograph_is_the_senders_error_and_the_server_lives(enhancer, da
     assert enhancer.enhance(encoded(pixels(64, 64)))
 
 
-def test_bad_photographs_do_not_hurt_good_ones_beside_them(triton):
-    """Sent together, so that they meet in batches."""
+def test_bad_photographs_do_not_hurt_good_ones_sent_with_them(triton):
+    """All at once over connections of their own (tests/model_repository forces them into one batch)."""
     photographs = [encoded(pixels(60, 80, seed=i)) if i % 3 else b"bad %d" % i for i in range(12)]
     together = threading.Barrier(len(photographs))
 
@@ -94,6 +95,20 @@ def test_a_dead_server_is_told_in_one_line(tmp_path, client_command):
     assert done.returncode == 1
     assert re.fullmatch(r"error: no server answers at 127\.0\.0\.1:\d+: is it running\? .*\n", done.stderr)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jpg"]
+
+
+def test_loopback_is_reached_whatever_http_proxy_says(triton, client_command):
+    environment = {**os.environ, "http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": ""}
+    command = [*client_command, "check", "--url", triton.url, "--timeout", "60"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_model_is_not_told_as_a_dead_server(triton, monkeypatch):
+    monkeypatch.setattr("restormer_client.enhancer.MODEL", "no_such_model")
+    with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="no_such_model") as caught:
+        enhancer.enhance(encoded(pixels(32, 32)))
+    assert not isinstance(caught.value, ServerUnavailable)
 
 
 def test_waiting_for_a_dead_server_ends():

@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerUnavailable),
         ("StatusCode.UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Overloaded),
+        ("StatusCode.UNAVAILABLE", "Request for unknown model: 'enhance' is not found", EnhanceError),
+        ("StatusCode.INVALID_ARGUMENT", "[request id: 1] unexpected shape for input 'IMAGE'", EnhanceError),
         ("StatusCode.INTERNAL", "Stub process is unhealthy", EnhanceError),
         (None, "no status at all", EnhanceError),
     ],

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from demo import camera, pairs
+from demo.curve import curve_applied, fitted_curve
 from demo.page import Shown, page
-from demo.table import RESULTS
+from demo.table import folds, gains
 from export.package import package_from_folder
-from tests.conftest import ROOT, SERVER_PYTHON
-from tests.photographs import encoded, opened, pixels
+from tests.conftest import ROOT, SERVER_PYTHON, free_port
+from tests.photographs import encoded, exif_with, opened, pixels
 
 PACKAGE = ROOT / "demo/package"
 
@@ -33,19 +34,13 @@ def test_the_package_is_what_a_training_run_leaves():
     assert sum(path.stat().st_size for path in PACKAGE.iterdir()) < 10_000_000
 
 
-def folds():
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("fold_*.json"))]
-
-
 def test_every_interior_was_held_out_once():
-    assert sorted(fold["held_out"][0] for fold in folds()) == sorted(pairs.INTERIORS)
+    assert sorted(folds()) == sorted(pairs.INTERIORS)
 
 
 def test_the_network_beats_the_input_and_the_global_curve_on_scenes_it_never_saw():
-    gains = {name: np.mean([f["network"]["psnr"] - f[name]["psnr"] for f in folds()]) for name in ("input", "curve")}
-    print(gains)
-    assert gains["input"] >= 3
-    assert gains["curve"] >= 1
+    assert np.mean(gains(folds(), "input")) >= 3
+    assert np.mean(gains(folds(), "curve")) >= 1
 
 
 unit_images = arrays(np.float32, (4, 5, 3), elements=st.floats(0, 1, width=32))
@@ -77,8 +72,8 @@ def test_the_curve_is_the_best_cubic():
     rng = np.random.default_rng(0)
     image = rng.random((32, 32, 3), np.float32)
     curve = np.array([[0.2, -0.3, 0.8, 0.1], [0, 0, 0.5, 0.2], [0.1, 0.1, 0.1, 0.1]])
-    target = pairs.curve_applied(curve, image)
-    assert np.allclose(pairs.fitted_curve([(image, target)]), curve, atol=1e-4)
+    target = curve_applied(curve, image)
+    assert np.allclose(fitted_curve([(image, target)]), curve, atol=1e-4)
 
 
 def test_the_page_is_one_file_with_a_slider_a_photograph():
@@ -96,33 +91,69 @@ def test_the_page_is_one_file_with_a_slider_a_photograph():
     assert "&lt;two&gt;" in document
 
 
-def test_the_demo_runs_on_a_running_server_and_leaves_it_running(triton, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "demo.run",
-        "--server-python",
-        str(SERVER_PYTHON),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    command += ["--grpc-port", str(triton.grpc_port), "--metrics-port", str(triton.metrics_port)]
-    command += ["--repository", str(triton.repository), "--state", str(triton.state)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def make(*words, triton, **settings):
+    """A real ``make`` on the session's repository, with ports and folders of its own."""
+    given = {"REPOSITORY": triton.repository, **settings}
+    return subprocess.run(
+        ["make", *words, *(f"{name}={value}" for name, value in given.items())],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def check_demo(done, output, precision="fp32"):
+    assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert set(figures) == {
         "photos", "seconds", "psnr_in", "psnr_curve", "psnr_out", "precision", "server",
     }  # fmt: skip
     names = sorted(path.stem for path in (ROOT / "demo/photos").glob("*.jpg"))
     assert figures["photos"] == len(names) >= 4
-    assert figures["psnr_out"] > figures["psnr_in"] + 1
-    assert (tmp_path / "out/index.html").read_text(encoding="utf-8").count('type="range"') == len(names)
+    assert figures["psnr_out"] > figures["psnr_curve"] > figures["psnr_in"]
+    assert figures["precision"] == precision
+    assert (output / "index.html").read_text(encoding="utf-8").count('type="range"') == len(names)
     for name in names:
-        both = opened((tmp_path / f"out/{name}-before-after.jpg").read_bytes())
-        one = opened((tmp_path / f"out/{name}.jpg").read_bytes())
+        both = opened((output / f"{name}-before-after.jpg").read_bytes())
+        one = opened((output / f"{name}.jpg").read_bytes())
         assert both.height == one.height
         assert both.width > 2 * one.width
+
+
+def test_make_demo_starts_a_server_of_its_own_and_stops_it(triton, tmp_path):
+    """The recipe a user runs: nothing to install or build, then start, enhance, stop."""
+    settings = {
+        "STATE": tmp_path / "state", "OUTPUT": tmp_path / "out", "GRPC_PORT": free_port(), "METRICS_PORT": free_port(),
+    }  # fmt: skip
+    done = make("demo", triton=triton, **settings)
+    check_demo(done, tmp_path / "out")
+    assert "up to date" in done.stderr
+    assert "Triton stopped" in done.stderr
+    assert not (tmp_path / "state/server.json").exists()
+
+
+def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path):
+    """Ports that differ from the running server's do not mislead it: the server's own record counts."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "sideways.JPG").write_bytes(encoded(pixels(60, 90), exif=exif_with(6)))
+    command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--photos", str(photos)]
+    command += ["--output", str(tmp_path / "out"), "--", "--state", str(triton.state), "--grpc-port", str(free_port())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "using the server that is running" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["psnr_out"] is None  # no target, no figure
+    both = opened((tmp_path / "out/sideways-before-after.jpg").read_bytes())
+    assert both.height == 90  # upright, before and after
     assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_a_running_server_with_an_older_engine_is_not_measured_as_the_new_one(triton, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    record = json.loads((triton.state / "server.json").read_text())
+    (state / "server.json").write_text(json.dumps({**record, "engine_sha256": "0" * 64}))
+    command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--", "--state", str(state)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "serves an older engine: make stop" in done.stderr
 
 
 def test_two_photographs_or_more_have_six_megapixels():

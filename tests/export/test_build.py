@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -9,7 +10,7 @@ import pytest
 
 from export import precision
 from export.__main__ import main
-from export.build import Request, build
+from export.build import Request, _origin, build
 from export.cpu import require_precision
 from export.errors import ExportError
 from export.fidelity import fidelity
@@ -18,7 +19,8 @@ from tests.conftest import ROOT, bare_repository
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_the_json_beside_the_engine_tells_where_it_came_from(repository):
     assert document["target"] == "cpu"
     assert document["fidelity"]["ladder"][-1]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
     assert document["runtime"]["convolutions_executed_in"] == {"f32": 1.0}
-    assert document["profile"]["max"] == [8, 3, 512, 512]
+    assert document["profile"] == {"compiled": [1, 3, 512, 512], "max_batch": 8}
 
 
 def test_building_again_with_nothing_changed_touches_nothing(repository, capsys):
@@ -55,9 +57,8 @@ def test_an_engine_changed_by_hand_is_not_up_to_date(copy):
 
 def test_below_the_gate_nothing_is_published(copy, monkeypatch):
     """The real build against a gate no float32 arithmetic reaches; the published engine survives."""
-    before = files(copy)
     document = json.loads((copy / "restormer/1/model.onnx.json").read_text(encoding="utf-8"))
-    document["origin"]["checkpoint"] = "another"
+    document["origin"]["package"] = "another"
     monkeypatch.setitem(precision.PRECISIONS, "fp32", precision.Precision("fp32", 199.0))
     (copy / "restormer/1/model.onnx.json").write_text(json.dumps(document), encoding="utf-8")
     before = files(copy)
@@ -71,7 +72,7 @@ def test_below_the_gate_nothing_is_published(copy, monkeypatch):
     [
         (["--precision", "fp16"], "PRECISION=fp16 is not built here: choose one of fp32, bf16"),
         (["--target", "tensorrt"], "TARGET=tensorrt is not built here"),
-        (["--photographs", "docs"], "fidelity is measured on photographs"),
+        (["--photographs", "server"], "fidelity is measured on photographs"),
         (["--repository", "demo"], "no model repository of ours"),
     ],
 )
@@ -114,6 +115,54 @@ def test_a_version_set_aside_by_a_crash_is_put_back(copy):
     with pytest.raises(RuntimeError), staged(copy, 1):
         raise RuntimeError
     assert files(copy) == before
+
+
+def test_a_version_that_cannot_be_replaced_is_put_back(copy, monkeypatch):
+    before = files(copy)
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.endswith(".staging"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ExportError, match="No space left on device"), staged(copy, 1) as folder:
+        (folder / "new").write_text("engine")
+    assert files(copy) == before
+
+
+def test_leftovers_of_a_killed_build_are_swept(copy):
+    before = files(copy)
+    (copy / "restormer/.1.staging").mkdir()
+    (copy / "restormer/.1.staging/half").write_text("written")
+    with pytest.raises(RuntimeError), staged(copy, 1):
+        raise RuntimeError
+    assert files(copy) == before
+
+
+def test_a_second_build_at_once_is_refused(copy):
+    with staged(copy, 1) as folder:
+        with pytest.raises(ExportError, match="another build is publishing"), staged(copy, 1):
+            pass
+        (folder / "new").write_text("engine")
+    assert (copy / "restormer/1/new").is_file()
+
+
+def test_an_unwritable_repository_is_one_line(copy, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)  # the tests may run as root, whom nothing is forbidden
+    with pytest.raises(ExportError, match="cannot publish into .*: Permission denied"), staged(copy, 1):
+        pass
+
+
+def test_other_photographs_are_not_up_to_date(repository, tmp_path):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(ROOT / "demo/photos/coffee-table.jpg", tmp_path / "photos")
+    first, second = (_origin(request_for(repository, **o)) for o in ({}, {"photographs": tmp_path / "photos"}))
+    assert {name for name in first if first[name] != second[name]} == {"photographs"}
 
 
 def test_publishing_replaces_the_version_whole(copy):

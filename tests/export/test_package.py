@@ -83,18 +83,40 @@ def test_broken_packages_end_in_one_line_and_publish_nothing(tmp_path, weights, 
     assert sorted(repository.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("patch_embed.proj.weight", (8,), "4 dimensions wanted"),
+        ("output.weight", (), "4 dimensions wanted"),
+        ("latent.0.attn.temperature", (3, 1, 1), "64 channels for 3 heads"),
+        ("latent.0.attn.temperature", (0, 1, 1), "3 dimensions wanted"),
+        ("latent.0.ffn.project_out.weight", (64,), "4 dimensions wanted"),
+    ],
+)
+def test_tensors_of_impossible_shapes_are_named(tmp_path, weights, name, shape, message):
+    with pytest.raises(ExportError, match=message):
+        package_from_folder(package_with(tmp_path, {**weights, name: torch.ones(shape)}))
+
+
 def test_false_claims_are_reported_with_both_values(tmp_path, weights):
     package_with(tmp_path, weights)
-    (tmp_path / "architecture.json").write_text(json.dumps({"dim": 48, "parameters": 25_400_000}))
+    claims = {"dim": 48, "parameters": 25_400_000, "num_blocks": [4, 6, 6, 8], "heads": [1, 1, 1, 1]}
+    claims |= {"ffn_expansion_factor": 2.53, "LayerNorm_type": "BiasFree"}
+    (tmp_path / "architecture.json").write_text(json.dumps(claims))
     (tmp_path / "MANIFEST.txt").write_text("Restormer\n" + "0" * 64 + "  model_checkpoint.pt\n")
     remarks = " / ".join(package_from_folder(tmp_path).remarks)
     assert "dim = 48, the tensors say 8" in remarks
     assert "parameters = 25400000, the tensors say " in remarks
+    assert "num_blocks = [4, 6, 6, 8], the tensors say [1, 1, 1, 1]" in remarks
+    assert "LayerNorm_type = BiasFree, the tensors say WithBias" in remarks
+    assert "ffn_expansion_factor = 2.53, widths [20, 40, 80, 161]" in remarks
+    assert "heads" not in remarks
     assert "model_checkpoint.pt: SHA-256" in remarks
 
 
-def test_broken_json_is_named(tmp_path, weights):
+@pytest.mark.parametrize("name", ["architecture.json", "training_info.json", "config.json"])
+def test_broken_json_is_named(tmp_path, weights, name):
     package_with(tmp_path, weights)
-    (tmp_path / "architecture.json").write_text("{")
-    with pytest.raises(ExportError, match=r"architecture\.json is not valid JSON"):
+    (tmp_path / name).write_text("{")
+    with pytest.raises(ExportError, match=f"{name} is not valid JSON"):
         package_from_folder(tmp_path)

@@ -81,6 +81,31 @@ def test_a_model_that_fails_to_load_is_told_from_tritons_log(tmp_path, repositor
     assert not (tmp_path / "state/server.json").exists()
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "no json", '{"sha256": 1}'])
+def test_a_broken_engine_json_is_one_line(tmp_path, repository, content):
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy)
+    (copy / "restormer/1/model.onnx.json").write_text(content)
+    with pytest.raises(ServerError, match="make engine"):
+        preflight.check_engines(copy)
+
+
+def test_the_highest_version_is_the_one_served(tmp_path, repository):
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy)
+    for version in ("2", "10"):
+        shutil.copytree(copy / "restormer/1", copy / "restormer" / version)
+    assert preflight.check_engines(copy).path == copy / "restormer/10/model.onnx"
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "many"])
+def test_an_impossible_port_is_refused(tmp_path, port):
+    command = server_command("start", state=tmp_path / "state", grpc_port=port)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_missing_libpython(monkeypatch):
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: "libpython3.11.a" if name == "INSTSONAME" else None)
     with pytest.raises(ServerError, match=r"libpython3\.\d+\.so is missing .* apt-get install"):

@@ -16,8 +16,17 @@ def test_a_second_start_is_refused_and_the_first_lives(triton):
     assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
+def test_status_tells_where_the_running_server_answers(triton):
+    """Whatever port is asked about: the record of the start counts."""
+    command = [part if part != str(triton.grpc_port) else "9555" for part in triton.command("status")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["url"] == triton.url
+    assert json.loads(done.stdout)["engine"] == str(triton.repository / "restormer/1/model.onnx")
+
+
 def test_a_recycled_process_id_is_not_our_server(tmp_path):
-    (tmp_path / "server.json").write_text(json.dumps({"pid": 1}))
+    record = {"pid": 1, "url": "127.0.0.1:8001", "engine": "model.onnx", "engine_sha256": ""}
+    (tmp_path / "server.json").write_text(json.dumps(record))
     assert running(Settings(state=tmp_path)) is None
 
 

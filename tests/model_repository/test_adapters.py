@@ -1,0 +1,77 @@
+"""The adapters on one batch of several requests, good and bad, as Triton hands them over.
+
+Triton decides by itself which requests meet in a batch, so this is the one place where its module is stood in for; the
+adapters' code is the one that is served, and tests/client sends the same through the real server.
+"""
+
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imaging import SIDE
+from tests.photographs import encoded, opened, pixels
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+
+
+class Tensor:
+    def __init__(self, name, array):
+        self.name, self.array = name, array
+
+    def as_numpy(self):
+        return self.array
+
+
+class TritonError(Exception):
+    INVALID_ARG = 3
+
+    def __init__(self, message, code=None):
+        super().__init__(message)
+        self.code = code
+
+
+class InferenceResponse:
+    def __init__(self, tensors=(), error=None):
+        self.tensors, self.error = tensors, error
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The model class of a version folder, with Triton's module stood in for."""
+    module = types.ModuleType("triton_python_backend_utils")
+    module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
+    module.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return lambda name: runpy.run_path(str(REPOSITORY / name / "1/model.py"))["TritonPythonModel"]()
+
+
+def request_for(*files):
+    core = np.zeros((len(files), 3, SIDE, SIDE), np.float32)
+    return {"IMAGE": np.array([[f] for f in files], dtype=np.object_), "PIXELS": core, "RESTORED": core}
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess"])
+def test_a_bad_photograph_fails_its_own_request_alone(adapter, name):
+    good = encoded(pixels(60, 80))
+    batch = [request_for(good), request_for(b"a letter"), request_for(good, good), request_for(good, b"")]
+    responses = adapter(name).execute(batch)
+    assert [response.error is None for response in responses] == [True, False, True, False]
+    assert all(r.error.code == TritonError.INVALID_ARG for r in responses if r.error)
+    assert [len(r.tensors[0].as_numpy()) for r in responses if not r.error] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess"])
+def test_a_surprise_fails_its_own_request_alone(adapter, name):
+    good = encoded(pixels(60, 80))
+    responses = adapter(name).execute([request_for(good), {**request_for(good), "IMAGE": np.array([[7]])}])
+    assert responses[0].error is None
+    assert responses[1].error is not None
+
+
+def test_what_postprocess_returns_is_a_photograph(adapter):
+    (response,) = adapter("postprocess").execute([request_for(encoded(pixels(60, 80)))])
+    assert opened(response.tensors[0].as_numpy()[0, 0]).size == (80, 60)
