@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup engine serve stop demo test benchmark-runtimes lint format lock clean check-python
+.PHONY: help setup inspect engine serve stop demo test benchmark-runtimes lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ $(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 	@touch $@
 
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
+
+inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
+	@$(BUILD) -m export inspect --package "$(PACKAGE)"
 
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \

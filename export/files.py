@@ -7,7 +7,8 @@ from pathlib import Path
 
 from export.errors import ExportError
 
-CHECKPOINT = "model_checkpoint.pt"
+#: Names a checkpoint may have, the first that is there counts.
+CHECKPOINTS = ("model_checkpoint.pt", "model_checkpoint.safetensors", "model.safetensors")
 
 
 def sha256(path: Path) -> str:
@@ -18,9 +19,9 @@ def sha256(path: Path) -> str:
 
 def checkpoint_path(folder: Path) -> Path:
     """The checkpoint of a package, which must exist."""
-    path = folder / CHECKPOINT
     if not folder.is_dir():
         raise ExportError(f"no model package at {folder}: give its folder as PACKAGE=...")
-    if not path.is_file():
-        raise ExportError(f"{folder} holds no {CHECKPOINT}: a model package needs at least its weights")
-    return path
+    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    if not found:
+        raise ExportError(f"{folder} holds no {CHECKPOINTS[0]}: a model package needs at least its weights")
+    return found[0]

@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from export.architecture import Architecture, architecture_from_weights
 from export.errors import ExportError
-from export.files import CHECKPOINT, checkpoint_path, sha256
+from export.files import checkpoint_path, sha256
 from export.network import Restormer
 
-#: Where training scripts keep the weights inside a checkpoint, in the order we look.
+#: Where training scripts keep averaged (EMA) weights, and plain ones, inside a checkpoint, in the order we look.
+EMA_KEYS = ("params_ema", "ema_state_dict", "model_ema_state_dict", "model_ema", "ema")
 WEIGHT_KEYS = ("model_state_dict", "state_dict", "model", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+#: What a checkpoint may hold beside tensors: NumPy scalars (metrics), under the names of NumPy 1 and 2.
+_SCALAR: Any = np.float64().__reduce__()[0]  # the function NumPy pickles a scalar with
+_SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +57,8 @@ class Package:
 def package_from_folder(folder: Path) -> Package:
     """Reads and checks a package. Raises `ExportError` in one line for anything that is wrong with it."""
     path = checkpoint_path(folder)
-    weights = _stripped(_weights_in(_loaded(path), path))
+    found, key_remarks = _weights_in(_loaded(path), path)
+    weights = _stripped(found)
     broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise ExportError(f"{path}: tensor {broken[0]!r} holds NaN or infinity ({len(broken)} such tensors)")
@@ -56,7 +69,12 @@ def package_from_folder(folder: Path) -> Package:
         architecture=architecture,
         weights=weights,
         training_info=_json(folder / "training_info.json"),
-        remarks=(*_manifest_remarks(folder), *_architecture_remarks(folder, architecture, parameters)),
+        remarks=(
+            *key_remarks,
+            *_manifest_remarks(folder),
+            *_size_remarks(folder, parameters),
+            *_architecture_remarks(folder, architecture, parameters),
+        ),
     )
 
 
@@ -67,30 +85,48 @@ def network_from_package(package: Package) -> Restormer:
         network.load_state_dict({name: tensor.float() for name, tensor in package.weights.items()})
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise ExportError(f"{package.folder / CHECKPOINT}: weights do not fit a Restormer: {detail}") from error
+        raise ExportError(f"{package.folder}: weights do not fit a Restormer: {detail}") from error
     return network.eval()
 
 
 def _loaded(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from error
+        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ExportError(
+                f"{path} is refused: it asks for {name[1]}, which could run code; save tensors only"
+            ) from error
+        raise ExportError(f"{path} is refused: it is no checkpoint of tensors; save the state dict only") from error
     except Exception as error:  # a damaged file makes the unpickler raise anything, IndexError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); is the file whole?") from error
+        raise ExportError(f"{path} cannot be read as a checkpoint ({reason}); is the file whole?") from error
 
 
-def _weights_in(checkpoint: object, path: Path) -> Mapping[str, Tensor]:
+def _weights_in(checkpoint: object, path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The weights inside a checkpoint, averaged ones first, and a remark where there was a choice."""
     if not isinstance(checkpoint, Mapping):
         raise ExportError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary with weights")
-    found = (checkpoint[key] for key in WEIGHT_KEYS if isinstance(checkpoint.get(key), Mapping))
-    state: Mapping[object, object] = next(found, checkpoint)
-    weights = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    averaged = [key for key in EMA_KEYS if _tensors(checkpoint.get(key))]
+    plain = [key for key in WEIGHT_KEYS if _tensors(checkpoint.get(key))]
+    chosen = next(iter(averaged + plain), None)
+    weights = _tensors(checkpoint if chosen is None else checkpoint[chosen])
     if not weights:
         raise ExportError(f"{path} holds no weights: none of {', '.join(WEIGHT_KEYS)}, and no tensors at the top")
-    return weights
+    choice = (
+        [f"both {averaged[0]} and {plain[0]} hold weights: the averaged ones are taken"] if averaged and plain else []
+    )
+    return weights, choice
+
+
+def _tensors(state: object) -> dict[str, Tensor]:
+    """The tensors of a state dict; empty if it is none."""
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _stripped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,6 +162,18 @@ def _manifest_remarks(folder: Path) -> list[str]:
         elif (found := sha256(folder / name)) != digest:
             remarks.append(f"{name}: SHA-256 is {found[:12]}…, MANIFEST.txt says {digest[:12]}…")
     return remarks
+
+
+def _size_remarks(folder: Path, parameters: int) -> list[str]:
+    """The size the manifest boasts of ("25.4M parameters"), if it is off by more than 0.05 M."""
+    manifest = folder / "MANIFEST.txt"
+    prose = manifest.read_text(encoding="utf-8", errors="replace") if manifest.is_file() else ""
+    claims = [float(number) for number in re.findall(r"(\d+(?:\.\d+)?) ?M parameters", prose)]
+    return [
+        f"MANIFEST.txt says {claim:g}M parameters, the tensors hold {parameters / 1e6:.2f}M"
+        for claim in claims
+        if abs(claim - parameters / 1e6) > 0.05
+    ]
 
 
 def _architecture_remarks(folder: Path, architecture: Architecture, parameters: int) -> list[str]:

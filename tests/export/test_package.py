@@ -5,14 +5,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from export.__main__ import main
 from export.architecture import restormer
 from export.errors import ExportError
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
+from export.report import multiply_accumulates
 
 TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))
 
@@ -46,9 +49,53 @@ class RunsCode:
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ExportError, match="could run code"):
+    with pytest.raises(ExportError, match=r"refused: it asks for (posix|os)\.system, which could run code"):
         package_from_folder(package_with(tmp_path / "package", {"model": RunsCode()}))
     assert not (tmp_path / "pwned").exists()
+
+
+def test_averaged_weights_are_preferred_and_that_is_said(tmp_path, weights):
+    plain = {name: tensor + 1 for name, tensor in weights.items()}
+    package = package_from_folder(package_with(tmp_path, {"params": plain, "params_ema": weights}))
+    assert torch.equal(package.weights["output.weight"], weights["output.weight"])
+    assert package.remarks == ("both params_ema and params hold weights: the averaged ones are taken",)
+
+
+@pytest.mark.parametrize("scalar", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
+def test_numpy_scalars_among_the_metrics_are_no_reason_to_refuse(tmp_path, weights, scalar):
+    package = package_from_folder(package_with(tmp_path, {"model_state_dict": weights, "metrics": {"psnr": scalar}}))
+    assert package.architecture == TINY
+
+
+def test_safetensors_are_accepted(tmp_path, weights):
+    save_file(weights, tmp_path / "model.safetensors")
+    package = package_from_folder(tmp_path)
+    assert all(torch.equal(package.weights[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_boast_of_another_size_is_reported(tmp_path, weights):
+    package_with(tmp_path, weights)
+    (tmp_path / "MANIFEST.txt").write_text("Restormer Base, 25.4M parameters\n")
+    (remark,) = package_from_folder(tmp_path).remarks
+    assert remark.startswith("MANIFEST.txt says 25.4M parameters, the tensors hold 0.")
+
+
+def test_the_cost_of_the_standard_network_is_the_known_one():
+    convolutions, products = multiply_accumulates(restormer(), 256)
+    assert round(convolutions / 1e9, 2) == 140.99
+    assert round((convolutions + products) / 1e9, 2) == 154.88
+
+
+def test_inspect_prints_what_is_there_and_what_does_not_agree(tmp_path, weights, capsys):
+    package_with(tmp_path, weights)
+    (tmp_path / "architecture.json").write_text('{"dim": 48}')
+    (tmp_path / "training_info.json").write_text('{"epoch": 7}')
+    assert main(["inspect", "--package", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    assert "model_checkpoint.pt" in page
+    assert "epoch                7" in page
+    assert "encoder_level1" in page
+    assert "dim = 48, the tensors say 8" in page
 
 
 def broken_packages(tmp_path, weights):
