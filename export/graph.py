@@ -22,7 +22,11 @@ INPUT, OUTPUT = "input", "output"  #: names of the core tensors, in ONNX and in 
 
 
 def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProto:
-    """The graph ``[N, in_channels, side, side] -> [N, out_channels, side, side]`` in the network's own types."""
+    """The graph ``[N, in_channels, side, side] -> [N, out_channels, side, side]``, typed as the network is.
+
+    A bfloat16 ``Conv`` is valid ONNX only from opset 22; the exporter's own 20 is what every runtime takes.
+    """
+    is_bfloat16 = network.output.weight.dtype == torch.bfloat16
     example = torch.rand(2, network.architecture.in_channels, side, side)
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
@@ -32,6 +36,7 @@ def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProt
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=22 if is_bfloat16 else 20,
             verbose=False,
         )
     assert program is not None

@@ -157,7 +157,8 @@ class Restormer(nn.Module):
     """The network of an `Architecture`.
 
     ``forward`` takes RGB ``[N, in_channels, H, W]`` in [0, 1], H and W multiples of 8, and returns
-    ``[N, out_channels, H, W]``, *not* clamped: whoever leaves the pipeline clamps.
+    ``[N, out_channels, H, W]`` in the image's type, *not* clamped: whoever leaves the pipeline clamps. A network in
+    half precision takes and returns float32 too, and its global skip is added in float32.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -191,7 +192,7 @@ class Restormer(nn.Module):
         self.output = nn.Conv2d(dim * 2, architecture.out_channels, 3, padding=1, bias=bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        embedded = self.patch_embed(image)
+        embedded = self.patch_embed(image.to(self.output.weight.dtype))
         level1 = self.encoder_level1(embedded)
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
@@ -201,7 +202,7 @@ class Restormer(nn.Module):
         deep = self.decoder_level1(torch.cat([self.up2_1(deep), level1], 1))
         deep = self.refinement(deep)
         if self.architecture.dual_pixel:
-            result: Tensor = self.output(deep + self.skip_conv(embedded))
+            result: Tensor = self.output(deep + self.skip_conv(embedded)).to(image.dtype)
             return result
-        restored: Tensor = self.output(deep) + image
+        restored: Tensor = self.output(deep).to(image.dtype) + image
         return restored

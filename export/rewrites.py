@@ -1,4 +1,4 @@
-"""Exact rewrites of the network: the same function, a graph that runs faster. Each returns a new network.
+"""Rewrites of the network, each a new network: two exact ones for speed, and the one that decides its type.
 
 What is exact: in real arithmetic both are identities. In float32 ``pad_feed_forward`` adds zeros to the same
 sums and ``split_projections`` computes each output channel from the same numbers, so they differ by no more than
@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.network import Attention, FeedForward, Projection, Restormer
+from export.network import Attention, FeedForward, LayerNorm, Projection, Restormer
 
 
 def pad_feed_forward(network: Restormer, multiple: int = 8) -> Restormer:
@@ -38,6 +38,22 @@ def split_projections(network: Restormer) -> Restormer:
             layer.qkv, layer.qkv_dwconv = _split(layer.qkv, 3), _split(layer.qkv_dwconv, 3)
         elif isinstance(layer, FeedForward):
             layer.project_in, layer.dwconv = _split(layer.project_in, 2), _split(layer.dwconv, 2)
+    return result
+
+
+def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
+    """The network in half precision (``torch.float16`` or ``torch.bfloat16``), its float32 islands kept.
+
+    Not exact: that is what fidelity is measured for. Input, output and global skip stay float32; so do LayerNorm's
+    statistics and parameters, the temperature, the q·kᵀ product and its norms, and softmax (see ``export.network``).
+    """
+    result = copy.deepcopy(network).to(dtype)
+    originals = dict(network.named_modules())
+    for name, layer in result.named_modules():
+        if isinstance(layer, LayerNorm | Attention):
+            for inner, parameter in originals[name].named_parameters():
+                if inner.startswith("body.") or inner == "temperature":
+                    layer.get_parameter(inner).data = parameter.detach().clone()
     return result
 
 

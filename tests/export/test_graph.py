@@ -9,12 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
 from export.cpu import rewritten
 from export.graph import onnx_bytes, onnx_from_network
+from export.metrics import psnr
+from export.package import network_from_package, package_from_folder
+from export.rewrites import typed
+from imaging import decode_small, framed
 from tests.export.test_network import network_of
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +61,45 @@ def test_has_one_node_a_layer_norm_and_no_split(network, model):
     assert nodes["Split"] == 0
     assert nodes["Cast"] == 0  # the float32 islands cost nothing in a float32 network
     assert len(model.graph.node) / network.architecture.depth < 45
+
+
+@pytest.mark.parametrize(("dtype", "opset"), [(torch.float16, 20), (torch.bfloat16, 22)], ids=["fp16", "bf16"])
+def test_the_typed_graph_says_every_type(network, dtype, opset):
+    """TensorRT 11 takes precision from the graph alone: convolutions in half, the islands in float32."""
+    graph = onnx_from_network(typed(network, dtype), side=SIDE)  # passes the full onnx.checker inside
+    assert graph.opset_import[0].version == opset
+    types = typed_outputs(graph)
+    half = onnx.helper.np_dtype_to_tensor_dtype(np.dtype("float16")) if opset == 20 else onnx.TensorProto.BFLOAT16
+    kinds = {"Conv": half, "LayerNormalization": onnx.TensorProto.FLOAT, "Softmax": onnx.TensorProto.FLOAT}
+    for kind, expected in kinds.items():
+        assert {types[node.output[0]] for node in graph.graph.node if node.op_type == kind} == {expected}
+    products = [types[node.output[0]] for node in graph.graph.node if node.op_type == "MatMul"]
+    blocks = network.architecture.depth
+    assert sorted(map(products.count, set(products))) == [blocks, 2 * blocks]  # attention·v in half; q·kᵀ, norms not
+    casts = sum(node.op_type == "Cast" for node in graph.graph.node)
+    assert casts == 7 * blocks + 2  # two around each LayerNorm, three in each attention, one at either end
+    assert {types[graph.graph.input[0].name], types[graph.graph.output[0].name]} == {onnx.TensorProto.FLOAT}
+
+
+def typed_outputs(model):
+    """The element type of every value, by ONNX's own inference."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [(torch.float16, 55.0), (torch.bfloat16, 45.0)], ids=["fp16", "bf16"])
+def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
+    """Emulated: PyTorch with real half and bfloat16 tensors on a CPU, on a small version of a photograph."""
+    network = network_from_package(package_from_folder(ROOT / "demo/package"))
+    small = decode_small((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128)
+    image = torch.from_numpy(framed(small, side=128))[None]
+    with torch.inference_mode():
+        expected, found = network(image), typed(network, dtype)(image)
+    assert found.dtype == torch.float32
+    decibels = psnr(found.numpy(), expected.numpy())
+    print(f"{decibels:.1f} dB")
+    assert decibels > gate
 
 
 def test_same_bytes_twice_and_from_another_folder(network, tmp_path):
