@@ -1,10 +1,11 @@
-"""``python -m export engine`` and ``python -m export inspect``: see ``make help``."""
+"""``python -m export engine | inspect | enhance``: see ``make help``, and ``--help`` of each."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from export.build import Request, build
 from export.errors import ExportError
@@ -21,29 +22,54 @@ def main(arguments: list[str] | None = None) -> int:
     engine.add_argument("--version", type=int, default=1, help="version folder to publish as")
     engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
-    for verb in (engine, inspect):
+    enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
+    enhance.add_argument("--input", type=Path, help="photograph to read")
+    enhance.add_argument("--output", type=Path, help="file to write")
+    enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
+    enhance.add_argument("--output_dir", type=Path, help="folder to write into")
+    enhance.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    enhance.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    enhance.add_argument("--compile", action="store_true", help="through torch.compile: slow start, faster after")
+    for verb in (engine, inspect, enhance):
         verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
-        if options.pop("verb") == "engine":
-            build(Request(**options))
-        else:
-            _inspect(**options)
+        return _VERBS[options.pop("verb")](options)
     except (ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was published", file=sys.stderr)
         return 130
+
+
+def _engine(options: dict[str, Any]) -> int:
+    build(Request(**options))
     return 0
 
 
-def _inspect(package: Path) -> None:
+def _inspect(options: dict[str, Any]) -> int:
     from export.package import package_from_folder  # PyTorch: only where it is needed
     from export.report import report
 
-    print(report(package_from_folder(package)))
+    print(report(package_from_folder(options["package"])))
+    return 0
 
+
+def _enhance(options: dict[str, Any]) -> int:
+    from export.enhance import enhance_files, pairs_in, runner_from_package
+
+    one, folder = (options["input"], options["output"]), (options["input_dir"], options["output_dir"])
+    if all(one) == all(folder) or any(one) == any(folder):
+        raise ExportError("give --input and --output, or --input_dir and --output_dir")
+    pairs = [one] if all(one) else pairs_in(*folder)
+    run = runner_from_package(
+        options["package"], precision=options["precision"], device=options["device"], compiled=options["compile"]
+    )
+    return 1 if enhance_files(pairs, run) else 0
+
+
+_VERBS = {"engine": _engine, "inspect": _inspect, "enhance": _enhance}
 
 if __name__ == "__main__":
     sys.exit(main())

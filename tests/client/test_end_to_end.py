@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
 
-from export.fidelity import torch_runner
+from export.enhance import enhanced, runner_from_package
 from export.metrics import psnr
-from export.package import network_from_package, package_from_folder
-from imaging import Frame, decode, decode_small, framed, transfer, unframed
+from imaging import decode
 from tests.conftest import ROOT, free_port
 from tests.photographs import encoded, exif_with, opened, pixels
 
@@ -30,11 +29,8 @@ def test_served_pixels_are_those_of_pytorch_in_process(enhancer):
     image = np.asarray(opened((ROOT / "demo/photos/coffee-table.jpg").read_bytes()))
     data = encoded(image, "PNG")
     served = decode(enhancer.enhance(data, timeout=120)).pixels
-    network = network_from_package(package_from_folder(ROOT / "demo/package"))
-    core = framed(decode_small(data))
-    restored = torch_runner(network)(core[None])[0]
-    frame = Frame.of(*image.shape[:2])
-    expected = transfer(decode(data).pixels, unframed(core, frame), unframed(restored, frame))
+    run = runner_from_package(ROOT / "demo/package", precision="fp32", device="cpu", compiled=False)
+    expected = decode(enhanced(data, run)).pixels
     assert np.abs(served.astype(int) - expected).max() <= 1
     assert psnr(served / 255, expected / 255) > 60
 
