@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     engine.add_argument("--precision", default="fp32", help="fp32 or bf16")
     engine.add_argument("--target", default="auto", help="cpu or auto")
     engine.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
-    engine.add_argument("--version", type=int, default=1, help="version folder to publish as")
+    engine.add_argument("--version", type=_version, default=1, help="version folder to publish as")
     engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
@@ -41,6 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was published", file=sys.stderr)
         return 130
+
+
+def _version(text: str) -> int:
+    version = int(text)
+    if version < 1:
+        raise argparse.ArgumentTypeError(f"{version} is no version: 1 or more (Triton serves the highest)")
+    return version
 
 
 def _engine(options: dict[str, Any]) -> int:

@@ -37,7 +37,10 @@ def test_one_photograph(tmp_path):
         (["--input", "a", "--output", "b", "--input_dir", "c", "--output_dir", "d"], "give --input and --output, or"),
         (["--input_dir", "server", "--output_dir", "TMP"], "no photographs in server"),
         (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--precision", "int4"], "--precision int4"),
-        (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--device", "cuda:99"], "--device cuda:99 cannot be"),
+        (
+            ["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--device", "cuda:99"],
+            "--device cuda:99 cannot be",
+        ),
     ],
 )
 def test_wrong_requests_end_in_one_line(tmp_path, capsys, flags, message):
