@@ -22,6 +22,7 @@ from restormer_client import EnhanceError, Enhancer
 
 from demo.curve import curve_applied
 from demo.page import Shown, page
+from export.files import sha256
 from export.metrics import psnr
 
 DEMO = Path(__file__).parent
@@ -42,7 +43,7 @@ def main() -> int:
     try:
         with served([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
             engine = json.loads(Path(f"{server['engine']}.json").read_text(encoding="utf-8"))
-            if engine["sha256"] != server["engine_sha256"]:
+            if sha256(Path(f"{server['engine']}.json")) != server["engine_sha256"]:
                 raise EnhanceError("the running server serves an older engine: make stop, then again")
             with Enhancer(server["url"]) as enhancer:
                 version = enhancer.server_version()
@@ -77,8 +78,8 @@ def served(command: list[str]) -> Iterator[dict[str, str]]:
         print("using the server that is running", file=sys.stderr)
         yield json.loads(before.stdout)
         return
-    subprocess.run([*command, "start"], check=True)
     try:
+        subprocess.run([*command, "start"], check=True)
         yield json.loads(subprocess.run(status, stdout=subprocess.PIPE, text=True, check=True).stdout)
     finally:
         subprocess.run([*command, "stop"], check=True)
@@ -180,4 +181,8 @@ def record(path: Path, figures: dict[str, object], engine: dict, shown: list[Sho
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while the page is written
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

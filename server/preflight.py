@@ -19,7 +19,10 @@ PYTHONS = ((3, 11), (3, 12))
 
 @dataclass(frozen=True)
 class Engine:
-    """The engine Triton will serve: the highest published version."""
+    """The engine Triton will serve: the highest published version.
+
+    ``sha256`` is that of its JSON: two precisions may share one graph, and then differ only there.
+    """
 
     path: Path
     sha256: str
@@ -35,6 +38,8 @@ def check(settings: Settings) -> Engine:
     if shutil.which("restormer-client", path=str(Path(sys.executable).parent)) is None:
         raise ServerError(f"restormer-client is not installed beside {sys.executable}: make setup")
     engine = check_engines(settings.repository)
+    if settings.grpc_port == settings.metrics_port:
+        raise ServerError(f"GRPC_PORT and METRICS_PORT are both {settings.grpc_port}: choose two different ports")
     for port, what in ((settings.grpc_port, "GRPC_PORT"), (settings.metrics_port, "METRICS_PORT")):
         check_port(settings.address, port, what)
     return engine
@@ -71,14 +76,15 @@ def check_engines(repository: Path) -> Engine:
 
 def _checked(path: Path) -> Engine:
     try:
-        expected = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))["sha256"]
+        document = path.with_name(f"{path.name}.json").read_bytes()
+        expected = json.loads(document)["sha256"]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         raise ServerError(f"{path} or its JSON is missing or unreadable: build the engine again: make engine") from None
     if found != expected:
         raise ServerError(f"{path} is not the file its JSON describes: build the engine again: make engine")
-    return Engine(path, found)
+    return Engine(path, hashlib.sha256(document).hexdigest())
 
 
 def check_port(address: str, port: int, variable: str) -> None:

@@ -47,8 +47,8 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
                 start_new_session=True,
             )  # fmt: skip
         server = Running(pid=triton.pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
-        _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
         try:
+            _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
             _await(settings, triton, seconds)
         except BaseException:
             stop(settings)
@@ -76,6 +76,9 @@ def stop(settings: Settings) -> bool:
         if running(settings):
             _signal(server.pid, signal.SIGKILL)
             _reap(server.pid)
+        # Stubs that were starting up do not notice that their parent has gone; they are in its process group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.pid, signal.SIGKILL)
     _state(settings).unlink(missing_ok=True)
     return server is not None
 

@@ -98,6 +98,21 @@ def test_the_highest_version_is_the_one_served(tmp_path, repository):
     assert preflight.check_engines(copy).path == copy / "restormer/10/model.onnx"
 
 
+def test_two_precisions_of_one_graph_are_two_engines(tmp_path, repository):
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy)
+    document = copy / "restormer/1/model.onnx.json"
+    document.write_text(json.dumps({**json.loads(document.read_text()), "precision": "bf16"}))
+    assert preflight.check_engines(copy).sha256 != preflight.check_engines(repository).sha256
+
+
+def test_one_port_for_two_purposes_is_refused(tmp_path, repository):
+    port = free_port()
+    code, errors = started(tmp_path, repository=repository, grpc_port=port, metrics_port=port)
+    assert code == 1
+    assert "choose two different ports" in errors[0]
+
+
 @pytest.mark.parametrize("port", ["0", "99999", "many"])
 def test_an_impossible_port_is_refused(tmp_path, port):
     command = server_command("start", state=tmp_path / "state", grpc_port=port)
