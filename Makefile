@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup inspect engine serve stop demo test benchmark-runtimes lint format lock clean check-python
+.PHONY: help setup inspect engine serve stop demo test benchmark-runtimes benchmark-transfer lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
+
+benchmark-transfer: $(ENVS)/build-ours.done  ## Radius and ridge of the transfer, on the demo photographs' true targets
+	@$(BUILD) -m benchmarks.transfer
 
 lint: $(ENVS)/dev.done  ## ruff and mypy --strict
 	@$(BUILD) -m ruff check .

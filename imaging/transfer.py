@@ -6,9 +6,10 @@ coefficients vary slowly, so *they* are enlarged, not the picture, and applied t
 finer than the small grid is kept, because it comes from the photograph itself.
 
 One thing is ours: the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards zero.
-Where a window is flat the slope cannot be seen in it, and zero would wash out the wall's texture; a gain brightens the
-texture as much as the wall, which is what another exposure does. Radius and ridge were chosen by measurement, with true
-fused targets as O (tests/imaging/test_transfer.py keeps the comparison with enlarging).
+Where a window is flat the slope cannot be seen in it, and zero would wash out the wall's texture; a gain brightens
+the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` sweeps radius and
+ridge: the radius is the best of those tried (none below it was), the ridge was set between two measured values, and
+the smaller of them is 0.2 dB better on the mean.
 """
 
 from __future__ import annotations
