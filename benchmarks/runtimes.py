@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,11 @@ import onnxruntime
 import openvino
 
 from export import cpu
-from export.fidelity import core_tensors, torch_runner
+from export.fidelity import Runner, core_tensors, torch_runner
 from export.graph import INPUT, onnx_bytes, onnx_from_network
 from export.metrics import psnr
 from export.package import network_from_package, package_from_folder
 from export.precision import PRECISIONS
-
-Runner = Callable[[np.ndarray], np.ndarray]
 
 
 def candidates(package: Path, folder: Path) -> dict[str, Runner]:

@@ -13,12 +13,11 @@ import numpy as np
 
 from demo import camera
 from demo.camera import Image
+from demo.curve import Pair
 
 INTERIORS = ("apartment", "hall", "studio", "warehouse", "workshop")
 #: Scenes the shipped network never saw.
 HELD_OUT = ("hall", "workshop", "sunset")
-
-Pair = tuple[Image, Image]
 
 
 def panoramas(folder: Path) -> dict[str, Image]:

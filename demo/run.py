@@ -24,11 +24,9 @@ from demo.curve import curve_applied
 from demo.page import Shown, page
 from export.files import sha256
 from export.metrics import psnr
+from imaging import SUFFIXES
 
 DEMO = Path(__file__).parent
-
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 
 def main() -> int:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from export.errors import ExportError
-from export.fidelity import SUFFIXES, Runner
+from export.fidelity import Runner
 from export.package import network_from_package, package_from_folder
 from export.rewrites import typed
-from imaging import Frame, InvalidPhotograph, decode, decode_small, encode, framed, transfer, unframed
+from imaging import SUFFIXES, Frame, InvalidPhotograph, decode, decode_small, encode, framed, transfer, unframed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

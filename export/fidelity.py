@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from export.errors import ExportError
 from export.metrics import psnr
 from export.network import Restormer
-from imaging import InvalidPhotograph, decode_small, framed
+from imaging import SUFFIXES, InvalidPhotograph, decode_small, framed
 
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 MOST_PHOTOGRAPHS = 16
 
 

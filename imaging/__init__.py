@@ -5,13 +5,14 @@ between them. It runs under NumPy 1.26 (the server's Python) and NumPy 2 (everyw
 of this project: no PyTorch, no Triton.
 """
 
-from imaging.codec import Photograph, decode, decode_small, encode
+from imaging.codec import SUFFIXES, Photograph, decode, decode_small, encode
 from imaging.errors import InvalidPhotograph
 from imaging.frame import SIDE, Frame, framed, unframed
 from imaging.transfer import transfer
 
 __all__ = [
     "SIDE",
+    "SUFFIXES",
     "Frame",
     "InvalidPhotograph",
     "Photograph",

@@ -26,19 +26,21 @@ from imaging.frame import SIDE, Frame
 
 #: Formats we take; each comes back in its own.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+#: What files of these formats are called, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 #: The most pixels we decode: a 102-megapixel medium-format photograph passes.
 MAX_PIXELS = 108_000_000
 QUALITY = 92
 
 _ORIENTATION = 0x0112
 _TURNS = {
-    2: (Image.Transpose.FLIP_LEFT_RIGHT,),
-    3: (Image.Transpose.ROTATE_180,),
-    4: (Image.Transpose.FLIP_TOP_BOTTOM,),
-    5: (Image.Transpose.TRANSPOSE,),
-    6: (Image.Transpose.ROTATE_270,),
-    7: (Image.Transpose.TRANSVERSE,),
-    8: (Image.Transpose.ROTATE_90,),
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 #: EXIF tags that tell about the photograph (description, camera, date, author, rights, Exif and GPS blocks). The
@@ -107,9 +109,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image, exif: Image.Exif) -> Image.Image:
-    for turn in _TURNS.get(exif.get(_ORIENTATION, 1), ()):
-        image = image.transpose(turn)
-    return image
+    turn = _TURNS.get(exif.get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _exif(image: Image.Image) -> Image.Exif:
