@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from export.errors import ExportError
 from export.network import Restormer
 from export.precision import Precision
-from export.rewrites import pad_feed_forward, split_projections
+from export.rewrites import fold_norms, pad_feed_forward, split_projections
 
 Tensor = NDArray[np.float32]
 
@@ -26,8 +26,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def rewritten(network: Restormer) -> Restormer:
-    """The network as the CPU likes it: padded feed-forward, projections split by weight."""
-    return split_projections(pad_feed_forward(network))
+    """The network as the CPU likes it: norms folded, padded feed-forward, projections split by weight."""
+    return split_projections(pad_feed_forward(fold_norms(network)))
 
 
 def settings(precision: Precision) -> dict[str, str]:

@@ -12,12 +12,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
 
 from export.network import Restormer
 from imaging import SIDE
 
+_BATCH = 2  # of the example the network is traced with; 1 would let shapes collapse
 INPUT, OUTPUT = "input", "output"  #: names of the core tensors, in ONNX and in the configs alike
 
 
@@ -27,7 +29,7 @@ def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProt
     A bfloat16 ``Conv`` is valid ONNX only from opset 22; the exporter's own 20 is what every runtime takes.
     """
     is_bfloat16 = network.output.weight.dtype == torch.bfloat16
-    example = torch.rand(2, network.architecture.in_channels, side, side)
+    example = torch.rand(_BATCH, network.architecture.in_channels, side, side)
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             network,
@@ -35,13 +37,14 @@ def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProt
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=22 if is_bfloat16 else 20,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
     _strip(model)
+    _open_batch(model.graph)
+    _share_constants(model.graph)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -61,6 +64,56 @@ def _strip(model: onnx.ModelProto) -> None:
         node.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
+
+
+def _open_batch(graph: onnx.GraphProto) -> None:
+    """Any batch instead of the example's: the first axis is the batch throughout, and only reshapes spell it out.
+
+    Twice as fast as exporting with a symbolic batch, which PyTorch reasons about at every node.
+    """
+    targets = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for tensor in graph.initializer:
+        if tensor.name in targets:
+            shape = onnx.numpy_helper.to_array(tensor).copy()
+            assert shape[0] in (-1, _BATCH), f"a reshape whose first axis is not the batch: {shape}"
+            shape[0] = -1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(shape, tensor.name))
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """LayerNorm parameters and indices that are equal become one tensor, made once by an ``Identity``.
+
+    TensorRT's parser makes a constant layer for every use of an initializer, and a broadcast for every LayerNorm
+    parameter that is not of the rank of its input: 300 layers of the standard network that compute nothing.
+    """
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    shared: dict[bytes, str] = {}
+    identities = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in initializers or (node.op_type, position) not in _SHARED_INPUTS:
+                continue
+            values = onnx.numpy_helper.to_array(initializers[name])
+            is_index = node.op_type == "Gather"
+            tensor = onnx.numpy_helper.from_array(values.astype(np.int32) if is_index else values[None, None, None])
+            key = tensor.SerializeToString(deterministic=True)
+            if key not in shared:
+                shared[key] = f"shared_{len(shared)}"
+                tensor.name = f"{shared[key]}_value"
+                graph.initializer.append(tensor)
+                identities.append(onnx.helper.make_node("Identity", [tensor.name], [shared[key]], name=shared[key]))
+            node.input[position] = shared[key]
+    nodes = [*identities, *graph.node]
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+
+
+_SHARED_INPUTS = {("LayerNormalization", 1), ("LayerNormalization", 2), ("Gather", 1)}
 
 
 @contextlib.contextmanager

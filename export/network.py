@@ -3,19 +3,19 @@
 Tensors are NCHW. Parameter names are those of the public checkpoints, so such a checkpoint loads.
 Three choices make the graph cheap and safe in half precision without changing the function:
 
-* q and k are normalised *after* their product, ``(q kᵀ) / (|q| |k|ᵀ)``: a c x c matrix is divided
+* q and k are normalised *after* their product, ``(q kᵀ) / sqrt(|q|² |k|²ᵀ)``: a c x c matrix is divided
   instead of two c x hw ones (equal in exact arithmetic).
-* LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node.
-* Sums that are long (LayerNorm statistics, the q·kᵀ product and its norms over all pixels, softmax) are
-  taken in float32 whatever the type of the network. In a float32 network these casts are no-ops and
-  leave no node behind.
+* LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node. Its statistics
+  are float32 whatever the type: PyTorch sums half precision so, and in ONNX ``stash_type`` 1 says it.
+* The other long sums (the q·kᵀ product and its norms over all pixels, softmax) are cast to float32. In a float32
+  network these casts are no-ops and leave no node behind.
 
 The remaining rewrites change the modules and are in ``export.rewrites``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,19 @@ from torch.nn import functional
 from export.architecture import Architecture, Block
 
 EPSILON = 1e-5  #: added to the variance in every LayerNorm
-NORM_FLOOR = 1e-24  #: smallest |q||k|: a zero vector attends to all alike instead of dividing by zero
+NORM_FLOOR = 1e-36  #: smallest |q|²|k|²: a zero vector attends to all alike instead of dividing by zero
 
 #: A projection is one convolution whose output is cut into parts, or (see ``rewrites``) one for each part.
 Projection = nn.Conv2d | nn.ModuleList
 
 
-def projected(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int) -> Sequence[Tensor]:
-    """1x1 convolution, 3x3 depthwise convolution, and the result cut into ``parts`` along the channels."""
+def projected(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]) -> list[Tensor]:
+    """1x1 convolution, 3x3 depthwise convolution, the result cut along the channels: each part ``[N, *shape]``."""
     if isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList):
-        return [deep(point(x)) for point, deep in zip(pointwise, depthwise, strict=True)]
-    result: Tensor = depthwise(pointwise(x))
-    return result.chunk(parts, dim=1)
+        return [deep(point(x)).reshape(-1, *shape) for point, deep in zip(pointwise, depthwise, strict=True)]
+    # Not `chunk`: under a dynamic batch TensorRT's parser makes twelve layers of a Split, and one of an index.
+    stacked: Tensor = depthwise(pointwise(x)).reshape(-1, parts, *shape)
+    return [stacked[:, part] for part in range(parts)]
 
 
 class _NormBody(nn.Module):
@@ -58,14 +59,12 @@ class LayerNorm(nn.Module):
         self.body = _NormBody(width, bias=not bias_free)
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1).float()
-        weight = self.body.weight.float()
-        if self.body.bias is None:
-            variance = last.var(dim=-1, keepdim=True, unbiased=False)
-            normed = last * torch.rsqrt(variance + EPSILON) * weight
-        else:
-            normed = functional.layer_norm(last, weight.shape, weight, self.body.bias.float(), EPSILON)
-        return normed.to(x.dtype).permute(0, 3, 1, 2)
+        last, weight = x.permute(0, 2, 3, 1), self.body.weight
+        if self.body.bias is not None:
+            return functional.layer_norm(last, weight.shape, weight, self.body.bias, EPSILON).permute(0, 3, 1, 2)
+        wide = last.float()
+        variance = wide.var(dim=-1, keepdim=True, unbiased=False)
+        return (wide * torch.rsqrt(variance + EPSILON) * weight.float()).to(x.dtype).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -82,16 +81,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         width, height, columns = x.shape[1:]
-        q, k, v = (
-            part.reshape(-1, self.heads, width // self.heads, height * columns)
-            for part in projected(x, self.qkv, self.qkv_dwconv, 3)
-        )
-        wide_q, wide_k = q.float(), k.float()
-        q_norm = torch.linalg.vector_norm(wide_q, dim=-1, keepdim=True)
-        k_norm = torch.linalg.vector_norm(wide_k, dim=-1, keepdim=True)
-        norms = (q_norm @ k_norm.transpose(-2, -1)).clamp_min(NORM_FLOOR)
-        similarity = (wide_q @ wide_k.transpose(-2, -1)) / norms
-        attention = (similarity * self.temperature.float()).softmax(dim=-1).to(v.dtype)
+        shape = (self.heads, width // self.heads, height * columns)
+        q, k, v = projected(x, self.qkv, self.qkv_dwconv, 3, shape)
+        q, k = q.float(), k.float().transpose(-2, -1)
+        squares = (q * q).sum(-1, keepdim=True) * (k * k).sum(-2, keepdim=True)
+        similarity = (q @ k) / squares.clamp_min(NORM_FLOOR).sqrt()
+        attention = (similarity * self.temperature[None].float()).softmax(dim=-1).to(v.dtype)
         mixed = (attention @ v).reshape(-1, width, height, columns)
         result: Tensor = self.project_out(mixed)
         return result
@@ -108,7 +103,7 @@ class FeedForward(nn.Module):
         self.project_out = nn.Conv2d(hidden, width, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = projected(x, self.project_in, self.dwconv, 2)
+        gate, value = projected(x, self.project_in, self.dwconv, 2, (self.project_out.in_channels, *x.shape[2:]))
         result: Tensor = self.project_out(functional.gelu(gate) * value)
         return result
 
@@ -145,12 +140,18 @@ class _Resample(nn.Module):
     def __init__(self, width: int, *, down: bool) -> None:
         super().__init__()
         out = width // 2 if down else width * 2
-        shuffle: nn.Module = nn.PixelUnshuffle(2) if down else nn.PixelShuffle(2)
-        self.body = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False), shuffle)
+        self.body = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False))
+        self.shuffle: Callable[[Tensor], Tensor] = nn.PixelUnshuffle(2) if down else _pixel_shuffle
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.body(x)
-        return result
+        return self.shuffle(self.body(x))
+
+
+def _pixel_shuffle(x: Tensor) -> Tensor:
+    """PixelShuffle(2) as two reshapes and a transpose: TensorRT's parser makes ten layers of a DepthToSpace."""
+    width, height, columns = x.shape[1] // 4, *x.shape[2:]
+    apart = x.reshape(-1, width, 2, 2, height, columns).permute(0, 1, 4, 2, 5, 3)
+    return apart.reshape(-1, width, height * 2, columns * 2)
 
 
 class Restormer(nn.Module):

@@ -1,8 +1,8 @@
-"""Rewrites of the network, each a new network: two exact ones for speed, and the one that decides its type.
+"""Rewrites of the network, each a new network: three exact ones for speed, and the one that decides its type.
 
-What is exact: in real arithmetic both are identities. In float32 ``pad_feed_forward`` adds zeros to the same
-sums and ``split_projections`` computes each output channel from the same numbers, so they differ by no more than
-the order in which a convolution kernel happens to add (the tests print and bound it).
+What is exact: in real arithmetic they are identities. In float32 ``pad_feed_forward`` adds zeros to the same sums and
+``split_projections`` computes each output channel from the same numbers, so they differ by no more than the order in
+which a convolution kernel happens to add; ``fold_norms`` multiplies in another order (the tests print and bound it).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from export.network import Attention, FeedForward, LayerNorm, Projection, Restormer
+from export.network import Attention, FeedForward, LayerNorm, Projection, Restormer, TransformerBlock
 
 
 def pad_feed_forward(network: Restormer, multiple: int = 8) -> Restormer:
@@ -41,19 +41,43 @@ def split_projections(network: Restormer) -> Restormer:
     return result
 
 
+def fold_norms(network: Restormer) -> Restormer:
+    """LayerNorm's weight and bias inside the 1x1 convolution that follows: W(n·w + b) = (W·w)n + Wb.
+
+    Two passes over the widest maps less for each LayerNorm. The convolutions gain a bias where LayerNorm has one.
+    Every LayerNorm is left with ones and zeros, which the graph then holds once.
+    """
+    result = copy.deepcopy(network)
+    for layer in result.modules():
+        if isinstance(layer, TransformerBlock):
+            layer.attn.qkv = _folded(layer.norm1, _convolution(layer.attn.qkv))
+            layer.ffn.project_in = _folded(layer.norm2, _convolution(layer.ffn.project_in))
+    return result
+
+
 def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
     """The network in half precision (``torch.float16`` or ``torch.bfloat16``), its float32 islands kept.
 
     Not exact: that is what fidelity is measured for. Input, output and global skip stay float32; so do LayerNorm's
-    statistics and parameters, the temperature, the q·kᵀ product and its norms, and softmax (see ``export.network``).
+    statistics, the temperature, the q·kᵀ product and its norms, and softmax (see ``export.network``).
     """
     result = copy.deepcopy(network).to(dtype)
-    originals = dict(network.named_modules())
-    for name, layer in result.named_modules():
-        if isinstance(layer, LayerNorm | Attention):
-            for inner, parameter in originals[name].named_parameters():
-                if inner.startswith("body.") or inner == "temperature":
-                    layer.get_parameter(inner).data = parameter.detach().clone()
+    for name, parameter in network.named_parameters():
+        if name.endswith(".temperature"):
+            result.get_parameter(name).data = parameter.detach().clone()
+    return result
+
+
+def _folded(norm: LayerNorm, convolution: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with the norm's weight and bias inside; the norm keeps ones and zeros."""
+    kernel, weight, bias = convolution.weight, norm.body.weight, norm.body.bias
+    shift = convolution.bias
+    if bias is not None:
+        pushed = kernel.flatten(1) @ bias
+        shift = nn.Parameter(pushed if shift is None else pushed + shift)
+        nn.init.zeros_(bias)
+    result = _with_weights(convolution, kernel * weight[:, None, None], shift)
+    nn.init.ones_(weight)
     return result
 
 

@@ -5,7 +5,7 @@ import torch
 
 from export.architecture import restormer
 from export.network import Restormer, projected
-from export.rewrites import pad_feed_forward, split_projections
+from export.rewrites import fold_norms, pad_feed_forward, split_projections
 from tests import paper
 
 SMALL = {"dim": 8, "blocks": (1, 2, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8)}
@@ -54,10 +54,10 @@ def test_sizes_are_those_of_the_public_checkpoint_and_of_the_owners_package():
     assert counts == [26_126_644, 25_396_996]
 
 
-@pytest.mark.parametrize("rewrite", [pad_feed_forward, split_projections])
-@pytest.mark.parametrize("variant", [VARIANTS["standard"], VARIANTS["bias"]], ids=["standard", "bias"])
-def test_rewrites_are_exact(rewrite, variant):
-    network = network_of(**variant)
+@pytest.mark.parametrize("rewrite", [pad_feed_forward, fold_norms, split_projections])
+@pytest.mark.parametrize("name", ["standard", "bias", "bias_free_norm"])
+def test_rewrites_are_exact(rewrite, name):
+    network = network_of(**VARIANTS[name])
     rewritten = rewrite(network)
     image = image_for(network)
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_float32_islands_keep_a_half_precision_network_finite():
     block = network.encoder_level1[0]
     loud = torch.randn(1, 8, 64, 64, generator=torch.Generator().manual_seed(3)).half() * 400
     with torch.inference_mode():
-        q, k, _ = (part.flatten(2) for part in projected(loud, block.attn.qkv, block.attn.qkv_dwconv, 3))
+        q, k, _ = projected(loud, block.attn.qkv, block.attn.qkv_dwconv, 3, (8, 64 * 64))
         assert torch.isfinite(q).all()
         assert torch.isinf(q @ k.transpose(-2, -1)).any()
         assert torch.isfinite(block.attn(loud)).all()
