@@ -6,6 +6,15 @@ PRECISION   ?= fp32
 TARGET      ?= auto
 VERSION     ?= 1
 PHOTOS      ?= demo/photos
+TRUTH       ?= demo/targets
+CALIBRATION ?= demo/calibration
+CALIBRATOR  ?= percentile
+ENGINES     ?= engines
+MAX_BATCH   ?= 8
+OPTIMIZATION_LEVEL ?= 3
+COMPATIBILITY ?= none
+WORKSPACE_MB ?= 0
+COMPUTE_CAPABILITIES ?= 8.6 8.9 12.0
 ADDRESS     ?= 127.0.0.1
 GRPC_PORT   ?= 8001
 METRICS_PORT ?= 8002
@@ -18,6 +27,7 @@ BUILD  := $(ENVS)/build/bin/python
 SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)"
+FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # Quiet where all is well; pip's own progress bars need a terminal anyway.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
@@ -26,12 +36,15 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup inspect engine serve stop demo test benchmark-runtimes benchmark-transfer lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test benchmark-runtimes benchmark-transfer lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings: PRECISION=fp32|bf16  PACKAGE=folder  PHOTOS=folder  OUTPUT=out"
-	@echo "            VERSION=1  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
+	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
+	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
+	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
+	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
+	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -68,12 +81,27 @@ $(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
+setup-gpu: $(ENVS)/build-ours.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
+	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
+	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt
+
 inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
 
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
-		--version "$(VERSION)" --photographs "$(PHOTOS)" --repository "$(REPOSITORY)"
+		--version "$(VERSION)" --photographs "$(PHOTOS)" --targets "$(TRUTH)" --calibration "$(CALIBRATION)" \
+		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") \
+		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \
+		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
+		--server-python $(SERVER) $(FOLDERS)
+
+engines: $(ENVS)/build-ours.done  ## List what is published: version, precision, fidelity, age, whether it fits this machine
+	@$(BUILD) -m export engines $(FOLDERS)
+
+rollback: $(ENVS)/build-ours.done  ## Remove VERSION; Triton then serves the highest that is left
+	@$(if $(filter file,$(origin VERSION)),echo "error: say which version: make rollback VERSION=2" >&2; exit 1)
+	@$(BUILD) -m export rollback --version "$(VERSION)" $(FOLDERS)
 
 serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it truly enhances
 	@$(SERVER) -m server $(SERVER_FLAGS) start
@@ -81,6 +109,8 @@ serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it tr
 stop:  ## Stop it again
 	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
 
+# The demo serves on this CPU, whatever else `auto` would build.
+demo: TARGET = cpu
 demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; pictures and a page in out/
 	@$(BUILD) -m demo.run --server-python $(SERVER) --photos "$(PHOTOS)" --output "$(OUTPUT)" $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)
@@ -105,11 +135,11 @@ format: $(ENVS)/dev.done  ## Let ruff format the code
 
 COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
 lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pyproject files
-	@$(COMPILE) --extra build --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
-	@$(COMPILE) --extra build -c requirements/dev.txt pyproject.toml -o requirements/build.txt
+	@$(COMPILE) --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
 	@$(COMPILE) --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
 clean: stop  ## Remove environments, outputs and published engines
-	@rm -rf $(ENVS) .run out model_repository/restormer/[0-9]*
+	@rm -rf $(ENVS) .run out engines model_repository/restormer/[0-9]*

@@ -23,29 +23,29 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import openvino
 
 from export import cpu
 from export.fidelity import Runner, core_tensors, torch_runner
-from export.graph import INPUT, onnx_bytes, onnx_from_network
+from export.graph import onnx_bytes, onnx_from_network
 from export.metrics import psnr
+from export.names import INPUT
 from export.package import network_from_package, package_from_folder
 from export.precision import PRECISIONS
+from export.rewrites import rewritten, split_projections
 
 
 def candidates(package: Path, folder: Path) -> dict[str, Runner]:
     """The same network in each runtime; ``folder`` takes the graphs."""
     network = network_from_package(package_from_folder(package))
-    graphs = {"fused projections": network, "rewritten": cpu.rewritten(network)}
+    graphs = {"fused projections": network, "rewritten": split_projections(rewritten(network))}
     runners: dict[str, Runner] = {"PyTorch float32": torch_runner(network)}
     for name, graph in graphs.items():
         path = folder / f"{name}.onnx"
         path.write_bytes(onnx_bytes(onnx_from_network(graph)))
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         runners[f"ONNX Runtime float32, {name}"] = lambda image, s=session: s.run(None, {INPUT: image})[0]
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        for precision in PRECISIONS.values():
-            if precision.name != "bf16" or "BF16" in capabilities:
+        for precision in (PRECISIONS["fp32"], PRECISIONS["bf16"]):
+            if not cpu.why_not(precision):
                 compiled = cpu.compiled(path, cpu.settings(precision))
                 runners[f"OpenVINO {precision.name}, {name}"] = cpu.runner(compiled)
     return runners

@@ -172,7 +172,8 @@ def totals(shown: list[Shown], seconds: float, precision: str, version: str) -> 
 def record(path: Path, figures: dict[str, object], engine: dict, shown: list[Shown]) -> None:
     """Adds the figures of this precision to the JSON file, for ``demo.table``."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rung = engine["fidelity"]["ladder"][-1]
+    decisive = engine["fidelity"]["decided_by"]
+    rung = next(rung for rung in engine["fidelity"]["ladder"] if rung["rung"] == decisive)
     photographs = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in shown}
     document[str(engine["precision"])] = {**figures, "fidelity": rung, "photographs": photographs}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,14 +1,18 @@
-"""``python -m export engine | inspect | enhance``: see ``make help``, and ``--help`` of each."""
+"""``python -m export engine | engines | rollback | inspect | enhance``: see ``make help``, and ``--help`` of each."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from export.build import Request, build
+from export.build import TARGETS, Request, build
+from export.engines import rollback, table
 from export.errors import ExportError
+from export.precision import PRECISIONS
+from export.tensorrt import COMPATIBILITY, Options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,11 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export", description="Model package -> engine in the repository.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     engine = verbs.add_parser("engine", help="build, check and publish an engine")
-    engine.add_argument("--precision", default="fp32", help="fp32 or bf16")
-    engine.add_argument("--target", default="auto", help="cpu or auto")
-    engine.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
-    engine.add_argument("--version", type=_version, default=1, help="version folder to publish as")
-    engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
+    _engine_flags(engine)
+    engines = verbs.add_parser("engines", help="list what is published")
+    rollback = verbs.add_parser("rollback", help="take a version out of service")
+    rollback.add_argument("--version", type=_version, required=True, help="version folder to remove")
+    for verb in (engine, engines, rollback):
+        verb.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
+        verb.add_argument("--engines", type=Path, default=Path("engines"), help="folder of engines Triton does not serve")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
     enhance.add_argument("--input", type=Path, help="photograph to read")
@@ -43,6 +49,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _engine_flags(engine: argparse.ArgumentParser) -> None:
+    engine.add_argument("--precision", default="fp32", help=", ".join(PRECISIONS))
+    engine.add_argument("--target", default="auto", help=", ".join(TARGETS))
+    engine.add_argument("--version", type=_version, default=1, help="version folder to publish as")
+    engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
+    engine.add_argument("--targets", type=Path, default=Path("demo/targets"), help="their ground truth, by the same names")
+    engine.add_argument("--calibration", type=Path, default=Path("demo/calibration"), help="folder for ranges and INT8 scales")
+    engine.add_argument("--calibrator", default="percentile", help="percentile, entropy or minmax")
+    engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
+    engine.add_argument("--gate", type=float, help="least fidelity in dB instead of the precision's own; recorded")
+    engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the ladder's last rung")
+    options = Options()
+    engine.add_argument("--max-batch", type=int, default=options.max_batch, help="largest batch of the profile")
+    engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
+    engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
+    engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
+    engine.add_argument(
+        "--compute-capabilities", type=lambda text: tuple(text.split()), default=options.compute_capabilities,
+        help='for rtx, for example "8.6 8.9 12.0"',
+    )  # fmt: skip
+
+
 def _version(text: str) -> int:
     version = int(text)
     if version < 1:
@@ -51,7 +79,18 @@ def _version(text: str) -> int:
 
 
 def _engine(options: dict[str, Any]) -> int:
-    build(Request(**options))
+    build_options = {field.name: options.pop(field.name) for field in fields(Options)}
+    build(Request(**options, options=Options(**build_options)))
+    return 0
+
+
+def _engines(options: dict[str, Any]) -> int:
+    print(table(options["repository"], options["engines"]))
+    return 0
+
+
+def _rollback(options: dict[str, Any]) -> int:
+    rollback(options["repository"], options["engines"], options["version"])
     return 0
 
 
@@ -76,7 +115,7 @@ def _enhance(options: dict[str, Any]) -> int:
     return 1 if enhance_files(pairs, run) else 0
 
 
-_VERBS = {"engine": _engine, "inspect": _inspect, "enhance": _enhance}
+_VERBS = {"engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,213 +1,197 @@
-"""From a model package to an engine in the model repository: the whole way, as one function.
+"""From a model package to engines in the repository: what is asked, what it depends on, whether there is anything to do.
 
     package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
 
-An engine that does not pass the gate of its precision is not published, and the one in service stays as it was.
+The work itself is in ``export.factory``, which imports PyTorch; this file answers "nothing to do" without it. An engine that
+does not pass the gate of its precision is not published, and the one in service stays as it was.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import platform
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from export import machine, ort
 from export.errors import ExportError
 from export.files import checkpoint_path, sha256
 from export.precision import Precision, precision_from_name
-from export.publish import provenance, staged, write_json
-from imaging import SIDE
+from export.progress import say
+from export.publish import provenance, versions
+from export.tensorrt import Options
 
-if TYPE_CHECKING:
-    from export.fidelity import Fidelity
-    from export.network import Restormer
-    from export.package import Package
-
-ENGINE = "model.onnx"  #: the file the cpu target loads
+MODEL = "restormer"  #: the model's folder in a repository
 MAX_BATCH = 8  #: the configs' max_batch_size; a test holds them together
 ADAPTER = "cpu_model.py"  #: in model_repository/restormer/: becomes model.py of every version served on a CPU
+TARGETS = ("auto", "cpu", "rtx", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to build, from where, to where."""
+    """What to build, from where, to where.
+
+    ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. ``photographs`` are those fidelity is
+    measured on, ``targets`` their ground truth by the same names, ``calibration`` the photographs that ranges and INT8 scales
+    come from. ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB. ``server_python`` is the
+    interpreter of the server's environment, for the ladder's last rung; without it that rung is left out, and says so.
+    """
 
     package: Path
     precision: str = "fp32"
     target: str = "auto"
     repository: Path = Path("model_repository")
+    engines: Path = Path("engines")
     version: int = 1
     photographs: Path = Path("demo/photos")
+    targets: Path = Path("demo/targets")
+    calibration: Path = Path("demo/calibration")
+    calibrator: str = "percentile"
+    plan: Path | None = None
+    gate: float | None = None
+    server_python: Path | None = None
+    options: Options = field(default_factory=Options)
 
 
-def build(request: Request) -> Path:
-    """Builds and publishes the engine, or finds it unchanged; returns its path. Raises `ExportError`."""
+@dataclass(frozen=True)
+class Place:
+    """Where a target's engine is published: ``model/<version>/engine``."""
+
+    model: Path
+    version: int
+    engine: str
+
+    @property
+    def path(self) -> Path:
+        """The engine's file."""
+        return self.model / str(self.version) / self.engine
+
+
+def build(request: Request) -> list[Path]:
+    """Builds and publishes the engines asked for, or finds them unchanged; returns them. Raises `ExportError`."""
     precision = precision_from_name(request.precision)
-    _require_target(request.target)
-    origin = _origin(request)
-    published = request.repository / "restormer" / str(request.version) / ENGINE
-    if provenance(request.repository, request.version, ENGINE).get("origin") == origin:
-        _say(f"{published} is up to date ({precision.name}, same package, same builder): nothing to do")
-        return published
+    if request.options.max_batch != MAX_BATCH:
+        say(f"MAX_BATCH={request.options.max_batch}: max_batch_size in restormer/config.pbtxt has to be the same")
+    ort.require_one()
+    if not (request.repository / MODEL / "config.pbtxt").is_file():
+        raise ExportError(f"{request.repository} is no model repository of ours: {MODEL}/config.pbtxt is missing")
+    targets = _targets(request, precision)
+    places = {target: _place(request, target) for target in targets}
+    todo = {}
+    for target, place in places.items():
+        origin = _origin(request, target)
+        if provenance(place.path).get("origin") == origin:
+            say(f"{place.path} is up to date ({precision.name}, same package, same builder): nothing to do")
+        else:
+            todo[target] = origin
+    if todo:
+        from export.factory import Factory  # PyTorch takes seconds to import: not for a build with nothing to do
 
-    from export import cpu, fidelity, graph  # PyTorch takes seconds to import: not for a build with nothing to do
-
-    cpu.require_precision(precision)
-    package, network = _network(request)
-    with _step("PyTorch float32 on the photographs"):
-        images = fidelity.core_tensors(request.photographs)
-        reference = fidelity.torch_runner(network)
-        references = {name: reference(image) for name, image in images.items()}
-    with _step("ONNX"):
-        rewritten = cpu.rewritten(network)
-        model = graph.onnx_from_network(rewritten)
-    with staged(request.repository, request.version) as folder:
-        engine = folder / ENGINE
-        engine.write_bytes(graph.onnx_bytes(model))
-        settings = cpu.settings(precision)
-        with _step(f"compiling for this CPU ({precision.name})"):
-            compiled = cpu.compiled(engine, settings)
-        with _step("fidelity"):
-            runners = {"torch float32, rewritten": fidelity.torch_runner(rewritten),
-                       f"engine cpu {precision.name}": cpu.runner(compiled)}  # fmt: skip
-            ladder = [fidelity.fidelity(rung, run, images, references) for rung, run in runners.items()]
-        _say("\n".join(f"    {line}" for line in (fidelity.HEADER, *(rung.row() for rung in ladder))))
-        _require_fidelity(ladder[-1], precision)
-        shutil.copyfile(request.repository / "restormer" / ADAPTER, folder / "model.py")
-        figures = {
-            "onnx": {"sha256": sha256(engine), "opset": model.opset_import[0].version, "nodes": len(model.graph.node)},
-            "runtime": {"name": "openvino", "settings": settings,
-                        "convolutions_executed_in": cpu.executed_types(compiled)},
-            "fidelity": {"gate_psnr": precision.gate, "photographs": len(images),
-                         "ladder": [asdict(rung) for rung in ladder]},
-        }  # fmt: skip
-        write_json(folder / f"{ENGINE}.json", {**_document(request, origin, package, sha256(engine)), **figures})
-    _say(f"published {published} ({precision.name}, cpu, {ladder[-1].psnr:.1f} dB against torch float32)")
-    return published
+        factory = Factory(request, precision)
+        for target, origin in todo.items():
+            factory.publish(target, places[target], origin)
+    if request.target == "auto" and "tensorrt" not in targets:
+        _say_what_is_left(request)
+    return [place.path for place in places.values()]
 
 
-def _network(request: Request) -> tuple[Package, Restormer]:
-    """The package and its network, told to the user; refused if the server could not feed it."""
-    from export.package import network_from_package, package_from_folder
+def _targets(request: Request, precision: Precision) -> list[str]:
+    """The targets to build, with the reason said where the user left the choice to us."""
+    if request.target not in TARGETS:
+        raise ExportError(f"TARGET={request.target} is unknown: choose one of {', '.join(TARGETS)}")
+    if request.target == "cpu":
+        from export.cpu import require_precision  # OpenVINO: half a second
 
-    with _step("reading the package"):
-        package = package_from_folder(request.package)
-        network = network_from_package(package)
-    architecture = package.architecture
-    _say(f"    {architecture.describe()} · {package.parameters:,} parameters")
-    for remark in package.remarks:
-        _say(f"    does not agree: {remark}")
-    if (architecture.in_channels, architecture.out_channels) != (3, 3):
-        raise ExportError(f"{request.package}: the server takes RGB to RGB, this network is {architecture.describe()}")
-    return package, network
-
-
-def _require_fidelity(reached: Fidelity, precision: Precision) -> None:
-    if reached.psnr < precision.gate:
+        require_precision(precision)
+    if request.target == "tensorrt" and not machine.gpus():
         raise ExportError(
-            f"fidelity {reached.psnr:.1f} dB on {reached.worst} is below the gate of {precision.name}, "
-            f"{precision.gate:.0f} dB: nothing was published"
+            "TARGET=tensorrt needs an NVIDIA GPU, and nvidia-smi lists none: use TARGET=auto, which does what this machine can"
         )
+    if request.target != "auto":
+        return [request.target]
+    if gpus := machine.gpus():
+        say(f"TARGET=auto: tensorrt ({gpus[0][0]}, compute capability {gpus[0][1]})")
+        return ["tensorrt"]
+    from export.cpu import why_not
+
+    reason = why_not(precision)
+    say(f"TARGET=auto: no GPU here, so rtx (built ahead of time) and {f'not cpu: {reason}' if reason else 'cpu'}")
+    return ["rtx"] if reason else ["rtx", "cpu"]
 
 
-def _document(request: Request, origin: dict[str, str], package: Package, digest: str) -> dict[str, object]:
-    """The part of an engine's JSON that says what it is and where it came from."""
-    return {
-        "engine": ENGINE,
-        "sha256": digest,
-        "target": "cpu",
-        "precision": request.precision,
-        "origin": origin,
-        "package": {
-            "folder": request.package.name,
-            "checkpoint_sha256": sha256(checkpoint_path(request.package)),
-            "training_info": package.training_info,
-            "remarks": package.remarks,
-        },
-        "network": {"architecture": package.architecture.describe(), "parameters": package.parameters},
-        "profile": {"compiled": [1, 3, SIDE, SIDE], "max_batch": MAX_BATCH},
-        "versions": _versions(),
-        "machine": {"cpu": _cpu_name(), "gpu_compute_capability": None, "tensorrt": None},
-        "command": _command(request),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+def _place(request: Request, target: str) -> Place:
+    if target == "rtx":
+        return Place(request.engines / MODEL, request.version, "model.rtx")
+    served = request.repository / MODEL
+    if target == "cpu":
+        return Place(served, request.version, "model.onnx")
+    capability = machine.gpus()[0][1].replace(".", "")
+    return Place(served, request.version, f"model.sm{capability}.plan")
 
 
-def _require_target(target: str) -> None:
-    if target == "auto":
-        _say("TARGET=auto: cpu (the only target this version builds)")
-    elif target != "cpu":
-        raise ExportError(f"TARGET={target} is not built here: choose cpu or auto")
+def _say_what_is_left(request: Request) -> None:
+    """After a build without a GPU: what is served here now, and the command that finishes elsewhere."""
+    model = request.repository / MODEL
+    served = versions(model)[-1:]
+    engine = provenance(model / str(served[0]) / "model.onnx") if served else {}
+    what = f"version {served[0]}, {engine['precision']} on the CPU" if engine else "no engine: make engine PRECISION=fp32"
+    say(f"served here now: {what}")
+    say(f"to finish on the GPU host: {command(request, target='tensorrt')}")
 
 
-def _origin(request: Request) -> dict[str, str]:
+def command(request: Request, target: str | None = None) -> str:
+    """The line that builds this again."""
+    words = {
+        "PACKAGE": request.package, "PRECISION": request.precision, "TARGET": target or request.target,
+        "VERSION": request.version, "PHOTOS": request.photographs,
+    }  # fmt: skip
+    extra = {"CALIBRATION": request.calibration, "CALIBRATOR": request.calibrator} if request.precision == "int8" else {}
+    chosen = {"PLAN": request.plan, "GATE": request.gate}
+    pairs = {**words, **extra, **{name: value for name, value in chosen.items() if value is not None}}
+    return "make engine " + " ".join(f"{name}={value}" for name, value in pairs.items())
+
+
+def tool_versions(target: str) -> dict[str, str]:
+    """Python and the libraries an engine of this target depends on."""
+    names = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", *_RUNTIMES[target])
+    return {"python": platform.python_version(), **{name: v for name in names if (v := _version(name))}}
+
+
+_RUNTIMES = {"cpu": ("openvino",), "rtx": ("tensorrt-rtx",), "tensorrt": ("tensorrt", "onnxruntime-gpu")}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _origin(request: Request, target: str) -> dict[str, str]:
     """Everything the engine and its figures depend on; equal origins mean there is nothing to build."""
     checkpoint_path(request.package)
     room = Path(__file__).parent
-    adapter = request.repository / "restormer" / ADAPTER
-    sources = [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]
-    builder = hashlib.sha256(repr(sorted(_versions().items())).encode())
-    for path in sources:
+    adapter = request.repository / MODEL / ADAPTER
+    builder = hashlib.sha256(repr(sorted(tool_versions(target).items())).encode())
+    for path in [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]:
         builder.update(path.read_bytes() if path.is_file() else b"")
+    settings = [request.gate, request.calibrator, request.options, request.plan and sha256(request.plan)]
     return {
-        "package": _folder_digest(request.package),
-        "photographs": _folder_digest(request.photographs),
+        "package": folder_digest(request.package),
+        "photographs": folder_digest(request.photographs),
+        "targets": folder_digest(request.targets),
+        "calibration": folder_digest(request.calibration),
         "precision": request.precision,
+        "settings": hashlib.sha256(repr(settings).encode()).hexdigest(),
         "builder": builder.hexdigest(),
-        "cpu": _cpu_name(),
+        "machine": repr([machine.cpu_name(), machine.gpus() if target == "tensorrt" else None]),
     }
 
 
-def _folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files."""
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files; that of nothing if there is no such folder."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.glob("*") if path.is_file()):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "onnx", "onnxscript", "openvino", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _cpu_name() -> str:
-    """The processor's model name from the kernel, or its architecture where the kernel has none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _command(request: Request) -> str:
-    return (
-        f"make engine PACKAGE={request.package} PRECISION={request.precision} TARGET={request.target} "
-        f"VERSION={request.version} PHOTOS={request.photographs}"
-    )
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    """Announces a long step before it runs, and says how long it took."""
-    print(f"  {title} ...", end="", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    try:
-        yield
-    except BaseException:
-        print(file=sys.stderr)
-        raise
-    print(f" {time.monotonic() - started:.1f} s", file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

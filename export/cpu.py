@@ -1,33 +1,34 @@
-"""The ``cpu`` target: the ONNX graph with the CPU's rewrites, run by OpenVINO.
+"""The ``cpu`` target: the ONNX graph with split projections, run by OpenVINO.
 
 OpenVINO was chosen by measurement: it is the CPU runtime that executes bfloat16, and that is the fastest of what
 ``make benchmark-runtimes`` sets side by side (in float32 ONNX Runtime can be faster; it depends on the processor).
-It decides types by a hint and not by the graph, so after compiling we ask what it really executes.
+It decides floating-point types by a hint and not by the graph, so after compiling we ask what it really executes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from export.coverage import Convolution
 from export.errors import ExportError
-from export.network import Restormer
 from export.precision import Precision
-from export.rewrites import fold_norms, pad_feed_forward, split_projections
 
 Tensor = NDArray[np.float32]
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
-
-
-def rewritten(network: Restormer) -> Restormer:
-    """The network as the CPU likes it: norms folded, padded feed-forward, projections split by weight."""
-    return split_projections(pad_feed_forward(fold_norms(network)))
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+#: What a processor must have for a precision, and what that is called in processors.
+_NEEDS = {
+    "bf16": ("BF16", "bfloat16 arithmetic (AVX512_BF16 or AMX)"),
+    "fp16": ("FP16", "float16 arithmetic (AVX512_FP16)"),
+    "int8": ("INT8", "INT8 arithmetic (VNNI)"),
+}
+_ARITHMETIC = {"f32": "FLOAT", "bf16": "BFLOAT16", "f16": "FLOAT16", "i8": "INT8", "u8": "INT8"}
 
 
 def settings(precision: Precision) -> dict[str, str]:
@@ -35,11 +36,20 @@ def settings(precision: Precision) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": _HINTS[precision.name], "PERFORMANCE_HINT": "LATENCY"}
 
 
+def why_not(precision: Precision) -> str:
+    """Why this processor would only pretend to run a precision; empty if it executes it."""
+    if precision.name not in _HINTS:
+        return f"{precision.name} is a mode of NVIDIA's GPUs"
+    wanted, words = _NEEDS.get(precision.name, ("", ""))
+    if wanted and wanted not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return f"this CPU has no {words}"
+    return ""
+
+
 def require_precision(precision: Precision) -> None:
     """Refuses a precision this processor would only pretend to run."""
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision.name == "bf16" and "BF16" not in capabilities:
-        raise ExportError("this CPU has no bfloat16 arithmetic (AVX512_BF16 or AMX): build with PRECISION=fp32")
+    if reason := why_not(precision):
+        raise ExportError(f"{reason}: build with PRECISION=fp32 TARGET=cpu, or PRECISION={precision.name} TARGET=rtx")
 
 
 def compiled(path: Path, options: Mapping[str, str]) -> openvino.CompiledModel:
@@ -55,12 +65,12 @@ def runner(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
     return lambda image: np.asarray(model(image)[0], np.float32)
 
 
-def executed_types(model: openvino.CompiledModel) -> dict[str, float]:
-    """Share of the convolutions executed in each type, for example ``{"bf16": 1.0}``, as OpenVINO reports it."""
-    counts: Counter[str] = Counter()
+def executed(model: openvino.CompiledModel, layers: Iterable[Convolution]) -> list[Convolution]:
+    """The graph's convolutions with the type each really executes in, as OpenVINO reports it."""
+    types = {}
     for node in model.get_runtime_model().get_ordered_ops():
-        info = node.get_rt_info()
-        if "Convolution" in str(info["layerType"].astype(str)):
-            counts[str(info["runtimePrecision"].astype(str))] += 1
-    total = sum(counts.values())
-    return {name: count / total for name, count in sorted(counts.items())}
+        info = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
+        for original in info.get("originalLayersNames", "").split(","):
+            if "Convolution" in info.get("layerType", ""):
+                types[original] = _ARITHMETIC.get(info["runtimePrecision"], info["runtimePrecision"])
+    return [replace(layer, arithmetic=types.get(layer.node, "unknown")) for layer in layers]

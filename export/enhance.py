@@ -9,14 +9,12 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from export.errors import ExportError
-from export.fidelity import Runner
+from export.fidelity import Runner, torch_runner
 from export.package import network_from_package, package_from_folder
 from export.rewrites import typed
 from imaging import SUFFIXES, Frame, InvalidPhotograph, decode, decode_small, encode, framed, transfer, unframed
@@ -39,18 +37,12 @@ def runner_from_package(folder: Path, *, precision: str, device: str, compiled: 
     if precision not in DTYPES:
         raise ExportError(f"--precision {precision} is unknown: choose one of {', '.join(DTYPES)}")
     network = network_from_package(package_from_folder(folder))
+    network = network if precision == "fp32" else typed(network, DTYPES[precision])
     try:
-        network = (network if precision == "fp32" else typed(network, DTYPES[precision])).to(device)
+        return torch_runner(network, device=device, compiled=compiled)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ExportError(f"--device {device} cannot be used ({reason}): choose cpu, or cuda with a GPU") from error
-    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(network) if compiled else network
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return forward(torch.from_numpy(image).to(device)).cpu().numpy()
-
-    return run
 
 
 def enhance_files(pairs: list[tuple[Path, Path]], run: Runner) -> int:

@@ -1,23 +1,25 @@
 """How faithful an engine is to the float32 network, on real photographs.
 
 The photographs are prepared by ``imaging``, exactly as the server prepares them. The reference is the network as the
-package has it, in PyTorch float32, before any rewrite.
+package has it, in PyTorch float32, before any rewrite. Every way of running the network is a rung of one ladder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from export import half
 from export.errors import ExportError
-from export.metrics import psnr
-from export.network import Restormer
-from imaging import SUFFIXES, InvalidPhotograph, decode_small, framed
+from export.metrics import Distance, distance
+from export.precision import Precision
+from imaging import SIDE, SUFFIXES, InvalidPhotograph, decode_small, framed
 
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
@@ -26,68 +28,166 @@ MOST_PHOTOGRAPHS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """One rung of the ladder: the worst figures over all photographs. ``psnr`` is in dB, the errors in [0, 1]."""
+    """One rung of the ladder: the worst figures over all photographs, against PyTorch float32.
+
+    ``executes`` names the types the arithmetic really ran in. ``psnr`` is in dB, the errors in [0, 1]. ``truth`` holds
+    the mean distance to the ground truth, where there is some.
+    """
 
     rung: str
+    executes: str
     max_error: float
     mean_error: float
     psnr: float
+    ssim: float
     worst: str
+    truth: Distance | None = None
 
     def row(self) -> str:
         """One line of the table."""
-        return f"{self.rung:<28} {self.max_error:10.2e} {self.mean_error:10.2e} {self.psnr:8.1f}  {self.worst}"
+        figures = f"{self.max_error:10.2e} {self.mean_error:10.2e} {self.psnr:8.1f} {self.ssim:8.5f}"
+        truth = f"{self.truth.l1:8.4f} {self.truth.psnr:7.2f} {self.truth.ssim:6.3f}" if self.truth else f"{'–':>23}"
+        return f"{self.rung:<26} {self.executes:<24} {figures} {truth}  {self.worst}"
 
 
-HEADER = f"{'against torch float32':<28} {'max error':>10} {'mean':>10} {'PSNR dB':>8}  worst photograph"
+@dataclass(frozen=True, kw_only=True)
+class NotRun:
+    """A rung that cannot be measured here, and why."""
+
+    rung: str
+    reason: str
+
+    def row(self) -> str:
+        """One line of the table."""
+        return f"{self.rung:<26} n/a: {self.reason}"
 
 
-def core_tensors(folder: Path) -> dict[str, Tensor]:
-    """The photographs of a folder as core tensors ``[1, 3, 512, 512]``, by file name."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)[:MOST_PHOTOGRAPHS]
+HEADER = (
+    f"{'against torch float32':<26} {'executes':<24} {'max error':>10} {'mean':>10} {'PSNR dB':>8} {'SSIM':>8} "
+    f"{'truth L1':>8} {'PSNR dB':>7} {'SSIM':>6}  worst photograph"
+)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The photographs, what PyTorch float32 makes of them, and the true targets of those that have one.
+
+    All are core tensors ``[1, 3, 512, 512]`` by file name; references and targets are clamped to [0, 1].
+    """
+
+    images: Mapping[str, Tensor]
+    references: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+
+    def measure(self, rung: str, executes: str, run: Runner) -> Fidelity:
+        """Runs ``run`` on every photograph; outputs are clamped to [0, 1] as they are served.
+
+        Raises `ExportError` if an output is not finite.
+        """
+        figures, truths = {}, []
+        for name, image in self.images.items():
+            output, reference = np.asarray(run(image), np.float32), self.references[name]
+            if not np.isfinite(output).all():
+                raise ExportError(f"{rung}: the output for {name} holds NaN or infinity; nothing was published")
+            output = output.clip(0, 1)
+            figures[name] = (_distance(output, reference), float(np.abs(output - reference).max()))
+            if name in self.targets:
+                truths.append(_distance(output, self.targets[name]))
+        worst = min(figures, key=lambda name: figures[name][0].psnr)
+        return Fidelity(
+            rung=rung,
+            executes=executes,
+            max_error=max(largest for _, largest in figures.values()),
+            mean_error=max(found.l1 for found, _ in figures.values()),
+            psnr=min(figures[worst][0].psnr, 200.0),  # equal pictures: infinity is not JSON
+            ssim=min(found.ssim for found, _ in figures.values()),
+            worst=worst,
+            truth=_mean(truths) if truths else None,
+        )
+
+    def reference_truth(self) -> Distance | None:
+        """What PyTorch float32 itself reaches against the ground truth."""
+        found = [_distance(self.references[name], target) for name, target in self.targets.items()]
+        return _mean(found) if found else None
+
+
+def yardstick(network: nn.Module, folder: Path, targets: Path | None = None) -> Yardstick:
+    """The photographs of a folder through the network in float32; targets are matched by name, less the suffix."""
+    images, run = core_tensors(folder), torch_runner(network)
+    references = {name: run(image).clip(0, 1) for name, image in images.items()}
+    if bad := [name for name, reference in references.items() if not np.isfinite(reference).all()]:
+        raise ExportError(f"the float32 network itself makes NaN or infinity of {bad[0]}: is it trained?")
+    truth = {path.stem: path for path in photographs(targets)} if targets else {}
+    paired = [(name, truth[Path(name).stem]) for name in images if Path(name).stem in truth]
+    return Yardstick(images, references, {name: core_tensor(path) for name, path in paired})
+
+
+def core_tensors(folder: Path, most: int = MOST_PHOTOGRAPHS) -> dict[str, Tensor]:
+    """The first photographs of a folder as core tensors ``[1, 3, 512, 512]``, by file name."""
+    paths = photographs(folder)[:most]
     if not paths:
         raise ExportError(
             f"no photographs in {folder}: fidelity is measured on photographs, give a folder as PHOTOS=..."
         )
-    return dict(_prepared(paths))
+    return {path.name: core_tensor(path) for path in paths}
 
 
-def _prepared(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    for path in paths:
-        try:
-            yield path.name, framed(decode_small(path.read_bytes()))[None]
-        except InvalidPhotograph as error:
-            raise ExportError(f"{path}: {error}") from error
+def torch_runner(network: nn.Module, *, device: str = "cpu", compiled: bool = False, tf32: bool = False) -> Runner:
+    """PyTorch in the network's own type, on a device; float16 and TF32 on a CPU as `export.half` says."""
+    placed = network.to(device)
+    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(placed) if compiled else placed
 
-
-def torch_runner(network: Restormer) -> Runner:
-    """PyTorch float32 on this CPU."""
-
+    # Not inference mode: outside it every convolution reaches `Half` in one form.
     def run(image: Tensor) -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = network(torch.from_numpy(image)).numpy()
+        with torch.no_grad(), half.arithmetic(placed, tf32=tf32):
+            result: Tensor = forward(torch.from_numpy(image).to(device)).cpu().numpy()
         return result
 
     return run
 
 
-def fidelity(rung: str, run: Runner, images: dict[str, Tensor], references: dict[str, Tensor]) -> Fidelity:
-    """Runs ``run`` on every image and compares with the reference; outputs clamped to [0, 1] as they are served.
+def require_fidelity(reached: Fidelity, reference: Distance | None, precision: Precision, gate: float) -> None:
+    """Refuses what is below the gate, or lost too much against the ground truth."""
+    if reached.psnr < gate:
+        raise ExportError(
+            f"fidelity {reached.psnr:.1f} dB on {reached.worst} is below the gate of {precision.name}, "
+            f"{gate:.0f} dB: nothing was published"
+        )
+    if reached.truth and reference and reference.psnr - reached.truth.psnr > precision.loss:
+        raise ExportError(
+            f"{reference.psnr - reached.truth.psnr:.2f} dB lost against the ground truth, {precision.name} may lose "
+            f"{precision.loss} dB: nothing was published"
+        )
 
-    Raises `ExportError` if an output is not finite.
-    """
-    figures = {}
-    for name, image in images.items():
-        output, reference = run(image), references[name]
-        if not np.isfinite(output).all():
-            raise ExportError(f"{rung}: the output for {name} holds NaN or infinity")
-        error = np.abs(np.clip(output, 0, 1) - np.clip(reference, 0, 1))
-        figures[name] = (psnr(error, np.zeros_like(error)), float(error.max()), float(error.mean()))
-    worst = min(figures, key=lambda name: figures[name][0])
-    return Fidelity(
-        rung=rung,
-        psnr=min(figures[worst][0], 200.0),  # equal pictures: infinity is not JSON
-        max_error=max(f[1] for f in figures.values()),
-        mean_error=max(f[2] for f in figures.values()),
-        worst=worst,
-    )
+
+def difference_picture(image: Tensor, reference: Tensor, output: Tensor) -> NDArray[np.uint8]:
+    """Input, reference, output and their difference (scaled to its largest) side by side, HxWx3."""
+    error = np.abs(output - reference)
+    panels = [image, reference, output.clip(0, 1), error / max(float(error.max()), 1e-9)]
+    pixels: NDArray[np.uint8] = np.round(np.concatenate([_hwc(p) for p in panels], axis=1) * 255).astype(np.uint8)
+    return pixels
+
+
+def photographs(folder: Path) -> list[Path]:
+    """The photographs of a folder, by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def core_tensor(path: Path, side: int = SIDE) -> Tensor:
+    """One photograph as the server prepares it: ``[1, 3, side, side]``."""
+    try:
+        return framed(decode_small(path.read_bytes(), side=side), side=side)[None]
+    except InvalidPhotograph as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def _distance(output: Tensor, reference: Tensor) -> Distance:
+    return distance(_hwc(output), _hwc(reference))
+
+
+def _hwc(tensor: Tensor) -> Tensor:
+    return tensor[0].transpose(1, 2, 0)
+
+
+def _mean(distances: list[Distance]) -> Distance:
+    return Distance(**{f: float(np.mean([getattr(d, f) for d in distances])) for f in ("l1", "psnr", "ssim")})

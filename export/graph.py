@@ -17,10 +17,10 @@ import onnx
 import torch
 
 from export.network import Restormer
+from export.names import INPUT, OUTPUT
 from imaging import SIDE
 
 _BATCH = 2  # of the example the network is traced with; 1 would let shapes collapse
-INPUT, OUTPUT = "input", "output"  #: names of the core tensors, in ONNX and in the configs alike
 
 
 def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProto:

@@ -13,27 +13,53 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from export.errors import ExportError
 from export.files import sha256
 
-MODEL = "restormer"
-
-
 @contextlib.contextmanager
-def staged(repository: Path, version: int) -> Iterator[Path]:
-    """An empty folder that becomes ``restormer/<version>`` if the block ends well, and vanishes if it does not.
+def staged(model: Path, version: int) -> Iterator[Path]:
+    """An empty folder that becomes ``model/<version>`` if the block ends well, and vanishes if it does not.
 
     One build at a time: a second one is refused while the first holds the lock.
     """
-    model = repository / MODEL
-    if not (model / "config.pbtxt").is_file():
-        raise ExportError(f"{repository} is no model repository of ours: {model / 'config.pbtxt'} is missing")
     try:
         with _locked(model), _staging(model, version) as folder:
             yield folder
     except OSError as error:
         raise ExportError(f"cannot publish into {model / str(version)}: {error.strerror or error}") from error
+
+
+def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folder: Path) -> list[str]:
+    """Links the version's other engines into the folder that will replace it; returns the names of those left behind.
+
+    A version is one network: an engine for another target stays if it was made from the same checkpoint.
+    """
+    left = []
+    for document in documents(model / str(version)):
+        name = str(document["engine"])
+        if name == engine:
+            continue
+        package = document.get("package")
+        if not isinstance(package, dict) or package.get("checkpoint_sha256") != checkpoint:
+            left.append(name)
+            continue
+        for file in document["files"]:
+            if not (folder / file).exists():
+                os.link(model / str(version) / file, folder / file)
+    return left
+
+
+def removed(model: Path, version: int) -> bool:
+    """Takes a version out of service: gone by one rename, then deleted. False if there is none."""
+    place, aside = model / str(version), model / f".{version}.removed"
+    if not place.is_dir():
+        return False
+    with _locked(model):
+        place.rename(aside)
+        shutil.rmtree(aside)
+    return True
 
 
 @contextlib.contextmanager
@@ -61,6 +87,7 @@ def _staging(model: Path, version: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(model: Path) -> Iterator[None]:
+    model.mkdir(parents=True, exist_ok=True)
     with (model / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,15 +96,33 @@ def _locked(model: Path) -> Iterator[None]:
         yield
 
 
-def provenance(repository: Path, version: int, engine: str) -> dict[str, object]:
+def versions(model: Path) -> list[int]:
+    """Published versions, the highest (which Triton serves) last."""
+    return sorted(int(path.name) for path in model.glob("*") if path.name.isdigit())
+
+
+def documents(folder: Path) -> list[dict[str, Any]]:
+    """The JSON of every engine in a version folder whose engine is there."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        document = _document(path)
+        if "engine" in document and path.name == f"{document['engine']}.json" and (folder / document["engine"]).is_file():
+            found.append(document)
+    return found
+
+
+def provenance(path: Path) -> dict[str, Any]:
     """The JSON beside a published engine; empty if there is none or the engine is not the file it describes."""
-    path = repository / MODEL / str(version) / engine
+    document = _document(path.with_name(f"{path.name}.json"))
+    return document if path.is_file() and document.get("sha256") == sha256(path) else {}
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.with_name(f"{engine}.json").read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    is_its_own = isinstance(document, dict) and path.is_file() and document.get("sha256") == sha256(path)
-    return document if is_its_own else {}
+    return document if isinstance(document, dict) else {}
 
 
 def write_json(path: Path, document: object) -> None:

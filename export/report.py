@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from export.architecture import Architecture
+from export.coverage import Convolution
 from export.files import sha256
 from export.network import Attention, Restormer
 from export.package import Package
@@ -37,28 +40,39 @@ def report(package: Package) -> str:
 
 
 def multiply_accumulates(architecture: Architecture, side: int) -> tuple[int, int]:
-    """Multiply-accumulates of one ``side`` x ``side`` image: in the convolutions, and in the attention products.
+    """Multiply-accumulates of one ``side`` x ``side`` image: in the convolutions, and in the attention products."""
+    with torch.device("meta"):
+        layers, products = _work(Restormer(architecture), side)
+    return sum(layer.macs for layer in layers), products
 
-    Counted on the network itself, run without data on PyTorch's meta device.
-    """
-    counts = {"convolutions": 0, "products": 0}
 
-    def convolution(layer: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        counts["convolutions"] += output.numel() * layer.weight[0].numel()
+def convolutions(network: Restormer, side: int) -> list[Convolution]:
+    """The network's convolutions with their multiply-accumulates."""
+    return _work(copy.deepcopy(network).to("meta"), side)[0]
+
+
+def _work(ghost: Restormer, side: int) -> tuple[list[Convolution], int]:
+    """Counted on a network on PyTorch's meta device, run without data."""
+    found: list[Convolution] = []
+    products = 0
+
+    def convolution(name: str, layer: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        macs = output.numel() * layer.weight[0].numel()
+        found.append(Convolution(name, layer.kernel_size[0], macs, "FLOAT", name))
 
     def attention(layer: Attention, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal products
         _, width, height, columns = inputs[0].shape
-        counts["products"] += 2 * width * (width // layer.heads) * height * columns
+        products += 2 * width * (width // layer.heads) * height * columns
 
-    with torch.device("meta"), torch.inference_mode():
-        network = Restormer(architecture)
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.register_forward_hook(convolution)
-            elif isinstance(layer, Attention):
-                layer.register_forward_hook(attention)
-        network(torch.empty(1, architecture.in_channels, side, side))
-    return counts["convolutions"], counts["products"]
+    for name, layer in ghost.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(partial(convolution, name))
+        elif isinstance(layer, Attention):
+            layer.register_forward_hook(attention)
+    with torch.inference_mode():
+        ghost(torch.empty(1, ghost.architecture.in_channels, side, side, device="meta"))
+    return found, products
 
 
 def _file_line(path: Path) -> str:

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from export.network import Attention, FeedForward, LayerNorm, Projection, Restormer, TransformerBlock
 
 
+def rewritten(network: Restormer) -> Restormer:
+    """The network as every target takes it: norms folded, feed-forward padded."""
+    return pad_feed_forward(fold_norms(network))
+
+
 def pad_feed_forward(network: Restormer, multiple: int = 8) -> Restormer:
     """Feed-forward widths rounded up to a multiple (127, 255, 510, 1021 become 128, 256, 512, 1024), with zeros.
 

@@ -62,7 +62,15 @@ def _published(path: str, names: list[str]) -> list[str]:
 def repository(tmp_path_factory) -> Path:
     """A model repository with the demo package's float32 engine."""
     folder = bare_repository(tmp_path_factory.mktemp("served") / "model_repository")
-    build(Request(package=ROOT / "demo/package", repository=folder, photographs=ROOT / "demo/photos"))
+    build(
+        Request(
+            package=ROOT / "demo/package",
+            target="cpu",
+            repository=folder,
+            engines=folder.parent / "engines",
+            photographs=ROOT / "demo/photos",
+        )
+    )
     return folder
 
 

@@ -16,7 +16,7 @@ class TritonPythonModel:
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
         core = openvino.Core()
-        wanted = {"f32": "FP32", "bf16": "BF16"}[settings["INFERENCE_PRECISION_HINT"]]
+        wanted = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[settings["INFERENCE_PRECISION_HINT"]]
         if wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise RuntimeError(
                 f"the engine wants {wanted}, which this CPU does not execute: make engine PRECISION=fp32"

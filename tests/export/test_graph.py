@@ -14,11 +14,10 @@ import onnxruntime
 import pytest
 import torch
 
-from export.cpu import rewritten
 from export.graph import onnx_bytes, onnx_from_network
 from export.metrics import psnr
 from export.package import network_from_package, package_from_folder
-from export.rewrites import typed
+from export.rewrites import rewritten, split_projections, typed
 from imaging import decode_small, framed
 from tests.export.test_network import network_of
 
@@ -41,7 +40,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def model(network):
-    return onnx_from_network(rewritten(network), side=SIDE)
+    return onnx_from_network(split_projections(rewritten(network)), side=SIDE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -1,0 +1,331 @@
+"""The work of a build: one network, one precision, and an engine for each target asked for.
+
+Whatever two targets share (the network, the float32 reference, the typed network, the INT8 plan) is made once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from PIL import Image
+
+from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, report, served, tensorrt
+from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, tool_versions
+from export.coverage import Convolution
+from export.errors import ExportError
+from export.fidelity import Fidelity, NotRun
+from export.files import checkpoint_path, sha256
+from export.network import Restormer
+from export.package import Package, network_from_package, package_from_folder
+from export.precision import Precision
+from export.progress import counted, say, step
+from export.publish import keep_siblings, staged, write_json
+from export.rewrites import rewritten, split_projections, typed
+from imaging import SIDE
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: On a GPU everything that is not INT8 in an INT8 engine is float16; on a CPU float32.
+INT8_BASE = {"cpu": "fp32", "rtx": "fp16", "tensorrt": "fp16"}
+MOST_CALIBRATION, RANGE_PHOTOGRAPHS = 32, 4
+#: What one layer's quantization costs is measured small: 176 layers of the standard network take minutes, not hours.
+PLAN_SIDE, PLAN_PHOTOGRAPHS = 128, 2
+Rung = Fidelity | NotRun
+
+
+class Factory:
+    """One package in one precision. Reading it refuses, in one line, what cannot become an engine."""
+
+    def __init__(self, request: Request, precision: Precision) -> None:
+        self._request, self._precision = request, precision
+        self._gate = precision.gate if request.gate is None else request.gate
+        with step("reading the package"):
+            self._package: Package = package_from_folder(request.package)
+            self._network: Restormer = network_from_package(self._package)
+        architecture = self._package.architecture
+        say(f"    {architecture.describe()} · {self._package.parameters:,} parameters")
+        for remark in self._package.remarks:
+            say(f"    does not agree: {remark}")
+        if (architecture.in_channels, architecture.out_channels) != (3, 3):
+            raise ExportError(
+                f"{request.package}: the server takes RGB to RGB, this network is {architecture.describe()}"
+            )
+        with step("PyTorch float32 on the photographs"):
+            self._yardstick = fidelity.yardstick(self._network, request.photographs, request.targets)
+        self._rewritten = rewritten(self._network)
+
+    def publish(self, target: str, place: Place, origin: dict[str, str]) -> None:
+        """Builds one target's engine and puts it in its place, or raises `ExportError` and leaves all as it was."""
+        say(f"{self._precision.name} for {target}:")
+        with staged(place.model, place.version) as folder:
+            rungs = self._torch_rungs(target)
+            document = self._engine(target, folder, place.engine, rungs)
+            decisive = [rung for rung in rungs if isinstance(rung, Fidelity)][-1]
+            say("\n".join(f"    {line}" for line in (fidelity.HEADER, *(rung.row() for rung in rungs))))
+            self._require_fidelity(target, decisive)
+            document = {**self._document(target, place.engine, origin, folder), **document}
+            document["fidelity"] = self._fidelity_document(rungs, decisive)
+            document["peak_memory_mib"] = machine.peak_memory_mib()
+            document["files"] = sorted([*(path.name for path in folder.iterdir()), f"{place.engine}.json"])
+            write_json(folder / f"{place.engine}.json", document)
+            left = keep_siblings(place.model, place.version, place.engine, self._checkpoint, folder)
+        for name in left:
+            say(f"  {name} is gone from version {place.version}: it was made from another checkpoint")
+        say(
+            f"published {place.path} ({self._precision.name}, {target}, {decisive.psnr:.1f} dB against torch float32"
+            f"{' emulated' if target == 'rtx' else ''}; peak memory {document['peak_memory_mib'] / 1024:.1f} GiB)"
+        )
+
+    def _engine(self, target: str, folder: Path, engine: str, rungs: list[Rung]) -> dict[str, Any]:
+        model = self._graph(target)
+        layers = coverage.convolutions(model)
+        data = graph.onnx_bytes(model)
+        rungs.append(self._onnxruntime_rung(data, "CPUExecutionProvider"))
+        shared = {
+            "onnx": {"opset": model.opset_import[0].version, "nodes": len(model.graph.node)},
+            "int8": None if self._precision.name != "int8" else self._plan.document(),
+            "ranges": [asdict(found) for found in self._ranges[:10]] if self._has_float16(target) else None,
+        }
+        if shared["int8"]:
+            write_json(folder / f"{engine}.int8.json", shared["int8"])
+        if target == "cpu":
+            return {**shared, **self._cpu_engine(folder, engine, data, layers, rungs)}
+        return {**shared, **self._tensorrt_engine(target, folder, engine, data, layers, rungs)}
+
+    def _cpu_engine(
+        self, folder: Path, engine: str, data: bytes, layers: list[Convolution], rungs: list[Rung]
+    ) -> dict[str, Any]:
+        path, settings = folder / engine, cpu.settings(self._precision)
+        path.write_bytes(data)
+        shutil.copyfile(self._request.repository / MODEL / ADAPTER, folder / "model.py")
+        with step(f"compiling for this CPU ({self._precision.name})"):
+            compiled = cpu.compiled(path, settings)
+        executed = cpu.executed(compiled, layers)
+        self._require_coverage(executed)
+        words = coverage.words(coverage.shares(executed))
+        with step("fidelity of the engine"):
+            rungs.append(self._yardstick.measure("engine, OpenVINO", words, cpu.runner(compiled)))
+        del compiled  # the server compiles its own
+        runtime = {"name": "openvino", "settings": settings, "work_executed_in": coverage.shares(executed)}
+        document = {"runtime": runtime, "onnx_sha256": sha256(path)}
+        rungs.append(self._served_rung(folder, engine, document, words))
+        return document
+
+    def _tensorrt_engine(
+        self, target: str, folder: Path, engine: str, data: bytes, layers: list[Convolution], rungs: list[Rung]
+    ) -> dict[str, Any]:
+        self._require_coverage(layers)
+        source = folder / f"{engine}.onnx"
+        source.write_bytes(data)
+        cache = self._request.engines / ".cache" / f"{target}.timing"
+        with step(f"{tensorrt.LIBRARIES[target]} builds ({self._precision.name})"):
+            built = tensorrt.built(
+                target, data, self._request.options, tf32=self._precision.name == "tf32",
+                timing_cache=cache if target == "tensorrt" else None,
+            )  # fmt: skip
+        (folder / engine).write_bytes(built.plan)
+        say(
+            f"    {built.layers:,} layers parsed, {built.casts} of them casts; engine {len(built.plan) / 2**20:.1f} MiB; "
+            f"{len(built.warnings)} warnings"
+        )
+        words = coverage.words(coverage.shares(layers))
+        if target == "rtx":
+            rungs.append(NotRun(rung="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time"))
+        else:
+            with step("fidelity of the plan"):
+                rungs.append(self._yardstick.measure("engine, TensorRT", words, tensorrt.runner(built.plan)))
+            rungs[-1:-1] = [
+                self._onnxruntime_rung(data, provider)
+                for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+            ]
+        return {
+            "runtime": {"name": tensorrt.LIBRARIES[target], **built.figures()},
+            "options": asdict(self._request.options),
+            "work_typed": coverage.shares(layers),
+            "onnx_sha256": sha256(source),
+        }
+
+    def _torch_rungs(self, target: str) -> list[Rung]:
+        """PyTorch, rewritten in float32, then in the precision (real half tensors on a CPU, see ``export.half``)."""
+        name = self._precision.name
+        precise = self._precise(target)
+        with step("fidelity of PyTorch, rewritten and in the precision"):
+            rungs: list[Rung] = [self._rewritten_rung]
+            if name != "fp32":
+                words = {"int8": f"INT8 grid, {INT8_BASE[target]}"}.get(name, name)
+                run = fidelity.torch_runner(precise, tf32=name == "tf32")
+                rungs.append(self._yardstick.measure(f"torch {name}", f"{words}, emulated", run))
+        if self._has_float16(target):
+            for line in half.table(self._ranges):
+                say(f"    {line}")
+            half.require_headroom(self._ranges)
+        return rungs
+
+    @cached_property
+    def _rewritten_rung(self) -> Fidelity:
+        return self._yardstick.measure("torch float32, rewritten", "float32", fidelity.torch_runner(self._rewritten))
+
+    def _precise(self, target: str) -> Restormer:
+        """The rewritten network in the precision."""
+        name, network = self._precision.name, self._rewritten
+        if name == "int8":
+            network, name = int8.fake_quantized(network, self._plan.ranges), INT8_BASE[target]
+        return typed(network, HALVES[name]) if name in HALVES else network
+
+    def _has_float16(self, target: str) -> bool:
+        return (INT8_BASE[target] if self._precision.name == "int8" else self._precision.name) == "fp16" and target != "cpu"
+
+    @cached_property
+    def _ranges(self) -> list[half.Range]:
+        with step("range of every float16 tensor"):
+            images = self._calibration_images(SIDE, RANGE_PHOTOGRAPHS)
+            return half.ranges(typed(self._rewritten, torch.float16), images)
+
+    def _graph(self, target: str) -> onnx.ModelProto:
+        """The typed ONNX graph of a target."""
+        name = INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
+        network = split_projections(self._rewritten) if target == "cpu" else self._rewritten
+        # OpenVINO takes floating-point types by a hint: its graph stays float32.
+        network = typed(network, HALVES[name]) if name in HALVES and target != "cpu" else network
+        with step("ONNX"):
+            model = graph.onnx_from_network(network)
+        return int8.quantized_graph(model, self._plan.ranges) if self._precision.name == "int8" else model
+
+    @cached_property
+    def _plan(self) -> int8.Plan:
+        """The pinned INT8 plan, or one made from the calibration photographs (measurements kept between builds)."""
+        if self._request.plan:
+            plan = int8.plan_from_file(self._request.plan)
+            unknown = plan.ranges.keys() - int8.candidates(self._rewritten).keys()
+            if unknown:
+                raise ExportError(f"PLAN={self._request.plan}: this network has no {sorted(unknown)[0]}")
+        else:
+            ranges, errors = self._calibration()
+            plan = int8.planned(report.convolutions(self._rewritten, SIDE), ranges, errors, self._gate, self._request.calibrator)
+        for line in plan.lines():
+            say(f"    {line}")
+        return plan
+
+    def _calibration(self) -> tuple[dict[str, float], dict[str, float]]:
+        method = self._request.calibrator
+        if method not in int8.METHODS:
+            raise ExportError(f"CALIBRATOR={method} is unknown: choose one of {', '.join(int8.METHODS)}")
+        key = f"{self._checkpoint[:16]}-{folder_digest(self._request.calibration)[:16]}-{method}-{int8.VERSION}"
+        cache = self._request.engines / ".cache" / f"int8-{key}.json"
+        if cache.is_file():
+            say(f"    calibration of these photographs is known ({cache})")
+            known = json.loads(cache.read_text(encoding="utf-8"))
+            return known["ranges"], known["errors"]
+        images = self._calibration_images(SIDE, MOST_CALIBRATION)
+        with counted(f"calibrating on {len(images)} photographs ({method})", len(images)) as tick:
+            ranges = int8.calibrated(self._rewritten, images, method, tick)
+        small = self._calibration_images(PLAN_SIDE, PLAN_PHOTOGRAPHS)
+        with counted("what each convolution costs in INT8", len(ranges)) as tick:
+            errors = int8.errors_alone(self._rewritten, ranges, small, tick)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, {"ranges": ranges, "errors": errors})
+        return ranges, errors
+
+    def _calibration_images(self, side: int, most: int) -> dict[str, fidelity.Tensor]:
+        folder = self._request.calibration
+        paths = fidelity.photographs(folder)
+        if len(paths) < int8.FEWEST:
+            raise ExportError(
+                f"{folder} holds {len(paths)} photographs, at least {int8.FEWEST} are needed to know the ranges: "
+                "give more as CALIBRATION=folder"
+            )
+        spread = [paths[i * len(paths) // min(most, len(paths))] for i in range(min(most, len(paths)))]
+        return {path.name: fidelity.core_tensor(path, side) for path in spread}
+
+    def _onnxruntime_rung(self, data: bytes, provider: str) -> Rung:
+        rung = "ONNX Runtime" if provider.startswith("CPU") else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
+        try:
+            run, executes = ort.session(data, provider)
+        except ExportError as error:
+            return NotRun(rung=rung, reason=str(error)[:110])
+        with step(f"fidelity of {rung}"):
+            return self._yardstick.measure(rung, executes, run)
+
+    def _served_rung(self, folder: Path, engine: str, document: dict[str, Any], words: str) -> Rung:
+        rung, python = "served by Triton", self._request.server_python
+        if python is None or not python.is_file():
+            return NotRun(rung=rung, reason="the server is not installed: make setup")
+        write_json(folder / f"{engine}.json", {"sha256": sha256(folder / engine), **document})
+        with (
+            step("fidelity as served by Triton"),
+            served.triton(python, self._request.repository, folder) as run,
+        ):
+            return self._yardstick.measure(rung, words, run)
+
+    def _require_coverage(self, layers: list[Convolution]) -> None:
+        reached = coverage.covered(layers, self._precision.arithmetic)
+        if reached < self._precision.floor:
+            kind = "1x1 convolutions" if self._precision.name == "int8" else "convolutions"
+            hint = "; the plan and its curve are above. A lower GATE= buys more layers" if self._precision.name == "int8" else ""
+            raise ExportError(
+                f"only {reached:.0%} of the {kind}' work would execute in {self._precision.name}, at least "
+                f"{self._precision.floor:.0%} is needed to call it so: nothing was published{hint}"
+            )
+
+    def _require_fidelity(self, target: str, decisive: Fidelity) -> None:
+        try:
+            fidelity.require_fidelity(decisive, self._yardstick.reference_truth(), self._precision, self._gate)
+        except ExportError as error:
+            picture = self._request.engines / "failed" / f"{target}-{self._precision.name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            name = decisive.worst
+            output = fidelity.torch_runner(self._precise(target))(self._yardstick.images[name])
+            pixels = fidelity.difference_picture(self._yardstick.images[name], self._yardstick.references[name], output)
+            Image.fromarray(pixels).save(picture)
+            write_json(picture.with_suffix(".json"), asdict(decisive))
+            raise ExportError(f"{error}; {picture} shows {name}: input, float32, {self._precision.name}, difference") from None
+
+    @cached_property
+    def _checkpoint(self) -> str:
+        return sha256(checkpoint_path(self._request.package))
+
+    def _fidelity_document(self, rungs: list[Rung], decisive: Fidelity) -> dict[str, Any]:
+        truth = self._yardstick.reference_truth()
+        return {
+            "gate_psnr": self._gate,
+            "gate_overridden": self._gate != self._precision.gate,
+            "photographs": len(self._yardstick.images),
+            "decided_by": decisive.rung,
+            "truth_of_torch_float32": asdict(truth) if truth else None,
+            "ladder": [asdict(rung) for rung in rungs],
+        }
+
+    def _document(self, target: str, engine: str, origin: dict[str, str], folder: Path) -> dict[str, Any]:
+        """The part of an engine's JSON that says what it is and where it came from."""
+        request, package = self._request, self._package
+        gpus = machine.gpus()
+        return {
+            "engine": engine,
+            "sha256": sha256(folder / engine),
+            "target": target,
+            "precision": request.precision,
+            "origin": origin,
+            "package": {
+                "folder": request.package.name,
+                "checkpoint_sha256": self._checkpoint,
+                "training_info": package.training_info,
+                "remarks": package.remarks,
+            },
+            "network": {"architecture": package.architecture.describe(), "parameters": package.parameters},
+            "profile": {"min": [1, 3, SIDE, SIDE], "max": [request.options.max_batch, 3, SIDE, SIDE]},
+            "versions": tool_versions(target),
+            "machine": {
+                "cpu": machine.cpu_name(),
+                "gpu_compute_capability": gpus[0][1] if gpus and target == "tensorrt" else None,
+            },
+            "command": command(request, target=target),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+

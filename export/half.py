@@ -1,0 +1,143 @@
+"""Half precision on a CPU: float16 as a tensor core computes it, and how near its numbers come to 65,504.
+
+PyTorch has float16 convolutions on a CPU, ten times slower than float32 and summed in whatever order they please. A tensor
+core multiplies halves and adds in float32; so do we: every tensor is a real half, each convolution and product is
+summed in float32 and rounded once. What overflows in one tensor overflows here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from export.errors import ExportError
+
+LARGEST = 65504.0  #: the largest float16
+HEADROOM = 2.0  #: least bits between the largest magnitude of a float16 tensor and `LARGEST`
+_SUMS = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
+#: Operations that move numbers and make none.
+_MOVES = {"view", "permute", "transpose", "select", "expand", "unsqueeze", "slice", "t", "alias", "clone", "cat",
+          "_unsafe_view", "reshape", "_reshape_alias", "pixel_unshuffle", "as_strided", "detach", "copy_", "empty"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Range:
+    """The largest magnitude a float16 tensor reached; ``bits`` of headroom are left to 65,504."""
+
+    tensor: str
+    peak: float
+
+    @property
+    def bits(self) -> float:
+        """log2(65,504 / peak); negative or minus infinity if it overflows."""
+        if not math.isfinite(self.peak):
+            return -math.inf
+        return math.log2(LARGEST / self.peak) if self.peak else math.inf
+
+
+class Half(TorchDispatchMode):
+    """While it is entered, float16 sums on a CPU are taken in float32 and rounded once.
+
+    ``peaks`` collects, if given, the largest magnitude of every float16 result before it is rounded.
+    """
+
+    def __init__(self, peaks: dict[str, float] | None = None, where: Callable[[], str] = str) -> None:
+        super().__init__()
+        self._peaks, self._where = peaks, where
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        is_half = any(isinstance(a, Tensor) and a.dtype == torch.float16 and a.device.type == "cpu" for a in args)
+        if not (func in _SUMS and is_half):
+            result = func(*args, **options)
+            self._record(func, result, result)
+            return result
+        wide = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
+        result = wide.half()
+        self._record(func, result, wide)
+        return result
+
+    def _record(self, func: Any, result: Any, exact: Any) -> None:
+        if self._peaks is None or not isinstance(result, Tensor) or result.dtype != torch.float16:
+            return
+        operation = func._schema.name.removeprefix("aten::")
+        if operation not in _MOVES:
+            name = f"{self._where()}: {operation}"
+            peak = float(exact.abs().max())
+            self._peaks[name] = max(self._peaks.get(name, 0.0), peak) if math.isfinite(peak) else math.inf
+
+
+class Tf32(TorchDispatchMode):
+    """While it is entered, convolutions and products see float32 inputs rounded to TF32's ten bits of mantissa."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _SUMS:
+            args = tuple(_tf32(a) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _tf32(x: Tensor) -> Tensor:
+    """To the nearest number whose last 13 of 23 mantissa bits are zero, ties away from zero."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def ranges(network: nn.Module, images: Mapping[str, NDArray[np.float32]]) -> list[Range]:
+    """Every float16 tensor of a half precision network on real photographs, the tightest first."""
+    peaks: dict[str, float] = {}
+    with _places(network) as where, torch.no_grad(), Half(peaks, where):
+        for image in images.values():
+            network(torch.from_numpy(image))
+    return sorted((Range(name, peak) for name, peak in peaks.items()), key=lambda found: found.bits)
+
+
+def require_headroom(found: list[Range]) -> None:
+    """Refuses a network that comes nearer than two bits to the largest float16."""
+    if found and found[0].bits < HEADROOM:
+        raise ExportError(
+            f"{found[0].tensor} reaches {found[0].peak:.3g}: {found[0].bits:.1f} bits below float16's largest number, "
+            f"{HEADROOM:.0f} are wanted; nothing was published. PRECISION=bf16 has float32's range"
+        )
+
+
+def table(found: list[Range], rows: int = 10) -> list[str]:
+    """The tightest tensors, for people."""
+    head = f"{'float16 tensor':<48} {'largest':>10} {'headroom':>9}"
+    body = [f"{r.tensor:<48} {r.peak:10.4g} {r.bits:4.1f} bits" for r in found[:rows]]
+    return [head, *body, f"({len(found)} tensors, the {min(rows, len(found))} tightest)"]
+
+
+def arithmetic(network: nn.Module, *, tf32: bool = False) -> Any:
+    """The context a network has to run in on a CPU: `Half` if it is float16, `Tf32` if asked, else nothing."""
+    if tf32:
+        return Tf32()
+    is_half = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in network.parameters())
+    return Half() if is_half else nullcontext()
+
+
+@contextmanager
+def _places(network: nn.Module) -> Iterator[Callable[[], str]]:
+    """A function that says which module of the network is running."""
+    stack = ["network"]
+    hooks = []
+    for name, module in network.named_modules():
+        if name:
+            hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: stack.append(name)))
+            hooks.append(module.register_forward_hook(lambda module, inputs, output: stack.pop() and None))
+    try:
+        yield lambda: stack[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,67 @@
+"""ONNX Runtime: the ladder's rung between PyTorch and the engine, and the cross-check on a GPU host."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.coverage import words
+from export.errors import ExportError
+from export.names import INPUT
+
+Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def require_one() -> None:
+    """``onnxruntime`` and ``onnxruntime-gpu`` write into one folder: with both installed neither is whole."""
+    found = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
+    if {"onnxruntime", "onnxruntime-gpu"} <= found:
+        raise ExportError(
+            "onnxruntime and onnxruntime-gpu are both installed and share a folder: pip uninstall both, then install one"
+        )
+
+
+def session(model: bytes, provider: str = "CPUExecutionProvider") -> tuple[Runner, str]:
+    """Runs the graph; also says the types its convolutions execute in after ONNX Runtime's own rewrites.
+
+    ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with its words if it takes not the graph.
+    """
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        raise ExportError(f"ONNX Runtime has no {provider} here")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(optimized)
+        try:
+            ready = onnxruntime.InferenceSession(model, options, providers=[provider])
+        except Exception as error:
+            raise ExportError(str(error).splitlines()[0]) from error
+        executes = words(_executed(onnx.load(optimized)))
+    return (lambda image: ready.run(None, {INPUT: image})[0]), executes
+
+
+def _executed(optimized: onnx.ModelProto) -> dict[str, float]:
+    """Share of the convolutions in each type, in the graph as ONNX Runtime rewrote it.
+
+    On a CPU it puts casts around what it has no kernel for: a float16 graph runs in float32.
+    """
+    weights = {tensor.name: tensor.data_type for tensor in optimized.graph.initializer}
+    found: Counter[str] = Counter()
+    for node in optimized.graph.node:
+        if "Conv" in node.op_type:
+            is_integer = "QLinear" in node.op_type or "Integer" in node.op_type
+            kinds = [weights[name] for name in node.input if name in weights]
+            plain = onnx.TensorProto.DataType.Name(kinds[0]) if kinds else "FLOAT"
+            found["INT8" if is_integer else plain] += 1
+    total = sum(found.values())
+    return {name: count / total for name, count in found.items()}

@@ -1,0 +1,52 @@
+"""A tiny package (28 k parameters, default initialisation) for builds that are real but quick."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.architecture import restormer
+from export.build import Request, build
+from export.network import Restormer
+from tests.conftest import ROOT, bare_repository
+
+TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))
+
+
+def save_package(folder: Path, network: Restormer) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model_state_dict": network.state_dict()}, folder / "model_checkpoint.pt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_network() -> Restormer:
+    torch.manual_seed(0)
+    return Restormer(TINY).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_network, tmp_path_factory) -> dict:
+    """The settings of a request for the tiny package, on one photograph, calibrated on eight."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "photos").mkdir()
+    shutil.copy(ROOT / "demo/photos/coffee-table.jpg", folder / "photos")
+    (folder / "calibration").mkdir()
+    for path in sorted((ROOT / "demo/calibration").glob("*.jpg"))[::3]:
+        shutil.copy(path, folder / "calibration")
+    return {
+        "package": save_package(folder / "package", tiny_network),
+        "photographs": folder / "photos",
+        "calibration": folder / "calibration",
+    }
+
+
+@pytest.fixture(scope="session")
+def published(tiny, tmp_path_factory) -> dict:
+    """The tiny package built in every precision this machine can build, as a user without a GPU would."""
+    folder = tmp_path_factory.mktemp("published")
+    places = {"repository": bare_repository(folder / "model_repository"), "engines": folder / "engines"}
+    for version, precision in enumerate(("fp32", "tf32", "bf16", "fp16", "int8"), 1):
+        build(Request(**tiny, **places, precision=precision, version=version, target="rtx"))
+    return places

@@ -1,0 +1,78 @@
+"""Half precision on a CPU: real halves, wide sums, and a report of how near they come to the largest."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export import half
+from export.errors import ExportError
+from export.fidelity import torch_runner
+from export.metrics import psnr
+from export.rewrites import typed
+
+
+def test_sums_are_taken_in_float32_and_rounded_once():
+    """2,049 ones: float16 has no such number, and adding them one by one stops at 2,048."""
+    ones, weight = torch.ones(1, 4098, 1, 1).half(), torch.ones(1, 4098, 1, 1).half()
+    with torch.no_grad(), half.Half():
+        result = torch.conv2d(ones, weight)
+    assert result.dtype == torch.float16
+    assert float(result) == 4096  # 4,098 rounded once to a multiple of four, ties to even
+
+
+def test_what_is_too_large_for_float16_overflows():
+    with torch.no_grad(), half.Half():
+        assert torch.isinf(torch.conv2d(torch.full((1, 1, 1, 1), 300.0).half(), torch.full((1, 1, 1, 1), 300.0).half()))
+
+
+@given(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False))
+def test_tf32_keeps_ten_bits_and_changes_no_more_than_half_a_step(value):
+    rounded = float(half._tf32(torch.tensor([value])))
+    assert abs(rounded - value) <= abs(value) * 2**-11
+    assert int(torch.tensor([rounded]).view(torch.int32)) & 0x1FFF == 0
+
+
+def test_the_report_names_the_largest_magnitude_of_every_float16_tensor(tiny_network):
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = typed(tiny_network, torch.float16)
+    found = half.ranges(network, {"a": image.numpy()})
+    with torch.no_grad(), half.Half():
+        embedded = network.patch_embed(image.half())
+    by_name = {r.tensor: r for r in found}
+    assert by_name["patch_embed.proj: convolution"].peak == pytest.approx(float(embedded.abs().max()), rel=1e-3)
+    assert [r.bits for r in found] == sorted(r.bits for r in found)
+    convolutions = [name for name in by_name if name.endswith(": convolution")]
+    assert len(convolutions) == sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())
+    assert str(len(found)) in half.table(found)[-1]
+
+
+@pytest.mark.parametrize(("peak", "bits"), [(65504.0, 0.0), (16376.0, 2.0), (0.0, math.inf), (math.inf, -math.inf)])
+def test_headroom_is_counted_in_bits(peak, bits):
+    assert half.Range("x", peak).bits == pytest.approx(bits)
+
+
+def test_less_than_two_bits_of_headroom_fail_the_build():
+    half.require_headroom([half.Range("x", 16000.0)])
+    with pytest.raises(ExportError, match=r"latent: mul reaches 2e\+04: 1\.7 bits .* PRECISION=bf16"):
+        half.require_headroom([half.Range("latent: mul", 20000.0)])
+
+
+def test_the_islands_matter(tiny_network, monkeypatch):
+    """A network with large activations: without the float32 islands it overflows, with them it does not."""
+    network = copy.deepcopy(tiny_network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("qkv.weight"):
+                # q·kᵀ over 4,096 pixels passes 65,504; normalised, the function is the same.
+                parameter[: len(parameter) * 2 // 3] *= 150
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).numpy()
+    halves, run = typed(network, torch.float16), torch_runner(tiny_network)
+    assert psnr(torch_runner(halves)(image), run(image)) > 55
+    without = halves.half()  # the temperature too, and no cast to float32 from here on
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    with torch.no_grad():
+        assert not torch.isfinite(without(torch.from_numpy(image))).all()

@@ -1,0 +1,153 @@
+"""INT8: what may be quantized, in which order it is, and that the graph says what PyTorch measured."""
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export import int8
+from export.coverage import Convolution, convolutions, covered
+from export.errors import ExportError
+from export.graph import onnx_bytes, onnx_from_network
+from export.metrics import psnr
+from export.rewrites import rewritten, split_projections, typed
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def network(tiny_network):
+    return rewritten(tiny_network)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return {str(i): rng.random((1, 3, SIDE, SIDE), np.float32) for i in range(2)}
+
+
+@pytest.fixture(scope="module")
+def ranges(network, images):
+    return int8.calibrated(network, images, "minmax", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def graphs(network):
+    """The network's graphs: fused as a GPU gets it, in float32 and float16, and split as the CPU does."""
+    forms = {"fused": network, "half": typed(network, torch.float16), "split": split_projections(network)}
+    return {name: onnx_from_network(form, side=SIDE) for name, form in forms.items()}
+
+
+def run(model, image):
+    session = onnxruntime.InferenceSession(onnx_bytes(model), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": image})[0]
+
+
+def test_candidates_are_the_pointwise_convolutions_of_the_blocks_and_nothing_else(network):
+    found = int8.candidates(network)
+    assert len(found) == 4 * network.architecture.depth
+    assert {layer.kernel_size for layer in found.values()} == {(1, 1)}
+    assert not any("reduce_chan" in name or "patch_embed" in name or "output" in name for name in found)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["fused", "split"])
+@pytest.mark.parametrize("module", ["encoder_level1.0.attn.qkv", "latent.0.ffn.project_in", "decoder_level1.0.ffn.project_out"])
+def test_the_graph_computes_what_the_plan_was_measured_on(network, graphs, images, ranges, module, split):
+    """One layer at a time ONNX Runtime and PyTorch agree on the grid; over many, rounding either way adds up."""
+    graph = graphs["split" if split else "fused"]
+    image, chosen = images["0"], {module: ranges[module]}
+    with torch.inference_mode():
+        exact, grid = (n(torch.from_numpy(image)).numpy() for n in (network, int8.fake_quantized(network, chosen)))
+    found = run(int8.quantized_graph(graph, chosen), image)
+    print(f"{psnr(found, grid):.1f} dB from the grid, {psnr(found, exact):.1f} dB from float32")
+    assert psnr(found, grid) > max(90, psnr(found, exact) + 20)
+
+
+@pytest.mark.parametrize("form", ["fused", "half"])
+def test_only_the_chosen_convolutions_change(graphs, ranges, form):
+    plain = graphs[form]
+    chosen = dict(list(ranges.items())[:3])
+    graph = int8.quantized_graph(plain, chosen)
+    assert {c.module for c in convolutions(graph) if c.arithmetic == "INT8"} == set(chosen)
+    others = {c.module: c for c in convolutions(plain) if c.module not in chosen}
+    assert {c.module: c for c in convolutions(graph) if c.module not in chosen} == others
+    kinds = [node.op_type for node in graph.graph.node]
+    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (3, 6)
+    assert {t.data_type for t in graph.graph.initializer if t.name in {f"{m}.weight" for m in chosen}} == {
+        onnx.TensorProto.INT8
+    }
+
+
+def test_split_projections_share_one_pair(graphs, ranges):
+    graph = int8.quantized_graph(graphs["split"], ranges)
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) == len(ranges)
+    assert covered(convolutions(graph), "INT8") > 0.9
+
+
+def test_quantizing_in_place_leaves_no_trace(network, images, ranges):
+    image = torch.from_numpy(images["0"])
+    with torch.inference_mode():
+        before = network(image)
+        with int8.quantized_in_place(network, ranges):
+            between = network(image)
+        after = network(image)
+    assert torch.equal(before, after)
+    assert not torch.equal(before, between)
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_methods_cut_outliers_and_min_max_does_not(network, images, ranges, method):
+    found = int8.calibrated(network, images, method, lambda: None)
+    assert found.keys() == ranges.keys()
+    assert all(0 < found[name] <= ranges[name] * 1.001 for name in found)
+    assert any(found[name] < ranges[name] for name in found)
+
+
+def test_an_unknown_method_is_refused(network, images):
+    with pytest.raises(ExportError, match="CALIBRATOR=best is unknown: choose one of percentile, entropy, minmax"):
+        int8.calibrated(network, images, "best", lambda: None)
+
+
+layer_costs = st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-9, 1e-3)), min_size=1, max_size=40)
+
+
+@given(layer_costs, st.floats(20, 80))
+def test_the_plan_takes_most_work_for_least_error_until_the_budget_is_spent(costs, gate):
+    layers = [Convolution(f"m{i}", 1, macs, "FLOAT", "") for i, (macs, _) in enumerate(costs)]
+    errors = {f"m{i}": error for i, (_, error) in enumerate(costs)}
+    plan = int8.planned(layers, dict.fromkeys(errors, 1.0), errors, gate, "minmax")
+    prices = [layer.error / layer.macs for layer in plan.layers]
+    assert prices == sorted(prices)
+    spent = sum(layer.error for layer in plan.chosen)
+    budget = 10 ** (-(gate + int8.MARGIN) / 10)
+    assert spent <= budget * (1 + 1e-9)
+    if plan.taken < len(plan.layers):
+        assert spent + plan.layers[plan.taken].error > budget * (1 - 1e-9)
+    assert plan.curve()[-1][0] == pytest.approx(1.0)
+    assert len(plan.lines()) == 4
+
+
+def test_a_plan_survives_its_file(network, ranges, tmp_path):
+    errors = dict.fromkeys(ranges, 1e-6)
+    layers = [Convolution(name, 1, 100, "FLOAT", "") for name in ranges]
+    plan = int8.planned(layers, ranges, errors, 38.0, "minmax")
+    from export.publish import write_json
+
+    write_json(tmp_path / "plan.json", plan.document())
+    assert int8.plan_from_file(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": [{"module": 1}]}'])
+def test_a_file_that_is_no_plan_is_one_line(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ExportError, match="is no INT8 plan"):
+        int8.plan_from_file(tmp_path / "plan.json")
+
+
+def test_equal_pictures_are_infinitely_near():
+    assert int8.decibels(0.0) == math.inf

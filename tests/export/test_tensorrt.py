@@ -1,0 +1,118 @@
+"""NVIDIA's own parser and builder take the graph: TensorRT for RTX, which needs no GPU to build.
+
+The standard network (26,126,644 parameters) goes through in every precision, with random weights.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from export import int8, tensorrt
+from export.__main__ import main
+from export.architecture import restormer
+from export.coverage import convolutions, covered
+from export.errors import ExportError
+from export.graph import onnx_bytes, onnx_from_network
+from export.network import Restormer
+from export.precision import PRECISIONS
+from export.rewrites import rewritten, typed
+from tests.conftest import ROOT
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for Linux on x86-64 only")
+
+#: What the parser makes of the standard network, and how many of these are casts: neither may grow.
+MOST_LAYERS = {"fp32": 1818, "bf16": 1952, "fp16": 1952}
+MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178}
+ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
+
+
+@pytest.fixture(scope="module")
+def standard():
+    torch.manual_seed(0)
+    return rewritten(Restormer(restormer()).eval())
+
+
+@pytest.fixture(scope="module")
+def half_graph(standard):
+    return onnx_from_network(typed(standard, torch.float16))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_standard_network_builds(standard, precision):
+    network = typed(standard, torch.bfloat16) if precision == "bf16" else standard
+    check(onnx_from_network(network), precision)
+
+
+@pytest.mark.timeout(600)
+def test_the_standard_network_builds_in_fp16(half_graph):
+    check(half_graph, "fp16")
+
+
+@pytest.mark.timeout(600)
+def test_the_standard_network_builds_in_int8(standard, half_graph):
+    graph = int8.quantized_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
+    assert covered(convolutions(graph), "INT8") > PRECISIONS["int8"].floor
+    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
+    assert built.layer_types["QUANTIZE"] == len(int8.candidates(standard))
+    assert built.plan
+
+
+def check(graph, precision):
+    assert covered(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
+    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
+    print(f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}")
+    assert built.layers <= MOST_LAYERS[precision]
+    assert built.casts <= MOST_CASTS[precision]
+    assert built.layer_types["NORMALIZATION"] == 88
+    assert built.warnings == ()
+
+
+def test_float32_is_float32_and_tf32_is_asked_for(monkeypatch):
+    """TF32 is on by default in TensorRT; the flag is what tells the two engines apart."""
+    trt = tensorrt.library("rtx")
+    builder = trt.Builder(tensorrt._logger(trt))
+    for tf32 in (False, True):
+        config = tensorrt._config(trt, builder, ONE_GPU, "rtx", tf32=tf32)
+        assert config.get_flag(trt.BuilderFlag.TF32) == tf32
+        assert config.num_optimization_profiles == 1
+
+
+def test_options_reach_the_builder():
+    trt = tensorrt.library("rtx")
+    builder = trt.Builder(tensorrt._logger(trt))
+    options = tensorrt.Options(optimization_level=1, workspace_mb=64, compute_capabilities=("8.6", "12.0"))
+    config = tensorrt._config(trt, builder, options, "rtx", tf32=False)
+    assert config.builder_optimization_level == 1
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    assert [config.get_compute_capability(i) for i in range(2)] == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
+
+
+def test_a_gpu_it_cannot_build_for_is_one_line():
+    with pytest.raises(ExportError, match=r"COMPUTE_CAPABILITIES: 9\.0 is not built for .* choose among 7\.5 8\.0 8\.6"):
+        tensorrt.built("rtx", b"", tensorrt.Options(compute_capabilities=("9.0",)))
+
+
+def test_a_graph_it_does_not_take_is_one_line():
+    with pytest.raises(ExportError, match="tensorrt_rtx does not take the graph: "):
+        tensorrt.built("rtx", b"no graph", ONE_GPU)
+
+
+def test_tensorrt_itself_says_how_to_install_it():
+    with pytest.raises(ExportError, match=r"TARGET=tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
+        tensorrt.library("tensorrt")
+
+
+def test_nothing_of_nvidia_is_imported_before_it_is_asked_for():
+    code = "import sys, export.factory, export.build; print(sorted(m for m in sys.modules if m.startswith('tensorrt')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_tensorrt_build_without_a_gpu_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)
+    assert main(["engine", "--package", "demo/package", "--target", "tensorrt"]) == 1
+    assert "needs an NVIDIA GPU, and nvidia-smi lists none: use TARGET=auto" in capsys.readouterr().err
