@@ -36,7 +36,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test benchmark-runtimes benchmark-transfer lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test benchmark-runtimes benchmark-transfer benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +123,9 @@ benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side
 
 benchmark-transfer: $(ENVS)/build-ours.done  ## Radius and ridge of the transfer, on the demo photographs' true targets
 	@$(BUILD) -m benchmarks.transfer
+
+benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
+	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"
 
 lint: $(ENVS)/dev.done  ## ruff and mypy --strict
 	@$(BUILD) -m ruff check .

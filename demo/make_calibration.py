@@ -1,8 +1,8 @@
 """Makes demo/calibration: photographs of the training panoramas, for ranges and INT8 scales.
 
-``python -m demo.make_calibration PANORAMAS``. Two views of each panorama the network was trained on, opposite one another,
-512 pixels wide, as the simulated camera sees them: interiors and exteriors, daylight and night. None of the scenes that figures are
-measured on (`demo.pairs.HELD_OUT`, and the photographs of demo/photos) is among them.
+``python -m demo.make_calibration PANORAMAS``. Two views of each panorama the network was trained on, opposite one
+another, 512 pixels wide, as the simulated camera sees them: interiors and exteriors, daylight and night. None of the
+scenes that figures are measured on (`demo.pairs.HELD_OUT`, and the photographs of demo/photos) is among them.
 """
 
 from __future__ import annotations

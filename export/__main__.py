@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from export.build import TARGETS, Request, build
 from export.engines import rollback, table
@@ -17,7 +17,7 @@ from export.tensorrt import COMPATIBILITY, Options
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Model package -> engine in the repository.")
+    parser = _Parser(prog="python -m export", description="Model package -> engine in the repository.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     engine = verbs.add_parser("engine", help="build, check and publish an engine")
     _engine_flags(engine)
@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     rollback.add_argument("--version", type=_version, required=True, help="version folder to remove")
     for verb in (engine, engines, rollback):
         verb.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
-        verb.add_argument("--engines", type=Path, default=Path("engines"), help="folder of engines Triton does not serve")
+        verb.add_argument(
+            "--engines", type=Path, default=Path("engines"), help="folder of engines Triton does not serve"
+        )
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
     enhance.add_argument("--input", type=Path, help="photograph to read")
@@ -54,14 +56,18 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--target", default="auto", help=", ".join(TARGETS))
     engine.add_argument("--version", type=_version, default=1, help="version folder to publish as")
     engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
-    engine.add_argument("--targets", type=Path, default=Path("demo/targets"), help="their ground truth, by the same names")
-    engine.add_argument("--calibration", type=Path, default=Path("demo/calibration"), help="folder for ranges and INT8 scales")
+    engine.add_argument(
+        "--targets", type=Path, default=Path("demo/targets"), help="their ground truth, by the same names"
+    )
+    engine.add_argument(
+        "--calibration", type=Path, default=Path("demo/calibration"), help="folder for ranges and INT8 scales"
+    )
     engine.add_argument("--calibrator", default="percentile", help="percentile, entropy or minmax")
     engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
     engine.add_argument("--gate", type=float, help="least fidelity in dB instead of the precision's own; recorded")
     engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the ladder's last rung")
     options = Options()
-    engine.add_argument("--max-batch", type=int, default=options.max_batch, help="largest batch of the profile")
+    engine.add_argument("--max-batch", type=_batch, default=options.max_batch, help="largest batch of the profile")
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
     engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
@@ -71,11 +77,22 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other error."""
+        self.exit(2, f"error: {message}\n")
+
+
 def _version(text: str) -> int:
-    version = int(text)
-    if version < 1:
-        raise argparse.ArgumentTypeError(f"{version} is no version: 1 or more (Triton serves the highest)")
-    return version
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no version: 1 or more (Triton serves the highest)")
+    return int(text)
+
+
+def _batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no batch size: 1 or more")
+    return int(text)
 
 
 def _engine(options: dict[str, Any]) -> int:

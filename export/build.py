@@ -1,9 +1,10 @@
-"""From a model package to engines in the repository: what is asked, what it depends on, whether there is anything to do.
+"""From a model package to engines in the repository: what is asked, what it depends on, whether there is anything to
+do.
 
-    package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
+package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
 
-The work itself is in ``export.factory``, which imports PyTorch; this file answers "nothing to do" without it. An engine that
-does not pass the gate of its precision is not published, and the one in service stays as it was.
+The work itself is in ``export.factory``, which imports PyTorch; this file answers "nothing to do" without it. An
+engine that does not pass the gate of its precision is not published, and the one in service stays as it was.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ TARGETS = ("auto", "cpu", "rtx", "tensorrt")
 class Request:
     """What to build, from where, to where.
 
-    ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. ``photographs`` are those fidelity is
-    measured on, ``targets`` their ground truth by the same names, ``calibration`` the photographs that ranges and INT8 scales
-    come from. ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB. ``server_python`` is the
-    interpreter of the server's environment, for the ladder's last rung; without it that rung is left out, and says so.
+    ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. ``photographs`` are those
+    fidelity is measured on, ``targets`` their ground truth by the same names, ``calibration`` the photographs that
+    ranges and INT8 scales come from. ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB.
+    ``server_python`` is the interpreter of the server's environment, for the ladder's last rung; without it that rung
+    is left out, and says so.
     """
 
     package: Path
@@ -76,6 +78,8 @@ def build(request: Request) -> list[Path]:
     ort.require_one()
     if not (request.repository / MODEL / "config.pbtxt").is_file():
         raise ExportError(f"{request.repository} is no model repository of ours: {MODEL}/config.pbtxt is missing")
+    if request.plan and not request.plan.is_file():
+        raise ExportError(f"PLAN={request.plan} is no file: take the .int8.json that lies beside an engine")
     targets = _targets(request, precision)
     places = {target: _place(request, target) for target in targets}
     todo = {}
@@ -106,7 +110,8 @@ def _targets(request: Request, precision: Precision) -> list[str]:
         require_precision(precision)
     if request.target == "tensorrt" and not machine.gpus():
         raise ExportError(
-            "TARGET=tensorrt needs an NVIDIA GPU, and nvidia-smi lists none: use TARGET=auto, which does what this machine can"
+            "TARGET=tensorrt needs an NVIDIA GPU, and nvidia-smi lists none: "
+            "use TARGET=auto, which does what this machine can"
         )
     if request.target != "auto":
         return [request.target]
@@ -135,7 +140,9 @@ def _say_what_is_left(request: Request) -> None:
     model = request.repository / MODEL
     served = versions(model)[-1:]
     engine = provenance(model / str(served[0]) / "model.onnx") if served else {}
-    what = f"version {served[0]}, {engine['precision']} on the CPU" if engine else "no engine: make engine PRECISION=fp32"
+    what = (
+        f"version {served[0]}, {engine['precision']} on the CPU" if engine else "no engine: make engine PRECISION=fp32"
+    )
     say(f"served here now: {what}")
     say(f"to finish on the GPU host: {command(request, target='tensorrt')}")
 
@@ -146,7 +153,9 @@ def command(request: Request, target: str | None = None) -> str:
         "PACKAGE": request.package, "PRECISION": request.precision, "TARGET": target or request.target,
         "VERSION": request.version, "PHOTOS": request.photographs,
     }  # fmt: skip
-    extra = {"CALIBRATION": request.calibration, "CALIBRATOR": request.calibrator} if request.precision == "int8" else {}
+    extra = (
+        {"CALIBRATION": request.calibration, "CALIBRATOR": request.calibrator} if request.precision == "int8" else {}
+    )
     chosen = {"PLAN": request.plan, "GATE": request.gate}
     pairs = {**words, **extra, **{name: value for name, value in chosen.items() if value is not None}}
     return "make engine " + " ".join(f"{name}={value}" for name, value in pairs.items())

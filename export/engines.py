@@ -26,7 +26,9 @@ def table(repository: Path, engines: Path) -> str:
         return "no engine is published: make engine PRECISION=fp32"
     head = ("engine", "precision", "target", "package", "fidelity", "age", "here")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows))
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
 
 
 def rollback(repository: Path, engines: Path, version: int) -> None:
@@ -73,4 +75,5 @@ def _fits(folder: Path, document: dict[str, Any]) -> str:
         wanted = {document["machine"]["gpu_compute_capability"]}
     if wanted & gpus:
         return "yes"
-    return f"no: wants compute capability {' or '.join(sorted(wanted))}, {'found ' + ', '.join(sorted(gpus)) if gpus else 'no GPU here'}"
+    found = f"found {', '.join(sorted(gpus))}" if gpus else "no GPU here"
+    return f"no: wants compute capability {' or '.join(sorted(wanted))}, {found}"

@@ -67,7 +67,7 @@ class Factory:
         with staged(place.model, place.version) as folder:
             rungs = self._torch_rungs(target)
             document = self._engine(target, folder, place.engine, rungs)
-            decisive = [rung for rung in rungs if isinstance(rung, Fidelity)][-1]
+            decisive = _decisive(rungs)
             say("\n".join(f"    {line}" for line in (fidelity.HEADER, *(rung.row() for rung in rungs))))
             self._require_fidelity(target, decisive)
             document = {**self._document(target, place.engine, origin, folder), **document}
@@ -132,8 +132,8 @@ class Factory:
             )  # fmt: skip
         (folder / engine).write_bytes(built.plan)
         say(
-            f"    {built.layers:,} layers parsed, {built.casts} of them casts; engine {len(built.plan) / 2**20:.1f} MiB; "
-            f"{len(built.warnings)} warnings"
+            f"    {built.layers:,} layers parsed, {built.casts} of them casts; "
+            f"engine {len(built.plan) / 2**20:.1f} MiB; {len(built.warnings)} warnings"
         )
         words = coverage.words(coverage.shares(layers))
         if target == "rtx":
@@ -180,7 +180,9 @@ class Factory:
         return typed(network, HALVES[name]) if name in HALVES else network
 
     def _has_float16(self, target: str) -> bool:
-        return (INT8_BASE[target] if self._precision.name == "int8" else self._precision.name) == "fp16" and target != "cpu"
+        return (
+            INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
+        ) == "fp16" and target != "cpu"
 
     @cached_property
     def _ranges(self) -> list[half.Range]:
@@ -208,7 +210,9 @@ class Factory:
                 raise ExportError(f"PLAN={self._request.plan}: this network has no {sorted(unknown)[0]}")
         else:
             ranges, errors = self._calibration()
-            plan = int8.planned(report.convolutions(self._rewritten, SIDE), ranges, errors, self._gate, self._request.calibrator)
+            plan = int8.planned(
+                report.convolutions(self._rewritten, SIDE), ranges, errors, self._gate, self._request.calibrator
+            )
         for line in plan.lines():
             say(f"    {line}")
         return plan
@@ -245,7 +249,11 @@ class Factory:
         return {path.name: fidelity.core_tensor(path, side) for path in spread}
 
     def _onnxruntime_rung(self, data: bytes, provider: str) -> Rung:
-        rung = "ONNX Runtime" if provider.startswith("CPU") else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
+        rung = (
+            "ONNX Runtime"
+            if provider.startswith("CPU")
+            else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
+        )
         try:
             run, executes = ort.session(data, provider)
         except ExportError as error:
@@ -268,7 +276,11 @@ class Factory:
         reached = coverage.covered(layers, self._precision.arithmetic)
         if reached < self._precision.floor:
             kind = "1x1 convolutions" if self._precision.name == "int8" else "convolutions"
-            hint = "; the plan and its curve are above. A lower GATE= buys more layers" if self._precision.name == "int8" else ""
+            hint = (
+                "; the plan and its curve are above. A lower GATE= buys more layers"
+                if self._precision.name == "int8"
+                else ""
+            )
             raise ExportError(
                 f"only {reached:.0%} of the {kind}' work would execute in {self._precision.name}, at least "
                 f"{self._precision.floor:.0%} is needed to call it so: nothing was published{hint}"
@@ -285,7 +297,9 @@ class Factory:
             pixels = fidelity.difference_picture(self._yardstick.images[name], self._yardstick.references[name], output)
             Image.fromarray(pixels).save(picture)
             write_json(picture.with_suffix(".json"), asdict(decisive))
-            raise ExportError(f"{error}; {picture} shows {name}: input, float32, {self._precision.name}, difference") from None
+            raise ExportError(
+                f"{error}; {picture} shows {name}: input, float32, {self._precision.name}, difference"
+            ) from None
 
     @cached_property
     def _checkpoint(self) -> str:
@@ -329,3 +343,9 @@ class Factory:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
+
+def _decisive(rungs: list[Rung]) -> Fidelity:
+    """The rung the gate is held against: the engine's own worst, or the worst of what stands for it."""
+    measured = [rung for rung in rungs if isinstance(rung, Fidelity)]
+    own = [rung for rung in measured if rung.rung.startswith(("engine", "served"))]
+    return min(own or measured, key=lambda rung: rung.psnr)

@@ -186,7 +186,8 @@ def _distance(output: Tensor, reference: Tensor) -> Distance:
 
 
 def _hwc(tensor: Tensor) -> Tensor:
-    return tensor[0].transpose(1, 2, 0)
+    image: Tensor = tensor[0].transpose(1, 2, 0)
+    return image
 
 
 def _mean(distances: list[Distance]) -> Distance:

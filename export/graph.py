@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import torch
 
-from export.network import Restormer
 from export.names import INPUT, OUTPUT
+from export.network import Restormer
 from imaging import SIDE
 
 _BATCH = 2  # of the example the network is traced with; 1 would let shapes collapse

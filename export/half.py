@@ -1,8 +1,8 @@
 """Half precision on a CPU: float16 as a tensor core computes it, and how near its numbers come to 65,504.
 
-PyTorch has float16 convolutions on a CPU, ten times slower than float32 and summed in whatever order they please. A tensor
-core multiplies halves and adds in float32; so do we: every tensor is a real half, each convolution and product is
-summed in float32 and rounded once. What overflows in one tensor overflows here.
+PyTorch has float16 convolutions on a CPU, ten times slower than float32 and summed in whatever order they please. A
+tensor core multiplies halves and adds in float32; so do we: every tensor is a real half, each convolution and product
+is summed in float32 and rounded once. What overflows in one tensor overflows here.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from export.errors import ExportError
 LARGEST = 65504.0  #: the largest float16
 HEADROOM = 2.0  #: least bits between the largest magnitude of a float16 tensor and `LARGEST`
 _SUMS = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
-#: Operations that move numbers and make none.
-_MOVES = {"view", "permute", "transpose", "select", "expand", "unsqueeze", "slice", "t", "alias", "clone", "cat",
-          "_unsafe_view", "reshape", "_reshape_alias", "pixel_unshuffle", "as_strided", "detach", "copy_", "empty"}  # fmt: skip
+#: Operations that move numbers and make none, beside the views.
+_MOVES = {"cat", "clone", "copy_", "_unsafe_view", "pixel_unshuffle"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ class Range:
         return math.log2(LARGEST / self.peak) if self.peak else math.inf
 
 
-class Half(TorchDispatchMode):
+class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, float16 sums on a CPU are taken in float32 and rounded once.
 
     ``peaks`` collects, if given, the largest magnitude of every float16 result before it is rounded.
     """
 
     def __init__(self, peaks: dict[str, float] | None = None, where: Callable[[], str] = str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._peaks, self._where = peaks, where
 
     def __torch_dispatch__(
@@ -72,13 +71,13 @@ class Half(TorchDispatchMode):
         if self._peaks is None or not isinstance(result, Tensor) or result.dtype != torch.float16:
             return
         operation = func._schema.name.removeprefix("aten::")
-        if operation not in _MOVES:
+        if operation not in _MOVES and not func.is_view:
             name = f"{self._where()}: {operation}"
             peak = float(exact.abs().max())
             self._peaks[name] = max(self._peaks.get(name, 0.0), peak) if math.isfinite(peak) else math.inf
 
 
-class Tf32(TorchDispatchMode):
+class Tf32(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, convolutions and products see float32 inputs rounded to TF32's ten bits of mantissa."""
 
     def __torch_dispatch__(
@@ -122,7 +121,7 @@ def table(found: list[Range], rows: int = 10) -> list[str]:
 def arithmetic(network: nn.Module, *, tf32: bool = False) -> Any:
     """The context a network has to run in on a CPU: `Half` if it is float16, `Tf32` if asked, else nothing."""
     if tf32:
-        return Tf32()
+        return Tf32()  # type: ignore[no-untyped-call]
     is_half = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in network.parameters())
     return Half() if is_half else nullcontext()
 

@@ -1,15 +1,15 @@
 """INT8: which convolutions take it, with which ranges, and the graph that says so.
 
-Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream, skips,
-norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric for each
-output channel, activations symmetric for each tensor, as TensorRT wants them.
+Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream,
+skips, norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric
+for each output channel, activations symmetric for each tensor, as TensorRT wants them.
 
 Who calibrates: the ranges come from ``onnxruntime.quantization``'s own histograms (percentile, entropy), fed one
 activation at a time from PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB a
-photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's ModelOpt
-both choose nodes by name or type in *one* graph, while our plan is by weight and serves a float32 graph with split projections
-and a float16 one with fused ones; and ModelOpt by default quantizes the skip side of every residual, which alone costs
-this network its fidelity. ``make benchmark-int8`` sets them side by side.
+photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's
+ModelOpt both choose nodes by name or type in *one* graph, while our plan is by weight and serves a float32 graph with
+split projections and a float16 one with fused ones; and ModelOpt by default quantizes the skip side of every
+residual, which alone costs this network its fidelity. ``make benchmark-int8`` sets them side by side.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
 def calibrated(network: Restormer, images: Images, method: str, tick: Callable[[], None]) -> dict[str, float]:
     """The largest input magnitude each candidate shall represent, from photographs ``[1, 3, S, S]``.
 
-    ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the least
-    information (ONNX Runtime's implementations). ``tick`` is called after every photograph.
+    ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
+    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -232,9 +232,13 @@ def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx
                 scale = np.asarray(_scale(largest), dtype)
                 graph.initializer.extend(_constants(f"{module}.input", scale, np.int8(0)))
                 names = [f"{module}.input_scale", f"{module}.input_zero"]
-                nodes.append(helper.make_node("QuantizeLinear", [key[0], *names], [f"{module}.input_int8"], module + ".q"))
                 nodes.append(
-                    helper.make_node("DequantizeLinear", [f"{module}.input_int8", *names], [shared[key]], module + ".dq")
+                    helper.make_node("QuantizeLinear", [key[0], *names], [f"{module}.input_int8"], module + ".q")
+                )
+                nodes.append(
+                    helper.make_node(
+                        "DequantizeLinear", [f"{module}.input_int8", *names], [shared[key]], module + ".dq"
+                    )
                 )
             integers, scales = _integer_weights(numpy_helper.to_array(weights[name]))
             graph.initializer.append(numpy_helper.from_array(integers, name))

@@ -30,7 +30,9 @@ NORM_FLOOR = 1e-36  #: smallest |q|²|k|²: a zero vector attends to all alike i
 Projection = nn.Conv2d | nn.ModuleList
 
 
-def projected(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]) -> list[Tensor]:
+def projected(
+    x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]
+) -> list[Tensor]:
     """1x1 convolution, 3x3 depthwise convolution, the result cut along the channels: each part ``[N, *shape]``."""
     if isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList):
         return [deep(point(x)).reshape(-1, *shape) for point, deep in zip(pointwise, depthwise, strict=True)]

@@ -24,14 +24,16 @@ def require_one() -> None:
     found = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
     if {"onnxruntime", "onnxruntime-gpu"} <= found:
         raise ExportError(
-            "onnxruntime and onnxruntime-gpu are both installed and share a folder: pip uninstall both, then install one"
+            "onnxruntime and onnxruntime-gpu are both installed and share a folder: "
+            "pip uninstall both, then install one"
         )
 
 
 def session(model: bytes, provider: str = "CPUExecutionProvider") -> tuple[Runner, str]:
     """Runs the graph; also says the types its convolutions execute in after ONNX Runtime's own rewrites.
 
-    ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with its words if it takes not the graph.
+    ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with its words if it takes not the
+    graph.
     """
     import onnxruntime
 

@@ -18,6 +18,7 @@ from typing import Any
 from export.errors import ExportError
 from export.files import sha256
 
+
 @contextlib.contextmanager
 def staged(model: Path, version: int) -> Iterator[Path]:
     """An empty folder that becomes ``model/<version>`` if the block ends well, and vanishes if it does not.
@@ -106,7 +107,11 @@ def documents(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         document = _document(path)
-        if "engine" in document and path.name == f"{document['engine']}.json" and (folder / document["engine"]).is_file():
+        if (
+            "engine" in document
+            and path.name == f"{document['engine']}.json"
+            and (folder / document["engine"]).is_file()
+        ):
             found.append(document)
     return found
 

@@ -1,7 +1,7 @@
 """The ladder's last rung: the engine behind a real Triton, before it is published.
 
-The server is started by ``python -m server`` of the server's environment, on a copy of the model repository that holds only
-the new engine, on loopback ports of its own.
+The server is started by ``python -m server`` of the server's environment, on a copy of the model repository that
+holds only the new engine, on loopback ports of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MODEL = "restormer"
 
 
 @contextmanager
-def triton(python: Path, repository: Path, engine: Path) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+def triton(
+    python: Path, repository: Path, engine: Path
+) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
     """A running Triton that serves the version folder ``engine``; yields a function from core tensor to core tensor.
 
     ``python`` is the interpreter of the server's environment. Raises `ExportError` with the server's last words.
@@ -36,9 +38,10 @@ def triton(python: Path, repository: Path, engine: Path) -> Iterator[Callable[[N
         shutil.copytree(repository, folder / "models", ignore=_without_versions)
         shutil.copytree(engine, folder / "models" / MODEL / "1")
         grpc_port, metrics_port = _free_ports()
-        command = [python.absolute(), "-m", "server", "--repository", folder / "models", "--state", folder / "state"]
+        command = [str(python.absolute()), "-m", "server"]
+        command += ["--repository", str(folder / "models"), "--state", str(folder / "state")]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--wheel", python.absolute().parents[2] / "triton"]
+        command += ["--wheel", str(python.absolute().parents[2] / "triton")]
         started = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
         if started.returncode:
             last = (started.stderr.strip().splitlines() or ["no message"])[-1]

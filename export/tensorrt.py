@@ -1,10 +1,12 @@
 """The ``tensorrt`` and ``rtx`` targets: one builder function for TensorRT 11 and TensorRT for RTX.
 
-Both libraries have the same Python API; TensorRT for RTX builds without a GPU, ahead of time, for the compute capabilities
-it is told, and is our proof on any machine that NVIDIA's parser and builder take the graph. Networks are strongly typed: the ONNX
-graph says every type, and no flag but TF32 touches precision. Only API that TensorRT 11 kept is used.
+Both libraries have the same Python API; TensorRT for RTX builds without a GPU, ahead of time, for the compute
+capabilities it is told, and is our proof on any machine that NVIDIA's parser and builder take the graph. Networks are
+strongly typed: the ONNX graph says every type, and no flag but TF32 touches precision. Only API that TensorRT 11 kept
+is used.
 
-Why not Polygraphy's loaders: they choose between the two libraries by an environment variable before import, once a process.
+Why not Polygraphy's loaders: they choose between the two libraries by an environment variable before import, once a
+process.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
 class Options:
     """How to build: the largest batch of the one profile, effort (0 to 5), portability, limits, and for whom.
 
-    ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` for ``rtx``. ``workspace_mb`` is
-    the most scratch memory a layer may take, 0 for no limit.
+    ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` for ``rtx``.
+    ``workspace_mb`` is the most scratch memory a layer may take, 0 for no limit.
     """
 
     max_batch: int = 8
@@ -68,7 +70,9 @@ def library(target: str) -> Any:
         return importlib.import_module(LIBRARIES[target])
     except (ImportError, OSError) as error:
         how = "make setup" if target == "rtx" else "make setup-gpu on a GPU host"
-        raise ExportError(f"TARGET={target} needs {LIBRARIES[target]}, which cannot be loaded ({error}): {how}") from error
+        raise ExportError(
+            f"TARGET={target} needs {LIBRARIES[target]}, which cannot be loaded ({error}): {how}"
+        ) from error
 
 
 def built(target: str, onnx: bytes, options: Options, *, tf32: bool = False, timing_cache: Path | None = None) -> Built:
@@ -88,18 +92,25 @@ def built(target: str, onnx: bytes, options: Options, *, tf32: bool = False, tim
     cache = _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{LIBRARIES[target]} did not build the engine: {'; '.join(logger.errors) or 'no reason given'}")
+        raise ExportError(
+            f"{LIBRARIES[target]} did not build the engine: {'; '.join(logger.errors) or 'no reason given'}"
+        )
     if cache is not None and timing_cache is not None:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.write_bytes(bytes(cache.serialize()))
     kinds = Counter(str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers))
     return Built(
-        bytes(plan), trt.__version__, network.num_layers, dict(kinds.most_common()), kinds["CAST"], tuple(logger.warnings)
+        bytes(plan),
+        trt.__version__,
+        network.num_layers,
+        dict(kinds.most_common()),
+        kinds["CAST"],
+        tuple(logger.warnings),
     )
 
 
 def runner(plan: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Runs a TensorRT plan on the GPU of this machine, one image at a time. Not run without a GPU (docs/gpu-checklist.md)."""
+    """Runs a TensorRT plan on the GPU of this machine, one image at a time (docs/gpu-checklist.md: not run yet)."""
     import torch
 
     trt = library("tensorrt")
@@ -140,7 +151,9 @@ def _config(trt: Any, builder: Any, options: Options, target: str, *, tf32: bool
     elif options.compatibility != "none":
         name = COMPATIBILITY.get(options.compatibility)
         if name is None:
-            raise ExportError(f"COMPATIBILITY={options.compatibility} is unknown: choose one of {', '.join(COMPATIBILITY)}")
+            raise ExportError(
+                f"COMPATIBILITY={options.compatibility} is unknown: choose one of {', '.join(COMPATIBILITY)}"
+            )
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
     profile = builder.create_optimization_profile()
     most = (options.max_batch, 3, SIDE, SIDE)

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from server import preflight, process
 from server.errors import ServerError
@@ -20,7 +21,7 @@ from server.settings import Settings, libpython_folder
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(prog="python -m server", description="The local Triton Inference Server.")
+    parser = _Parser(prog="python -m server", description="The local Triton Inference Server.")
     parser.add_argument("verb", choices=tuple(_VERBS))
     parser.add_argument("--repository", type=Path, default=defaults.repository)
     parser.add_argument("--wheel", type=Path, default=defaults.wheel, help="folder the Triton wheel was installed in")
@@ -77,11 +78,16 @@ def _check_python(settings: Settings) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other error."""
+        self.exit(2, f"error: {message}\n")
+
+
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 65536:
-        raise argparse.ArgumentTypeError(f"{port} is no port: 1 to 65535")
-    return port
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535")
+    return int(text)
 
 
 _VERBS = {"start": _start, "stop": _stop, "run": _run, "status": _status, "check-python": _check_python}

@@ -75,7 +75,7 @@ def test_the_file_tree_of_the_readme_is_there_and_complete():
     assert named == top - {".gitignore", ".dockerignore"}
 
 
-@pytest.mark.parametrize("made", [table.fidelity_table, table.held_out_table, table.served_table])
+@pytest.mark.parametrize("made", [table.ladder_table, table.held_out_table, table.served_table])
 def test_the_figures_of_the_readme_are_the_measured_ones(made):
     assert made() in README
 

@@ -1,21 +1,31 @@
 """Building and publishing: a failed build leaves what was there, an unchanged one does nothing."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
+import torch
+from PIL import Image
 
-from export import precision
+from export import machine
 from export.__main__ import main
 from export.build import Request, _origin, build
 from export.cpu import require_precision
 from export.errors import ExportError
-from export.fidelity import fidelity
+from export.fidelity import Yardstick
+from export.precision import PRECISIONS
 from export.publish import provenance, staged
-from tests.conftest import ROOT, bare_repository
+from tests.conftest import ROOT, SERVER_PYTHON, bare_repository
+from tests.export.conftest import save_package
 
 
 def files(folder):
@@ -30,16 +40,25 @@ def copy(repository, tmp_path):
 
 
 def request_for(folder, **options):
-    return Request(package=ROOT / "demo/package", repository=folder, **options)
+    engines = folder.parent / "engines"
+    return Request(
+        **{"package": ROOT / "demo/package", "repository": folder, "engines": engines, "target": "cpu", **options}
+    )
 
 
 def test_the_json_beside_the_engine_tells_where_it_came_from(repository):
-    document = provenance(repository, 1, "model.onnx")
+    document = provenance(repository / "restormer/1/model.onnx")
     assert document["precision"] == "fp32"
     assert document["target"] == "cpu"
-    assert document["fidelity"]["ladder"][-1]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
-    assert document["runtime"]["convolutions_executed_in"] == {"f32": 1.0}
-    assert document["profile"] == {"compiled": [1, 3, 512, 512], "max_batch": 8}
+    rungs = {rung["rung"]: rung for rung in document["fidelity"]["ladder"]}
+    assert list(rungs) == ["torch float32, rewritten", "ONNX Runtime", "engine, OpenVINO", "served by Triton"]
+    assert document["fidelity"]["decided_by"] == "engine, OpenVINO"  # this build was not told where the server is
+    assert rungs["engine, OpenVINO"]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
+    assert 0.9 < rungs["engine, OpenVINO"]["truth"]["ssim"] < 1
+    assert document["runtime"]["work_executed_in"] == {"FLOAT": 1.0}
+    assert document["profile"] == {"min": [1, 3, 512, 512], "max": [8, 3, 512, 512]}
+    assert document["files"] == ["model.onnx", "model.onnx.json", "model.py"]
+    assert document["peak_memory_mib"] > 100
 
 
 def test_building_again_with_nothing_changed_touches_nothing(repository, capsys):
@@ -52,55 +71,65 @@ def test_building_again_with_nothing_changed_touches_nothing(repository, capsys)
 def test_an_engine_changed_by_hand_is_not_up_to_date(copy):
     with (copy / "restormer/1/model.onnx").open("ab") as file:
         file.write(b"!")
-    assert provenance(copy, 1, "model.onnx") == {}
+    assert provenance(copy / "restormer/1/model.onnx") == {}
 
 
-def test_below_the_gate_nothing_is_published(copy, monkeypatch):
-    """The real build against a gate no float32 arithmetic reaches; the published engine survives."""
-    document = json.loads((copy / "restormer/1/model.onnx.json").read_text(encoding="utf-8"))
-    document["origin"]["package"] = "another"
-    monkeypatch.setitem(precision.PRECISIONS, "fp32", precision.Precision("fp32", 199.0))
-    (copy / "restormer/1/model.onnx.json").write_text(json.dumps(document), encoding="utf-8")
+def test_below_the_gate_nothing_is_published(copy, tiny):
+    """The real build against a gate no float32 arithmetic reaches; the published engine survives, a picture tells."""
     before = files(copy)
-    with pytest.raises(ExportError, match=r"below the gate of fp32, 199 dB: nothing was published"):
-        build(request_for(copy))
+    with pytest.raises(
+        ExportError, match=r"below the gate of fp32, 199 dB: nothing was published; .*cpu-fp32\.png shows"
+    ):
+        build(request_for(copy, **tiny, gate=199.0))
     assert files(copy) == before
+    with Image.open(copy.parent / "engines/failed/cpu-fp32.png") as picture:
+        assert picture.size == (4 * 512, 512)
+    assert json.loads((copy.parent / "engines/failed/cpu-fp32.json").read_text(encoding="utf-8"))["psnr"] < 199
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--precision", "fp16"], "PRECISION=fp16 is not built here: choose one of fp32, bf16"),
-        (["--target", "tensorrt"], "TARGET=tensorrt is not built here"),
+        (["--precision", "fp8"], "PRECISION=fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8"),
+        (["--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
+        (
+            ["--precision", "tf32", "--target", "cpu"],
+            "tf32 is a mode of NVIDIA's GPUs: build with PRECISION=fp32 TARGET=cpu",
+        ),
+        (["--precision", "int8", "--calibrator", "best"], "CALIBRATOR=best is unknown"),
+        (["--precision", "int8", "--calibration", "demo/photos"], "holds 5 photographs, at least 8 are needed"),
+        (["--precision", "int8", "--plan", "demo/photos"], "PLAN=demo/photos is no file: take the .int8.json"),
         (["--photographs", "server"], "fidelity is measured on photographs"),
         (["--repository", "demo"], "no model repository of ours"),
     ],
 )
-def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path):
+def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
     given = ["--repository", str(bare_repository(tmp_path / "bare"))] if "--repository" not in flags else []
-    assert main(["engine", "--package", "demo/package", *flags, *given]) == 1
+    folders = ["--package", str(tiny["package"]), "--photographs", str(tiny["photographs"]), "--engines", str(tmp_path)]
+    assert main(["engine", *folders, *flags, *given]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
 
 
-def test_bf16_is_refused_where_the_cpu_would_only_pretend(monkeypatch):
+@pytest.mark.parametrize(("name", "words"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
+def test_a_precision_is_refused_where_the_cpu_would_only_pretend(monkeypatch, name, words):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32"])
-    with pytest.raises(ExportError, match="no bfloat16 arithmetic .* PRECISION=fp32"):
-        require_precision(precision.PRECISIONS["bf16"])
+    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with PRECISION=fp32 TARGET=cpu, or .*=rtx"):
+        require_precision(PRECISIONS[name])
 
 
 def test_outputs_that_are_not_finite_fail():
-    image = {"a.jpg": np.zeros((1, 3, 8, 8), np.float32)}
+    image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
     with pytest.raises(ExportError, match=r"a\.jpg holds NaN or infinity"):
-        fidelity("engine", lambda x: x + np.float32("nan"), image, image)
+        Yardstick(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
 
 
 def test_a_failed_staging_leaves_the_version_and_no_rubbish(copy):
     before = files(copy)
 
     def interrupted():
-        with staged(copy, 1) as folder:
+        with staged(copy / "restormer", 1) as folder:
             (folder / "half").write_text("written")
             raise KeyboardInterrupt
 
@@ -112,7 +141,7 @@ def test_a_failed_staging_leaves_the_version_and_no_rubbish(copy):
 def test_a_version_set_aside_by_a_crash_is_put_back(copy):
     before = files(copy)
     (copy / "restormer/1").rename(copy / "restormer/.1.aside")
-    with pytest.raises(RuntimeError), staged(copy, 1):
+    with pytest.raises(RuntimeError), staged(copy / "restormer", 1):
         raise RuntimeError
     assert files(copy) == before
 
@@ -127,7 +156,7 @@ def test_a_version_that_cannot_be_replaced_is_put_back(copy, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ExportError, match="No space left on device"), staged(copy, 1) as folder:
+    with pytest.raises(ExportError, match="No space left on device"), staged(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
     assert files(copy) == before
 
@@ -136,14 +165,14 @@ def test_leftovers_of_a_killed_build_are_swept(copy):
     before = files(copy)
     (copy / "restormer/.1.staging").mkdir()
     (copy / "restormer/.1.staging/half").write_text("written")
-    with pytest.raises(RuntimeError), staged(copy, 1):
+    with pytest.raises(RuntimeError), staged(copy / "restormer", 1):
         raise RuntimeError
     assert files(copy) == before
 
 
 def test_a_second_build_at_once_is_refused(copy):
-    with staged(copy, 1) as folder:
-        with pytest.raises(ExportError, match="another build is publishing"), staged(copy, 1):
+    with staged(copy / "restormer", 1) as folder:
+        with pytest.raises(ExportError, match="another build is publishing"), staged(copy / "restormer", 1):
             pass
         (folder / "new").write_text("engine")
     assert (copy / "restormer/1/new").is_file()
@@ -154,18 +183,214 @@ def test_an_unwritable_repository_is_one_line(copy, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refused)  # the tests may run as root, whom nothing is forbidden
-    with pytest.raises(ExportError, match="cannot publish into .*: Permission denied"), staged(copy, 1):
+    with pytest.raises(ExportError, match="cannot publish into .*: Permission denied"), staged(copy / "restormer", 1):
         pass
 
 
 def test_other_photographs_are_not_up_to_date(repository, tmp_path):
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "demo/photos/coffee-table.jpg", tmp_path / "photos")
-    first, second = (_origin(request_for(repository, **o)) for o in ({}, {"photographs": tmp_path / "photos"}))
+    first, second = (_origin(request_for(repository, **o), "cpu") for o in ({}, {"photographs": tmp_path / "photos"}))
     assert {name for name in first if first[name] != second[name]} == {"photographs"}
 
 
 def test_publishing_replaces_the_version_whole(copy):
-    with staged(copy, 1) as folder:
+    with staged(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
     assert files(copy / "restormer/1") == {(copy / "restormer/1/new").relative_to(copy / "restormer/1"): b"engine"}
+
+
+def test_auto_without_a_gpu_says_what_it_chose_and_what_is_left(published, tiny, capsys):
+    """The owner's own verb, again after `published`: nothing is built twice, and the way on is said."""
+    build(Request(**tiny, **published, precision="tf32", version=2))
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        said[0] == "TARGET=auto: no GPU here, so rtx (built ahead of time) and not cpu: tf32 is a mode of NVIDIA's GPUs"
+    )
+    assert "is up to date (tf32, same package, same builder): nothing to do" in said[1]
+    assert said[-2] == "served here now: no engine: make engine PRECISION=fp32"
+    assert said[-1].startswith("to finish on the GPU host: make engine PACKAGE=")
+    assert "PRECISION=tf32 TARGET=tensorrt VERSION=2" in said[-1]
+
+
+def test_auto_with_a_gpu_builds_for_it(monkeypatch, tiny, published, capsys):
+    """As far as a machine without TensorRT goes: the choice, the name by compute capability, one line at the end."""
+    monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
+    flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
+    assert main(["engine", *flags, "--precision", "fp16"]) == 1
+    said = capsys.readouterr().err
+    assert "TARGET=auto: tensorrt (NVIDIA H100, compute capability 9.0)" in said
+    assert "error: TARGET=tensorrt needs tensorrt, which cannot be loaded" in said.splitlines()[-1]
+    assert not list((published["repository"] / "restormer").glob("*/*.plan"))
+
+
+def test_every_precision_is_published_with_its_proof(published):
+    documents = {}
+    for path in sorted((published["engines"] / "restormer").glob("*/model.rtx.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        assert provenance(path.with_suffix("")) == document
+        documents[document["precision"]] = document
+        assert document["fidelity"]["decided_by"] != "engine, TensorRT for RTX"  # which cannot run here
+        assert document["runtime"]["layers"] > 0
+        assert document["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    typed = {name: document["work_typed"] for name, document in documents.items()}
+    assert typed.pop("int8")["INT8"] > 0.3
+    assert typed == {
+        "fp32": {"FLOAT": 1.0},
+        "tf32": {"FLOAT": 1.0},
+        "bf16": {"BFLOAT16": 1.0},
+        "fp16": {"FLOAT16": 1.0},
+    }
+    assert documents["fp16"]["ranges"][0]["peak"] < 65504 / 4
+    assert documents["int8"]["int8"]["taken"] > 0
+    assert documents["bf16"]["fidelity"]["ladder"][2]["reason"]  # ONNX Runtime has no bfloat16 convolution on a CPU
+    assert documents["bf16"]["onnx"]["opset"] == 22
+
+
+def test_a_plan_can_be_pinned(published, tiny, tmp_path):
+    """Nothing is calibrated: an empty folder would be refused."""
+    plan = published["engines"] / "restormer/5/model.rtx.int8.json"
+    (tmp_path / "calibration").mkdir()
+    for path in sorted(tiny["calibration"].iterdir())[:8]:
+        shutil.copy(path, tmp_path / "calibration")
+    places = {"repository": published["repository"], "engines": tmp_path / "engines"}
+    settings = {**tiny, **places, "precision": "int8", "plan": plan}
+    [engine] = build(Request(**settings, target="cpu"))
+    document = provenance(engine)
+    assert document["int8"] == json.loads(plan.read_text(encoding="utf-8"))
+    assert not (tmp_path / "engines/.cache").exists()
+    assert document["runtime"]["work_executed_in"]["INT8"] > 0.3
+    shutil.rmtree(engine.parent)
+
+
+def test_a_floor_is_not_for_sale(published, tiny, tmp_path, capsys):
+    """A gate so high that INT8 may carry too little: refused under that name, with the plan and its curve."""
+    settings = {**tiny, "repository": published["repository"], "engines": tmp_path}
+    (tmp_path / ".cache").mkdir()
+    for known in (published["engines"] / ".cache").glob("int8-*.json"):
+        shutil.copy(known, tmp_path / ".cache")
+    with pytest.raises(
+        ExportError, match=r"only \d+% of the 1x1 convolutions' work .*at least 50% is needed.*nothing was"
+    ):
+        build(Request(**settings, precision="int8", target="cpu", gate=110.0))
+    assert "share of the 1x1 work -> dB expected:" in capsys.readouterr().err
+    assert not list((published["repository"] / "restormer").glob("[0-9]*"))
+
+
+def test_the_last_rung_is_the_engine_as_triton_serves_it(tiny, tmp_path):
+    """The staged engine behind a real Triton, before it is published; the same arithmetic, so the same figures."""
+    repository = bare_repository(tmp_path / "models")
+    [engine] = build(request_for(repository, **tiny, server_python=SERVER_PYTHON))
+    rungs = {rung["rung"]: rung for rung in provenance(engine)["fidelity"]["ladder"]}
+    own, served = rungs["engine, OpenVINO"], rungs["served by Triton"]
+    assert served["psnr"] == pytest.approx(own["psnr"], abs=1.0)
+    assert served["executes"] == own["executes"] == "float32"
+
+
+def test_an_engine_triton_does_not_serve_is_not_published(tiny, tmp_path):
+    repository = bare_repository(tmp_path / "models")
+    shutil.rmtree(repository / "postprocess")
+    with pytest.raises(ExportError, match="Triton does not serve the engine: "):
+        build(request_for(repository, **tiny, server_python=SERVER_PYTHON))
+    assert not (repository / "restormer/1").exists()
+
+
+def test_engines_are_listed_with_what_they_are(repository, published, capsys):
+    assert main(["engines", "--repository", str(repository), "--engines", str(published["engines"])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 1 + 5
+    assert lines[1].split()[0].endswith("restormer/1/model.onnx")
+    assert lines[1].endswith("yes")
+    assert all(
+        "emulated" in line and line.endswith("no: wants compute capability 12.0 or 8.6 or 8.9, no GPU here")
+        for line in lines[2:]
+    )
+
+
+def test_nothing_published_is_said(tmp_path, capsys):
+    assert main(["engines", "--repository", str(tmp_path), "--engines", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no engine is published: make engine PRECISION=fp32\n"
+
+
+def test_a_version_is_rolled_back(copy, capsys):
+    shutil.copytree(copy / "restormer/1", copy / "restormer/2")
+    flags = ["--repository", str(copy), "--engines", str(copy.parent / "none")]
+    assert main(["rollback", "--version", "2", *flags]) == 0
+    assert "Triton serves version 1 from its next start" in capsys.readouterr().err
+    assert not (copy / "restormer/2").exists()
+    assert main(["rollback", "--version", "2", *flags]) == 1
+    assert "error: version 2 is not published" in capsys.readouterr().err
+
+
+def test_engines_of_one_checkpoint_share_a_version_and_others_leave(tiny, tiny_network, tmp_path, capsys):
+    """A plan beside the engine stays when the engine is built again, and goes when another network takes the version."""
+    repository = bare_repository(tmp_path / "models")
+    [engine] = build(request_for(repository, **tiny))
+    document = provenance(engine)
+    place = engine.parent
+    (place / "model.sm90.plan").write_bytes(b"plan")
+    plan = {**document, "engine": "model.sm90.plan", "files": ["model.sm90.plan", "model.sm90.plan.json"]}
+    (place / "model.sm90.plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    build(request_for(repository, **tiny, gate=70.0))
+    assert (place / "model.sm90.plan").read_bytes() == b"plan"
+    figures = provenance(engine)["fidelity"]
+    assert (figures["gate_psnr"], figures["gate_overridden"]) == (70.0, True)
+    with torch.no_grad():
+        another = deepcopy(tiny_network)
+        another.output.weight.mul_(0.5)
+    build(request_for(repository, **{**tiny, "package": save_package(tmp_path / "another", another)}))
+    assert "model.sm90.plan is gone from version 1: it was made from another checkpoint" in capsys.readouterr().err
+    assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "model.onnx.json", "model.py"]
+
+
+def test_two_onnxruntimes_in_one_folder_are_refused(monkeypatch, tmp_path):
+    from importlib import metadata
+
+    class Fake:
+        def __init__(self, name):
+            self.metadata = {"Name": name}
+
+    monkeypatch.setattr(metadata, "distributions", lambda: [Fake("onnxruntime"), Fake("onnxruntime-gpu")])
+    with pytest.raises(ExportError, match="both installed and share a folder: pip uninstall both, then install one"):
+        build(request_for(tmp_path))
+
+
+def command_line(repository, tiny, *more):
+    return [
+        sys.executable, "-m", "export", "engine", "--package", str(tiny["package"]),
+        "--photographs", str(tiny["photographs"]),
+        "--repository", str(repository), "--engines", str(repository.parent / "engines"), "--target", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_a_full_disk_leaves_the_engine_in_service(copy, tiny):
+    """A real limit: no file may grow beyond 64 kB, so the graph cannot be written."""
+    before = files(copy)
+    limited = "import resource, runpy, sys; sys.argv[0] = 'export';"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
+    limited += (
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); runpy.run_module('export', run_name='__main__')"
+    )
+    command = command_line(copy, tiny)
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *command[3:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch(r"error: cannot publish into .*: File too large", done.stderr.splitlines()[-1])
+    assert files(copy) == before
+
+
+def test_ctrl_c_in_the_middle_leaves_the_engine_in_service(copy, tiny):
+    """A real build, interrupted while it is staging."""
+    before = files(copy)
+    # A shell's background jobs ignore SIGINT and hand that down; a user's build does not.
+    interruptible = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    command = command_line(copy, tiny)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **interruptible) as build_process:
+        while not list((copy / "restormer").glob(".1.staging")) and build_process.poll() is None:
+            time.sleep(0.02)
+        build_process.send_signal(signal.SIGINT)
+        said = build_process.communicate(timeout=120)[1]
+    assert build_process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted: nothing was published"
+    assert files(copy) == before

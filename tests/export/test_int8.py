@@ -56,7 +56,9 @@ def test_candidates_are_the_pointwise_convolutions_of_the_blocks_and_nothing_els
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["fused", "split"])
-@pytest.mark.parametrize("module", ["encoder_level1.0.attn.qkv", "latent.0.ffn.project_in", "decoder_level1.0.ffn.project_out"])
+@pytest.mark.parametrize(
+    "module", ["encoder_level1.0.attn.qkv", "latent.0.ffn.project_in", "decoder_level1.0.ffn.project_out"]
+)
 def test_the_graph_computes_what_the_plan_was_measured_on(network, graphs, images, ranges, module, split):
     """One layer at a time ONNX Runtime and PyTorch agree on the grid; over many, rounding either way adds up."""
     graph = graphs["split" if split else "fused"]

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for Linux on x86-64 only")
 
 #: What the parser makes of the standard network, and how many of these are casts: neither may grow.
-MOST_LAYERS = {"fp32": 1818, "bf16": 1952, "fp16": 1952}
+MOST_LAYERS = {"fp32": 1858, "bf16": 1992, "fp16": 1992}
 MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178}
 ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
 
@@ -32,7 +32,11 @@ ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
 @pytest.fixture(scope="module")
 def standard():
     torch.manual_seed(0)
-    return rewritten(Restormer(restormer()).eval())
+    network = Restormer(restormer()).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # as after training: no two temperatures alike
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return rewritten(network)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,9 @@ def test_the_standard_network_builds_in_int8(standard, half_graph):
 def check(graph, precision):
     assert covered(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
     built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
-    print(f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}")
+    print(
+        f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}"
+    )
     assert built.layers <= MOST_LAYERS[precision]
     assert built.casts <= MOST_CASTS[precision]
     assert built.layer_types["NORMALIZATION"] == 88
@@ -88,11 +94,16 @@ def test_options_reach_the_builder():
     config = tensorrt._config(trt, builder, options, "rtx", tf32=False)
     assert config.builder_optimization_level == 1
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
-    assert [config.get_compute_capability(i) for i in range(2)] == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
+    assert [config.get_compute_capability(i) for i in range(2)] == [
+        trt.ComputeCapability.SM86,
+        trt.ComputeCapability.SM120,
+    ]
 
 
 def test_a_gpu_it_cannot_build_for_is_one_line():
-    with pytest.raises(ExportError, match=r"COMPUTE_CAPABILITIES: 9\.0 is not built for .* choose among 7\.5 8\.0 8\.6"):
+    with pytest.raises(
+        ExportError, match=r"COMPUTE_CAPABILITIES: 9\.0 is not built for .* choose among 7\.5 8\.0 8\.6"
+    ):
         tensorrt.built("rtx", b"", tensorrt.Options(compute_capabilities=("9.0",)))
 
 

@@ -6,8 +6,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.build import MAX_BATCH
-from export.graph import INPUT, OUTPUT
+from export import machine
+from export.build import MAX_BATCH, Request, _place
+from export.names import INPUT, OUTPUT
 from imaging import SIDE
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -43,6 +44,16 @@ def test_parses_and_agrees_with_the_code(path):
 def test_the_core_speaks_the_graphs_names_and_shapes(name):
     expected = {INPUT: ("TYPE_FP32", CORE), OUTPUT: ("TYPE_FP32", CORE)}
     assert signature(parsed(REPOSITORY / "restormer" / name)) == expected
+
+
+def test_plans_are_found_by_the_names_they_are_published_under(monkeypatch):
+    """And by no other: a plain model.plan would be taken for a GPU that is not listed."""
+    config = parsed(REPOSITORY / "restormer/config.pbtxt")
+    for capability, plan in config.cc_model_filenames.items():
+        monkeypatch.setattr(machine, "gpus", lambda capability=capability: [("a GPU", capability)])
+        assert _place(Request(package=Path("demo/package")), "tensorrt").engine == plan
+    assert len(config.cc_model_filenames) == 8
+    assert not config.default_model_filename
 
 
 def test_the_ensemble_fits_its_steps_together():

@@ -1,0 +1,41 @@
+"""Keeps the ladders of published engines for the README: ``python -m demo.ladder``.
+
+Build first, each into a version of its own (see `PRECISIONS`)::
+
+    make engine PRECISION=fp32 VERSION=1   # then bf16, fp16 and int8 as versions 2, 3 and 4
+
+and run this; ``python -m demo.table`` prints ``demo/results/ladder.json`` as the README's tables.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from export.build import MODEL
+from export.publish import documents, versions, write_json
+
+FOLDERS = (Path("engines"), Path("model_repository"))
+RESULTS = Path(__file__).parent / "results/ladder.json"
+
+
+def main() -> None:
+    found = {
+        f"{document['precision']} {document['target']}": {
+            "fidelity": document["fidelity"],
+            "ranges": document["ranges"],
+            "int8": document["int8"],
+            "runtime": {key: document["runtime"].get(key) for key in ("name", "layers", "casts", "bytes", "version")},
+            "peak_memory_mib": document["peak_memory_mib"],
+            "cpu": document["machine"]["cpu"],
+        }
+        for folder in FOLDERS
+        for version in versions(folder / MODEL)
+        for document in documents(folder / MODEL / str(version))
+    }
+    write_json(RESULTS, found)
+    print(f"{RESULTS}: {json.dumps(sorted(found))}")
+
+
+if __name__ == "__main__":
+    main()
