@@ -35,8 +35,9 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: On a GPU everything that is not INT8 in an INT8 engine is float16; on a CPU float32.
 INT8_BASE = {"cpu": "fp32", "rtx": "fp16", "tensorrt": "fp16"}
 MOST_CALIBRATION, RANGE_PHOTOGRAPHS = 32, 4
-#: What one layer's quantization costs is measured small: 176 layers of the standard network take minutes, not hours.
-PLAN_SIDE, PLAN_PHOTOGRAPHS = 128, 2
+#: What quantizing one layer costs is measured small, on the largest side whose work (multiply-accumulates over all layers
+#: and photographs) stays in bounds: minutes for the 176 candidates of the standard network, not hours.
+PLAN_SIDES, PLAN_PHOTOGRAPHS, PLAN_WORK = (256, 128, 64), 2, 4e12
 Rung = Fidelity | NotRun
 
 
@@ -210,12 +211,14 @@ class Factory:
                 raise ExportError(f"PLAN={self._request.plan}: this network has no {sorted(unknown)[0]}")
         else:
             ranges, errors = self._calibration()
-            plan = int8.planned(
-                report.convolutions(self._rewritten, SIDE), ranges, errors, self._gate, self._request.calibrator
-            )
+            plan = int8.planned(self._convolutions, ranges, errors, self._gate, self._request.calibrator)
         for line in plan.lines():
             say(f"    {line}")
         return plan
+
+    @cached_property
+    def _convolutions(self) -> list[Convolution]:
+        return report.convolutions(self._rewritten, SIDE)
 
     def _calibration(self) -> tuple[dict[str, float], dict[str, float]]:
         method = self._request.calibrator
@@ -230,8 +233,10 @@ class Factory:
         images = self._calibration_images(SIDE, MOST_CALIBRATION)
         with counted(f"calibrating on {len(images)} photographs ({method})", len(images)) as tick:
             ranges = int8.calibrated(self._rewritten, images, method, tick)
-        small = self._calibration_images(PLAN_SIDE, PLAN_PHOTOGRAPHS)
-        with counted("what each convolution costs in INT8", len(ranges)) as tick:
+        work = sum(layer.macs for layer in self._convolutions) * len(ranges) * PLAN_PHOTOGRAPHS
+        side = next((s for s in PLAN_SIDES if work * (s / SIDE) ** 2 <= PLAN_WORK), PLAN_SIDES[-1])
+        small = self._calibration_images(side, PLAN_PHOTOGRAPHS)
+        with counted(f"what each convolution costs in INT8, at {side}x{side}", len(ranges)) as tick:
             errors = int8.errors_alone(self._rewritten, ranges, small, tick)
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, {"ranges": ranges, "errors": errors})
