@@ -35,8 +35,8 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: On a GPU everything that is not INT8 in an INT8 engine is float16; on a CPU float32.
 INT8_BASE = {"cpu": "fp32", "rtx": "fp16", "tensorrt": "fp16"}
 MOST_CALIBRATION, RANGE_PHOTOGRAPHS = 32, 4
-#: What quantizing one layer costs is measured small, on the largest side whose work (multiply-accumulates over all layers
-#: and photographs) stays in bounds: minutes for the 176 candidates of the standard network, not hours.
+#: What quantizing one layer costs is measured small, on the largest side whose work (multiply-accumulates over all
+#: layers and photographs) stays in bounds: minutes for the 176 candidates of the standard network, not hours.
 PLAN_SIDES, PLAN_PHOTOGRAPHS, PLAN_WORK = (256, 128, 64), 2, 4e12
 Rung = Fidelity | NotRun
 

@@ -323,7 +323,7 @@ def test_a_version_is_rolled_back(copy, capsys):
 
 
 def test_engines_of_one_checkpoint_share_a_version_and_others_leave(tiny, tiny_network, tmp_path, capsys):
-    """A plan beside the engine stays when the engine is built again, and goes when another network takes the version."""
+    """A plan beside the engine stays when that is built again, and goes when another network takes the version."""
     repository = bare_repository(tmp_path / "models")
     [engine] = build(request_for(repository, **tiny))
     document = provenance(engine)
