@@ -298,8 +298,8 @@ class Factory:
             picture = self._request.engines / "failed" / f"{target}-{self._precision.name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             name = decisive.worst
-            output = fidelity.torch_runner(self._precise(target))(self._yardstick.images[name])
-            pixels = fidelity.difference_picture(self._yardstick.images[name], self._yardstick.references[name], output)
+            panels = self._yardstick.images[name], self._yardstick.references[name]
+            pixels = fidelity.difference_picture(*panels, self._yardstick.worst_outputs[decisive.rung])
             Image.fromarray(pixels).save(picture)
             write_json(picture.with_suffix(".json"), asdict(decisive))
             raise ExportError(

@@ -7,7 +7,7 @@ package has it, in PyTorch float32, before any rewrite. Every way of running the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -73,24 +73,30 @@ class Yardstick:
     """The photographs, what PyTorch float32 makes of them, and the true targets of those that have one.
 
     All are core tensors ``[1, 3, 512, 512]`` by file name; references and targets are clamped to [0, 1].
+    ``worst_outputs`` keeps each rung's output for its worst photograph.
     """
 
     images: Mapping[str, Tensor]
     references: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
+    worst_outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def measure(self, rung: str, executes: str, run: Runner) -> Fidelity:
         """Runs ``run`` on every photograph; outputs are clamped to [0, 1] as they are served.
 
         Raises `ExportError` if an output is not finite.
         """
-        figures, truths = {}, []
+        figures: dict[str, tuple[Distance, float]] = {}
+        truths = []
         for name, image in self.images.items():
             output, reference = np.asarray(run(image), np.float32), self.references[name]
             if not np.isfinite(output).all():
                 raise ExportError(f"{rung}: the output for {name} holds NaN or infinity; nothing was published")
             output = output.clip(0, 1)
-            figures[name] = (_distance(output, reference), float(np.abs(output - reference).max()))
+            found = _distance(output, reference)
+            if not figures or found.psnr < min(other.psnr for other, _ in figures.values()):
+                self.worst_outputs[rung] = output
+            figures[name] = (found, float(np.abs(output - reference).max()))
             if name in self.targets:
                 truths.append(_distance(output, self.targets[name]))
         worst = min(figures, key=lambda name: figures[name][0].psnr)

@@ -58,6 +58,7 @@ def removed(model: Path, version: int) -> bool:
     if not place.is_dir():
         return False
     with _locked(model):
+        shutil.rmtree(aside, ignore_errors=True)  # of a rollback that was killed
         place.rename(aside)
         shutil.rmtree(aside)
     return True
