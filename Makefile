@@ -58,6 +58,7 @@ $(ENVS)/build.done: requirements/build.txt requirements/client.txt
 	@echo "installing the build side and the client ..." >&2
 	@$(PYTHON) -m venv --clear $(ENVS)/build
 	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
+	@rm -f $(ENVS)/gpu.done
 	@touch $@
 
 $(ENVS)/server.done: requirements/server.txt requirements/triton.txt
@@ -77,13 +78,17 @@ $(ENVS)/%-ours.done: $(ENVS)/%.done pyproject.toml client/pyproject.toml
 $(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 	@echo "installing the test tools ..." >&2
 	@$(BUILD) $(PIP_INSTALL) -r requirements/dev.txt
+	@if [ -e $(ENVS)/gpu.done ]; then rm $(ENVS)/gpu.done; $(MAKE) setup-gpu; fi
 	@touch $@
 
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
-setup-gpu: $(ENVS)/build-ours.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
+setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
+$(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
+	@echo "installing TensorRT ..." >&2
 	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
-	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt
+	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
+	@touch $@
 
 inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"

@@ -28,6 +28,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from export import fidelity, int8, ort
+from export.build import CALIBRATORS
 from export.coverage import convolutions
 from export.graph import onnx_bytes, onnx_from_network
 from export.names import INPUT
@@ -80,7 +81,7 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
         )  # fmt: skip
         return onnx.load(target)
 
-    for method in int8.METHODS:
+    for method in CALIBRATORS:
         yield f"ours, {method}", lambda method=method: ours(method)
     for known in (CalibrationMethod.Percentile, CalibrationMethod.Entropy, CalibrationMethod.MinMax):
         yield f"ONNX Runtime, {known.name.lower()}", lambda known=known: onnx_runtime(known)

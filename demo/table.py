@@ -50,19 +50,20 @@ def held_out_table() -> str:
 def ladder_table() -> str:
     """Every rung of every engine of the demo package, against PyTorch float32 and against the fused targets."""
     lines = [
-        "| engine | rung | executes | max error | mean error | PSNR (dB) | SSIM | against the truth: L1, PSNR, SSIM |",
-        "|---|---|---|---|---|---|---|---|",
+        "| engine | rung | executes | max error | mean error | PSNR (dB) | SSIM | worst | the truth: L1, PSNR, SSIM |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, engine in _document("ladder").items():
         for position, rung in enumerate(engine["fidelity"]["ladder"]):
             first = name if position == 0 else ""
             if "reason" in rung:
-                lines.append(f"| {first} | {rung['rung']} | n/a | | | | | |")
+                lines.append(f"| {first} | {rung['rung']} | n/a: {rung['reason'].split('; ')[0]} | | | | | | |")
                 continue
             errors = f"{rung['max_error']:.1e} | {rung['mean_error']:.1e} | {rung['psnr']:.1f} | {rung['ssim']:.5f}"
             truth = rung["truth"]
-            against = f"{truth['l1']:.4f}, {truth['psnr']:.2f}, {truth['ssim']:.3f}"
-            lines.append(f"| {first} | {rung['rung']} | {rung['executes']} | {errors} | {against} |")
+            against = f"{truth['l1']:.4f}, {truth['psnr']:.2f}, {truth['ssim']:.3f}" if truth else ""
+            worst = Path(rung["worst"]).stem
+            lines.append(f"| {first} | {rung['rung']} | {rung['executes']} | {errors} | {worst} | {against} |")
     return "\n".join(lines)
 
 

@@ -10,12 +10,14 @@ engine that does not pass the gate of its precision is not published, and the on
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
+import shlex
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from export import machine, ort
+from export import machine, ort, tensorrt
 from export.errors import ExportError
 from export.files import checkpoint_path, sha256
 from export.precision import Precision, precision_from_name
@@ -26,6 +28,9 @@ from export.tensorrt import Options
 MODEL = "restormer"  #: the model's folder in a repository
 MAX_BATCH = 8  #: the configs' max_batch_size; a test holds them together
 ADAPTER = "cpu_model.py"  #: in model_repository/restormer/: becomes model.py of every version served on a CPU
+CALIBRATORS = ("percentile", "entropy", "minmax")
+#: GPUs that restormer/config.pbtxt maps to plans; a test holds them together.
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0")
 TARGETS = ("auto", "cpu", "rtx", "tensorrt")
 
 
@@ -73,13 +78,8 @@ class Place:
 def build(request: Request) -> list[Path]:
     """Builds and publishes the engines asked for, or finds them unchanged; returns them. Raises `ExportError`."""
     precision = precision_from_name(request.precision)
-    if request.options.max_batch != MAX_BATCH:
-        say(f"MAX_BATCH={request.options.max_batch}: max_batch_size in restormer/config.pbtxt has to be the same")
+    _require_settings(request)
     ort.require_one()
-    if not (request.repository / MODEL / "config.pbtxt").is_file():
-        raise ExportError(f"{request.repository} is no model repository of ours: {MODEL}/config.pbtxt is missing")
-    if request.plan and not request.plan.is_file():
-        raise ExportError(f"PLAN={request.plan} is no file: take the .int8.json that lies beside an engine")
     targets = _targets(request, precision)
     places = {target: _place(request, target) for target in targets}
     todo = {}
@@ -89,15 +89,45 @@ def build(request: Request) -> list[Path]:
             say(f"{place.path} is up to date ({precision.name}, same package, same builder): nothing to do")
         else:
             todo[target] = origin
-    if todo:
-        from export.factory import Factory  # PyTorch takes seconds to import: not for a build with nothing to do
+    try:
+        if todo:
+            _make(request, precision, places, todo)
+    finally:
+        if request.target == "auto" and "tensorrt" not in targets:
+            _say_what_is_left(request)
+    return [place.path for place in places.values()]
 
-        factory = Factory(request, precision)
+
+def _make(request: Request, precision: Precision, places: dict[str, Place], todo: dict[str, dict[str, str]]) -> None:
+    for target in todo:
+        if target in tensorrt.LIBRARIES:
+            tensorrt.require(target, request.options)
+    from export.factory import Factory  # PyTorch takes seconds to import: not for a build with nothing to do
+
+    factory = Factory(request, precision)
+    made: list[Path] = []
+    try:
         for target, origin in todo.items():
             factory.publish(target, places[target], origin)
-    if request.target == "auto" and "tensorrt" not in targets:
-        _say_what_is_left(request)
-    return [place.path for place in places.values()]
+            made.append(places[target].path)
+    except BaseException:
+        if made:
+            say(f"published before that: {', '.join(map(str, made))}")
+        raise
+
+
+def _require_settings(request: Request) -> None:
+    """Refuses at once what would be refused after minutes."""
+    if not (request.repository / MODEL / "config.pbtxt").is_file():
+        raise ExportError(f"{request.repository} is no model repository of ours: {MODEL}/config.pbtxt is missing")
+    if request.gate is not None and not math.isfinite(request.gate):
+        raise ExportError(f"GATE={request.gate} is no number of decibels")
+    if request.calibrator not in CALIBRATORS:
+        raise ExportError(f"CALIBRATOR={request.calibrator} is unknown: choose one of {', '.join(CALIBRATORS)}")
+    if request.plan and not request.plan.is_file():
+        raise ExportError(f"PLAN={request.plan} is no file: take the .int8.json that lies beside an engine")
+    if request.options.max_batch != MAX_BATCH:
+        say(f"MAX_BATCH={request.options.max_batch}: max_batch_size in restormer/config.pbtxt has to be the same")
 
 
 def _targets(request: Request, precision: Precision) -> list[str]:
@@ -131,8 +161,13 @@ def _place(request: Request, target: str) -> Place:
     served = request.repository / MODEL
     if target == "cpu":
         return Place(served, request.version, "model.onnx")
-    capability = machine.gpus()[0][1].replace(".", "")
-    return Place(served, request.version, f"model.sm{capability}.plan")
+    capability = machine.gpus()[0][1]
+    if capability not in CAPABILITIES:
+        raise ExportError(
+            f"compute capability {capability} is not in cc_model_filenames of restormer/config.pbtxt: add it there, "
+            "and to CAPABILITIES in export/build.py"
+        )
+    return Place(served, request.version, f"model.sm{capability.replace('.', '')}.plan")
 
 
 def _say_what_is_left(request: Request) -> None:
@@ -148,17 +183,23 @@ def _say_what_is_left(request: Request) -> None:
 
 
 def command(request: Request, target: str | None = None) -> str:
-    """The line that builds this again."""
-    words = {
-        "PACKAGE": request.package, "PRECISION": request.precision, "TARGET": target or request.target,
-        "VERSION": request.version, "PHOTOS": request.photographs,
+    """The line that builds this again: every setting that is not the default, quoted for a shell."""
+    options, usual = request.options, Request(package=request.package)
+    settings = {
+        "TARGET": (target or request.target, "auto"), "VERSION": (request.version, usual.version),
+        "PHOTOS": (request.photographs, usual.photographs), "TRUTH": (request.targets, usual.targets),
+        "CALIBRATION": (request.calibration, usual.calibration), "CALIBRATOR": (request.calibrator, usual.calibrator),
+        "PLAN": (request.plan, None), "GATE": (request.gate, None),
+        "REPOSITORY": (request.repository, usual.repository), "ENGINES": (request.engines, usual.engines),
+        "MAX_BATCH": (options.max_batch, usual.options.max_batch),
+        "OPTIMIZATION_LEVEL": (options.optimization_level, usual.options.optimization_level),
+        "COMPATIBILITY": (options.compatibility, usual.options.compatibility),
+        "WORKSPACE_MB": (options.workspace_mb, usual.options.workspace_mb),
+        "COMPUTE_CAPABILITIES": (" ".join(options.compute_capabilities), " ".join(usual.options.compute_capabilities)),
     }  # fmt: skip
-    extra = (
-        {"CALIBRATION": request.calibration, "CALIBRATOR": request.calibrator} if request.precision == "int8" else {}
-    )
-    chosen = {"PLAN": request.plan, "GATE": request.gate}
-    pairs = {**words, **extra, **{name: value for name, value in chosen.items() if value is not None}}
-    return "make engine " + " ".join(f"{name}={value}" for name, value in pairs.items())
+    given = {name: str(value) for name, (value, default) in settings.items() if value != default}
+    words = {"PACKAGE": str(request.package), "PRECISION": request.precision, **given}
+    return "make engine " + " ".join(f"{name}={shlex.quote(value)}" for name, value in words.items())
 
 
 def tool_versions(target: str) -> dict[str, str]:
@@ -186,6 +227,8 @@ def _origin(request: Request, target: str) -> dict[str, str]:
     for path in [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]:
         builder.update(path.read_bytes() if path.is_file() else b"")
     settings = [request.gate, request.calibrator, request.options, request.plan and sha256(request.plan)]
+    if target == "cpu":  # with the server installed the ladder has one rung more
+        settings.append(request.server_python is not None and request.server_python.is_file())
     return {
         "package": folder_digest(request.package),
         "photographs": folder_digest(request.photographs),

@@ -43,6 +43,8 @@ def rollback(repository: Path, engines: Path, version: int) -> None:
 
 
 def _row(folder: Path, document: dict[str, Any]) -> tuple[str, ...]:
+    if "decided_by" not in document.get("fidelity", {}):
+        return (str(folder / document["engine"]), *["?"] * 5, "built by an older version: build it again")
     figures = document["fidelity"]
     decisive = next(rung for rung in figures["ladder"] if rung["rung"] == figures["decided_by"])
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(document["time"])

@@ -6,7 +6,6 @@ Every step but the network is ``imaging``'s, the same code the server runs.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from export.errors import ExportError
 from export.fidelity import Runner, torch_runner
+from export.files import write_bytes
 from export.package import network_from_package, package_from_folder
 from export.rewrites import typed
 from imaging import SUFFIXES, Frame, InvalidPhotograph, decode, decode_small, encode, framed, transfer, unframed
@@ -50,7 +50,7 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner) -> int:
     failed, started = 0, time.monotonic()
     for number, (source, target) in enumerate(pairs, 1):
         try:
-            _write(target, enhanced(source.read_bytes(), run))
+            write_bytes(target, enhanced(source.read_bytes(), run))
         except (InvalidPhotograph, OSError) as error:
             failed += 1
             print(f"\nerror: {source}: {error}", file=sys.stderr)
@@ -68,12 +68,3 @@ def pairs_in(source: Path, target: Path) -> list[tuple[Path, Path]]:
         raise ExportError(f"no photographs in {source}: give a folder with {', '.join(SUFFIXES)}")
     target.mkdir(parents=True, exist_ok=True)
     return [(path, target / path.name) for path in paths]
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

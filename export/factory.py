@@ -5,7 +5,9 @@ Whatever two targets share (the network, the float32 reference, the typed networ
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest,
 from export.coverage import Convolution
 from export.errors import ExportError
 from export.fidelity import Fidelity, NotRun
-from export.files import checkpoint_path, sha256
+from export.files import checkpoint_path, sha256, write_bytes
 from export.network import Restormer
 from export.package import Package, network_from_package, package_from_folder
 from export.precision import Precision
@@ -88,11 +90,11 @@ class Factory:
         model = self._graph(target)
         layers = coverage.convolutions(model)
         data = graph.onnx_bytes(model)
-        rungs.append(self._onnxruntime_rung(data, "CPUExecutionProvider"))
+        rungs.append(self._onnxruntime_rung(data, ort.CPU))
         shared = {
             "onnx": {"opset": model.opset_import[0].version, "nodes": len(model.graph.node)},
             "int8": None if self._precision.name != "int8" else self._plan.document(),
-            "ranges": [asdict(found) for found in self._ranges[:10]] if self._has_float16(target) else None,
+            "ranges": [asdict(found) for found in self._ranges] if self._has_float16(target) else None,
         }
         if shared["int8"]:
             write_json(folder / f"{engine}.int8.json", shared["int8"])
@@ -136,16 +138,15 @@ class Factory:
             f"    {built.layers:,} layers parsed, {built.casts} of them casts; "
             f"engine {len(built.plan) / 2**20:.1f} MiB; {len(built.warnings)} warnings"
         )
-        words = coverage.words(coverage.shares(layers))
         if target == "rtx":
             rungs.append(NotRun(rung="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time"))
+            rungs.append(NotRun(rung="served by Triton", reason="Triton serves TensorRT's plans, not those for RTX"))
         else:
+            rungs += [self._onnxruntime_rung(data, provider) for provider in (ort.CUDA, ort.TENSORRT)]
+            words = f"typed {coverage.words(coverage.shares(layers))}"
             with step("fidelity of the plan"):
                 rungs.append(self._yardstick.measure("engine, TensorRT", words, tensorrt.runner(built.plan)))
-            rungs[-1:-1] = [
-                self._onnxruntime_rung(data, provider)
-                for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-            ]
+            rungs.append(NotRun(rung="served by Triton", reason="see docs/gpu-checklist.md"))
         return {
             "runtime": {"name": tensorrt.LIBRARIES[target], **built.figures()},
             "options": asdict(self._request.options),
@@ -156,6 +157,8 @@ class Factory:
     def _torch_rungs(self, target: str) -> list[Rung]:
         """PyTorch, rewritten in float32, then in the precision (real half tensors on a CPU, see ``export.half``)."""
         name = self._precision.name
+        if name == "int8":
+            self._keep_within_budget()
         precise = self._precise(target)
         with step("fidelity of PyTorch, rewritten and in the precision"):
             rungs: list[Rung] = [self._rewritten_rung]
@@ -168,6 +171,19 @@ class Factory:
                 say(f"    {line}")
             half.require_headroom(self._ranges)
         return rungs
+
+    def _keep_within_budget(self) -> None:
+        """Takes the costliest layers out of an INT8 plan that misses the gate at full size; a pinned plan stays."""
+        plan = self._plan
+        while plan.taken and not self._request.plan:
+            run = fidelity.torch_runner(int8.fake_quantized(self._rewritten, plan.ranges))
+            with step(f"fidelity of the plan's {plan.taken} layers together"):
+                reached = self._yardstick.measure("torch int8", "INT8 grid", run).psnr
+            if reached >= self._gate:
+                break
+            plan = dataclasses.replace(plan, taken=plan.taken - max(1, plan.taken // 8))
+            say(f"    {reached:.1f} dB, below the gate of {self._gate:.0f}: the last layers go, {plan.taken} are left")
+        self._plan = plan
 
     @cached_property
     def _rewritten_rung(self) -> Fidelity:
@@ -221,15 +237,22 @@ class Factory:
         return report.convolutions(self._rewritten, SIDE)
 
     def _calibration(self) -> tuple[dict[str, float], dict[str, float]]:
-        method = self._request.calibrator
-        if method not in int8.METHODS:
-            raise ExportError(f"CALIBRATOR={method} is unknown: choose one of {', '.join(int8.METHODS)}")
-        key = f"{self._checkpoint[:16]}-{folder_digest(self._request.calibration)[:16]}-{method}-{int8.VERSION}"
+        """Ranges and costs of all candidates, kept by the content of everything they depend on."""
+        method, code = self._request.calibrator, hashlib.sha256()
+        code.update(repr((MOST_CALIBRATION, PLAN_SIDES, PLAN_PHOTOGRAPHS, PLAN_WORK)).encode())
+        for name in ("int8.py", "rewrites.py", "network.py"):
+            code.update((Path(__file__).parent / name).read_bytes())
+        photographs = folder_digest(self._request.calibration)
+        key = f"{self._checkpoint[:16]}-{photographs[:16]}-{method}-{code.hexdigest()[:16]}"
         cache = self._request.engines / ".cache" / f"int8-{key}.json"
-        if cache.is_file():
-            say(f"    calibration of these photographs is known ({cache})")
+        try:
             known = json.loads(cache.read_text(encoding="utf-8"))
-            return known["ranges"], known["errors"]
+            ranges, errors = known["ranges"], known["errors"]
+        except (OSError, ValueError, KeyError):
+            pass  # not measured yet, or a damaged file
+        else:
+            say(f"    calibration of these photographs is known ({cache})")
+            return ranges, errors
         images = self._calibration_images(SIDE, MOST_CALIBRATION)
         with counted(f"calibrating on {len(images)} photographs ({method})", len(images)) as tick:
             ranges = int8.calibrated(self._rewritten, images, method, tick)
@@ -238,8 +261,7 @@ class Factory:
         small = self._calibration_images(side, PLAN_PHOTOGRAPHS)
         with counted(f"what each convolution costs in INT8, at {side}x{side}", len(ranges)) as tick:
             errors = int8.errors_alone(self._rewritten, ranges, small, tick)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {"ranges": ranges, "errors": errors})
+        write_bytes(cache, json.dumps({"ranges": ranges, "errors": errors}, indent=1).encode())
         return ranges, errors
 
     def _calibration_images(self, side: int, most: int) -> dict[str, fidelity.Tensor]:
@@ -254,17 +276,13 @@ class Factory:
         return {path.name: fidelity.core_tensor(path, side) for path in spread}
 
     def _onnxruntime_rung(self, data: bytes, provider: str) -> Rung:
-        rung = (
-            "ONNX Runtime"
-            if provider.startswith("CPU")
-            else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
-        )
+        rung = "ONNX Runtime" if provider == ort.CPU else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         try:
-            run, executes = ort.session(data, provider)
-        except ExportError as error:
-            return NotRun(rung=rung, reason=str(error)[:110])
-        with step(f"fidelity of {rung}"):
-            return self._yardstick.measure(rung, executes, run)
+            run, executes = ort.session(data, provider, tf32=self._precision.name == "tf32")
+            with step(f"fidelity of {rung}"):
+                return self._yardstick.measure(rung, executes, run)
+        except Exception as error:  # noqa: BLE001 - a cross-check that does not run is no fault of the engine
+            return NotRun(rung=rung, reason=str(error).splitlines()[0][:110])
 
     def _served_rung(self, folder: Path, engine: str, document: dict[str, Any], words: str) -> Rung:
         rung, python = "served by Triton", self._request.server_python
@@ -325,6 +343,7 @@ class Factory:
         """The part of an engine's JSON that says what it is and where it came from."""
         request, package = self._request, self._package
         gpus = machine.gpus()
+        one, most = [1, 3, SIDE, SIDE], [request.options.max_batch, 3, SIDE, SIDE]
         return {
             "engine": engine,
             "sha256": sha256(folder / engine),
@@ -338,7 +357,7 @@ class Factory:
                 "remarks": package.remarks,
             },
             "network": {"architecture": package.architecture.describe(), "parameters": package.parameters},
-            "profile": {"min": [1, 3, SIDE, SIDE], "max": [request.options.max_batch, 3, SIDE, SIDE]},
+            "profile": {"compiled": one} if target == "cpu" else {"min": one, "opt": most, "max": most},
             "versions": tool_versions(target),
             "machine": {
                 "cpu": machine.cpu_name(),

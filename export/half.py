@@ -46,7 +46,7 @@ class Range:
 class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, float16 sums on a CPU are taken in float32 and rounded once.
 
-    ``peaks`` collects, if given, the largest magnitude of every float16 result before it is rounded.
+    ``peaks`` collects, if given, the largest magnitude of every float16 result (of sums before they are rounded).
     """
 
     def __init__(self, peaks: dict[str, float] | None = None, where: Callable[[], str] = str) -> None:
@@ -68,6 +68,8 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _record(self, func: Any, result: Any, exact: Any) -> None:
+        if isinstance(result, tuple):  # LayerNorm's, with its statistics
+            result, exact = result[0], exact[0]
         if self._peaks is None or not isinstance(result, Tensor) or result.dtype != torch.float16:
             return
         operation = func._schema.name.removeprefix("aten::")

@@ -36,11 +36,9 @@ from export.coverage import Convolution
 from export.errors import ExportError
 from export.network import Restormer, TransformerBlock
 
-METHODS = ("percentile", "entropy", "minmax")
 PERCENTILE = 99.999
 LEVELS = 127  #: the largest INT8 magnitude used; -128 is not, so that the grid is symmetric
 FEWEST = 8  #: photographs to calibrate on
-VERSION = 1  #: of the calibration; part of the key its results are kept under
 MARGIN = 1.0  #: decibels the plan stays above its gate: the costs of layers only nearly add up
 Images = Mapping[str, NDArray[np.float32]]
 
@@ -87,6 +85,7 @@ class Plan:
         lines = [
             f"{self.taken} of {len(self.layers)} candidates in INT8: {reached[0]:.0%} of the 1x1 convolutions' work, "
             f"{reached[1]:.1f} dB expected",
+            f"left in floating point: {', '.join(layer.module for layer in self.layers[self.taken :]) or 'none'}",
             "share of the 1x1 work -> dB expected:",
         ]
         tenths = [next((db for share, db in curve if share >= tenth / 10), None) for tenth in range(1, 11)]
@@ -135,8 +134,6 @@ def calibrated(network: Restormer, images: Images, method: str, tick: Callable[[
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    if method not in METHODS:
-        raise ExportError(f"CALIBRATOR={method} is unknown: choose one of {', '.join(METHODS)}")
     largest = dict.fromkeys(candidates(network), 0.0)
     collector = HistogramCollector(method if method != "minmax" else "percentile", True, 2048, 128, PERCENTILE, "same")
 

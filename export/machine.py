@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import resource
 import subprocess
@@ -10,15 +11,28 @@ from pathlib import Path
 
 def cpu_name() -> str:
     """The processor's model name from the kernel, or its architecture where the kernel has none."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """The processor's features as the kernel names them; empty where the kernel has none."""
+    return set(_cpuinfo("flags").split())
+
+
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
 
 
+@functools.cache
 def gpus() -> list[tuple[str, str]]:
-    """Name and compute capability (``9.0``) of every GPU, as nvidia-smi lists them; empty without a driver."""
+    """Name and compute capability (``9.0``) of every GPU, as nvidia-smi lists them; empty without a driver.
+
+    A plan is built for the first: on a mixed host set CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    """
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -29,5 +43,5 @@ def gpus() -> list[tuple[str, str]]:
 
 
 def peak_memory_mib() -> int:
-    """The most resident memory this process has had, in MiB."""
+    """The most resident memory this process has had so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

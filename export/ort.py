@@ -29,7 +29,10 @@ def require_one() -> None:
         )
 
 
-def session(model: bytes, provider: str = "CPUExecutionProvider") -> tuple[Runner, str]:
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+
+
+def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[Runner, str]:
     """Runs the graph; also says the types its convolutions execute in after ONNX Runtime's own rewrites.
 
     ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with its words if it takes not the
@@ -41,14 +44,18 @@ def session(model: bytes, provider: str = "CPUExecutionProvider") -> tuple[Runne
         raise ExportError(f"ONNX Runtime has no {provider} here")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    settings = {"use_tf32": str(int(tf32))} if provider == CUDA else {}
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(optimized)
+        if provider != TENSORRT:  # whose compiled nodes cannot be written
+            options.optimized_model_filepath = str(optimized)
         try:
-            ready = onnxruntime.InferenceSession(model, options, providers=[provider])
+            ready = onnxruntime.InferenceSession(model, options, providers=[(provider, settings)])
         except Exception as error:
             raise ExportError(str(error).splitlines()[0]) from error
-        executes = words(_executed(onnx.load(optimized)))
+        if provider not in ready.get_providers():
+            raise ExportError(f"{provider} is there, but its libraries do not load")
+        executes = words(_executed(onnx.load(optimized))) if optimized.is_file() else "not reported"
     return (lambda image: ready.run(None, {INPUT: image})[0]), executes
 
 

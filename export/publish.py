@@ -29,7 +29,8 @@ def staged(model: Path, version: int) -> Iterator[Path]:
         with _locked(model), _staging(model, version) as folder:
             yield folder
     except OSError as error:
-        raise ExportError(f"cannot publish into {model / str(version)}: {error.strerror or error}") from error
+        where = error.filename or model / str(version)
+        raise ExportError(f"cannot publish into {model / str(version)}: {where}: {error.strerror or error}") from error
 
 
 def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folder: Path) -> list[str]:
@@ -46,10 +47,17 @@ def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folde
         if not isinstance(package, dict) or package.get("checkpoint_sha256") != checkpoint:
             left.append(name)
             continue
-        for file in document["files"]:
+        for file in document.get("files", [name, f"{name}.json"]):
             if not (folder / file).exists():
-                os.link(model / str(version) / file, folder / file)
+                _link(model / str(version) / file, folder / file)
     return left
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, or somebody else's file
+        shutil.copy2(source, target)
 
 
 def removed(model: Path, version: int) -> bool:
@@ -76,13 +84,10 @@ def _staging(model: Path, version: int) -> Iterator[Path]:
         yield staging
         if place.exists():
             place.rename(aside)
-        try:
-            staging.rename(place)
-        except OSError:
-            if aside.exists():
-                aside.rename(place)
-            raise
+        staging.rename(place)
     finally:
+        if aside.exists() and not place.exists():  # an error or Ctrl-C between the two renames
+            aside.rename(place)
         for leftover in (aside, staging):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -118,9 +123,10 @@ def documents(folder: Path) -> list[dict[str, Any]]:
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """The JSON beside a published engine; empty if there is none or the engine is not the file it describes."""
+    """The JSON beside a published engine; empty if there is none, or the engine is another file or not whole."""
     document = _document(path.with_name(f"{path.name}.json"))
-    return document if path.is_file() and document.get("sha256") == sha256(path) else {}
+    is_whole = path.is_file() and all((path.parent / name).is_file() for name in document.get("files", []))
+    return document if is_whole and document.get("sha256") == sha256(path) else {}
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.build import MODEL
 from export.errors import ExportError
 from export.names import INPUT, OUTPUT
-
-MODEL = "restormer"
 
 
 @contextmanager
@@ -42,11 +41,11 @@ def triton(
         command += ["--repository", str(folder / "models"), "--state", str(folder / "state")]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
         command += ["--wheel", str(python.absolute().parents[2] / "triton")]
-        started = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
-        if started.returncode:
-            last = (started.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
         try:
+            started = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
+            if started.returncode:
+                last = (started.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
             with grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
 
                 def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -56,6 +55,8 @@ def triton(
                     return output
 
                 yield run
+        except grpc.InferenceServerException as error:
+            raise ExportError(f"Triton does not answer for the engine: {error.message()}") from error
         finally:
             subprocess.run([*command, "stop"], capture_output=True, check=False)
 

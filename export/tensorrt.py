@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ExportError
+from export.files import write_bytes
 from export.names import INPUT
 from imaging import SIDE
 
@@ -75,6 +77,22 @@ def library(target: str) -> Any:
         ) from error
 
 
+def require(target: str, options: Options) -> None:
+    """Refuses at once what the builder would refuse after minutes: a missing library, or GPUs it does not know."""
+    trt = library(target)
+    if target == "rtx":
+        for capability in options.compute_capabilities:
+            _capability(trt, capability)
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ExportError(
+            "PyTorch here has no CUDA, and it runs the plan to measure its fidelity: "
+            "install a CUDA build of torch==2.13.0"
+        )
+
+
 def built(target: str, onnx: bytes, options: Options, *, tf32: bool = False, timing_cache: Path | None = None) -> Built:
     """Parses the graph and builds the engine. Raises `ExportError` with the library's own words.
 
@@ -91,13 +109,14 @@ def built(target: str, onnx: bytes, options: Options, *, tf32: bool = False, tim
         raise ExportError(f"{LIBRARIES[target]} does not take the graph: {first.desc()} (node {first.node_name()})")
     cache = _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
+    if getattr(config.progress_monitor, "interrupted", False):
+        raise KeyboardInterrupt
     if plan is None:
         raise ExportError(
             f"{LIBRARIES[target]} did not build the engine: {'; '.join(logger.errors) or 'no reason given'}"
         )
     if cache is not None and timing_cache is not None:
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        timing_cache.write_bytes(bytes(cache.serialize()))
+        write_bytes(timing_cache, bytes(cache.serialize()))
     kinds = Counter(str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers))
     return Built(
         bytes(plan),
@@ -115,9 +134,9 @@ def runner(plan: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
 
     trt = library("tensorrt")
     engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ExportError("the plan does not load on this GPU: it was built for another, or by another TensorRT")
-    context = engine.create_execution_context()
+    context = engine.create_execution_context() if engine is not None else None
+    if context is None:
+        raise ExportError("the plan does not load on this GPU: built for another, by another TensorRT, or too large")
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     source, target = sorted(names, key=lambda name: name != INPUT)
 
@@ -174,10 +193,13 @@ def _capability(trt: Any, text: str) -> Any:
 
 
 def _timing_cache(config: Any, path: Path | None) -> Any:
+    """The cache of an earlier build by this TensorRT, or an empty one."""
     if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=True)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=True):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=True)
     return cache
 
 
@@ -205,20 +227,29 @@ def _progress(trt: Any) -> Any:
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
+            self.interrupted = False
             self._steps: dict[str, int] = {}
-            self._interrupted = False
 
+        # Ctrl-C may come in any of the three, and no exception may cross the library that calls them.
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._steps[phase] = steps
+            with self._noticing():
+                self._steps[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                print(f"\r    {phase[:50]:<50} {step}/{self._steps[phase]} ", end="", file=sys.stderr, flush=True)
-            except KeyboardInterrupt:
-                self._interrupted = True
-            return not self._interrupted
+            with self._noticing():
+                total = self._steps.get(phase, 0)
+                print(f"\r    {phase[:50]:<50} {step}/{total} ", end="", file=sys.stderr, flush=True)
+            return not self.interrupted
 
         def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+            with self._noticing():
+                self._steps.pop(phase, None)
+
+        @contextmanager
+        def _noticing(self) -> Iterator[None]:
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     return Progress()

@@ -68,6 +68,13 @@ def check_numpy() -> None:
 def check_engines(repository: Path) -> Engine:
     """At least one published engine, and the bytes of each as its JSON says. Returns the highest version."""
     versions = sorted((int(p.name), p) for p in (repository / "restormer").glob("*") if p.name.isdigit())
+    for version, folder in versions:
+        plans = sorted(path.name for path in folder.glob("*.plan"))
+        if plans and not (folder / "model.onnx").is_file():
+            raise ServerError(
+                f"version {version} holds {', '.join(plans)} only, which the CPU cannot serve: "
+                f"make engine PRECISION=fp32 TARGET=cpu VERSION={version}, or make rollback VERSION={version}"
+            )
     engines = [_checked(folder / "model.onnx") for _, folder in versions]
     if not engines:
         raise ServerError(f"no engine in {repository / 'restormer'}: make engine PRECISION=fp32")

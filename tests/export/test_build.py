@@ -1,7 +1,11 @@
 """Building and publishing: a failed build leaves what was there, an unchanged one does nothing."""
 
+import contextlib
+import dataclasses
+import importlib.util
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,12 +22,14 @@ from PIL import Image
 
 from export import machine
 from export.__main__ import main
-from export.build import Request, _origin, build
+from export.build import Request, _origin, build, command
 from export.cpu import require_precision
 from export.errors import ExportError
-from export.fidelity import Yardstick
+from export.fidelity import Fidelity, Yardstick, require_fidelity
+from export.metrics import Distance
 from export.precision import PRECISIONS
 from export.publish import provenance, staged
+from export.tensorrt import Options
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository
 from tests.export.conftest import save_package
 
@@ -97,6 +103,8 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
             "tf32 is a mode of NVIDIA's GPUs: build with PRECISION=fp32 TARGET=cpu",
         ),
         (["--precision", "int8", "--calibrator", "best"], "CALIBRATOR=best is unknown"),
+        (["--gate", "nan"], "GATE=nan is no number of decibels"),
+        (["--target", "rtx", "--compute-capabilities", "9.0"], "COMPUTE_CAPABILITIES: 9.0 is not built for"),
         (["--precision", "int8", "--calibration", "demo/photos"], "holds 5 photographs, at least 8 are needed"),
         (["--precision", "int8", "--plan", "demo/photos"], "PLAN=demo/photos is no file: take the .int8.json"),
         (["--photographs", "server"], "fidelity is measured on photographs"),
@@ -114,7 +122,8 @@ def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
 
 @pytest.mark.parametrize(("name", "words"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
 def test_a_precision_is_refused_where_the_cpu_would_only_pretend(monkeypatch, name, words):
-    monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32"])
+    monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO calls INT8 its own on any CPU
     with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with PRECISION=fp32 TARGET=cpu, or .*=rtx"):
         require_precision(PRECISIONS[name])
 
@@ -158,6 +167,22 @@ def test_a_version_that_cannot_be_replaced_is_put_back(copy, monkeypatch):
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(ExportError, match="No space left on device"), staged(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
+    assert files(copy) == before
+
+
+def test_ctrl_c_between_the_two_renames_puts_the_version_back(copy, monkeypatch):
+    before = files(copy)
+    rename = Path.rename
+
+    def interrupted(self, target):
+        rename(self, target)
+        if Path(target).name.endswith(".aside"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged(copy / "restormer", 1) as folder:
+        (folder / "new").write_text("engine")
+    monkeypatch.undo()
     assert files(copy) == before
 
 
@@ -213,8 +238,37 @@ def test_auto_without_a_gpu_says_what_it_chose_and_what_is_left(published, tiny,
     assert "PRECISION=tf32 TARGET=tensorrt VERSION=2" in said[-1]
 
 
+def test_the_recorded_command_builds_the_same_again():
+    """Every setting that is not the default, quoted: read back as make hands it on."""
+    options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
+    request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options)
+    words = shlex.split(command(request, target="tensorrt"))
+    done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    line = done.stdout.replace("\\\n", " ").splitlines()[-1]
+    for flag in ('--package "a b"', '--target "tensorrt"', '--gate "40.0"', '--calibration "c"', '--max-batch "4"'):
+        assert flag in line
+    assert '--compatibility "ampere_plus"' in line
+    assert '--compute-capabilities "8.6"' in line
+
+
+@pytest.mark.parametrize(("lost", "passes"), [(0.05, True), (0.2, False)])
+def test_no_more_than_a_tenth_of_a_decibel_is_lost_against_the_truth(lost, passes):
+    reference = Distance(l1=0.1, psnr=26.0, ssim=0.9)
+    truth = dataclasses.replace(reference, psnr=26.0 - lost)
+    figures = {"max_error": 0.0, "mean_error": 0.0, "psnr": 99.0, "ssim": 1.0, "worst": "a.jpg"}
+    reached = Fidelity(rung="engine", executes="float32", truth=truth, **figures)
+    refusal = pytest.raises(
+        ExportError, match=r"0\.20 dB lost against the ground truth, fp32 may lose 0\.1 dB: nothing"
+    )
+    with contextlib.nullcontext() if passes else refusal:
+        require_fidelity(reached, reference, PRECISIONS["fp32"], 90.0)
+
+
 def test_auto_with_a_gpu_builds_for_it(monkeypatch, tiny, published, capsys):
     """As far as a machine without TensorRT goes: the choice, the name by compute capability, one line at the end."""
+    pytest.importorskip("tensorrt_rtx")
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("TensorRT is installed here: see docs/gpu-checklist.md")
     monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
     flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
     assert main(["engine", *flags, "--precision", "fp16"]) == 1
@@ -305,6 +359,15 @@ def test_engines_are_listed_with_what_they_are(repository, published, capsys):
         "emulated" in line and line.endswith("no: wants compute capability 12.0 or 8.6 or 8.9, no GPU here")
         for line in lines[2:]
     )
+
+
+def test_an_engine_of_an_older_version_is_listed_as_such(copy, capsys):
+    path = copy / "restormer/1/model.onnx.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["fidelity"].pop("decided_by")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert main(["engines", "--repository", str(copy), "--engines", str(copy)]) == 0
+    assert "built by an older version: build it again" in capsys.readouterr().out
 
 
 def test_nothing_published_is_said(tmp_path, capsys):

@@ -47,6 +47,8 @@ def test_the_report_names_the_largest_magnitude_of_every_float16_tensor(tiny_net
     assert [r.bits for r in found] == sorted(r.bits for r in found)
     convolutions = [name for name in by_name if name.endswith(": convolution")]
     assert len(convolutions) == sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())
+    norms = [name for name in by_name if name.endswith(": native_layer_norm")]
+    assert len(norms) == 2 * network.architecture.depth
     assert str(len(found)) in half.table(found)[-1]
 
 
@@ -74,5 +76,5 @@ def test_the_islands_matter(tiny_network, monkeypatch):
     assert psnr(torch_runner(halves)(image), run(image)) > 55
     without = halves.half()  # the temperature too, and no cast to float32 from here on
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
-    with torch.no_grad():
+    with torch.no_grad(), half.Half():
         assert not torch.isfinite(without(torch.from_numpy(image))).all()

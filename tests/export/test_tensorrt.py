@@ -3,7 +3,9 @@
 The standard network (26,126,644 parameters) goes through in every precision, with random weights.
 """
 
+import importlib.util
 import os
+import platform
 import subprocess
 import sys
 
@@ -21,11 +23,13 @@ from export.precision import PRECISIONS
 from export.rewrites import rewritten, typed
 from tests.conftest import ROOT
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for Linux on x86-64 only")
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT for RTX has wheels for Linux on x86-64"
+)
 
 #: What the parser makes of the standard network, and how many of these are casts: neither may grow.
-MOST_LAYERS = {"fp32": 1858, "bf16": 1992, "fp16": 1992}
-MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178}
+MOST_LAYERS = {"fp32": 1858, "bf16": 1992, "fp16": 1992, "int8": 3576}
+MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178, "int8": 178}
 ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
 
 
@@ -47,8 +51,10 @@ def half_graph(standard):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_standard_network_builds(standard, precision):
-    network = typed(standard, torch.bfloat16) if precision == "bf16" else standard
-    check(onnx_from_network(network), precision)
+    graph = onnx_from_network(typed(standard, torch.bfloat16) if precision == "bf16" else standard)
+    check(graph, precision)
+    if precision == "fp32":  # TF32 is this graph under another flag
+        check(graph, precision, tf32=True)
 
 
 @pytest.mark.timeout(600)
@@ -61,13 +67,16 @@ def test_the_standard_network_builds_in_int8(standard, half_graph):
     graph = int8.quantized_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
     assert covered(convolutions(graph), "INT8") > PRECISIONS["int8"].floor
     built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
+    print(f"int8: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB")
     assert built.layer_types["QUANTIZE"] == len(int8.candidates(standard))
-    assert built.plan
+    assert built.layers <= MOST_LAYERS["int8"]
+    assert built.casts <= MOST_CASTS["int8"]
+    assert all("scales to fp32" in warning for warning in built.warnings)  # how the builder keeps Q/DQ scales
 
 
-def check(graph, precision):
+def check(graph, precision, *, tf32=False):
     assert covered(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
-    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
+    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU, tf32=tf32)
     print(
         f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}"
     )
@@ -112,6 +121,26 @@ def test_a_graph_it_does_not_take_is_one_line():
         tensorrt.built("rtx", b"no graph", ONE_GPU)
 
 
+@pytest.mark.parametrize("when", ["phase_start", "step_complete", "phase_finish"])
+def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
+    """No exception may cross the library: the monitor notes it, ends the build, and the build raises it."""
+    progress = tensorrt._progress(tensorrt.library("rtx"))
+    assert progress.step_complete("tactics", 1)
+    calls = {"phase_start": ("tactics", None, 3), "step_complete": ("tactics", 1), "phase_finish": ("tactics",)}
+
+    class Interrupted(dict):
+        def interrupt(self, *arguments):
+            raise KeyboardInterrupt
+
+        __setitem__ = get = pop = interrupt
+
+    progress._steps = Interrupted()
+    getattr(progress, when)(*calls[when])
+    assert progress.interrupted
+    assert not progress.step_complete("tactics", 2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_tensorrt_itself_says_how_to_install_it():
     with pytest.raises(ExportError, match=r"TARGET=tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
         tensorrt.library("tensorrt")

@@ -51,6 +51,15 @@ def test_no_engine(tmp_path):
     assert "make engine" in errors[0]
 
 
+def test_a_version_that_only_a_gpu_can_serve(tmp_path):
+    (tmp_path / "restormer/2").mkdir(parents=True)
+    (tmp_path / "restormer/2/model.sm90.plan").write_bytes(b"plan")
+    with pytest.raises(
+        ServerError, match=r"version 2 holds model\.sm90\.plan only, .* TARGET=cpu VERSION=2, or make roll"
+    ):
+        preflight.check_engines(tmp_path)
+
+
 def test_an_engine_that_is_not_the_one_described(tmp_path, repository):
     copy = tmp_path / "copy"
     shutil.copytree(repository, copy)
