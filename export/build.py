@@ -78,8 +78,8 @@ class Place:
 def build(request: Request) -> list[Path]:
     """Builds and publishes the engines asked for, or finds them unchanged; returns them. Raises `ExportError`."""
     precision = precision_from_name(request.precision)
-    _require_settings(request)
     ort.require_one()
+    _require_settings(request)
     targets = _targets(request, precision)
     places = {target: _place(request, target) for target in targets}
     todo = {}
