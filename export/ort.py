@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -52,7 +53,9 @@ def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[R
         try:
             ready = onnxruntime.InferenceSession(model, options, providers=[(provider, settings)])
         except Exception as error:
-            raise ExportError(str(error).splitlines()[0]) from error
+            missing = re.search(r"Could not find an implementation for (\S+) node", str(error))
+            reason = f"it has no {missing[1]} kernel here" if missing else str(error).splitlines()[0]
+            raise ExportError(reason) from error
         if provider not in ready.get_providers():
             raise ExportError(f"{provider} is there, but its libraries do not load")
         executes = words(_executed(onnx.load(optimized))) if optimized.is_file() else "not reported"
