@@ -69,6 +69,7 @@ def repository(tmp_path_factory) -> Path:
             repository=folder,
             engines=folder.parent / "engines",
             photographs=ROOT / "demo/photos",
+            server_python=SERVER_PYTHON,  # as `make engine` does: `make demo` then finds nothing to build
         )
     )
     return folder

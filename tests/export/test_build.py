@@ -58,18 +58,18 @@ def test_the_json_beside_the_engine_tells_where_it_came_from(repository):
     assert document["target"] == "cpu"
     rungs = {rung["rung"]: rung for rung in document["fidelity"]["ladder"]}
     assert list(rungs) == ["torch float32, rewritten", "ONNX Runtime", "engine, OpenVINO", "served by Triton"]
-    assert document["fidelity"]["decided_by"] == "engine, OpenVINO"  # this build was not told where the server is
+    assert document["fidelity"]["decided_by"] in ("engine, OpenVINO", "served by Triton")
     assert rungs["engine, OpenVINO"]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
     assert 0.9 < rungs["engine, OpenVINO"]["truth"]["ssim"] < 1
     assert document["runtime"]["work_executed_in"] == {"FLOAT": 1.0}
-    assert document["profile"] == {"min": [1, 3, 512, 512], "max": [8, 3, 512, 512]}
+    assert document["profile"] == {"compiled": [1, 3, 512, 512]}
     assert document["files"] == ["model.onnx", "model.onnx.json", "model.py"]
     assert document["peak_memory_mib"] > 100
 
 
 def test_building_again_with_nothing_changed_touches_nothing(repository, capsys):
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
-    build(request_for(repository))
+    build(request_for(repository, server_python=SERVER_PYTHON))
     assert "up to date" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
