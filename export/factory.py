@@ -76,7 +76,7 @@ class Factory:
             document = {**self._document(target, place.engine, origin, folder), **document}
             document["fidelity"] = self._fidelity_document(rungs, decisive)
             document["peak_memory_mib"] = machine.peak_memory_mib()
-            document["files"] = sorted([*(path.name for path in folder.iterdir()), f"{place.engine}.json"])
+            document["files"] = sorted({*(path.name for path in folder.iterdir()), f"{place.engine}.json"})
             write_json(folder / f"{place.engine}.json", document)
             left = keep_siblings(place.model, place.version, place.engine, self._checkpoint, folder)
         for name in left:
