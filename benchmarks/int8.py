@@ -83,7 +83,7 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
 
     for method in CALIBRATORS:
         yield f"ours, {method}", lambda method=method: ours(method)
-    for known in (CalibrationMethod.Percentile, CalibrationMethod.Entropy, CalibrationMethod.MinMax):
+    for known in (CalibrationMethod.Percentile, CalibrationMethod.MinMax):
         yield f"ONNX Runtime, {known.name.lower()}", lambda known=known: onnx_runtime(known)
     try:
         import modelopt
