@@ -10,6 +10,7 @@ engine that does not pass the gate of its precision is not published, and the on
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import platform
 import shlex
@@ -151,8 +152,13 @@ def _targets(request: Request, precision: Precision) -> list[str]:
     from export.cpu import why_not
 
     reason = why_not(precision)
-    say(f"TARGET=auto: no GPU here, so rtx (built ahead of time) and {f'not cpu: {reason}' if reason else 'cpu'}")
-    return ["rtx"] if reason else ["rtx", "cpu"]
+    has_rtx = importlib.util.find_spec(tensorrt.LIBRARIES["rtx"]) is not None  # its wheels are for x86-64 only
+    rtx = "rtx (built ahead of time)" if has_rtx else "not rtx: TensorRT for RTX is not installed"
+    say(f"TARGET=auto: no GPU here, so {rtx} and {f'not cpu: {reason}' if reason else 'cpu'}")
+    chosen = [name for name, can in (("rtx", has_rtx), ("cpu", not reason)) if can]
+    if not chosen:
+        raise ExportError(f"nothing can be built here in {precision.name}: build on a GPU host, or PRECISION=fp32")
+    return chosen
 
 
 def _place(request: Request, target: str) -> Place:
