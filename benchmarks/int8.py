@@ -83,13 +83,13 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
 
     for method in CALIBRATORS:
         yield f"ours, {method}", lambda method=method: ours(method)
-    for known in (CalibrationMethod.Percentile, CalibrationMethod.MinMax):
+    for known in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy):
         yield f"ONNX Runtime, {known.name.lower()}", lambda known=known: onnx_runtime(known)
     try:
         import modelopt
     except ImportError:
         return
-    for method in ("entropy", "max"):
+    for method in ("max", "entropy"):
         yield f"ModelOpt, {method}, our nodes", lambda method=method: modelopt(method, nodes)
     yield "ModelOpt, entropy, as it comes", lambda: modelopt("entropy", None)
 
@@ -97,6 +97,7 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     every = fidelity.core_tensors(Path("demo/calibration"), 100)
@@ -107,6 +108,8 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in candidates(arguments.package, images, Path(folder)):
+            if arguments.only not in name:
+                continue
             started = time.monotonic()
             try:
                 model = make()
