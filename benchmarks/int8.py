@@ -70,7 +70,7 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
         )  # fmt: skip
         return onnx.load(target)
 
-    def modelopt(method: str, only: list[str] | None) -> onnx.ModelProto:
+    def model_optimizer(method: str, only: list[str] | None) -> onnx.ModelProto:
         from modelopt.onnx.quantization import quantize
 
         source.write_bytes(onnx_bytes(graph))  # it rewrites its source
@@ -90,8 +90,8 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
     except ImportError:
         return
     for method in ("max", "entropy"):
-        yield f"ModelOpt, {method}, our nodes", lambda method=method: modelopt(method, nodes)
-    yield "ModelOpt, entropy, as it comes", lambda: modelopt("entropy", None)
+        yield f"ModelOpt, {method}, our nodes", lambda method=method: model_optimizer(method, nodes)
+    yield "ModelOpt, entropy, as it comes", lambda: model_optimizer("entropy", None)
 
 
 def main() -> None:

@@ -4,12 +4,14 @@ Candidates are the 1x1 convolutions of the blocks. Everything else stays in floa
 skips, norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric
 for each output channel, activations symmetric for each tensor, as TensorRT wants them.
 
-Who calibrates: the ranges come from ``onnxruntime.quantization``'s own histograms (percentile, entropy), fed one
+Who calibrates: the percentile and entropy ranges come from ``onnxruntime.quantization``'s own histograms, fed one
 activation at a time from PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB a
 photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's
-ModelOpt both choose nodes by name or type in *one* graph, while our plan is by weight and serves a float32 graph with
-split projections and a float16 one with fused ones; and ModelOpt by default quantizes the skip side of every
-residual, which alone costs this network its fidelity. ``make benchmark-int8`` sets them side by side.
+ModelOpt choose nodes by name in *one* graph, while our plan is by weight and serves a float32 graph with split
+projections and a float16 one with fused ones. Measured on the demo package with all candidates and four calibration
+photographs (``make benchmark-int8``): ours 51.4 dB (percentile), 51.2 (min-max), 39.1 (entropy, which cuts the bright
+end); ModelOpt on the same nodes 51.2 (max); ONNX Runtime's tool on the same nodes 50.0 (min-max; it quantizes outputs
+and biases too).
 """
 
 from __future__ import annotations
