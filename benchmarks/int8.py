@@ -15,6 +15,7 @@ decibels.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -85,9 +86,7 @@ def candidates(package: Path, images: Images, folder: Path) -> Iterator[tuple[st
         yield f"ours, {method}", lambda method=method: ours(method)
     for known in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy):
         yield f"ONNX Runtime, {known.name.lower()}", lambda known=known: onnx_runtime(known)
-    try:
-        import modelopt
-    except ImportError:
+    if importlib.util.find_spec("modelopt") is None:
         return
     for method in ("max", "entropy"):
         yield f"ModelOpt, {method}, our nodes", lambda method=method: model_optimizer(method, nodes)
