@@ -8,11 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from export.build import TARGETS, Request, build
+from export.build import CALIBRATORS, TARGETS, Request, build
 from export.engines import rollback, table
 from export.errors import ExportError
 from export.precision import PRECISIONS
 from export.tensorrt import COMPATIBILITY, Options
+
+USUAL = Request(package=Path())  # its defaults are the command line's
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     rollback = verbs.add_parser("rollback", help="take a version out of service")
     rollback.add_argument("--version", type=_version, required=True, help="version folder to remove")
     for verb in (engine, engines, rollback):
-        verb.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
-        verb.add_argument(
-            "--engines", type=Path, default=Path("engines"), help="folder of engines Triton does not serve"
-        )
+        verb.add_argument("--repository", type=Path, default=USUAL.repository, help="Triton model repository")
+        verb.add_argument("--engines", type=Path, default=USUAL.engines, help="engines Triton does not serve")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
     enhance.add_argument("--input", type=Path, help="photograph to read")
@@ -52,21 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
-    engine.add_argument("--precision", default="fp32", help=", ".join(PRECISIONS))
-    engine.add_argument("--target", default="auto", help=", ".join(TARGETS))
-    engine.add_argument("--version", type=_version, default=1, help="version folder to publish as")
-    engine.add_argument("--photographs", type=Path, default=Path("demo/photos"), help="folder to measure fidelity on")
-    engine.add_argument(
-        "--targets", type=Path, default=Path("demo/targets"), help="their ground truth, by the same names"
-    )
-    engine.add_argument(
-        "--calibration", type=Path, default=Path("demo/calibration"), help="folder for ranges and INT8 scales"
-    )
-    engine.add_argument("--calibrator", default="percentile", help="percentile, entropy or minmax")
+    engine.add_argument("--precision", default=USUAL.precision, help=", ".join(PRECISIONS))
+    engine.add_argument("--target", default=USUAL.target, help=", ".join(TARGETS))
+    engine.add_argument("--version", type=_version, default=USUAL.version, help="version folder to publish as")
+    engine.add_argument("--photographs", type=Path, default=USUAL.photographs, help="folder to measure fidelity on")
+    engine.add_argument("--targets", type=Path, default=USUAL.targets, help="their ground truth, by the same names")
+    engine.add_argument("--calibration", type=Path, default=USUAL.calibration, help="folder for ranges and INT8 scales")
+    engine.add_argument("--calibrator", default=USUAL.calibrator, help=", ".join(CALIBRATORS))
     engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
     engine.add_argument("--gate", type=float, help="least fidelity in dB instead of the precision's own; recorded")
     engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the ladder's last rung")
-    options = Options()
+    options = USUAL.options
     engine.add_argument("--max-batch", type=_batch, default=options.max_batch, help="largest batch of the profile")
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)

@@ -1,7 +1,6 @@
-"""From a model package to engines in the repository: what is asked, what it depends on, whether there is anything to
-do.
+"""From a model package to engines in the repository: what is asked, and whether there is anything to do.
 
-package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
+    package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
 
 The work itself is in ``export.factory``, which imports PyTorch; this file answers "nothing to do" without it. An
 engine that does not pass the gate of its precision is not published, and the one in service stays as it was.
