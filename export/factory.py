@@ -157,8 +157,6 @@ class Factory:
     def _torch_rungs(self, target: str) -> list[Rung]:
         """PyTorch, rewritten in float32, then in the precision (real half tensors on a CPU, see ``export.half``)."""
         name = self._precision.name
-        if name == "int8":
-            self._keep_within_budget()
         precise = self._precise(target)
         with step("fidelity of PyTorch, rewritten and in the precision"):
             rungs: list[Rung] = [self._rewritten_rung]
@@ -172,18 +170,17 @@ class Factory:
             half.require_headroom(self._ranges)
         return rungs
 
-    def _keep_within_budget(self) -> None:
-        """Takes the costliest layers out of an INT8 plan that misses the gate at full size; a pinned plan stays."""
-        plan = self._plan
-        while plan.taken and not self._request.plan:
+    def _within_budget(self, plan: int8.Plan) -> int8.Plan:
+        """The plan, less its costliest layers where all of them together miss the gate at full size."""
+        while plan.taken:
             run = fidelity.torch_runner(int8.fake_quantized(self._rewritten, plan.ranges))
             with step(f"fidelity of the plan's {plan.taken} layers together"):
                 reached = self._yardstick.measure("torch int8", "INT8 grid", run).psnr
             if reached >= self._gate:
-                break
+                return plan
             plan = dataclasses.replace(plan, taken=plan.taken - max(1, plan.taken // 8))
             say(f"    {reached:.1f} dB, below the gate of {self._gate:.0f}: the last layers go, {plan.taken} are left")
-        self._plan = plan
+        return plan
 
     @cached_property
     def _rewritten_rung(self) -> Fidelity:
@@ -191,15 +188,18 @@ class Factory:
 
     def _precise(self, target: str) -> Restormer:
         """The rewritten network in the precision."""
-        name, network = self._precision.name, self._rewritten
-        if name == "int8":
-            network, name = int8.fake_quantized(network, self._plan.ranges), INT8_BASE[target]
+        network = self._rewritten
+        if self._precision.name == "int8":
+            network = int8.fake_quantized(network, self._plan.ranges)
+        name = self._floating(target)
         return typed(network, HALVES[name]) if name in HALVES else network
 
+    def _floating(self, target: str) -> str:
+        """The precision of what is not INT8."""
+        return INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
+
     def _has_float16(self, target: str) -> bool:
-        return (
-            INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
-        ) == "fp16" and target != "cpu"
+        return self._floating(target) == "fp16" and target != "cpu"
 
     @cached_property
     def _ranges(self) -> list[half.Range]:
@@ -209,10 +209,11 @@ class Factory:
 
     def _graph(self, target: str) -> onnx.ModelProto:
         """The typed ONNX graph of a target."""
-        name = INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
-        network = split_projections(self._rewritten) if target == "cpu" else self._rewritten
-        # OpenVINO takes floating-point types by a hint: its graph stays float32.
-        network = typed(network, HALVES[name]) if name in HALVES and target != "cpu" else network
+        name = self._floating(target)
+        if target == "cpu":  # OpenVINO takes floating-point types by a hint: its graph stays float32
+            network = split_projections(self._rewritten)
+        else:
+            network = typed(self._rewritten, HALVES[name]) if name in HALVES else self._rewritten
         with step("ONNX"):
             model = graph.onnx_from_network(network)
         return int8.quantized_graph(model, self._plan.ranges) if self._precision.name == "int8" else model
@@ -228,6 +229,7 @@ class Factory:
         else:
             ranges, errors = self._calibration()
             plan = int8.planned(self._convolutions, ranges, errors, self._gate, self._request.calibrator)
+            plan = self._within_budget(plan)
         for line in plan.lines():
             say(f"    {line}")
         return plan
@@ -279,10 +281,10 @@ class Factory:
         rung = "ONNX Runtime" if provider == ort.CPU else f"ONNX Runtime, {provider.removesuffix('ExecutionProvider')}"
         try:
             run, executes = ort.session(data, provider, tf32=self._precision.name == "tf32")
-            with step(f"fidelity of {rung}"):
-                return self._yardstick.measure(rung, executes, run)
-        except Exception as error:  # noqa: BLE001 - a cross-check that does not run is no fault of the engine
-            return NotRun(rung=rung, reason=str(error).splitlines()[0][:110])
+        except ExportError as error:
+            return NotRun(rung=rung, reason=str(error)[:110])
+        with step(f"fidelity of {rung}"):  # an output that is not finite fails the build: the graph made it
+            return self._yardstick.measure(rung, executes, run)
 
     def _served_rung(self, folder: Path, engine: str, document: dict[str, Any], words: str) -> Rung:
         rung, python = "served by Triton", self._request.server_python

@@ -59,7 +59,15 @@ def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[R
         if provider not in ready.get_providers():
             raise ExportError(f"{provider} is there, but its libraries do not load")
         executes = words(_executed(onnx.load(optimized))) if optimized.is_file() else "not reported"
-    return (lambda image: ready.run(None, {INPUT: image})[0]), executes
+
+    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            output: NDArray[np.float32] = ready.run(None, {INPUT: image})[0]
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime ({provider}) fails on the graph: {str(error).splitlines()[0]}") from error
+        return output
+
+    return run, executes
 
 
 def _executed(optimized: onnx.ModelProto) -> dict[str, float]:
