@@ -143,10 +143,10 @@ format: $(ENVS)/dev.done  ## Let ruff format the code
 
 COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
 lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pyproject files
-	@$(COMPILE) --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
-	@$(COMPILE) --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
+	@$(COMPILE) --extra imaging --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
+	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
-	@$(COMPILE) --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
+	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
 clean: stop  ## Remove environments, outputs and published engines

@@ -5,7 +5,6 @@ Every step but the network is ``imaging``'s, the same code the server runs.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -17,19 +16,15 @@ from export.fidelity import Runner, torch_runner
 from export.files import write_bytes
 from export.package import network_from_package, package_from_folder
 from export.rewrites import typed
-from imaging import SUFFIXES, Frame, InvalidPhotograph, decode, decode_small, encode, framed, transfer, unframed
+from imaging import SUFFIXES, InvalidPhotograph, Options, finished, prepared
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def enhanced(data: bytes, run: Runner) -> bytes:
     """One encoded photograph, enhanced, in its own size and format. ``run`` maps core tensors ``[1, 3, 512, 512]``."""
-    photograph = decode(data)
-    core = framed(decode_small(data))
-    frame = Frame.of(*photograph.pixels.shape[:2])
-    look = unframed(run(core[None])[0], frame)
-    pixels = transfer(photograph.pixels, unframed(core, frame), look)
-    return encode(dataclasses.replace(photograph, pixels=pixels))
+    core = prepared(data)
+    return finished(data, core, run(core[None])[0], Options())
 
 
 def runner_from_package(folder: Path, *, precision: str, device: str, compiled: bool) -> Runner:

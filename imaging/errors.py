@@ -1,7 +1,15 @@
-"""The one exception of ``imaging``."""
+"""The exceptions of ``imaging``: what a sender did wrong, in a sentence the sender can act on."""
 
 from __future__ import annotations
 
 
-class InvalidPhotograph(ValueError):
-    """These bytes are not a photograph we take; the message is a sentence its sender can act on."""
+class InvalidRequest(ValueError):
+    """Something in the request is not as it has to be; the two kinds of it follow."""
+
+
+class InvalidPhotograph(InvalidRequest):
+    """These bytes are not a photograph we take."""
+
+
+class InvalidOption(InvalidRequest):
+    """A request parameter that is unknown, or out of its range."""

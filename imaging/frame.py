@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from imaging.arrays import Core, Pixels, Unit, unit
 
 SIDE = 512  #: height and width of the core tensor, in pixels
 
@@ -33,20 +34,20 @@ class Frame:
         return cls((side - inner_height) // 2, (side - inner_width) // 2, inner_height, inner_width)
 
 
-def framed(small: NDArray[np.uint8], *, side: int = SIDE) -> NDArray[np.float32]:
+def framed(small: Pixels | Unit, *, side: int = SIDE) -> Core:
     """The core tensor of a small photograph.
 
-    ``small`` is HxWx3 uint8 whose longer side is ``side``; the result is ``[3, side, side]`` float32 in [0, 1].
+    ``small`` is HxWx3, its longer side ``side``; the result is ``[3, side, side]`` float32 in [0, 1].
     """
     frame = Frame.of(*small.shape[:2], side=side)
     if (frame.height, frame.width) != small.shape[:2]:
         raise ValueError(f"the longer side of the small photograph must be {side} pixels, not {small.shape[:2]}")
     below, right = side - frame.top - frame.height, side - frame.left - frame.width
-    square = np.pad(small, ((frame.top, below), (frame.left, right), (0, 0)), mode="symmetric")
-    return np.ascontiguousarray(square.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
+    square = np.pad(unit(small), ((frame.top, below), (frame.left, right), (0, 0)), mode="symmetric")
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
-def unframed(tensor: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+def unframed(tensor: Core, frame: Frame) -> Unit:
     """The photograph's part of a ``[3, side, side]`` tensor as HxWx3, clamped to [0, 1]."""
     inner = tensor[:, frame.top : frame.top + frame.height, frame.left : frame.left + frame.width]
     return np.ascontiguousarray(np.clip(inner, 0.0, 1.0).transpose(1, 2, 0), dtype=np.float32)

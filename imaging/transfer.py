@@ -7,69 +7,89 @@ finer than the small grid is kept, because it comes from the photograph itself.
 
 One thing is ours: the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards zero.
 Where a window is flat the slope cannot be seen in it, and zero would wash out the wall's texture; a gain brightens
-the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` sweeps radius and
-ridge: the radius is the best of those tried (none below it was), the ridge was set between two measured values, and
-the smaller of them is 0.2 dB better on the mean.
+the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` compares it with the
+bilateral grid, tiles, enlarging and the network at full size, and sweeps the ridge; docs/photographs.md has the table.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-#: Half-width of the fitting window at the small size, in pixels.
-RADIUS = 2
+from imaging.arrays import Pixels, Unit
+from imaging.compiled import apply_affine, box_mean, fit_affine
+
 #: Variance below which a window counts as flat and the slope follows the local gain.
 EPSILON = 3e-4
 #: Keeps the gain finite in black.
 BLACK = 0.02
-#: Rows enlarged and applied at a time: bounds the working memory to a few strips.
-STRIP = 256
-
-Small = NDArray[np.float32]
 
 
-def transfer(full: NDArray[np.uint8], small_in: Small, small_out: Small) -> NDArray[np.uint8]:
-    """The full-size photograph with the look of the small pair.
+@dataclass(frozen=True)
+class Look:
+    """What was done to the small picture: around each of its pixels, ``output = slope·input + offset``.
 
-    ``full`` is HxWx3 uint8; ``small_in`` and ``small_out`` are hxwx3 float32 in [0, 1], the same picture before
-    and after. Returns HxWx3 uint8.
+    ``slope`` and ``offset`` are hxwxC float32, for values in [0, 1].
     """
-    slope, offset = affine_coefficients(small_in, small_out)
-    maps = [Image.fromarray(np.ascontiguousarray(m[..., c])) for c in range(3) for m in (slope, offset * 255)]
-    height, width = full.shape[:2]
-    rows_per_pixel = small_in.shape[0] / height
-    result = np.empty_like(full)
-    for top in range(0, height, STRIP):
-        bottom = min(height, top + STRIP)
-        box = (0, top * rows_per_pixel, small_in.shape[1], bottom * rows_per_pixel)
-        strip = [np.asarray(m.resize((width, bottom - top), Image.Resampling.BILINEAR, box=box)) for m in maps]
-        for c in range(3):
-            value = strip[2 * c] * full[top:bottom, :, c] + strip[2 * c + 1]
-            result[top:bottom, :, c] = np.clip(np.rint(value), 0, 255)
-    return result
+
+    slope: Unit
+    offset: Unit
+
+    @classmethod
+    def between(cls, before: Unit, after: Unit, *, strength: float = 1.0, ridge: float = EPSILON) -> Look:
+        """Fitted between two small pictures, hxwxC float32 in [0, 1]; ``strength`` 0 is no change, 1 the whole."""
+        height, width, channels = before.shape
+        flat = (height, width * channels)
+        slope, offset = (
+            box_mean(part, channels).reshape(before.shape)
+            for part in fit_affine(
+                np.ascontiguousarray(before).reshape(flat),
+                np.ascontiguousarray(after).reshape(flat),
+                channels,
+                ridge,
+                BLACK,
+            )
+        )
+        return cls(slope * np.float32(strength) + np.float32(1 - strength), offset * np.float32(strength))
+
+    def apply(self, pixels: Pixels, *, window: tuple[int, int, int, int] | None = None) -> None:
+        """Gives the full-size ``pixels`` (HxWxC or HxWx(C+1), C-contiguous) the look, in place; alpha is left alone.
+
+        ``window``: ``(top, left, height, width)``, if ``pixels`` are a part of a photograph of ``height`` x ``width``.
+        """
+        top, left, height, width = window or (0, 0, *pixels.shape[:2])
+        rows, columns, channels = pixels.shape
+        slope, offset = _at_least_two(self.slope), _at_least_two(self.offset)
+        if channels > slope.shape[2]:  # alpha
+            slope = np.concatenate([slope, np.ones_like(slope[..., :1])], axis=2)
+            offset = np.concatenate([offset, np.zeros_like(offset[..., :1])], axis=2)
+        white = np.float32(np.iinfo(pixels.dtype).max)
+        above, down = _between_grid(height, slope.shape[0], top, rows)
+        before, along = _between_grid(width, slope.shape[1], left, columns)
+        flat = (slope.shape[0], slope.shape[1] * channels)
+        apply_affine(
+            pixels.reshape(rows, columns * channels),
+            slope.reshape(flat),
+            (offset * white).reshape(flat),
+            above,
+            down,
+            (before[:, None] * channels + np.arange(channels, dtype=np.int32)).ravel(),
+            np.repeat(along, channels),
+            channels,
+            white,
+        )
 
 
-def affine_coefficients(image: Small, target: Small) -> tuple[Small, Small]:
-    """Slope and offset (both hxwx3) of the local affine model from ``image`` to ``target``."""
-    mean_in, mean_out = _box_mean(image), _box_mean(target)
-    covariance = _box_mean(image * target) - mean_in * mean_out
-    variance = np.maximum(_box_mean(image * image) - mean_in * mean_in, 0)
-    gain = (mean_out + BLACK) / (mean_in + BLACK)
-    slope = (covariance + EPSILON * gain) / (variance + EPSILON)
-    offset = mean_out - slope * mean_in
-    return _box_mean(slope), _box_mean(offset)
+def _at_least_two(grid: Unit) -> Unit:
+    """The grid with a last row and column repeated where it has but one: interpolation needs two."""
+    rows, columns = (2 if side == 1 else 1 for side in grid.shape[:2])
+    return np.ascontiguousarray(np.tile(grid, (rows, columns, 1)), dtype=np.float32)
 
 
-def _box_mean(image: NDArray[np.floating]) -> Small:
-    """Mean over the (2·RADIUS+1)² window around every pixel, the part inside the picture, by running sums."""
-    result = image.astype(np.float64)
-    for axis in (0, 1):
-        length = image.shape[axis]
-        sums = np.concatenate([np.zeros_like(result.take([0], axis)), np.cumsum(result, axis)], axis)
-        low = np.maximum(np.arange(length) - RADIUS, 0)
-        high = np.minimum(np.arange(length) + RADIUS + 1, length)
-        count = (high - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        result = (sums.take(high, axis) - sums.take(low, axis)) / count
-    return result.astype(np.float32)
+def _between_grid(length: int, small: int, start: int, count: int) -> tuple[NDArray[np.int32], Unit]:
+    """For pixels ``start`` to ``start + count`` of ``length``: the grid point before, and the part of the way on."""
+    position = np.clip((np.arange(start, start + count) + 0.5) * small / length - 0.5, 0, small - 1)
+    before = np.minimum(position.astype(np.int32), max(small - 2, 0))
+    return before, (position - before).astype(np.float32)

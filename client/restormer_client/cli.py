@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     enhance = verbs.add_parser("enhance", help="enhance one photograph")
     enhance.add_argument("input", type=Path, help="photograph to read")
     enhance.add_argument("output", type=Path, help="file to write; replaced only when the photograph is done")
+    enhance.add_argument("--format", choices=("jpeg", "png", "webp", "tiff", "avif"), help="default: the input's own")
+    enhance.add_argument("--quality", type=int, help="1 to 100 (default 92)")
+    enhance.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
+    enhance.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")
+    enhance.add_argument("--strip-gps", dest="gps", action="store_const", const="strip", help="leave the place behind")
+    enhance.add_argument("--tiled", action="store_true", help="run over the full resolution in tiles; much slower")
     enhance.set_defaults(run=_enhance)
     check = verbs.add_parser("check", help="wait for the server, then send a tiny photograph through it")
     check.set_defaults(run=_check)
@@ -55,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _enhance(enhancer: Enhancer, options: argparse.Namespace) -> int:
-    _write(options.output, enhancer.enhance(options.input.read_bytes(), timeout=options.timeout))
+    names = ("format", "quality", "size", "strength", "gps", "tiled", "timeout")
+    asked = {name: getattr(options, name) for name in names}
+    _write(options.output, enhancer.enhance(options.input.read_bytes(), **asked))
     return 0
 
 

@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from restormer_client.errors import EnhanceError, ServerUnavailable, error_from_triton
 
 MODEL = "enhance"
+TILED_MODEL = "enhance_tiled"
 TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
 _POLL = 0.2
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -40,22 +41,40 @@ class Enhancer:
         """Closes the connection."""
         self._client.close()
 
-    def enhance(self, photograph: bytes, *, timeout: float = TIMEOUT) -> bytes:
-        """An encoded photograph, enhanced: same size, same format.
+    def enhance(
+        self,
+        photograph: bytes,
+        *,
+        format: str | None = None,
+        quality: int | None = None,
+        size: str | int | None = None,
+        strength: float | None = None,
+        gps: str | None = None,
+        tiled: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> bytes:
+        """An encoded photograph, enhanced; what is not asked for comes back as it was sent.
 
-        ``timeout`` is in seconds, for the whole call. Raises `EnhanceError` or one of its kin.
+        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif`` (usually the photograph's own; JPEG for HEIC).
+        ``quality``: 1 to 100 (usually 92). ``size``: ``native`` (usually) or ``512``, the longer side in pixels.
+        ``strength``: 0, the photograph as it was, to 1, the whole effect (usually). ``gps``: ``keep`` (usually) or
+        ``strip`` the place in EXIF and XMP. ``tiled``: run the network over the full resolution in tiles, for detail;
+        dozens of times the work. ``timeout``: seconds for the whole call. The server checks the values. Raises
+        `EnhanceError` or one of its kin.
         """
+        asked = {"format": format, "quality": quality, "size": size, "strength": strength, "gps": gps}
+        # As text: Triton's parameters know no floating point on older servers.
+        parameters = {name: str(value) for name, value in asked.items() if value is not None}
+        model = TILED_MODEL if tiled else MODEL
         image = triton.InferInput("IMAGE", [1, 1], "BYTES")
         image.set_data_from_numpy(np.array([[photograph]], dtype=np.object_))
         try:
-            result = self._client.infer(MODEL, [image], client_timeout=timeout)
+            result = self._client.infer(model, [image], parameters=parameters, client_timeout=timeout)
         except InferenceServerException as error:
             raise error_from_triton(error, self.url) from error
         enhanced = result.as_numpy("ENHANCED")
         if enhanced is None:
-            raise EnhanceError(
-                f"{self.url} answered without ENHANCED: is {MODEL!r} there the ensemble of this project?"
-            )
+            raise EnhanceError(f"{self.url} answered without ENHANCED: is {model!r} there the model of this project?")
         return bytes(enhanced.item())
 
     def wait_until_ready(self, timeout: float = TIMEOUT) -> None:

@@ -1,20 +1,25 @@
 """Photographs through the real server, over gRPC."""
 
 import os
+import queue
 import re
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
 
 from export.enhance import enhanced, runner_from_package
 from export.metrics import psnr
 from imaging import decode
+from imaging.tiles import starts
 from tests.conftest import ROOT, free_port
+from tests.imaging.test_codec import BAD, FILES, bits
 from tests.photographs import encoded, exif_with, opened, pixels
 
 
@@ -44,12 +49,77 @@ def test_enhancing_brings_a_photograph_nearer_to_its_fused_target(enhancer, name
     assert psnr(unit[1], unit[2]) > psnr(unit[0], unit[2]) + 1
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("size", [(333, 500), (64, 48), (1, 1)])
-def test_size_and_format_come_back(enhancer, kind, size):
-    after = opened(enhancer.enhance(encoded(pixels(*size), kind)))
-    assert after.format == kind
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+@pytest.mark.parametrize("size", [(333, 500), (64, 48), (16, 16)])
+def test_size_comes_back(enhancer, size, tiled):
+    after = opened(enhancer.enhance(encoded(pixels(*size)), tiled=tiled))
     assert after.size == (size[1], size[0])
+
+
+@pytest.mark.parametrize(("data", "kind", "mode", "depth"), FILES.values(), ids=FILES)
+def test_every_format_comes_back_as_it_was(enhancer, data, kind, mode, depth):
+    result = enhancer.enhance(data)
+    again = opened(result)
+    assert (again.format, again.mode, bits(result)) == (kind, mode, depth)
+
+
+def test_options_do_what_they_say(enhancer):
+    data = encoded(pixels(600, 800), exif=exif_with(1, gps=True))
+    small = opened(enhancer.enhance(data, format="webp", quality=60, size=512, gps="strip"))
+    assert (small.format, small.size) == ("WEBP", (512, 384))
+    assert not small.getexif().get_ifd(0x8825)
+    none, whole = (decode(enhancer.enhance(data, strength=s, format="png")).pixels for s in (0, 1))
+    assert np.array_equal(none, decode(data).pixels)
+    assert not np.array_equal(whole, none)
+
+
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+def test_wrong_options_are_the_senders_error(enhancer, tiled):
+    with pytest.raises(InvalidPhotograph, match="strength is '2': it has to be a number from 0 to 1"):
+        enhancer.enhance(encoded(pixels()), strength=2, tiled=tiled)
+
+
+def test_tiles_agree_with_the_whole_and_meet_in_batches(triton, enhancer):
+    """Near what `enhance` gives, since their tone is anchored there; and they were batched."""
+    data = (ROOT / "demo/photos/brook.jpg").read_bytes()
+    whole = opened(enhancer.enhance(data, timeout=120))
+    before = statistics(triton)
+    tiled = opened(enhancer.enhance(data, tiled=True, timeout=240))
+    after = statistics(triton)
+    assert tiled.size == whole.size
+    assert psnr(np.asarray(tiled) / 255, np.asarray(whole) / 255) > 20
+    images = after.inference_count - before.inference_count
+    runs = after.execution_count - before.execution_count
+    count = len(starts(1600)) * len(starts(1065)) + 1  # and the look that anchors them
+    assert images == count
+    assert runs < images
+
+
+def statistics(triton):
+    with tritonclient.grpc.InferenceServerClient(triton.url) as client:
+        return client.get_inference_statistics("restormer").model_stats[0]
+
+
+def test_a_client_that_goes_away_stops_its_tiles(triton):
+    """Cancelled after the first tiles: the rest are never asked for, and the server goes on."""
+    data = (ROOT / "demo/photos/reading-corner.jpg").read_bytes()  # 6 x 9 tiles
+    image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[data]], dtype=np.object_))
+    outcome = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(triton.url) as client:
+        start = statistics(triton).inference_count
+        call = client.async_infer("enhance_tiled", [image], lambda result, error: outcome.put(error))
+        while statistics(triton).inference_count < start + 3:
+            time.sleep(0.05)
+        call.cancel()
+        assert outcome.get(timeout=30) is not None
+        seen = -1
+        while (now := statistics(triton).inference_count) != seen:  # until no more tiles arrive
+            seen = now
+            time.sleep(3)
+    assert seen - start < 40
+    with Enhancer(triton.url) as one:
+        assert one.enhance(encoded(pixels(64, 64)), tiled=True)
 
 
 def test_a_rotated_photograph_comes_back_upright(enhancer):
@@ -58,11 +128,12 @@ def test_a_rotated_photograph_comes_back_upright(enhancer):
     assert after.getexif()[0x0112] == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"a letter", encoded(pixels())[:2000]], ids=["empty", "text", "truncated"])
-def test_a_bad_photograph_is_the_senders_error_and_the_server_lives(enhancer, data):
-    with pytest.raises(InvalidPhotograph, match="photograph"):
-        enhancer.enhance(data)
-    assert enhancer.enhance(encoded(pixels(64, 64)))
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+@pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD)
+def test_a_bad_photograph_is_the_senders_error_and_the_server_lives(enhancer, data, reason, tiled):
+    with pytest.raises(InvalidPhotograph, match=reason):
+        enhancer.enhance(data, tiled=tiled)
+    assert enhancer.enhance(encoded(pixels(64, 64)), tiled=tiled)
 
 
 def test_bad_photographs_do_not_hurt_good_ones_sent_with_them(triton):
@@ -171,5 +242,5 @@ def test_the_commands_of_the_clients_readme_run(tmp_path, triton, client_command
 
 def test_an_answer_from_another_model_is_not_mistaken_for_ours(triton, monkeypatch):
     monkeypatch.setattr("restormer_client.enhancer.MODEL", "preprocess")
-    with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="is 'preprocess' there the ensemble"):
+    with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="is 'preprocess' there the model"):
         enhancer.enhance(encoded(pixels(32, 32)))

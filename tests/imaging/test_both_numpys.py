@@ -10,12 +10,11 @@ from tests.conftest import ROOT, SERVER_PYTHON
 SCRIPT = """
 import sys, numpy as np
 from pathlib import Path
-from imaging import Frame, decode, decode_small, framed, transfer, unframed
+from imaging import Options, decode, finished, prepared
 data = Path("demo/photos/coffee-table.jpg").read_bytes()
-full, small = decode(data).pixels, decode_small(data)
-tensor = framed(small)
-inner = unframed(tensor, Frame.of(*full.shape[:2]))
-np.savez(sys.argv[1], tensor=tensor, result=transfer(full, inner, inner ** np.float32(0.7)))
+core = prepared(data)
+result = decode(finished(data, core, core ** np.float32(0.7), Options(format="png"))).pixels
+np.savez(sys.argv[1], core=core, result=result)
 print(np.__version__)
 """
 
@@ -28,5 +27,5 @@ def test_same_pixels(tmp_path):
         versions[name] = done.stdout.split(".")[0]
     assert versions == {"here": "2", "server": "1"}
     here, server = (np.load(tmp_path / f"{name}.npz") for name in ("here", "server"))
-    assert np.array_equal(here["tensor"], server["tensor"])
+    assert np.array_equal(here["core"], server["core"])
     assert np.abs(here["result"].astype(int) - server["result"]).max() <= 1

@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from export.metrics import psnr
-from imaging import transfer
+from imaging import Look
+from imaging.codec import resized
+from imaging.compiled import fit_affine
 from tests.photographs import pixels
+
+
+def transfer(full, small_in, small_out):
+    result = full.copy()
+    Look.between(small_in, small_out).apply(result)
+    return result
 
 
 def shrunk(array, factor=4):
@@ -75,10 +83,69 @@ def test_a_real_look_is_carried_better_than_enlarging_it(name):
     assert by_transfer > by_enlarging + 0.5
 
 
-def test_strips_leave_no_seam():
-    """One tall photograph, cut into strips inside: rows at the cuts are like all others."""
-    full = np.broadcast_to(np.linspace(40, 200, 1100)[:, None, None], (1100, 64, 3)).astype(np.uint8)
-    small = np.asarray(Image.fromarray(full).resize((16, 275), Image.Resampling.BOX), np.float32) / 255
-    result = transfer(full, small, small**0.7).astype(int)
-    steps = np.abs(np.diff(result, axis=0)).max(axis=(1, 2))
-    assert steps.max() <= 2
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_every_layout_is_carried_as_rgb_is(channels, kind):
+    """Grey, alpha and 16 bits: the compiled loop against NumPy's own interpolation."""
+    rng = np.random.default_rng(0)
+    white = np.iinfo(kind).max
+    full = rng.integers(0, white, (90, 120, channels), kind, endpoint=True)
+    colours = channels - (channels in (2, 4))
+    look = Look(*(rng.random((30, 40, colours), np.float32) * s for s in (2, 0.2)))
+    expected = full.astype(np.float64)
+    for c in range(colours):
+        slope, offset = (
+            np.asarray(Image.fromarray(m[..., c]).resize((120, 90), Image.Resampling.BILINEAR), np.float64)
+            for m in (look.slope, look.offset)
+        )
+        expected[..., c] = np.clip(np.rint(slope * full[..., c] + offset * white), 0, white)
+    found = full.copy()
+    look.apply(found)
+    assert np.abs(found - expected).max() <= (1 if kind == np.uint8 else 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_window_is_carried_as_the_whole_is(data):
+    full = pixels(150, 210)
+    small = shrunk(full, 5)
+    look = Look.between(small, small**0.7)
+    whole = full.copy()
+    look.apply(whole)
+    top, left = data.draw(st.integers(0, 149)), data.draw(st.integers(0, 209))
+    part = full[top : top + 64, left : left + 64].copy()
+    look.apply(part, window=(top, left, 150, 210))
+    assert np.array_equal(part, whole[top : top + 64, left : left + 64])
+
+
+def test_the_fit_is_the_ridge_regression_it_says():
+    """The compiled fit against the formula, written out with NumPy for one window."""
+    rng = np.random.default_rng(3)
+    before, after = rng.random((2, 20, 24, 3), np.float32)
+    x, z = before[8:13, 9:14, 1].astype(float), after[8:13, 9:14, 1].astype(float)
+    gain = (z.mean() + 0.02) / (x.mean() + 0.02)
+    slope = ((x * z).mean() - x.mean() * z.mean() + 3e-4 * gain) / (x.var() + 3e-4)
+    raw_slope, raw_offset = fit_affine(before.reshape(20, 72), after.reshape(20, 72), 3, 3e-4, 0.02)
+    assert raw_slope.reshape(20, 24, 3)[10, 11, 1] == pytest.approx(slope, rel=1e-3)
+    assert raw_offset.reshape(20, 24, 3)[10, 11, 1] == pytest.approx(z.mean() - slope * x.mean(), abs=1e-3)
+
+
+def test_strength_scales_the_look():
+    full = pixels(150, 210)
+    small = shrunk(full, 5)
+    none, half, whole = (full.copy() for _ in range(3))
+    for strength, result in ((0, none), (0.5, half), (1, whole)):
+        Look.between(small, small**0.7, strength=strength).apply(result)
+    assert np.array_equal(none, full)
+    assert np.abs(half.astype(int) - (none.astype(int) + whole) / 2).max() <= 1
+
+
+def test_a_smooth_ramp_stays_smooth():
+    """No blocks and no bands: a sky that brightens evenly has no step larger than its own."""
+    ramp = np.broadcast_to(np.linspace(6_000, 56_000, 1100)[:, None, None], (1100, 64, 3)).astype(np.uint16)
+    small = np.asarray(resized(np.ascontiguousarray(ramp), (16, 275)))
+    result = ramp.copy()
+    Look.between(small, small ** np.float32(0.7)).apply(result)
+    steps = np.diff(result[..., 0].astype(int), axis=0)[8:-8]
+    assert steps.min() > 0
+    assert np.abs(np.diff(steps, axis=0)).max() < 0.5 * np.median(steps)

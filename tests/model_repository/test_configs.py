@@ -1,5 +1,6 @@
 """Every config.pbtxt parses with the official protobuf, and says what the code says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 from export import machine
 from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
-from imaging import SIDE
+from imaging import SIDE, Limits, Options
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(REPOSITORY.rglob("*.pbtxt"))
@@ -28,7 +29,7 @@ def signature(config):
 
 def test_there_are_configs():
     assert {path.relative_to(REPOSITORY).parts[0] for path in CONFIGS} == {
-        "enhance", "preprocess", "restormer", "postprocess",
+        "enhance", "enhance_tiled", "preprocess", "restormer", "postprocess",
     }  # fmt: skip
 
 
@@ -66,6 +67,32 @@ def test_the_ensemble_fits_its_steps_together():
         for inner, outer in step.output_map.items():
             assert known.setdefault(outer, tensors[inner]) == tensors[inner]
         assert set(step.input_map) | set(step.output_map) == set(tensors)
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance_tiled"])
+def test_limits_are_the_same_everywhere(name):
+    parameters = {k: v.string_value for k, v in parsed(REPOSITORY / name / "config.pbtxt").parameters.items()}
+    found = Limits.parsed(json.dumps({"parameters": {k: {"string_value": v} for k, v in parameters.items()}}))
+    assert found == Limits()
+
+
+def test_enhance_tiled_is_called_as_enhance_is():
+    assert signature(parsed(REPOSITORY / "enhance_tiled/config.pbtxt")) == signature(
+        parsed(REPOSITORY / "enhance/config.pbtxt")
+    )
+
+
+def test_tiles_in_flight_fit_restormers_queue():
+    tiled = parsed(REPOSITORY / "enhance_tiled/config.pbtxt")
+    in_flight = int(tiled.parameters["tiles_in_flight"].string_value) * tiled.instance_group[0].count
+    for name in ("config.pbtxt", "configs/cpu.pbtxt"):
+        queue = parsed(REPOSITORY / "restormer" / name).dynamic_batching.default_queue_policy.max_queue_size
+        assert in_flight <= queue
+
+
+def test_every_request_parameter_is_documented_in_the_contract():
+    text = (REPOSITORY / "enhance/config.pbtxt").read_text(encoding="utf-8")
+    assert all(f"#   {name}" in text for name in Options.__dataclass_fields__)
 
 
 def test_the_local_ensemble_differs_only_in_what_its_server_does_not_know():

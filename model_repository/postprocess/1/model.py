@@ -1,14 +1,17 @@
-"""The look of the 512x512 result carried to the full-size photograph, and encoded as it came."""
+"""The look of the 512x512 result carried to the full-size photograph, and encoded as it came or as asked for."""
 
-import dataclasses
+import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from imaging import Frame, InvalidPhotograph, decode, encode, transfer, unframed
+from imaging import InvalidRequest, Limits, Options, finished
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.limits = Limits.parsed(args["model_config"])
+
     def execute(self, requests):
         return [self._response(request) for request in requests]
 
@@ -16,8 +19,9 @@ class TritonPythonModel:
         names = ("IMAGE", "PIXELS", "RESTORED")
         batch = zip(*(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names), strict=True)
         try:
-            files = [[enhanced(image[0], pixels, restored)] for image, pixels, restored in batch]
-        except InvalidPhotograph as error:
+            options = Options.parsed(json.loads(request.parameters()))
+            files = [[finished(image[0], pixels, restored, options, self.limits)] for image, pixels, restored in batch]
+        except InvalidRequest as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         except Exception as error:  # noqa: BLE001  the edge of the process: raising would fail the neighbours in the batch
@@ -25,10 +29,3 @@ class TritonPythonModel:
                 error=pb_utils.TritonError(f"postprocess: {type(error).__name__}: {error}")
             )
         return pb_utils.InferenceResponse([pb_utils.Tensor("ENHANCED", np.array(files, dtype=np.object_))])
-
-
-def enhanced(file, pixels, restored):
-    photograph = decode(file)
-    frame = Frame.of(*photograph.pixels.shape[:2])
-    result = transfer(photograph.pixels, unframed(pixels, frame), unframed(restored, frame))
-    return encode(dataclasses.replace(photograph, pixels=result))

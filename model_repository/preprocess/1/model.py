@@ -1,20 +1,26 @@
 """Encoded photographs in, core tensors out. The work is ``imaging``'s; a bad photograph fails its own request."""
 
+import json
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from imaging import InvalidPhotograph, decode_small, framed
+from imaging import InvalidRequest, Limits, Options, prepared
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.limits = Limits.parsed(args["model_config"])
+
     def execute(self, requests):
         return [self._response(request) for request in requests]
 
     def _response(self, request):
         files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
         try:
-            pixels = np.stack([framed(decode_small(file)) for file in files[:, 0]])
-        except InvalidPhotograph as error:
+            Options.parsed(json.loads(request.parameters()))  # postprocess uses them; a wrong one fails before the work
+            pixels = np.stack([prepared(file, self.limits) for file in files[:, 0]])
+        except InvalidRequest as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         except Exception as error:  # noqa: BLE001  the edge of the process: raising would fail the neighbours in the batch

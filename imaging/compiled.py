@@ -1,0 +1,212 @@
+"""The loops over every pixel, compiled by Numba: one pass where NumPy would take ten.
+
+Each function is compiled for its types when this module is imported, never by a first request. Numba keeps the machine
+code beside this file, or in ``NUMBA_CACHE_DIR``; where neither can be written, it is compiled again in each process, a
+few seconds. An image built with ``NUMBA_CPU_NAME=x86-64-v3`` and `BuiltCache` carries code that needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.caching import UserProvidedCacheLocator
+
+#: Half-width of `box_mean`'s window, in pixels; a constant, so that the compiler unrolls the sums.
+RADIUS = 2
+
+
+class BuiltCache(UserProvidedCacheLocator):
+    """Compiled code that was put into ``NUMBA_CACHE_DIR`` when an image was built, and is only read since.
+
+    Chosen by ``NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache``: Numba's own locators all insist on a folder
+    that they can write to.
+    """
+
+    def ensure_cache_path(self) -> None:
+        """Nothing to ensure: a folder that cannot be written is what this is for."""
+
+
+def compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles for these types now; from the cache where there is one, without it where none can be kept."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return numba.njit(list(signatures), cache=True, **options)(function)
+        except (OSError, RuntimeError):
+            return numba.njit(list(signatures), **options)(function)
+
+    return decorate
+
+
+@compiled("void(f4[::1], f4[::1], i8)")
+def _mean_along(column: Any, out: Any, channels: Any) -> None:
+    """Means over 2·RADIUS+1 pixels along a row of interleaved channels, the part inside the picture."""
+    width, reach = column.shape[0], RADIUS * channels
+    # Slices, because an index that might be negative (it wraps around) keeps the loop from being vectorized.
+    inside, a, b = out[reach:], column[channels:], column[2 * channels :]
+    c, d = column[3 * channels :], column[4 * channels :]
+    for i in range(width - 2 * reach):
+        inside[i] = (column[i] + a[i] + b[i] + c[i] + d[i]) * np.float32(1 / (2 * RADIUS + 1))
+    for i in range(width):
+        if i < reach or i >= width - reach:
+            total, count = np.float32(0), np.float32(0)
+            for k in range(-RADIUS, RADIUS + 1):
+                if 0 <= i + k * channels < width:
+                    total += column[i + k * channels]
+                    count += np.float32(1)
+            out[i] = total / count
+
+
+@compiled("f4[:,::1](f4[:,::1], i8)")
+def box_mean(image: Any, channels: Any) -> Any:
+    """Mean over the (2·RADIUS+1)² window around every pixel, the part inside the picture; ``[h, w·C]`` float32."""
+    height, width = image.shape
+    result, column = np.empty_like(image), np.empty(width, np.float32)
+    for y in range(height):
+        low, high = max(y - RADIUS, 0), min(y + RADIUS + 1, height)
+        column[:] = 0
+        for k in range(low, high):
+            for i in range(width):
+                column[i] += image[k, i]
+        column /= np.float32(high - low)
+        _mean_along(column, result[y], channels)
+    return result
+
+
+@compiled("void(f4[::1], f4[::1], f4, f4[::1], f4[::1], f4[::1], f4[::1])")
+def _add_products(x: Any, z: Any, share: Any, sums_x: Any, sums_z: Any, sums_xx: Any, sums_xz: Any) -> None:
+    for i in range(x.shape[0]):
+        part = share * x[i]
+        sums_x[i] += part
+        sums_z[i] += share * z[i]
+        sums_xx[i] += part * x[i]
+        sums_xz[i] += part * z[i]
+
+
+@compiled("void(f4[::1], f4[::1], f4[::1], f4[::1], f4, f4, f4[::1], f4[::1])")
+def _solved(x: Any, z: Any, xx: Any, xz: Any, ridge: Any, black: Any, slope: Any, offset: Any) -> None:
+    for i in range(x.shape[0]):
+        variance = max(xx[i] - x[i] * x[i], np.float32(0))
+        gain = (z[i] + black) / (x[i] + black)
+        slope[i] = (xz[i] - x[i] * z[i] + ridge * gain) / (variance + ridge)
+        offset[i] = z[i] - slope[i] * x[i]
+
+
+@compiled("UniTuple(f4[:,::1], 2)(f4[:,::1], f4[:,::1], i8, f4, f4)")
+def fit_affine(before: Any, after: Any, channels: Any, ridge: Any, black: Any) -> Any:
+    """Slope and offset of ``after = slope·before + offset`` in the window around every pixel; all ``[h, w·C]`` float32.
+
+    The ridge regression of ``imaging.transfer``, before its coefficients are averaged.
+    """
+    height, width = before.shape
+    slope, offset = np.empty_like(before), np.empty_like(before)
+    sums_x, mean_x = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums_z, mean_z = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums_xx, mean_xx = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums_xz, mean_xz = np.empty(width, np.float32), np.empty(width, np.float32)
+    for y in range(height):
+        low, high = max(y - RADIUS, 0), min(y + RADIUS + 1, height)
+        share = np.float32(1) / np.float32(high - low)
+        for sums in (sums_x, sums_z, sums_xx, sums_xz):
+            sums[:] = 0
+        for k in range(low, high):
+            _add_products(before[k], after[k], share, sums_x, sums_z, sums_xx, sums_xz)
+        _mean_along(sums_x, mean_x, channels)
+        _mean_along(sums_z, mean_z, channels)
+        _mean_along(sums_xx, mean_xx, channels)
+        _mean_along(sums_xz, mean_xz, channels)
+        _solved(mean_x, mean_z, mean_xx, mean_xz, ridge, black, slope[y], offset[y])
+    return slope, offset
+
+
+@compiled("f4[:,:,::1](u1[:,:,::1], i8, i8)", "f4[:,:,::1](u2[:,:,::1], i8, i8)", "f4[:,:,::1](f4[:,:,::1], i8, i8)")
+def area_mean(pixels: Any, height: Any, width: Any) -> Any:
+    """HxWxC pixels shrunk to ``height`` x ``width``, each the mean of just what it covers; in units of the pixels."""
+    rows, columns, channels = pixels.shape
+    result = np.zeros((height, width, channels), np.float32)
+    strip = np.empty(columns * channels, np.float32)
+    tall, wide = rows / height, columns / width
+    for y in range(height):
+        strip[:] = 0
+        top, bottom = y * tall, min((y + 1) * tall, rows)
+        for k in range(int(top), min(int(np.ceil(bottom)), rows)):
+            part = np.float32((min(bottom, k + 1) - max(top, k)) / tall)
+            row = pixels[k].reshape(columns * channels)
+            for i in range(columns * channels):
+                strip[i] += part * np.float32(row[i])
+        for x in range(width):
+            left, right = x * wide, min((x + 1) * wide, columns)
+            for k in range(int(left), min(int(np.ceil(right)), columns)):
+                part = np.float32((min(right, k + 1) - max(left, k)) / wide)
+                for c in range(channels):
+                    result[y, x, c] += part * strip[k * channels + c]
+    return result
+
+
+@compiled("void(f4[::1], i4[::1], f4[::1], i4, f4[::1])")
+def _widened(row: Any, left: Any, part: Any, step: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        before, after = row[left[i]], row[left[i] + step]
+        out[i] = before + part[i] * (after - before)
+
+
+@compiled(
+    "void(u1[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4, f4)",
+    "void(u2[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4, f4)",
+)
+def _applied(pixels: Any, slope0: Any, slope1: Any, offset0: Any, offset1: Any, part: Any, top: Any) -> None:
+    half = np.float32(0.5)
+    for i in range(pixels.shape[0]):
+        slope = slope0[i] + part * (slope1[i] - slope0[i])
+        offset = offset0[i] + part * (offset1[i] - offset0[i])
+        value = slope * np.float32(pixels[i]) + offset + half
+        pixels[i] = np.int32(min(max(value, half), top + half))
+
+
+@compiled(
+    "void(u1[:,::1], f4[:,::1], f4[:,::1], i4[::1], f4[::1], i4[::1], f4[::1], i4, f4)",
+    "void(u2[:,::1], f4[:,::1], f4[:,::1], i4[::1], f4[::1], i4[::1], f4[::1], i4, f4)",
+)
+def apply_affine(
+    pixels: Any, slope: Any, offset: Any, above: Any, down: Any, left: Any, along: Any, channels: Any, top: Any
+) -> None:
+    """``pixels = slope·pixels + offset`` in place, slope and offset interpolated bilinearly from a small grid.
+
+    ``pixels``: rows of interleaved channels, ``[H, W·C]`` uint8 or uint16; ``slope`` and ``offset``: ``[h, w·C]``
+    float32, the offset in units of the pixels. ``above`` and ``down``: for each row, the grid row above it and how far
+    down to the next it lies (0 to 1); ``left`` and ``along``: the same for each of the W·C columns. ``top``: white.
+
+    A grid row is widened once and used for all the rows around it; the inner loop is then free of gathers.
+    """
+    width = pixels.shape[1]
+    slope0, slope1 = np.empty(width, np.float32), np.empty(width, np.float32)
+    offset0, offset1 = np.empty(width, np.float32), np.empty(width, np.float32)
+    here = np.int32(-2)
+    for y in range(pixels.shape[0]):
+        row = above[y]
+        if row != here:
+            if row == here + 1:
+                slope0, slope1, offset0, offset1 = slope1, slope0, offset1, offset0
+            else:
+                _widened(slope[row], left, along, channels, slope0)
+                _widened(offset[row], left, along, channels, offset0)
+            _widened(slope[row + 1], left, along, channels, slope1)
+            _widened(offset[row + 1], left, along, channels, offset1)
+            here = row
+        _applied(pixels[y], slope0, slope1, offset0, offset1, down[y], top)
+
+
+@compiled("void(u1[:,:,::1], u1[:,:,:])", "void(u2[:,:,::1], u2[:,:,:])")
+def copy_blocks(target: Any, source: Any) -> None:
+    """Copies HxWxC pixels of any strides, block by block, so that a turned picture stays in the cache."""
+    height, width, channels = target.shape
+    for top in range(0, height, 32):
+        for left in range(0, width, 32):
+            for y in range(top, min(top + 32, height)):
+                for x in range(left, min(left + 32, width)):
+                    for c in range(channels):
+                        target[y, x, c] = source[y, x, c]

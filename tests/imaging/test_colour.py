@@ -1,0 +1,147 @@
+"""Colours: sRGB and back, and a photograph that leaves in the space it came in."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from imaging import Options, decode, decode_small, encode, finished, prepared
+from imaging.colour import SRGB, Space
+from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
+
+P3 = Space("RGB", profile("p3"))
+#: The most saturated green a Display P3 screen shows; no sRGB value is that green.
+GREEN = np.zeros((128, 128, 3), np.uint8) + np.array([0, 255, 0], np.uint8)
+
+
+def littlecms(array, source, target):
+    """The same conversion by Pillow's ImageCms: another road to LittleCMS."""
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    stream = [ImageCms.ImageCmsProfile(io.BytesIO(p)) for p in (source, target)]
+    image = ImageCms.profileToProfile(Image.fromarray(array), *stream, renderingIntent=intent, flags=flags)
+    return np.asarray(image, int)
+
+
+def test_to_srgb_and_back_agree_with_another_implementation():
+    srgb = profile("srgb")
+    to = P3.to_srgb(pixels()) / 65535 * 255
+    assert np.abs(to - littlecms(pixels(), profile("p3"), srgb)).max() < 1.5
+    back = P3.from_srgb(pixels().astype(np.float32) / 255) * 255
+    assert np.abs(back - littlecms(pixels(), srgb, profile("p3"))).max() < 1.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_there_and_back_is_the_same(seed):
+    """For what sRGB can hold; 16 bits in between."""
+    array = np.random.default_rng(seed).random((16, 16, 3), np.float32) * 0.5 + 0.25
+    there = (P3.from_srgb(array) * 65535).round().astype(np.uint16)
+    assert np.abs(P3.to_srgb(there) / 65535 - array).max() < 0.002
+
+
+@pytest.mark.parametrize(
+    "found", [profile("srgb"), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()], ids=["vips", "lcms"]
+)
+def test_an_srgb_profile_by_any_name_costs_nothing(found):
+    space = Space.of("RGB", found)
+    assert space.profile == found
+    assert space.to_srgb(array := pixels()) is array
+
+
+def test_p3_is_not_taken_for_srgb():
+    assert P3.to_srgb(array := pixels()) is not array
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("RGB", profile("grey")),
+        ("GRAY", profile("srgb")),
+        ("RGB", b"not a profile"),
+        ("RGB", profile("p3")[:200]),
+        ("RGB", profile("p3")[:128] + bytes(400)),
+        ("RGB", None),
+    ],
+)
+def test_a_profile_that_does_not_fit_or_is_damaged_is_left_behind(model, found):
+    assert Space.of(model, found) == Space(model)
+
+
+@pytest.mark.parametrize("name", ["p3", "srgb"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_profile_travels(kind, name):
+    assert opened(encode(decode(encoded(pixels(), kind, icc_profile=profile(name))))).info["icc_profile"] == profile(
+        name
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_the_profile_travels_with_sixteen_bits(kind):
+    photograph = decode(encoded(pixels(), "PNG", icc_profile=profile("p3")))
+    deep_one = dataclasses.replace(photograph, pixels=deep_pixels())
+    again = decode(encode(deep_one, format=kind.lower()))
+    assert again.pixels.dtype == np.uint16
+    assert again.space.profile == profile("p3")
+
+
+def test_the_profile_of_grey_travels_and_means_something():
+    image = Image.fromarray(pixels()).convert("L")
+    plain, tagged = (decode(encoded(image, "PNG", **o)) for o in ({}, {"icc_profile": profile("grey")}))
+    assert opened(encode(tagged)).info["icc_profile"] == profile("grey")
+    assert np.abs(tagged.space.to_srgb(tagged.pixels)[..., 0] / 65535 - plain.pixels[..., 0] / 255).mean() > 0.02
+    back = tagged.space.from_srgb(tagged.space.to_srgb(tagged.pixels).astype(np.float32) / 65535)
+    assert np.abs(back * 255 - tagged.pixels).max() < 1
+
+
+def test_cmyk_comes_back_as_the_same_inks():
+    inks = Space("CMYK", profile("cmyk")).separated(pixels(), np.uint8)
+    data = encoded(Image.frombytes("CMYK", (320, 240), inks.tobytes()), "TIFF", icc_profile=profile("cmyk"))
+    again = opened(encode(decode(data)))
+    assert again.info["icc_profile"] == profile("cmyk")
+    assert np.abs(np.asarray(again, int) - inks.astype(int)).mean() < 4
+    assert np.abs(decode(data).pixels.astype(int) - decode(encode(decode(data))).pixels).mean() < 2
+
+
+def test_cmyk_without_a_profile_comes_back_as_rgb():
+    """Its inks have no defined colour; what a viewer shows is kept."""
+    image = Image.fromarray(pixels()).convert("CMYK")
+    again = opened(encode(decode(encoded(image, "TIFF"))))
+    assert again.mode == "RGB"
+    assert np.array_equal(np.asarray(again), np.asarray(image.convert("RGB")))
+
+
+def test_no_look_leaves_colours_outside_srgb_where_they_are():
+    data = encoded(GREEN, "PNG", icc_profile=profile("p3"))
+    core = prepared(data)
+    assert np.array_equal(decode(finished(data, core, core, Options())).pixels, GREEN)
+    assert P3.to_srgb(GREEN)[0, 0, 0] == 0  # clipped: sRGB has no such green
+
+
+def test_a_look_is_the_same_whatever_the_space():
+    """The same scene in sRGB and in Display P3 comes back as the same scene."""
+    scene = pixels(480, 640) // 2 + 60
+    in_p3 = np.rint(P3.from_srgb(scene.astype(np.float32) / 255) * 255).astype(np.uint8)
+    results = []
+    for array, tag in ((scene, {}), (in_p3, {"icc_profile": profile("p3")})):
+        data = encoded(array, "PNG", **tag)
+        core = prepared(data)
+        photograph = decode(finished(data, core, core ** np.float32(0.7), Options()))
+        results.append(
+            photograph.space.to_srgb(photograph.pixels)
+            / np.iinfo(photograph.space.to_srgb(photograph.pixels).dtype).max
+        )
+    assert np.abs(results[0] - results[1]).mean() < 0.004
+
+
+def test_the_small_view_of_a_deep_photograph_has_its_depth():
+    small = decode_small(deep("PNG", deep_pixels()))
+    assert len(np.unique(np.round(small * 65535))) > 256
+
+
+def test_srgb_is_the_default():
+    assert Space() == SRGB == Space.of("RGB", None)

@@ -1,0 +1,119 @@
+"""Request parameters: what they may say, and what they do."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imaging import InvalidOption, InvalidPhotograph, Options, decode, finished, prepared
+from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
+
+PHOTO = encoded(pixels(600, 800))
+CORE = prepared(PHOTO)
+BRIGHT = CORE ** np.float32(0.7)
+
+
+def test_nothing_asked_is_the_default():
+    assert Options.parsed({}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"strength": "0.5"}, Options(strength=0.5)),
+        ({"strength": 0}, Options(strength=0.0)),
+        ({"quality": "80"}, Options(quality=80)),
+        ({"quality": 80}, Options(quality=80)),
+        ({"format": "JPG"}, Options(format="jpeg")),
+        ({"format": "webp", "size": "512", "gps": "strip"}, Options(format="webp", size="512", gps="strip")),
+        ({"size": 512}, Options(size="512")),
+        ({"triton_enable_empty_final_response": True}, Options()),
+    ],
+)
+def test_numbers_and_their_text_mean_the_same(parameters, expected):
+    assert Options.parsed(parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"strenght": 1}, "unknown parameter 'strenght': the parameters are format, quality, size, strength, gps"),
+        ({"strength": 1.5}, "strength is 1.5: it has to be a number from 0 to 1"),
+        ({"strength": "nan"}, "strength is 'nan'"),
+        ({"strength": "much"}, "strength is 'much'"),
+        ({"quality": 0}, "quality is 0: it has to be a number from 1 to 100"),
+        ({"quality": [1]}, "quality"),
+        ({"format": "gif"}, "format is 'gif': it has to be one of jpeg, png, webp, tiff, avif"),
+        ({"format": "heic"}, "format is 'heic'"),
+        ({"size": "1024"}, "size is '1024': it has to be one of native, 512"),
+        ({"gps": "yes"}, "gps is 'yes'"),
+    ],
+)
+def test_what_is_wrong_is_said(parameters, reason):
+    with pytest.raises(InvalidOption, match=reason):
+        Options.parsed(parameters)
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text loads Unicode's tables
+@given(st.dictionaries(st.sampled_from(["format", "quality", "size", "strength", "gps", "other"]), JSON))
+def test_whatever_is_sent_is_parsed_or_refused(parameters):
+    try:
+        options = Options.parsed(parameters)
+    except InvalidOption:
+        return
+    assert 0 <= options.strength <= 1
+    assert 1 <= options.quality <= 100
+
+
+def enhanced(data=PHOTO, core=CORE, restored=BRIGHT, **options):
+    return finished(data, core, restored, Options.parsed(options))
+
+
+def test_strength_blends_with_the_photograph():
+    none, half, whole = (decode(enhanced(strength=s, format="png")).pixels.astype(int) for s in (0, 0.5, 1))
+    assert np.abs(none - decode(PHOTO).pixels).max() == 0
+    assert np.abs(half - (none + whole) / 2).max() <= 1
+    assert (whole - none).mean() > 10
+
+
+def test_the_small_size_is_the_networks_own_result():
+    small = opened(enhanced(size="512", format="png"))
+    assert small.size == (512, 384)
+    assert np.abs(np.asarray(small) / 255 - BRIGHT[:, 64:448].transpose(1, 2, 0)).max() < 0.003
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(np.dstack([pixels(), pixels()[..., 0]]), "PNG"),
+        deep("PNG", deep_pixels(4)),
+        encoded(pixels()[..., 0], "PNG"),
+        encoded(pixels(), icc_profile=profile("p3")),
+    ],
+    ids=["alpha", "16 bits", "grey", "P3"],
+)
+def test_the_small_size_keeps_depth_alpha_and_space(data):
+    core = prepared(data)
+    before, after = decode(data), decode(enhanced(data, core, core, size="512"))
+    assert after.pixels.shape == (384, 512, before.pixels.shape[2])
+    assert (after.pixels.dtype, after.space) == (before.pixels.dtype, before.space)
+
+
+def test_options_go_together():
+    result = opened(enhanced(format="webp", quality=50, size="512", strength=0.3))
+    assert (result.format, result.size) == ("WEBP", (512, 384))
+
+
+def test_an_output_that_is_not_finite_is_no_photograph():
+    broken = BRIGHT.copy()
+    broken[1, 200, 200] = np.nan
+    with pytest.raises(ArithmeticError, match="must not be served"):
+        enhanced(restored=broken)
+
+
+def test_a_bad_photograph_is_refused_here_too():
+    with pytest.raises(InvalidPhotograph):
+        enhanced(PHOTO[:-50])

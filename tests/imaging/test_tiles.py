@@ -1,0 +1,130 @@
+"""Tiles: they cover everything, weigh one in sum, leave no seam, and keep the tone of the whole."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imaging import Look, decode
+from imaging.arrays import unit
+from imaging.codec import resized
+from imaging.tiles import OVERLAP, SIDE, Canvas, starts, windows
+from tests.photographs import deep, deep_pixels, encoded, pixels, profile
+
+
+@given(st.integers(1, 20_000))
+def test_tiles_cover_a_side_with_the_overlap_and_no_more_of_them_than_needed(length):
+    begins = starts(length)
+    assert begins[0] == 0
+    assert begins[-1] == max(length - SIDE, 0)
+    assert all(SIDE - (b - a) >= OVERLAP for a, b in pairwise(begins))
+    assert len(begins) == 1 or (len(begins) - 1) * (SIDE - OVERLAP) + OVERLAP < length
+
+
+@given(st.integers(1, 20_000))
+def test_weights_sum_to_one_over_every_pixel(length):
+    total = np.zeros(length)
+    for start, window in zip(starts(length), windows(length), strict=True):
+        assert window.min() > 0
+        total[start : start + len(window)] += window
+    assert np.abs(total - 1).max() < 1e-6
+
+
+def run(canvas, network):
+    """All tiles through ``network``, one band after the other."""
+    for band in canvas.bands():
+        for index in range(len(band)):
+            tile = band.cut(index)
+            assert tile.core.shape == (3, SIDE, SIDE)
+            assert tile.core.dtype == np.float32
+            band.add(tile, network(tile))
+        band.finish()
+    return canvas.photograph.pixels
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(16, 1500), st.integers(16, 1500))
+def test_a_network_that_changes_nothing_gives_the_photograph_back(height, width):
+    photograph = decode(encoded(pixels(max(height, -(-width // 32)), max(width, -(-height // 32))), "PNG"))
+    before = photograph.pixels.copy()
+    assert np.array_equal(run(Canvas(photograph, None), lambda tile: tile.core), before)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(np.dstack([pixels(700, 900), pixels(700, 900)[..., 0]]), "PNG"),
+        deep("PNG", deep_pixels(3, 600, 700)),
+        encoded(pixels(600, 700)[..., 0], "PNG"),
+        encoded(np.zeros((600, 700, 3), np.uint8) + np.array([0, 255, 0], np.uint8), "PNG", icc_profile=profile("p3")),
+    ],
+    ids=["alpha", "16 bits", "grey", "green outside sRGB"],
+)
+def test_depth_alpha_and_colours_outside_srgb_are_kept(data):
+    photograph = decode(data)
+    before = photograph.pixels.copy()
+    assert np.array_equal(run(Canvas(photograph, None), lambda tile: tile.core), before)
+
+
+def uneven(tile):
+    """A network whose tone depends on the tile, as global attention's may: 1.0 to 1.3 times as bright."""
+    number = tile.top // 400 + tile.left // 400
+    return np.clip(tile.core * np.float32(1 + 0.1 * (number % 4)), 0, 1)
+
+
+def seam(result, begins):
+    """The mean gradient where windows meet, over the mean gradient elsewhere."""
+    steps = np.abs(np.diff(result.astype(float), axis=1)).mean(axis=(0, 2))
+    borders = np.zeros(len(steps), bool)
+    for start in begins[1:]:
+        borders[start : start + OVERLAP] = True
+    return steps[borders].mean() / steps[~borders].mean()
+
+
+def test_no_seam_at_the_borders_of_tiles_and_the_tone_of_the_whole_everywhere():
+    """Against a smooth scene, where a seam would be seen; the tiles disagree by up to 30 %."""
+    y, x = np.mgrid[0:1200, 0:1600]
+    scene = np.clip(np.stack([60 + x / 40, 90 + y / 30, 120 - x / 60], 2), 0, 255).astype(np.uint8)
+    data = encoded(scene, "PNG")
+    small = resized(scene, (512, 384))
+    look = Look.between(small, small * np.float32(1.15))
+    expected = decode(data)
+    look.apply(expected.pixels)
+    wild, anchored = (run(Canvas(decode(data), given), uneven) for given in (None, look))
+    begins = starts(1600)
+    assert seam(wild, begins) > 1.3  # the test sees a seam where there is one
+    assert seam(anchored, begins) < 1.05
+    error = {
+        name: np.abs(unit(r) - unit(expected.pixels)).mean() for name, r in (("wild", wild), ("anchored", anchored))
+    }
+    assert error["anchored"] < 0.1 * error["wild"]
+
+
+def test_detail_comes_from_the_tiles():
+    """The anchor replaces what is coarse; what the network does to fine detail stays."""
+    grain = np.random.default_rng(1).normal(0, 0.05, (3, SIDE, SIDE)).astype(np.float32)
+    scene = np.full((700, 900, 3), 128, np.uint8)
+    small = resized(scene, (512, 398))
+    photograph = decode(encoded(scene, "PNG"))
+    result = run(Canvas(photograph, Look.between(small, small)), lambda tile: tile.core + grain)
+    assert 0.03 < unit(result)[100:400, 100:400].std() < 0.06
+
+
+def test_strength_blends():
+    scene = pixels(600, 900) // 2
+    none, half, whole = (
+        run(Canvas(decode(encoded(scene, "PNG")), None, strength=s), lambda tile: tile.core * np.float32(1.5)).astype(
+            int
+        )
+        for s in (0, 0.5, 1)
+    )
+    assert np.array_equal(none, scene)
+    assert np.abs(half - (none + whole) / 2).max() <= 1
+
+
+def test_a_band_is_all_that_is_held():
+    """The sums are as tall as a tile, whatever the photograph's height."""
+    canvas = Canvas(decode(encoded(pixels(1600, 600), "PNG")), None)
+    assert canvas.sums.shape == (SIDE, 600, 3)
