@@ -8,9 +8,18 @@ from restormer_client.enhancer import Enhancer
 from restormer_client.errors import (
     DeadlineExceeded,
     EnhanceError,
+    InvalidOption,
     InvalidPhotograph,
     Overloaded,
     ServerUnavailable,
 )
 
-__all__ = ["DeadlineExceeded", "EnhanceError", "Enhancer", "InvalidPhotograph", "Overloaded", "ServerUnavailable"]
+__all__ = [
+    "DeadlineExceeded",
+    "EnhanceError",
+    "Enhancer",
+    "InvalidOption",
+    "InvalidPhotograph",
+    "Overloaded",
+    "ServerUnavailable",
+]

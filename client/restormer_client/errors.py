@@ -2,6 +2,7 @@
 
 EnhanceError                 base; also everything the server reports that has no name of its own
   InvalidPhotograph          these bytes are no photograph it takes: do not send them again
+  InvalidOption              an option is out of its range
   Overloaded                 its queue is full: come back later
   DeadlineExceeded           no answer within the timeout
   ServerUnavailable          nobody answers at this address
@@ -28,6 +29,10 @@ class InvalidPhotograph(EnhanceError):
     """These bytes are not a photograph the server takes."""
 
 
+class InvalidOption(EnhanceError):
+    """An option is unknown to the server, or out of its range."""
+
+
 class Overloaded(EnhanceError):
     """The server's queue is full."""
 
@@ -50,6 +55,10 @@ _UNREACHABLE = (
     "GOAWAY",
 )
 _ENSEMBLE = "in ensemble 'enhance', "
+#: How Triton itself begins to complain about a request; our models do not.
+_TRITONS_OWN = "[request id: "
+#: How the server words a bad option.
+_OPTION = ("unknown parameter", "it has to be")
 
 
 def error_from_triton(error: InferenceServerException, url: str) -> EnhanceError:
@@ -60,8 +69,9 @@ def error_from_triton(error: InferenceServerException, url: str) -> EnhanceError
     said = message.split(_ENSEMBLE, 1)[-1]
     if "xceeds maximum queue size" in message:
         return Overloaded(f"{url} is overloaded: {said}", status)
-    if status == "INVALID_ARGUMENT" and _ENSEMBLE in message:  # a step said so, not Triton about our request
-        return InvalidPhotograph(said, status)
+    if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in message:
+        is_option = any(words in said for words in _OPTION)
+        return InvalidOption(said, status) if is_option else InvalidPhotograph(said, status)
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(f"{url} did not answer in time", status)
     if status == "UNAVAILABLE" and any(words in message for words in _UNREACHABLE):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc
-from restormer_client import EnhanceError, Enhancer, InvalidPhotograph, ServerUnavailable
+from restormer_client import EnhanceError, Enhancer, InvalidOption, InvalidPhotograph, ServerUnavailable
 
 from export.enhance import enhanced, runner_from_package
 from export.metrics import psnr
@@ -75,7 +75,7 @@ def test_options_do_what_they_say(enhancer):
 
 @pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
 def test_wrong_options_are_the_senders_error(enhancer, tiled):
-    with pytest.raises(InvalidPhotograph, match="strength is '2': it has to be a number from 0 to 1"):
+    with pytest.raises(InvalidOption, match="strength is '2': it has to be a number from 0 to 1"):
         enhancer.enhance(encoded(pixels()), strength=2, tiled=tiled)
 
 

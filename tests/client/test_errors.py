@@ -3,7 +3,14 @@
 import pickle
 
 import pytest
-from restormer_client import DeadlineExceeded, EnhanceError, InvalidPhotograph, Overloaded, ServerUnavailable
+from restormer_client import (
+    DeadlineExceeded,
+    EnhanceError,
+    InvalidOption,
+    InvalidPhotograph,
+    Overloaded,
+    ServerUnavailable,
+)
 from restormer_client.errors import error_from_triton
 from tritonclient.utils import InferenceServerException
 
@@ -12,6 +19,8 @@ from tritonclient.utils import InferenceServerException
     ("status", "message", "kind"),
     [
         ("StatusCode.INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph", InvalidPhotograph),
+        ("StatusCode.INVALID_ARGUMENT", "the photograph is empty (0 bytes)", InvalidPhotograph),
+        ("StatusCode.INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x': the", InvalidOption),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerUnavailable),
         ("StatusCode.UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Overloaded),
