@@ -36,7 +36,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test benchmark-runtimes benchmark-transfer benchmark-int8 lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test fuzz benchmark-runtimes benchmark-transfer \
+	benchmark-imaging benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,11 +124,18 @@ demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
 
+fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process and through a running server
+	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") --server-python $(SERVER) \
+		-- $(SERVER_FLAGS)
+
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
 
-benchmark-transfer: $(ENVS)/build-ours.done  ## Radius and ridge of the transfer, on the demo photographs' true targets
-	@$(BUILD) -m benchmarks.transfer
+benchmark-transfer: $(ENVS)/build-ours.done  ## Ways to full resolution: the transfer, tiles, enlarging, the network at full size
+	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
+
+benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around the network: time, memory, growth with its size
+	@$(BUILD) -m benchmarks.imaging $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"

@@ -7,6 +7,8 @@ few seconds. An image built with ``NUMBA_CPU_NAME=x86-64-v3`` and `BuiltCache` c
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +28,9 @@ class BuiltCache(UserProvidedCacheLocator):
     """
 
     def ensure_cache_path(self) -> None:
-        """Nothing to ensure: a folder that cannot be written is what this is for."""
+        """There while the image is built; nothing to ensure where it cannot be written."""
+        with contextlib.suppress(OSError):
+            os.makedirs(self.get_cache_path(), exist_ok=True)
 
 
 def compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def _cmyk_profile():
     inks = mesh(np.linspace(0, 1, 9), 4)
     to_lab = lab8((1 - inks[:, :3]) * (1 - inks[:, 3:]))
     lab = mesh(np.linspace(0, 255, 33), 3)
-    rgb = lab2rgb(np.stack([lab[:, 0] / 2.55, lab[:, 1] - 128, lab[:, 2] - 128], 1).reshape(-1, 1, 3)).reshape(-1, 3)
+    with warnings.catch_warnings(action="ignore"):  # most of Lab is outside sRGB, and is clipped
+        rgb = lab2rgb(np.stack([lab[:, 0] / 2.55, lab[:, 1] - 128, lab[:, 2] - 128], 1).reshape(-1, 1, 3))
+    rgb = rgb.reshape(-1, 3)
     black = (1 - rgb).min(1, keepdims=True) / 2
     from_lab = np.rint(np.hstack([1 - rgb / (1 - black), black]).clip(0, 1) * 255).astype(np.uint8)
     tags = {b"A2B0": _lut8(4, 3, 9, to_lab), b"A2B1": _lut8(4, 3, 9, to_lab)}

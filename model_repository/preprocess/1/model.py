@@ -19,7 +19,8 @@ class TritonPythonModel:
         files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
         try:
             Options.parsed(json.loads(request.parameters()))  # postprocess uses them; a wrong one fails before the work
-            pixels = np.stack([prepared(file, self.limits) for file in files[:, 0]])
+            cores = [prepared(file, self.limits) for file in files[:, 0]]
+            pixels = cores[0][None] if len(cores) == 1 else np.stack(cores)  # one a request as a rule: no copy
         except InvalidRequest as error:
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -1,0 +1,88 @@
+"""The compiled loops: kept where they can be, and there where nothing can be kept."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imaging.compiled import area_mean, box_mean, copy_blocks
+from tests.conftest import ROOT
+
+REPORT = """
+from imaging.compiled import box_mean
+print(sum(box_mean.stats.cache_hits.values()) if box_mean.stats.cache_path else -1)
+"""
+
+
+def imported(**environment):
+    """What a new process says: how often it took `box_mean` from a cache, or -1 if it has none."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+def test_an_image_is_built_with_code_that_its_containers_only_read(tmp_path):
+    """As docker/triton-cpu.Dockerfile sets it; nothing may be written the second time."""
+    settings = {
+        "NUMBA_CACHE_DIR": str(tmp_path / "numba"),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "imaging.compiled.BuiltCache",
+        "NUMBA_CPU_NAME": "x86-64-v3",
+    }
+    assert imported(**settings) == 0
+    built = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    assert built
+    assert imported(**settings) == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == built
+
+
+def test_the_image_is_built_with_these_settings():
+    text = (ROOT / "docker/triton-cpu.Dockerfile").read_text(encoding="utf-8")
+    assert "NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache" in text
+    assert '-c "import imaging"' in text
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_again():
+    assert imported(NUMBA_CACHE_DIR="/proc/nowhere", NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator") == -1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_box_mean_is_the_mean_of_what_is_inside(height, width, channels, seed):
+    image = np.random.default_rng(seed).random((height, width, channels), np.float32)
+    found = box_mean(image.reshape(height, width * channels), channels).reshape(image.shape)
+    for y in range(height):
+        for x in range(width):
+            inside = image[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+            assert np.allclose(found[y, x], inside.mean((0, 1)), atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_area_mean_keeps_the_sum(height, width, data):
+    """Every pixel counts once: the mean of the means, by the area each stands for, is the mean of all."""
+    rows, columns = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    found = area_mean(image, rows, columns)
+    assert found.mean() == pytest.approx(image.mean(), rel=1e-4)
+    assert image.min() <= found.min() <= found.max() <= image.max()
+
+
+def test_area_mean_of_whole_blocks_is_their_mean():
+    image = np.random.default_rng(0).integers(0, 65536, (60, 80, 2), np.uint16)
+    expected = image.reshape(15, 4, 20, 4, 2).mean((1, 3))
+    assert np.allclose(area_mean(image, 15, 20), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_copy_blocks_copies_any_view(kind):
+    source = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(kind)
+    view = source.swapaxes(0, 1)[::-1]
+    target = np.empty(view.shape, kind)
+    copy_blocks(target, view)
+    assert np.array_equal(target, view)
