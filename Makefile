@@ -125,8 +125,8 @@ test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
 
 fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process and through a running server
-	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") --server-python $(SERVER) \
-		-- $(SERVER_FLAGS)
+	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
+		--server-python $(SERVER) -- $(SERVER_FLAGS)
 
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"

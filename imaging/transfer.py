@@ -22,7 +22,7 @@ from imaging.arrays import Pixels, Unit
 from imaging.compiled import apply_affine, box_mean, fit_affine
 
 #: Variance below which a window counts as flat and the slope follows the local gain.
-EPSILON = 3e-4
+EPSILON = 1e-4
 #: Keeps the gain finite in black.
 BLACK = 0.02
 

@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument("--served", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
     parser.add_argument("--server-python", type=Path, help="interpreter of the server's environment; none: no server")
     parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
     arguments = parser.parse_args()
@@ -186,6 +187,8 @@ def main() -> int:
     for row in results.values():
         for line in row["wrong"]:
             print(line, file=sys.stderr)
+    if arguments.record:
+        arguments.record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results))
     return 1 if any(row["wrong"] for row in results.values()) else 0
 

@@ -124,8 +124,8 @@ def test_the_fit_is_the_ridge_regression_it_says():
     before, after = rng.random((2, 20, 24, 3), np.float32)
     x, z = before[8:13, 9:14, 1].astype(float), after[8:13, 9:14, 1].astype(float)
     gain = (z.mean() + 0.02) / (x.mean() + 0.02)
-    slope = ((x * z).mean() - x.mean() * z.mean() + 3e-4 * gain) / (x.var() + 3e-4)
-    raw_slope, raw_offset = fit_affine(before.reshape(20, 72), after.reshape(20, 72), 3, 3e-4, 0.02)
+    slope = ((x * z).mean() - x.mean() * z.mean() + 1e-4 * gain) / (x.var() + 1e-4)
+    raw_slope, raw_offset = fit_affine(before.reshape(20, 72), after.reshape(20, 72), 3, 1e-4, 0.02)
     assert raw_slope.reshape(20, 24, 3)[10, 11, 1] == pytest.approx(slope, rel=1e-3)
     assert raw_offset.reshape(20, 24, 3)[10, 11, 1] == pytest.approx(z.mean() - slope * x.mean(), abs=1e-3)
 
