@@ -49,13 +49,13 @@ def cost_sentences() -> str:
     )
     others = ", ".join(f"{name} {value:.0f}" for name, value in found["other_files"].items())
     lines = [
-        f"- At {REFERENCE} megapixels: **{found['ratio']:.2f} times the floor**; the obvious way with Pillow and NumPy",
-        f"  takes {found['naive_ratio']:.1f} times. By stage, in ms: {stages}.",
-        f"- CPU time grows by {fit['ms_a_megapixel']:.1f} ms a megapixel, and {fit['ms_fixed']:.0f} ms whatever the size",
-        f"  (R² {fit['r_squared']:.4f}).",
-        f"- {found['photographs_a_second_a_core']:.1f} photographs of {REFERENCE} megapixels a second a core; beside a GPU",
-        f"  that runs the network {GPU_RATE} times a second, {found[f'cores_beside_{GPU_RATE}_a_second']:.1f} cores",
-        "  (a calculation).",
+        f"- At {REFERENCE} megapixels: **{found['ratio']:.2f} times the floor**; the obvious way with Pillow and",
+        f"  NumPy takes {found['naive_ratio']:.1f} times. By stage, in ms: {stages}.",
+        f"- CPU time grows by {fit['ms_a_megapixel']:.1f} ms a megapixel, and {fit['ms_fixed']:.0f} ms whatever the",
+        f"  size (R² {fit['r_squared']:.4f}).",
+        f"- {found['photographs_a_second_a_core']:.1f} photographs of {REFERENCE} megapixels a second a core; beside",
+        f"  a GPU that runs the network {GPU_RATE} times a second,",
+        f"  {found[f'cores_beside_{GPU_RATE}_a_second']:.1f} cores (a calculation).",
         f"- The first photograph of a process, wall ms: {starts}.",
         f"- Other files of {REFERENCE} megapixels, preprocess and postprocess together, in ms: {others}.",
     ]

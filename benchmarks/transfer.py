@@ -77,7 +77,7 @@ def tiled(full: np.ndarray, look: Look | None, run: Runner) -> np.ndarray:
     for band in canvas.bands():
         for index in range(len(band)):
             tile = band.cut(index)
-            band.add(tile, run(tile.core[None])[0])
+            band.add(tile, canvas.result_of(tile, run(tile.core[None])[0]))
         band.finish()
     return canvas.photograph.pixels
 

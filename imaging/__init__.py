@@ -5,10 +5,12 @@ between them. It runs under NumPy 1.26 (the server's Python) and NumPy 2 (everyw
 of this project: no PyTorch, no Triton.
 """
 
-from imaging.codec import SUFFIXES, Limits, Photograph, decode, decode_small, encode
+from imaging.codec import SUFFIXES, decode, decode_small
+from imaging.encoding import encode
 from imaging.errors import InvalidOption, InvalidPhotograph, InvalidRequest
 from imaging.frame import SIDE, Frame, framed, unframed
 from imaging.options import Options
+from imaging.photograph import Limits, Photograph
 from imaging.pipeline import finished, prepared
 from imaging.transfer import Look
 

@@ -21,24 +21,22 @@ metadata are left behind and do not refuse a photograph.
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pi_heif
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from imaging import deep, jpeg
-from imaging.arrays import Pixels, Unit
+from imaging.arrays import Pixels, Unit, by_strips, integers
 from imaging.colour import SRGB, Space
 from imaging.compiled import area_mean, copy_blocks
 from imaging.errors import InvalidPhotograph
 from imaging.frame import SIDE, Frame
-from imaging.metadata import ORIENTATION, exif_of, renewed_exif, renewed_xmp, xmp_of
-from imaging.options import OUTPUTS, QUALITY
+from imaging.metadata import metadata_of
+from imaging.photograph import LIMITS, Limits, Photograph
 
 pi_heif.register_heif_opener(thumbnails=False)
 
@@ -49,8 +47,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic",
 _NAMES = "JPEG, PNG, WebP, TIFF, AVIF, HEIC"
 #: The narrowest photograph, in pixels, and the most its longer side may be of its shorter.
 MIN_SIDE, MAX_ASPECT = 16, 32
-#: AVIF encoding effort, 0 (slow) to 10; at 6, libavif's default, 12 megapixels take tens of seconds on one core.
-AVIF_SPEED = 8
+# ICC profiles of presses are larger than the 1 MiB that Pillow takes out of a PNG's compressed chunk.
+PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
 #: Orientation → the upright picture as a view of the stored one (CIPA DC-008, 4.6.4).
 _TURNS = {
@@ -62,67 +60,24 @@ _TURNS = {
     7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-_LOSSLESS = ("tiff_adobe_deflate", "tiff_lzw", "raw")  # Pillow's names of the compressions a TIFF keeps
 _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest photograph that is decoded, read off its header first: in pixels, and in bytes of its file."""
-
-    pixels: int = 100_000_000
-    bytes: int = 200_000_000
-
-    @classmethod
-    def parsed(cls, model_config: str) -> Limits:
-        """From the parameters ``max_pixels`` and ``max_bytes`` of a Triton model's configuration, as JSON."""
-        parameters = json.loads(model_config)["parameters"]
-        return cls(**{name: int(parameters[f"max_{name}"]["string_value"]) for name in ("pixels", "bytes")})
-
-
-LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """Upright pixels, HxWxC uint8 or uint16, and what has to come back with them.
-
-    C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). ``space`` says what the numbers mean; the pixels of
-    a CMYK file (``ink``) have become sRGB. ``exif`` and ``xmp`` are as they were in the file.
-    """
-
-    pixels: Pixels
-    format: str
-    space: Space = SRGB
-    ink: Space | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    sampling: str = "420"
-    lossless: bool = False
-    compression: str = "raw"
-
-    @property
-    def has_alpha(self) -> bool:
-        return self.pixels.shape[2] in (2, 4)
 
 
 def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
     """The photograph at its own resolution. Raises `InvalidPhotograph`."""
     with _opened(data, limits) as (image, turn):
-        exif = exif_of(image)
         kind = {"MPO": "JPEG", "HEIF": "JPEG"}.get(str(image.format), str(image.format))
-        info = image.info
+        metadata, compression = metadata_of(image, data), str(image.info.get("compression", "raw"))
         pixels, space, ink = _stored(image, data)
         return Photograph(
             pixels=_upright(pixels, turn),
             format=kind,
             space=space,
             ink=ink,
-            exif=exif.tobytes() if len(exif) else None,
-            xmp=xmp_of(image),
-            sampling=jpeg.sampling_of(image, turned=turn in _ON_ITS_SIDE) if image.format in ("JPEG", "MPO") else "444",
+            metadata=metadata,
+            sampling=_sampling(image, data, turned=turn in _ON_ITS_SIDE),
             lossless=image.format == "WEBP" and _is_lossless_webp(data),
-            compression=str(info.get("compression", "raw")),
+            compression=compression,
         )
 
 
@@ -146,49 +101,17 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
         return np.ascontiguousarray(_turned(space.to_srgb(small), turn))
 
 
-def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, gps: bool = True) -> bytes:
-    """The photograph as a file, with its colours and metadata.
-
-    ``format``: a key of `OUTPUTS`, or empty for its own. What a format cannot hold is reduced: alpha over white, 16
-    bits to 8, grey and CMYK to RGB.
-    """
-    kind = OUTPUTS.get(format, photograph.format)
-    photograph = _fitting(photograph, kind)
-    height, width = photograph.pixels.shape[:2]
-    exif = renewed_exif(photograph.exif, width=width, height=height, gps=gps)
-    xmp = renewed_xmp(photograph.xmp, gps=gps)
-    with _complaints("encoded"):
-        if photograph.ink:
-            return _encoded_inks(photograph, kind, quality, exif, xmp)
-        if photograph.pixels.dtype == np.uint16:
-            profile, compression = photograph.space.profile, photograph.compression
-            return deep.encode(photograph.pixels, kind, profile=profile, compression=compression, exif=exif, xmp=xmp)
-        if kind == "JPEG":
-            return jpeg.encode(
-                photograph.pixels,
-                quality=quality,
-                sampling=photograph.sampling,
-                profile=photograph.space.profile,
-                exif=exif.tobytes() if exif else None,
-                xmp=xmp,
-            )
-        pixels = photograph.pixels[..., 0] if photograph.pixels.shape[2] == 1 else photograph.pixels
-        return _saved(Image.fromarray(pixels), kind, photograph, quality, photograph.space.profile, exif, xmp)
-
-
 def _stored(image: Image.Image, data: bytes) -> tuple[Pixels, Space, Space | None]:
     """Pixels as the file stores them (not upright), their space, and the file's inks if it is CMYK."""
     if deep.is_deep(image, data):
-        pixels: Pixels = deep.decode(data)
-        if sorted(pixels.shape[:2]) != sorted(image.size) or pixels.dtype != np.uint16:
-            raise InvalidPhotograph("the file's 16-bit layout is not one of grey, RGB or CMYK, with or without alpha")
-        if image.mode == "CMYK":
-            return _inks((pixels[..., :4] // 257).astype(np.uint8), image)
+        pixels: Pixels = deep.decode(image, data)
         model = "GRAY" if pixels.shape[2] <= 2 else "RGB"
-        return pixels[..., :4], Space.of(model, image.info.get("icc_profile")), None
+        return pixels, Space.of(model, image.info.get("icc_profile")), None
     if _is_fast(image):
         return jpeg.decode(data, image), _space(image), None
     if image.mode == "CMYK":
+        if image.format == "JPEG":
+            jpeg.require_few_scans(data)
         return _inks(np.asarray(image), image)
     image = _plain(image)
     pixels = np.array(image)
@@ -227,7 +150,7 @@ def _inks(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Space, Space | No
     ink = Space.of("CMYK", image.info.get("icc_profile"))
     if ink.profile is None:
         return np.array(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")), SRGB, None
-    return np.rint(ink.to_srgb(pixels) / np.float32(257)).astype(np.uint8), SRGB, ink
+    return by_strips(pixels, 3, np.uint8, lambda strip: integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Unit:
@@ -255,73 +178,28 @@ def _upright(pixels: Pixels, turn: int) -> Pixels:
     return target
 
 
+def _has_more_pictures(image: Image.Image) -> bool:
+    """Whether it is animated or has pages. Of an MPO and of a HEIC the first picture is the photograph."""
+    if image.format in ("MPO", "HEIF"):
+        return False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # counting its pages would walk them all
+        return bool(image.tag_v2.next)
+    return bool(getattr(image, "n_frames", 1) > 1)
+
+
+def _sampling(image: Image.Image, data: bytes, *, turned: bool) -> str:
+    """How the chroma of a JPEG or an AVIF is sampled; of others it is whole."""
+    if image.format in ("JPEG", "MPO"):
+        return jpeg.sampling_of(image, turned=turned)
+    start = data.find(b"av1C") if image.format == "AVIF" else -1
+    # AV1 codec configuration (AV1-ISOBMFF, 2.3.3): two bits of the third byte are the subsampling along x and y.
+    bits = (data[start + 6] >> 2) & 3 if 0 <= start < len(data) - 6 else 0
+    return {0: "444", 2: "422", 3: "420"}.get(bits, "420")
+
+
 def _is_lossless_webp(data: bytes) -> bool:
     """Whether the first chunk of pixels is VP8L (RFC 9649, 2.6)."""
     return b"VP8L" in data[12:16] or (data[12:16] == b"VP8X" and data.find(b"VP8L") >= 0 > data.find(b"VP8 "))
-
-
-def _fitting(photograph: Photograph, kind: str) -> Photograph:
-    """The photograph with no more than the format can hold."""
-    pixels = photograph.pixels
-    if pixels.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
-        pixels = np.rint(pixels / np.float32(257)).astype(np.uint8)
-    if photograph.has_alpha and kind == "JPEG":
-        white = np.iinfo(pixels.dtype).max
-        part = pixels[..., -1:] / np.float32(white)
-        pixels = np.rint(pixels[..., :-1] * part + white * (1 - part)).astype(pixels.dtype)
-    if pixels.shape[2] <= 2 and kind in ("WEBP", "AVIF"):
-        return replace(
-            photograph,
-            pixels=np.concatenate([np.repeat(pixels[..., :1], 3, 2), pixels[..., 1:]], 2),
-            space=Space(),
-        )
-    ink = photograph.ink if kind in ("JPEG", "TIFF") and pixels.dtype == np.uint8 else None
-    return replace(photograph, pixels=pixels, ink=ink)
-
-
-def _encoded_inks(photograph: Photograph, kind: str, quality: int, exif: Image.Exif | None, xmp: bytes | None) -> bytes:
-    """Separated again for the press it came from."""
-    assert photograph.ink is not None
-    inks = photograph.ink.separated(photograph.pixels, np.uint8)
-    image = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
-    return _saved(image, kind, photograph, quality, photograph.ink.profile, exif, xmp)
-
-
-def _saved(
-    image: Image.Image,
-    kind: str,
-    photograph: Photograph,
-    quality: int,
-    profile: bytes | None,
-    exif: Image.Exif | None,
-    xmp: bytes | None,
-) -> bytes:
-    """By Pillow, in the formats and colours that have no faster way."""
-    options: dict[str, object] = {"icc_profile": profile} if profile else {}
-    if exif:
-        options["exif"] = exif
-    match kind:
-        case "JPEG":
-            options |= {"quality": quality, "subsampling": 0 if photograph.sampling == "444" else 2}
-        case "WEBP":
-            options |= {"quality": quality, "lossless": photograph.lossless, "exact": True}
-        case "AVIF":
-            options |= {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1}
-        case "TIFF":
-            options["compression"] = photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]
-        case "PNG":
-            options["compress_level"] = 4
-    if xmp and kind == "PNG":
-        options["pnginfo"] = text = PngImagePlugin.PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", errors="replace"))
-    elif xmp and kind == "TIFF":
-        options["exif"] = exif = exif or Image.Exif()
-        exif[deep.XMP_TAG] = xmp
-    elif xmp:
-        options["xmp"] = xmp
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @contextmanager
@@ -341,12 +219,12 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
             raise InvalidPhotograph(
                 f"the photograph has {width}x{height} pixels; the longer side may be {MAX_ASPECT} times the shorter"
             )
-        if image.format not in ("MPO", "HEIF") and getattr(image, "n_frames", 1) > 1:
+        if _has_more_pictures(image):
             raise InvalidPhotograph(
-                f"the {image.format} has {image.n_frames} pictures (an animation, or pages): send one still picture"  # type: ignore[attr-defined]
+                f"the {image.format} has more than one picture (an animation, or pages): send a still one"
             )
         turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
-        yield image, 1 if turned_by_pillow else int(exif_of(image).get(ORIENTATION, 1) or 1)
+        yield image, 1 if turned_by_pillow else metadata_of(image, data).orientation
 
 
 @contextmanager

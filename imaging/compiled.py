@@ -30,7 +30,7 @@ class BuiltCache(UserProvidedCacheLocator):
     def ensure_cache_path(self) -> None:
         """There while the image is built; nothing to ensure where it cannot be written."""
         with contextlib.suppress(OSError):
-            os.makedirs(self.get_cache_path(), exist_ok=True)
+            os.makedirs(self._cache_path, exist_ok=True)
 
 
 def compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import imagecodecs
@@ -11,8 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _EXIF_BLOCK, _GPS_BLOCK = 258, 339, 0x8769, 0x8825
-XMP_TAG = 700  # of TIFF (XMP part 3, 3.3.3)
+from imaging.errors import InvalidPhotograph
+from imaging.exif import BYTE, Entry, Exif
+from imaging.metadata import Metadata
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT, XMP_TAG = 258, 262, 338, 339, 700
+_WHITE_IS_ZERO, _SEPARATED = 0, 5
+_ASSOCIATED, _UNASSOCIATED = 1, 2
 _PNG_DEPTH = 24  # where IHDR has its bit depth
 #: Pillow's names of the lossless TIFF compressions, and libtiff's.
 _COMPRESSIONS = {"tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "deflate", "raw": "none"}
@@ -28,75 +34,74 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
     return False
 
 
-def decode(data: bytes) -> NDArray[np.uint16]:
-    """HxWxC uint16 pixels as they are stored. Raises if any are missing."""
-    if data.startswith(b"\x89PNG"):
+def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
+    """HxWxC uint16 pixels as they are stored, alpha not multiplied in. Raises if any are missing.
+
+    ``image``: the same file as Pillow opened it. Raises `InvalidPhotograph` for a layout that is not taken.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
         pixels = imagecodecs.png_decode(data)
-    else:
-        pixels = imagecodecs.tiff_decode(data)
-        if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # stored plane by plane
-            pixels = np.moveaxis(pixels, 0, 2)
-    found: NDArray[np.uint16] = pixels if pixels.ndim == 3 else pixels[..., None]
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+    tags: Any = image.tag_v2
+    photometric, extra = tags.get(_PHOTOMETRIC), tags.get(_EXTRA_SAMPLES, ())
+    if photometric == _SEPARATED:
+        raise InvalidPhotograph("a CMYK TIFF of 16 bits a channel is not taken: send 8 bits, or RGB")
+    pixels = imagecodecs.tiff_decode(data)
+    if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # stored plane by plane
+        pixels = np.moveaxis(pixels, 0, 2)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if sorted(pixels.shape[:2]) != sorted(image.size) or pixels.dtype != np.uint16:
+        raise InvalidPhotograph("the 16-bit TIFF's layout is not one of grey or RGB, with or without alpha")
+    colours = pixels.shape[2] - len(extra)
+    kind = extra[0] if extra else None
+    pixels = pixels[..., : colours + (kind in (_ASSOCIATED, _UNASSOCIATED))]
+    if photometric == _WHITE_IS_ZERO:
+        pixels = np.concatenate([65535 - pixels[..., :colours], pixels[..., colours:]], axis=2)
+    if kind == _ASSOCIATED:
+        alpha = np.maximum(pixels[..., -1:], 1).astype(np.uint32)
+        divided = np.minimum(pixels[..., :-1] * np.uint32(65535) // alpha, 65535).astype(np.uint16)
+        pixels = np.concatenate([divided, pixels[..., -1:]], axis=2)
+    found: NDArray[np.uint16] = pixels
     return found
 
 
 def encode(
-    pixels: NDArray[np.uint16], kind: str, *, profile: bytes | None, compression: str, exif: Image.Exif | None,
-    xmp: bytes | None,
-) -> bytes:  # fmt: skip
-    """HxWxC uint16 pixels as a PNG or TIFF of 16 bits, with its metadata."""
+    pixels: NDArray[np.uint16], kind: str, *, profile: bytes | None, compression: str, metadata: Metadata
+) -> bytes:
+    """HxWxC uint16 pixels as a PNG (any C) or TIFF (C of 1, 3 or 4) of 16 bits, with its metadata."""
     channels = pixels.shape[2]
     pixels = pixels[..., 0] if channels == 1 else pixels
     if kind == "PNG":
-        return with_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), profile, exif, xmp)
+        return with_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), profile, metadata)
     name = _COMPRESSIONS.get(compression, "deflate")
     written = imagecodecs.tiff_encode(
         pixels,
         compression=name,
         predictor=None if name == "none" else 2,
-        photometric="rgb" if channels > 2 else "minisblack",
-        extrasample="unassalpha" if channels in (2, 4) else None,
+        photometric="rgb" if channels > 1 else "minisblack",
+        extrasample="unassalpha" if channels == 4 else None,
         iccprofile=profile,
     )
-    if xmp:
-        exif = exif or Image.Exif()
-        exif[XMP_TAG] = xmp
-    return with_tiff_exif(bytes(written), exif) if exif else bytes(written)
+    return with_tiff_tags(bytes(written), metadata)
 
 
-def with_png_chunks(data: bytes, profile: bytes | None, exif: Image.Exif | None, xmp: bytes | None) -> bytes:
+def with_png_chunks(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
     """The PNG with its metadata's chunks after IHDR (PNG, third edition, 11.3)."""
     bodies = []
     if profile:
         bodies.append(b"iCCPprofile\0\0" + zlib.compress(profile))
-    if exif:
-        bodies.append(b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0"))
-    if xmp:
-        bodies.append(b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    if metadata.exif:
+        bodies.append(b"eXIf" + metadata.exif.block().removeprefix(b"Exif\0\0"))
+    if metadata.xmp:
+        bodies.append(b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
     chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies]
     return b"".join([data[:33], *chunks, data[33:]])
 
 
-def with_tiff_exif(data: bytes, exif: Image.Exif) -> bytes:
-    """The little-endian TIFF with EXIF's tags added: a new directory at the end, where the header now points to.
-
-    Nothing that was there moves, so the old entries stay as they are (TIFF 6.0, section 2).
-    """
-    start = len(data) + len(data) % 2  # directories begin on a word
-    added = TiffImagePlugin.ImageFileDirectory_v2()
-    for tag, value in exif.items():
-        added[tag] = exif.get_ifd(tag) if tag in (_EXIF_BLOCK, _GPS_BLOCK) else value
-    block = added.tobytes(start)
-    block += b"\0" * (len(block) % 2)
-    old = _entries(data, int.from_bytes(data[4:8], "little"))
-    entries = sorted({**old, **_entries(block, 0)}.items())
-    directory = struct.pack("<H", len(entries)) + b"".join(entry for _, entry in entries) + bytes(4)
-    header = data[:4] + struct.pack("<I", start + len(block))
-    return header + data[8:] + b"\0" * (start - len(data)) + block + directory
-
-
-def _entries(data: bytes, start: int) -> dict[int, bytes]:
-    """The raw entries of the directory at ``start``, by tag."""
-    count = int.from_bytes(data[start : start + 2], "little")
-    raw = [data[i : i + 12] for i in range(start + 2, start + 2 + 12 * count, 12)]
-    return {int.from_bytes(entry[:2], "little"): entry for entry in raw}
+def with_tiff_tags(data: bytes, metadata: Metadata) -> bytes:
+    """The little-endian TIFF with its metadata."""
+    found = metadata.exif or Exif("<", {}, {}, {})
+    if metadata.xmp:
+        packet = {XMP_TAG: Entry(BYTE, len(metadata.xmp), metadata.xmp)}
+        found = replace(found, main={**found.main, **packet})
+    return found.added_to(data) if found.main or found.settings or found.place else data

@@ -6,22 +6,29 @@ CMYK files go through Pillow, which knows the inverted inks of Adobe's.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from imaging.errors import InvalidPhotograph
+from imaging.metadata import Metadata
 
-#: libjpeg's warnings that leave every pixel as the photographer saw it: a stray byte before the end, as some phones
-#: write. Every other warning means that a part of the picture is missing or made up.
-_HARMLESS = re.compile(r"extraneous bytes before marker 0xd9", re.IGNORECASE)
+#: libjpeg's warnings that cost no pixel: stray bytes between two markers, few enough to be none of the picture's; and
+#: odd headers, as some cameras write them. libjpeg tells only the first, so after an odd header it is Pillow that
+#: decodes, which refuses a file that is cut off. Every other warning is taken for damage.
+_STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
+_MOST_STRAY = 16
+_ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
 #: More scans than any encoder writes; a file of a thousand is made to keep a decoder busy.
 MAX_SCANS = 100
-#: Chroma subsampling by Pillow's number; what is rarer becomes 4:2:0 or, turned on its side, what keeps its detail.
-_SAMPLINGS = {0: "444", 1: "422", 2: "420"}
-_TURNED = {"422": "440"}
+#: The first byte of a marker, and one that is neither stuffing nor a restart (ITU-T T.81, B.1.1).
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+#: Chroma subsampling by the luma's factors, where chroma's are one; what is rarer becomes 4:2:0.
+_SAMPLINGS = {(1, 1): "444", (2, 1): "422", (1, 2): "440", (2, 2): "420"}
+_TURNED = {"422": "440", "440": "422"}
 _SEGMENT = 65_533  # bytes a segment holds beside its own length
 _ICC_CHUNK = _SEGMENT - 14
 
@@ -31,59 +38,84 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
 
     ``at_least`` (height, width): the decoder may shrink while decoding, to no less. Raises `InvalidPhotograph`.
     """
-    if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise InvalidPhotograph(f"the JPEG has more than {MAX_SCANS} scans; save it again as baseline or progressive")
+    require_few_scans(data)
     space = "GRAY" if image.mode == "L" else "RGB"
-    options = {"colorspace": space, "min_height": at_least[0], "min_width": at_least[1]}
+    options: dict[str, Any] = {"colorspace": space, "min_height": at_least[0], "min_width": at_least[1]}
     try:
         pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        if not _HARMLESS.search(str(error)):
+        pixels = _decoded_nevertheless(data, image, str(error), options)
+        if pixels is None:
             raise
-        pixels = simplejpeg.decode_jpeg(data, strict=False, **options)
     if not any(at_least) and pixels.shape[1::-1] != image.size:
         raise InvalidPhotograph("the JPEG has two headers that contradict each other")
     found: NDArray[np.uint8] = pixels if pixels.ndim == 3 else pixels[..., None]
     return found
 
 
+def _decoded_nevertheless(
+    data: bytes, image: Image.Image, warning: str, options: dict[str, Any]
+) -> NDArray[np.uint8] | None:
+    """The pixels, if libjpeg's warning costs none of them."""
+    stray = _STRAY.search(warning)
+    if stray and int(stray[1]) > _MOST_STRAY:
+        return None
+    if stray and stray[2].lower() == "d9":  # the end: nothing can follow
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=False, **options)
+        return pixels
+    if stray or _ODD_HEADER.search(warning):
+        return np.array(image)  # raises if the file ends too early
+    return None
+
+
+def require_few_scans(data: bytes) -> None:
+    """Raises `InvalidPhotograph` if there are more than `MAX_SCANS` of them before the end of the (first) picture."""
+    at, scans = 2, 0
+    while found := _MARKER.search(data, at):
+        marker = data[found.end() - 1]
+        at = found.end()
+        if marker == 0xD9:
+            return
+        if marker == 0xDA:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise InvalidPhotograph(f"the JPEG has more than {MAX_SCANS} scans; save it as baseline or progressive")
+        if marker not in (0x01, 0xD8):  # a segment with its length
+            at += int.from_bytes(data[at : at + 2], "big")
+
+
 def sampling_of(image: Image.Image, *, turned: bool) -> str:
     """The chroma subsampling of the file, as it is to be in the new one: ``444``, ``422``, ``440`` or ``420``."""
     if image.mode == "CMYK":
         return "444"
-    name = _SAMPLINGS.get(JpegImagePlugin.get_sampling(image), "420")
+    (_, *luma, _), *chroma = getattr(image, "layer", None) or [(0, 1, 1, 0)]
+    plain = all(component[1:3] == (1, 1) for component in chroma)
+    name = _SAMPLINGS.get(tuple(luma), "420") if plain else "420"
     return _TURNED.get(name, name) if turned else name
 
 
 def encode(
-    pixels: NDArray[np.uint8],
-    *,
-    quality: int,
-    sampling: str,
-    profile: bytes | None,
-    exif: bytes | None,
-    xmp: bytes | None,
+    pixels: NDArray[np.uint8], *, quality: int, sampling: str, profile: bytes | None, metadata: Metadata
 ) -> bytes:
     """HxWx3 or HxWx1 uint8 pixels as a baseline JPEG with its metadata."""
     grey = pixels.shape[2] == 1
     space, sampling = ("GRAY", "Gray") if grey else ("RGB", sampling)
-    return with_segments(
-        simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling), profile, exif, xmp
-    )
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling)
+    return with_segments(data, profile, metadata)
 
 
-def with_segments(data: bytes, profile: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
+def with_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
     """The file with its metadata after JFIF's segment, in the order Exif asks for (CIPA DC-008, 4.5.4).
 
-    What does not fit its one segment is left out.
+    What does not fit is left out: EXIF and XMP of more than a segment, a profile of more than 255.
     """
     segments = []
-    if exif and len(exif) <= _SEGMENT:
-        segments.append((0xE1, exif))
-    if xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + xmp) <= _SEGMENT:
+    if metadata.exif and len(block := metadata.exif.block()) <= _SEGMENT:
+        segments.append((0xE1, block))
+    if metadata.xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp) <= _SEGMENT:
         segments.append((0xE1, packet))
     parts = [profile[i : i + _ICC_CHUNK] for i in range(0, len(profile), _ICC_CHUNK)] if profile else []
-    for number, part in enumerate(parts[:255], 1):  # ICC.1:2022, B.4
+    for number, part in enumerate(parts if len(parts) < 256 else [], 1):  # ICC.1:2022, B.4
         segments.append((0xE2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part))
     head = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
     written = [b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in segments]

@@ -7,61 +7,84 @@ embedded thumbnail, which shows the old picture, is left behind. All else stays,
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from xml.dom import minidom
 
 from PIL import Image
 
-ORIENTATION = 0x0112
-_EXIF_BLOCK, _GPS_BLOCK = 0x8769, 0x8825
-_WIDTH, _HEIGHT = 0xA002, 0xA003
-#: EXIF tags that tell about the photograph (description, camera, date, author, rights, Exif and GPS blocks). The
-#: others of a TIFF tell how its bytes lie, and would corrupt the new file.
-_DESCRIPTIVE = {0x010E, 0x010F, 0x0110, ORIENTATION, 0x0131, 0x0132, 0x013B, 0x8298, _EXIF_BLOCK, _GPS_BLOCK}
+from imaging import exif
+from imaging.exif import Exif
 
-#: `tiff:Orientation` and the `exif:GPS…` properties, as attributes and as elements (XMP part 1, 7.9.2.2).
-_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>)\s*)[2-8]")
-_XMP_GPS = re.compile(
-    rb"\s+exif:GPS\w+=(?:\"[^\"]*\"|'[^']*')|<exif:GPS(\w+)\b[^>]*?(?:/>|>.*?</exif:GPS\1>)", re.DOTALL
-)
+#: `tiff:Orientation` as an attribute or an element (XMP part 1, 7.9.2.2).
+_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a packet begins
+_TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
+#: The longest XMP packet that is looked into; a longer one stays as it is, or goes if the place has to.
+_MOST_XMP = 2_000_000
 
 
-def exif_of(image: Image.Image) -> Image.Exif:
-    """What EXIF tells about the photograph (for a TIFF, its descriptive tags); nothing if it is damaged."""
-    try:
-        exif = image.getexif()
-        if image.format == "TIFF":
-            for tag in set(exif) - _DESCRIPTIVE:
-                del exif[tag]
-        exif.tobytes()
-        return exif
-    except Exception:  # noqa: BLE001  a damaged block makes the parser raise anything; the pixels are still good
-        return Image.Exif()
+@dataclass(frozen=True)
+class Metadata:
+    """What a file said about its photograph, as it said it."""
+
+    exif: Exif | None = None
+    xmp: bytes | None = None
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's, or else XMP's: 1 to 8."""
+        if self.exif and exif.ORIENTATION in self.exif.main:
+            return self.exif.orientation
+        found = _ORIENTATION.search(self.xmp[:_MOST_XMP]) if self.xmp else None
+        return int(found[1]) if found else 1
+
+    def renewed(self, *, width: int, height: int, gps: bool) -> Metadata:
+        """For an upright file of this size, with the place if ``gps``."""
+        return Metadata(
+            self.exif.renewed(width=width, height=height, gps=gps) if self.exif else None,
+            _renewed_xmp(self.xmp, gps=gps) if self.xmp else None,
+        )
 
 
-def xmp_of(image: Image.Image) -> bytes | None:
-    """The XMP packet."""
+NO_METADATA = Metadata()
+
+
+def metadata_of(image: Image.Image, data: bytes) -> Metadata:
+    """What can be read of it; nothing of what is damaged."""
+    block = data if image.format == "TIFF" else image.info.get("exif")
     packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    return packet.encode() if isinstance(packet, str) else packet if isinstance(packet, bytes) else None
+    packet = packet.encode() if isinstance(packet, str) else packet
+    return Metadata(
+        exif.parsed(block) if isinstance(block, bytes) else None, packet if isinstance(packet, bytes) else None
+    )
 
 
-def renewed_exif(old: bytes | None, *, width: int, height: int, gps: bool) -> Image.Exif | None:
-    """EXIF for the new file of this size, with the place if ``gps``."""
-    if not old:
+def _renewed_xmp(packet: bytes, *, gps: bool) -> bytes | None:
+    """Untouched if nothing in it has to change; left behind if something has to and it cannot be read."""
+    turned = _ORIENTATION.search(packet[:_MOST_XMP])
+    if gps and (turned is None or turned[1] == b"1"):
+        return packet
+    if len(packet) > _MOST_XMP:
         return None
-    exif = Image.Exif()
-    exif.load(old)
-    if ORIENTATION in exif:
-        exif[ORIENTATION] = 1
-    if not gps:
-        exif.pop(_GPS_BLOCK, None)
-    block = exif.get_ifd(_EXIF_BLOCK)
-    if _WIDTH in block:
-        block[_WIDTH], block[_HEIGHT] = width, height
-    return exif if len(exif) else None
-
-
-def renewed_xmp(old: bytes | None, *, gps: bool) -> bytes | None:
-    """XMP for the new file, with the place if ``gps``."""
-    if not old:
+    try:
+        document = minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))
+    except Exception:  # noqa: BLE001  expat and minidom raise many kinds over foreign bytes
         return None
-    upright = _XMP_ORIENTATION.sub(rb"\g<1>1", old)
-    return upright if gps else _XMP_GPS.sub(b"", upright)
+    for element in document.getElementsByTagName("*"):
+        for attribute in list(element.attributes.values()):
+            if (attribute.namespaceURI, attribute.localName) == (_TIFF, "Orientation"):
+                attribute.value = "1"
+            elif not gps and _is_place(attribute):
+                element.removeAttributeNode(attribute)
+        if (element.namespaceURI, element.localName) == (_TIFF, "Orientation"):
+            while element.firstChild:
+                element.removeChild(element.firstChild)
+            element.appendChild(document.createTextNode("1"))
+        elif not gps and _is_place(element) and element.parentNode:
+            element.parentNode.removeChild(element)
+    # Node by node: an XMP packet has no XML declaration (XMP part 1, 7.3.2).
+    return "".join(node.toxml() for node in document.childNodes).encode("utf-8")
+
+
+def _is_place(node: minidom.Attr | minidom.Element) -> bool:
+    return node.namespaceURI == _EXIF and str(node.localName).startswith("GPS")

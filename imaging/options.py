@@ -58,7 +58,7 @@ def _one_of(parameters: Mapping[str, Value], name: str, allowed: tuple[str, ...]
 def _number(parameters: Mapping[str, Value], name: str, usual: float, low: float, high: float) -> float:
     try:
         value = float(parameters.get(name, usual))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not low <= value <= high:
         raise InvalidOption(f"{name} is {parameters[name]!r}: it has to be a number from {low} to {high}")

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 
 from imaging.arrays import Core, integers, unit
-from imaging.codec import LIMITS, Limits, Photograph, decode, decode_small, encode, resized
+from imaging.codec import decode, decode_small, resized
+from imaging.encoding import encode
 from imaging.frame import Frame, framed, unframed
 from imaging.options import SMALL, Options
+from imaging.photograph import LIMITS, Limits, Photograph
 from imaging.transfer import Look
 
 

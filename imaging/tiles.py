@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.arrays import Core, Pixels, Unit, integers, unit
-from imaging.codec import Photograph
 from imaging.compiled import area_mean
 from imaging.frame import SIDE
+from imaging.photograph import Photograph
 from imaging.transfer import Look
 
 #: Least overlap of neighbours, in pixels.
@@ -76,12 +76,11 @@ class Band:
         left = starts(width)[index]
         return Tile(self.top, left, self.canvas.core_at(self.top, left), windows(width)[index])
 
-    def add(self, tile: Tile, restored: Core) -> None:
-        """Blends in the network's result for a tile, ``[3, 512, 512]`` in [0, 1]."""
-        part = self.canvas.result_of(tile, restored)
-        rows, columns = part.shape[:2]
+    def add(self, tile: Tile, result: Unit) -> None:
+        """Blends in `Canvas.result_of` a tile. Not from two threads at a time."""
+        rows, columns = result.shape[:2]
         weight = self.down[:, None, None] * tile.across[None, :, None]
-        self.canvas.sums[:rows, tile.left : tile.left + columns] += weight * part
+        self.canvas.sums[:rows, tile.left : tile.left + columns] += weight * result
 
     def finish(self) -> None:
         """Writes the rows that are complete over the photograph's own."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from imaging import Options, decode, decode_small, encode, finished, prepared
+from imaging.arrays import unit
 from imaging.colour import SRGB, Space
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
 
@@ -145,3 +146,11 @@ def test_the_small_view_of_a_deep_photograph_has_its_depth():
 
 def test_srgb_is_the_default():
     assert Space() == SRGB == Space.of("RGB", None)
+
+
+def test_grey_with_a_profile_keeps_its_meaning_where_a_format_has_no_grey():
+    data = encoded(Image.fromarray(pixels()).convert("L"), "PNG", icc_profile=profile("grey"))
+    photograph = decode(data)
+    meant = unit(photograph.space.to_srgb(photograph.pixels))
+    again = decode(encode(photograph, format="webp", quality=100))
+    assert np.abs(unit(again.pixels) - meant).mean() < 0.01

@@ -39,7 +39,7 @@ def run(canvas, network):
             tile = band.cut(index)
             assert tile.core.shape == (3, SIDE, SIDE)
             assert tile.core.dtype == np.float32
-            band.add(tile, network(tile))
+            band.add(tile, canvas.result_of(tile, network(tile)))
         band.finish()
     return canvas.photograph.pixels
 

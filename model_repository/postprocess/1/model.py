@@ -17,8 +17,8 @@ class TritonPythonModel:
 
     def _response(self, request):
         names = ("IMAGE", "PIXELS", "RESTORED")
-        batch = zip(*(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names), strict=True)
         try:
+            batch = zip(*(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names), strict=True)
             options = Options.parsed(json.loads(request.parameters()))
             files = [[finished(image[0], pixels, restored, options, self.limits)] for image, pixels, restored in batch]
         except InvalidRequest as error:

@@ -16,8 +16,8 @@ class TritonPythonModel:
         return [self._response(request) for request in requests]
 
     def _response(self, request):
-        files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
         try:
+            files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             Options.parsed(json.loads(request.parameters()))  # postprocess uses them; a wrong one fails before the work
             cores = [prepared(file, self.limits) for file in files[:, 0]]
             pixels = cores[0][None] if len(cores) == 1 else np.stack(cores)  # one a request as a rule: no copy

@@ -1,0 +1,163 @@
+"""EXIF blocks as they are: read entry by entry, and written anew without interpreting what an entry says.
+
+A block is a small TIFF (CIPA DC-008, 4.6.2): a directory, and from it one with the camera's settings and one with the
+place. Values stay the bytes they were, so text in any encoding and values of odd types survive; what moves is where
+they lie. Pointers inside a maker's note may no longer fit.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+ORIENTATION, SETTINGS, PLACE = 0x0112, 0x8769, 0x8825
+_WIDTH, _HEIGHT = 0xA002, 0xA003
+_INTEROPERABILITY = 0xA005
+#: Tags that tell about the photograph: text, camera, resolution, date, author, rights, rating and Windows' own texts.
+#: The others tell how the old file's bytes lay, and would be lies about the new one.
+_DESCRIPTIVE = {
+    0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749,
+    0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F,
+}  # fmt: skip
+BYTE, _SHORT, _LONG = 1, 3, 4
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes that are one number
+_PREFIX = b"Exif\0\0"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value: its TIFF type, how many, and its bytes."""
+
+    kind: int
+    count: int
+    value: bytes
+
+    def swapped(self) -> Entry:
+        """In the other byte order."""
+        unit = _UNITS.get(self.kind, 1)
+        parts = (self.value[i : i + unit][::-1] for i in range(0, len(self.value), unit))
+        return replace(self, value=b"".join(parts))
+
+
+Directory = dict[int, Entry]
+
+
+@dataclass(frozen=True)
+class Exif:
+    """What EXIF says of a photograph, in the byte order it came in (``<`` or ``>``)."""
+
+    order: str
+    main: Directory
+    settings: Directory
+    place: Directory
+
+    @property
+    def orientation(self) -> int:
+        """1 to 8 (CIPA DC-008, 4.6.4); 1 where there is none, or none that makes sense."""
+        entry = self.main.get(ORIENTATION)
+        if entry is None or entry.kind not in (BYTE, _SHORT, _LONG):
+            return 1
+        found = int.from_bytes(entry.value[: _SIZES[entry.kind]], "little" if self.order == "<" else "big")
+        return found if 1 <= found <= 8 else 1
+
+    def renewed(self, *, width: int, height: int, gps: bool) -> Exif:
+        """For an upright file of this size, with the place if ``gps``."""
+        main, settings = dict(self.main), dict(self.settings)
+        if ORIENTATION in main:
+            main[ORIENTATION] = Entry(_SHORT, 1, struct.pack(f"{self.order}H", 1))
+        for tag, side in ((_WIDTH, width), (_HEIGHT, height)):
+            if tag in settings:
+                settings[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", side))
+        return replace(self, main=main, settings=settings, place=self.place if gps else {})
+
+    def block(self) -> bytes:
+        """As files other than TIFF embed it, ``Exif\\0\\0`` first."""
+        head = (b"II*\0" if self.order == "<" else b"MM\0*") + struct.pack(f"{self.order}I", 8)
+        return _PREFIX + head + self._directory(8)
+
+    def added_to(self, tiff: bytes) -> bytes:
+        """The little-endian TIFF with these tags: a new directory at its end, where its header now points to.
+
+        Nothing that was there moves, so what the old entries say stays true, and they win (TIFF 6.0, section 2).
+        """
+        old = _directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", most_bytes=len(tiff))
+        start = len(tiff) + len(tiff) % 2  # directories begin on a word
+        added = self._little_endian()
+        new = replace(added, main={**added.main, **old})._directory(start)
+        return tiff[:4] + struct.pack("<I", start) + tiff[8:] + b"\0" * (start - len(tiff)) + new
+
+    def _little_endian(self) -> Exif:
+        if self.order == "<":
+            return self
+        swapped = ({tag: e.swapped() for tag, e in d.items()} for d in (self.main, self.settings, self.place))
+        return Exif("<", *swapped)
+
+    def _directory(self, start: int) -> bytes:
+        """The main directory, to lie at ``start`` of a file, and behind it the others and all values."""
+        main = dict(self.main)
+        inner = [(tag, found) for tag, found in ((SETTINGS, self.settings), (PLACE, self.place)) if found]
+        for tag, _ in inner:
+            main[tag] = Entry(_LONG, 1, bytes(4))
+        behind, at = b"", start + 6 + 12 * len(main)
+        for tag, found in inner:
+            main[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", at + len(behind)))
+            behind += _laid_out(found, self.order, at + len(behind))
+        return _laid_out(main, self.order, start, behind)
+
+
+def _laid_out(directory: Directory, order: str, start: int, behind: bytes = b"") -> bytes:
+    """A directory at ``start``, ``behind`` it what was made already, and then the values that do not fit an entry."""
+    head = struct.pack(f"{order}H", len(directory))
+    values_at = start + 6 + 12 * len(directory) + len(behind)
+    values = b""
+    for tag, entry in sorted(directory.items()):
+        if len(entry.value) <= 4:
+            field = entry.value.ljust(4, b"\0")
+        else:
+            field = struct.pack(f"{order}I", values_at + len(values))
+            values += entry.value + b"\0" * (len(entry.value) % 2)
+        head += struct.pack(f"{order}HHI", tag, entry.kind, entry.count) + field
+    return head + bytes(4) + behind + values
+
+
+def parsed(data: bytes) -> Exif | None:
+    """Of an embedded block or of a whole TIFF; None if there is nothing to read. What is damaged is left out."""
+    data = data.removeprefix(_PREFIX)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 8:
+        return None
+    main = _directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
+    inner = [_pointed(data, main.get(tag), order) for tag in (SETTINGS, PLACE)]
+    inner[0].pop(_INTEROPERABILITY, None)  # one more directory, of no use to anybody
+    kept = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE}
+    return Exif(order, kept, *inner) if kept or any(inner) else None
+
+
+def _pointed(data: bytes, pointer: Entry | None, order: str) -> Directory:
+    if pointer is None or len(pointer.value) != 4:
+        return {}
+    return _directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
+
+
+#: No directory of a camera is as long, nor its values together; entries that all point at one large value could be.
+_MOST_ENTRIES, _MOST_BYTES = 500, 4_000_000
+
+
+def _directory(data: bytes, start: int, order: str, *, most_bytes: int = _MOST_BYTES) -> Directory:
+    """The entries at ``start`` that lie inside the data."""
+    if start + 2 > len(data):
+        return {}
+    found: Directory = {}
+    total = 0
+    count = struct.unpack_from(f"{order}H", data, start)[0]
+    for at in range(start + 2, start + 2 + 12 * min(count, _MOST_ENTRIES), 12):
+        if at + 12 > len(data):
+            break
+        tag, kind, number = struct.unpack_from(f"{order}HHI", data, at)
+        length = _SIZES.get(kind, 0) * number
+        place = at + 8 if length <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
+        total += length
+        if length > 0 and place + length <= len(data) and total <= most_bytes:
+            found.setdefault(tag, Entry(kind, number, data[place : place + length]))
+    return found

@@ -1,0 +1,204 @@
+"""EXIF and XMP: what stays, to the byte, and what has to change."""
+
+import dataclasses
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imaging import decode, encode
+from imaging.exif import Entry, Exif, parsed
+from imaging.metadata import Metadata
+from tests.photographs import XMP, deep, deep_pixels, encoded, exif_with, opened, pixels, profile
+
+ARTIST, ORIENTATION, RESOLUTION_UNIT = 0x013B, 0x0112, 0x0128
+
+
+def entries(*tags):
+    """Directories of these tags with values of every type and length."""
+    value = st.tuples(st.sampled_from([1, 2, 3, 4, 5, 7, 10, 12]), st.integers(1, 9), st.integers(0, 255))
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 10: 8, 12: 8}
+    made = value.map(lambda v: Entry(v[0], v[1], bytes((v[2] + i) % 256 for i in range(sizes[v[0]] * v[1]))))
+    return st.dictionaries(st.sampled_from(tags), made, max_size=len(tags))
+
+
+BLOCKS = st.builds(
+    Exif,
+    st.sampled_from("<>"),
+    entries(0x010E, 0x010F, 0x0131, ARTIST, 0x8298, RESOLUTION_UNIT).filter(bool),
+    entries(0x829A, 0x9003, 0x927C, 0xA002, 0xA434),
+    entries(0, 1, 2, 3, 4),
+)
+
+
+@given(BLOCKS)
+def test_written_and_read_again_is_the_same(exif):
+    assert parsed(exif.block()) == exif
+
+
+@given(BLOCKS)
+def test_added_to_a_tiff_it_is_read_by_us_and_by_pillow(exif):
+    """In either byte order; the picture stays."""
+    data = exif.added_to(TIFF)
+    assert np.array_equal(np.asarray(opened(data)), pixels(48, 64))
+    found = parsed(data)
+    as_numbers = exif if exif.order == "<" else parsed(exif.added_to(TIFF))
+    assert (found.settings, found.place) == (as_numbers.settings, as_numbers.place)
+    assert {tag: e for tag, e in found.main.items() if tag in exif.main}.keys() == exif.main.keys()
+
+
+TIFF = encoded(pixels(48, 64), "TIFF")
+
+
+@given(BLOCKS, st.data())
+def test_damaged_blocks_are_read_as_far_as_they_go(exif, data):
+    block = bytearray(exif.block())
+    for _ in range(4):
+        block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
+    found = parsed(bytes(block[: data.draw(st.integers(0, len(block)))]))
+    if found:
+        assert parsed(found.block()) is not None
+        assert 1 <= found.orientation <= 8
+
+
+def jpeg_with(main, order="<"):
+    return encoded(pixels(120, 200), exif=Exif(order, main, {}, {}).block())
+
+
+def test_text_in_any_encoding_stays_the_bytes_it_was():
+    name = "Jürgen Müller ©\0".encode()
+    for kind in ("jpeg", "png", "webp", "avif", "tiff"):
+        again = encode(decode(jpeg_with({ARTIST: Entry(2, len(name), name)})), format=kind)
+        assert name in again
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_odd_tag_costs_neither_the_orientation_nor_the_others(order):
+    """ResolutionUnit as a rational, Make as a number: Pillow cannot write such, and would lose everything."""
+    main = {
+        ORIENTATION: Entry(3, 1, struct.pack(f"{order}H", 6)),
+        RESOLUTION_UNIT: Entry(5, 1, struct.pack(f"{order}II", 2, 1)),
+        0x010F: Entry(4, 1, struct.pack(f"{order}I", 7)),
+    }
+    photograph = decode(jpeg_with(main, order))
+    assert photograph.pixels.shape == (200, 120, 3)
+    again = decode(encode(photograph)).metadata.exif
+    assert again.main[RESOLUTION_UNIT] == main[RESOLUTION_UNIT]
+    assert again.orientation == 1
+
+
+def test_what_told_how_the_old_file_lay_does_not_reach_the_new_one():
+    """Some cameras write a width and a height into the first directory; in a TIFF they would be believed."""
+    main = {0x0100: Entry(4, 1, struct.pack("<I", 4000)), 0x0101: Entry(4, 1, struct.pack("<I", 3000))}
+    main |= {0x0106: Entry(3, 1, struct.pack("<H", 6)), ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}
+    for kind in ("tiff", "png", "jpeg"):
+        again = opened(encode(decode(jpeg_with(main)), format=kind))
+        assert (again.size, again.mode) == ((120, 200), "RGB")
+        again.load()
+        assert 0x0100 not in again.getexif() or again.getexif()[0x0100] == 120
+    photograph = dataclasses.replace(decode(jpeg_with(main)), pixels=deep_pixels())
+    again = opened(encode(photograph, format="tiff"))
+    assert again.size == (320, 240)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+def test_exif_and_xmp_are_kept_whatever_the_compression_of_a_tiff(compression, mode):
+    if (compression, mode) == ("jpeg", "CMYK"):
+        pytest.skip("Pillow cannot write it")
+    image = Image.fromarray(pixels()).convert(mode)
+    tagged = {"icc_profile": profile("cmyk")} if mode == "CMYK" else {}
+    plain = encoded(image, "TIFF", compression=compression, **tagged)
+    data = encode(dataclasses.replace(decode(plain), metadata=Metadata(parsed(exif_with(1, gps=True)), XMP)))
+    again = opened(encode(decode(data)))
+    assert again.getexif()[0x010F] == "Camera maker"
+    assert again.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
+    assert again.getexif().get_ifd(0x8825)[1] == "N"
+    assert b"dc:format" in again.info["xmp"]
+
+
+def test_metadata_too_long_for_a_jpeg_are_left_out_of_a_cmyk_one_too():
+    image = Image.fromarray(pixels()).convert("CMYK")
+    data = encoded(image, "TIFF", icc_profile=profile("cmyk"))
+    long = dataclasses.replace(decode(data), metadata=Metadata(None, b" " * 70_000))
+    again = opened(encode(long, format="jpeg"))
+    assert (again.mode, again.info["icc_profile"]) == ("CMYK", profile("cmyk"))
+    assert "xmp" not in again.info
+
+
+def renewed(packet, *, gps):
+    return Metadata(None, packet).renewed(width=1, height=1, gps=gps).xmp
+
+
+SPACES = 'xmlns:r="r" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
+PLACES = {
+    "attribute": f'<r:D {SPACES} exif:GPSLatitude="48,8N" exif:X="1"/>'.encode(),
+    "spaces": f'<r:D {SPACES} exif:GPSLatitude  =  "48,8N" exif:X="1"/>'.encode(),
+    "prefix": f'<r:D {SPACES.replace("exif=", "e=")} e:GPSLatitude="48,8N" e:X="1"/>'.encode(),
+    "element": f'<r:D {SPACES} exif:X="1"><exif:GPSLatitude>48,8N</exif:GPSLatitude></r:D>'.encode(),
+    "UTF-16": f'<r:D {SPACES} exif:GPSLatitude="48" exif:X="1"/>'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("packet", PLACES.values(), ids=PLACES)
+def test_the_place_goes_however_it_is_written(packet):
+    stripped = renewed(packet, gps=False)
+    assert b"GPS" not in stripped
+    assert b':X="1"' in stripped
+    assert renewed(packet, gps=True) == packet
+
+
+def test_the_packet_around_it_stays():
+    wrapped = b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>' + XMP + b'<?xpacket end="w"?>'
+    stripped = renewed(wrapped, gps=False)
+    assert stripped.startswith(b"<?xpacket begin")
+    assert stripped.endswith(b'<?xpacket end="w"?>')
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"<not xml", b"<a>" * 200_000, b'<!DOCTYPE a [<!ENTITY b "bbbb">]><a>&b;</a>' + b" " * 3_000_000],
+    ids=["damaged", "deep", "long"],
+)
+def test_what_cannot_be_looked_into_goes_if_the_place_has_to(packet):
+    assert renewed(packet, gps=False) is None
+    assert renewed(packet, gps=True) == packet
+
+
+@pytest.mark.parametrize("filling", [b" " * 1_000_000, b"<exif:GPSa>" * 80_000], ids=["spaces", "open elements"])
+def test_a_packet_made_to_keep_us_busy_does_not(filling):
+    """A regular expression that backtracks takes minutes over these; the test's time limit would end it."""
+    data = encoded(pixels(48, 64), "WEBP", xmp=b"<x>" + filling + b"</x>")
+    assert opened(encode(decode(data), gps=False)).size == (64, 48)
+
+
+def test_a_profile_as_large_as_a_presss_travels_in_a_png():
+    large = profile("p3")[:128] + profile("p3")[128:] + bytes(1_500_000)
+    photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
+    assert photograph.space.profile == large
+    assert decode(encode(photograph, format="png")).space.profile == large
+
+
+def test_a_profile_too_large_for_a_jpeg_is_left_out():
+    large = profile("p3") + bytes(17_000_000)
+    photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
+    assert "icc_profile" not in opened(encode(photograph, format="jpeg")).info
+
+
+def test_the_resolution_for_print_stays():
+    exif = Image.Exif()
+    exif[0x011A], exif[0x011B], exif[RESOLUTION_UNIT] = 300.0, 300.0, 2
+    for kind in ("jpeg", "png", "tiff"):
+        again = opened(encode(decode(encoded(pixels(), exif=exif.tobytes())), format=kind)).getexif()
+        assert (again[0x011A], again[RESOLUTION_UNIT]) == (300.0, 2)
+
+
+def test_deep_files_in_either_order_turn_too():
+    """16-bit TIFF, its own directory turned: the tag is in the file's, not in an embedded block."""
+    turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).added_to(deep("TIFF", deep_pixels()))
+    photograph = decode(turned)
+    assert np.array_equal(photograph.pixels, np.rot90(deep_pixels(), -1))
+    assert decode(encode(photograph)).pixels.shape == photograph.pixels.shape
