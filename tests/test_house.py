@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import table as figures
 from demo import table
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,13 @@ def test_the_file_tree_of_the_readme_is_there_and_complete():
 @pytest.mark.parametrize("made", [table.ladder_table, table.held_out_table, table.served_table])
 def test_the_figures_of_the_readme_are_the_measured_ones(made):
     assert made() in README
+
+
+@pytest.mark.parametrize(
+    "made", [figures.transfer_table, figures.cost_table, figures.cost_sentences, figures.fuzz_table]
+)
+def test_the_figures_of_the_photographs_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
 
 
 def test_ci_calls_the_readmes_test_command():

@@ -1,8 +1,8 @@
 """One encoded photograph in, the enhanced one out, the network run over tiles of its full resolution.
 
 Tiles go to ``restormer`` as requests of their own (asynchronous BLS), where they are batched with everybody else's. At
-most ``tiles_in_flight`` of an instance wait there, and ``photographs_in_flight`` are decoded at a time. Pixels are worked
-on in threads, so that the loop goes on sending tiles; a request that was cancelled stops asking for more.
+most ``tiles_in_flight`` of an instance wait there, and ``photographs_in_flight`` are decoded at a time. Pixels are
+worked on in threads, so that the loop goes on sending tiles; a request that was cancelled stops asking for more.
 """
 
 import asyncio
