@@ -85,7 +85,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
     """The photograph with its longer side at ``side`` pixels, upright, HxWx3 in sRGB. Raises `InvalidPhotograph`.
 
     A JPEG is shrunk while it is decoded (to no less than twice the side), several times as fast as decoding it whole.
-    uint8, or what the conversion to sRGB gives.
+    float32 in [0, 1], or uint16 where it had to be converted to sRGB.
     """
     with _opened(data, limits) as (image, turn):
         frame = Frame.of(image.height, image.width, side=side)
@@ -188,9 +188,11 @@ def _has_more_pictures(image: Image.Image) -> bool:
 
 
 def _sampling(image: Image.Image, data: bytes, *, turned: bool) -> str:
-    """How the chroma of a JPEG or an AVIF is sampled; of others it is whole."""
+    """How the chroma of a JPEG, an AVIF or a HEIC is sampled; of others it is whole."""
     if image.format in ("JPEG", "MPO"):
         return jpeg.sampling_of(image, turned=turned)
+    if image.format == "HEIF":
+        return str(image.info.get("chroma", 420))
     start = data.find(b"av1C") if image.format == "AVIF" else -1
     # AV1 codec configuration (AV1-ISOBMFF, 2.3.3): two bits of the third byte are the subsampling along x and y.
     bits = (data[start + 6] >> 2) & 3 if 0 <= start < len(data) - 6 else 0
@@ -209,7 +211,7 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
     if len(data) > limits.bytes:
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are taken")
-    with _complaints("decoded"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _complaints(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > limits.pixels:
             raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are taken")
@@ -228,7 +230,7 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
 
 
 @contextmanager
-def _complaints(done: str) -> Iterator[None]:
+def _complaints() -> Iterator[None]:
     """The one gate: whatever a codec raises over a foreign file becomes `InvalidPhotograph`, in one line."""
     try:
         with warnings.catch_warnings():
@@ -242,4 +244,4 @@ def _complaints(done: str) -> Iterator[None]:
         raise InvalidPhotograph(f"the photograph is too large: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InvalidPhotograph(f"the photograph cannot be {done} ({reason}); is the file whole?") from error
+        raise InvalidPhotograph(f"the photograph cannot be decoded ({reason}); is the file whole?") from error

@@ -77,7 +77,9 @@ def test_the_file_tree_of_the_readme_is_there_and_complete():
     assert named == top - {".gitignore", ".dockerignore"}
 
 
-@pytest.mark.parametrize("made", [table.ladder_table, table.held_out_table, table.served_table])
+@pytest.mark.parametrize(
+    "made", [table.ladder_table, table.held_out_table, table.served_table, figures.cost_line, figures.fuzz_table]
+)
 def test_the_figures_of_the_readme_are_the_measured_ones(made):
     assert made() in README
 
