@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from dataclasses import replace
@@ -19,7 +20,8 @@ from imaging.metadata import Metadata
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT, XMP_TAG = 258, 262, 338, 339, 700
 _WHITE_IS_ZERO, _SEPARATED = 0, 5
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_PNG_DEPTH = 24  # where IHDR has its bit depth
+_PNG_DEPTH = 24  # where IHDR has its bit depth, and behind it its colour type
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 #: Pillow's names of the lossless TIFF compressions, and libtiff's.
 _COMPRESSIONS = {"tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "deflate", "raw": "none"}
 
@@ -40,8 +42,7 @@ def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     ``image``: the same file as Pillow opened it. Raises `InvalidPhotograph` for a layout that is not taken.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        pixels = imagecodecs.png_decode(data)
-        return pixels if pixels.ndim == 3 else pixels[..., None]
+        return _decoded_png(image, data)
     tags: Any = image.tag_v2
     photometric, extra = tags.get(_PHOTOMETRIC), tags.get(_EXTRA_SAMPLES, ())
     if photometric == _SEPARATED:
@@ -63,6 +64,19 @@ def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
         pixels = np.concatenate([divided, pixels[..., -1:]], axis=2)
     found: NDArray[np.uint16] = pixels
     return found
+
+
+def _decoded_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
+    """Into memory of our own: imagecodecs 2026.1.14 never lets go of the array when a PNG turns out to be damaged."""
+    channels = _PNG_CHANNELS[data[_PNG_DEPTH + 1]] + ("transparency" in image.info)
+    memory = mmap.mmap(-1, max(1, image.width * image.height * channels * 2), flags=mmap.MAP_PRIVATE)
+    pixels = np.frombuffer(memory, np.uint16).reshape(image.height, image.width, channels)
+    try:
+        imagecodecs.png_decode(data, out=pixels if channels > 1 else pixels[..., 0])
+    except BaseException:
+        memory.madvise(mmap.MADV_DONTNEED)
+        raise
+    return pixels
 
 
 def encode(

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -495,6 +496,32 @@ def test_cmyk_of_sixteen_bits_is_refused_by_name():
 def test_deep_grey_with_alpha_can_become_a_tiff():
     again = decode(encode(decode(imagecodecs.png_encode(deep_pixels(2))), format="tiff"))
     assert (again.pixels.shape[2], again.pixels.dtype) == (4, np.uint16)
+
+
+def test_deep_pngs_that_are_damaged_leave_nothing_in_memory():
+    """Each would leave 12 MB."""
+    dice = np.random.default_rng(0)
+    whole = imagecodecs.png_encode(dice.integers(0, 65_536, (1000, 2000, 3), np.uint16), level=1)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    for number in range(25):
+        if number == 5:
+            before = resident()
+        with pytest.raises(InvalidPhotograph):
+            decode(whole[: len(whole) * 9 // 10])
+    assert resident() - before < 60_000_000
+
+
+def test_sixteen_bits_with_a_transparent_colour():
+    array = deep_pixels(3)
+    plain = imagecodecs.png_encode(array)
+    chunk = b"tRNS" + array[10, 10].astype(">u2").tobytes()
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    found = decode(plain[:33] + chunk + plain[33:]).pixels
+    assert np.array_equal(found[..., :3], array)
+    assert (found[10, 10, 3], found[0, 0, 3]) == (0, 65_535)
 
 
 def test_a_failure_of_our_own_is_not_the_senders(monkeypatch):
