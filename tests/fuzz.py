@@ -5,7 +5,8 @@ its header replaced; the seed of each is printed with a failure, and gives the s
 is decoded small and whole, enhanced without a network and encoded, in worker processes: a file passes if it is
 enhanced or refused as `InvalidRequest` in one line, in less than a second a megapixel (two at the least, for what is
 tiny). A worker that dies has crashed. Through the server, the answer has to be a photograph or `InvalidPhotograph`, and
-a good photograph sent afterwards has to come back. Memory is compared between the second quarter of the files and the last: what grows there, leaks.
+a good photograph sent afterwards has to come back. What grows between the second quarter of the files and the last,
+leaks.
 """
 
 from __future__ import annotations
