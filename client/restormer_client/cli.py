@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     enhance = verbs.add_parser("enhance", help="enhance one photograph")
     enhance.add_argument("input", type=Path, help="photograph to read")
     enhance.add_argument("output", type=Path, help="file to write; replaced only when the photograph is done")
-    enhance.add_argument("--format", choices=("jpeg", "png", "webp", "tiff", "avif"), help="default: the input's own")
+    enhance.add_argument(
+        "--format",
+        choices=("jpeg", "png", "webp", "tiff", "avif"),
+        help="default: the input's own, whatever the output is called",
+    )
     enhance.add_argument("--quality", type=int, help="1 to 100 (default 92)")
     enhance.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
     enhance.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")
@@ -61,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _enhance(enhancer: Enhancer, options: argparse.Namespace) -> int:
+    if options.output.is_dir() or not options.output.parent.is_dir():
+        wrong = "is a folder" if options.output.is_dir() else "is in a folder that does not exist"
+        raise EnhanceError(f"{options.output} {wrong}: name a file to write, in a folder that is there")
     names = ("format", "quality", "size", "strength", "gps", "tiled", "timeout")
     asked = {name: getattr(options, name) for name in names}
     _write(options.output, enhancer.enhance(options.input.read_bytes(), **asked))

@@ -43,7 +43,7 @@ class Enhancer:
 
     def enhance(
         self,
-        photograph: bytes,
+        photograph: bytes | bytearray | memoryview,
         *,
         format: str | None = None,
         quality: int | None = None,
@@ -62,12 +62,15 @@ class Enhancer:
         dozens of times the work. ``timeout``: seconds for the whole call. The server checks the values. Raises
         `EnhanceError` or one of its kin.
         """
+        if not isinstance(photograph, (bytes, bytearray, memoryview)):
+            kind = type(photograph).__name__
+            raise TypeError(f"photograph has to be the bytes of an image file, not {kind}: Path(...).read_bytes()")
         asked = {"format": format, "quality": quality, "size": size, "strength": strength, "gps": gps}
         # As text: Triton's parameters know no floating point on older servers.
         parameters = {name: str(value) for name, value in asked.items() if value is not None}
         model = TILED_MODEL if tiled else MODEL
         image = triton.InferInput("IMAGE", [1, 1], "BYTES")
-        image.set_data_from_numpy(np.array([[photograph]], dtype=np.object_))
+        image.set_data_from_numpy(np.array([[bytes(photograph)]], dtype=np.object_))
         try:
             result = self._client.infer(model, [image], parameters=parameters, client_timeout=timeout)
         except InferenceServerException as error:

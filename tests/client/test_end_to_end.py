@@ -187,6 +187,17 @@ def test_an_unknown_model_is_not_told_as_a_dead_server(triton, monkeypatch):
     assert not isinstance(caught.value, ServerUnavailable)
 
 
+@pytest.mark.parametrize("photograph", ["before.jpg", None, Path("before.jpg")])
+def test_what_is_not_bytes_is_a_programming_error(photograph):
+    with Enhancer() as nobody, pytest.raises(TypeError, match="read_bytes"):
+        nobody.enhance(photograph)
+
+
+def test_bytes_may_be_of_any_kind(enhancer):
+    data = encoded(pixels(48, 64))
+    assert enhancer.enhance(bytearray(data)) == enhancer.enhance(memoryview(data)) == enhancer.enhance(data)
+
+
 def test_waiting_for_a_dead_server_ends():
     with Enhancer(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ServerUnavailable, match="not ready within"):
         nobody.wait_until_ready(0.5)
@@ -210,7 +221,8 @@ def test_command_line(tmp_path, triton, client_command):
     [
         ("absent.jpg", "out.jpg", "No such file"),
         ("in.txt", "out.jpg", "not a photograph"),
-        ("in.jpg", "no/out.jpg", "No such"),
+        ("in.jpg", "no/out.jpg", "no/out.jpg is in a folder that does not exist"),
+        ("in.jpg", ".", "is a folder"),
     ],
 )
 def test_command_line_errors_are_one_line_and_leave_nothing(
