@@ -219,7 +219,7 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
             raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; each side needs at least {MIN_SIDE}")
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise InvalidPhotograph(
-                f"the photograph has {width}x{height} pixels; the longer side may be at most {MAX_ASPECT} times the shorter"
+                f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
             )
         if _has_more_pictures(image):
             raise InvalidPhotograph(

@@ -45,11 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     enhance = verbs.add_parser("enhance", help="enhance one photograph")
     enhance.add_argument("input", type=Path, help="photograph to read")
     enhance.add_argument("output", type=Path, help="file to write; replaced only when the photograph is done")
-    enhance.add_argument(
-        "--format",
-        choices=("jpeg", "png", "webp", "tiff", "avif"),
-        help="default: the input's own, whatever the output is called",
-    )
+    formats = ("jpeg", "png", "webp", "tiff", "avif")
+    enhance.add_argument("--format", choices=formats, help="default: the input's own, whatever the output is called")
     enhance.add_argument("--quality", type=int, help="1 to 100 (default 92)")
     enhance.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
     enhance.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")
