@@ -35,7 +35,7 @@ from imaging.colour import SRGB, Space
 from imaging.compiled import area_mean, copy_blocks
 from imaging.errors import InvalidPhotograph
 from imaging.frame import SIDE, Frame
-from imaging.metadata import metadata_of
+from imaging.metadata import Metadata, metadata_of
 from imaging.photograph import LIMITS, Limits, Photograph
 
 pi_heif.register_heif_opener(thumbnails=False)
@@ -65,9 +65,9 @@ _ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
     """The photograph at its own resolution. Raises `InvalidPhotograph`."""
-    with _opened(data, limits) as (image, turn):
+    with _opened(data, limits) as (image, metadata, turn):
         kind = {"MPO": "JPEG", "HEIF": "JPEG"}.get(str(image.format), str(image.format))
-        metadata, compression = metadata_of(image, data), str(image.info.get("compression", "raw"))
+        compression = str(image.info.get("compression", "raw"))
         pixels, space, ink = _stored(image, data)
         return Photograph(
             pixels=_upright(pixels, turn),
@@ -87,7 +87,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
     A JPEG is shrunk while it is decoded (to no less than twice the side), several times as fast as decoding it whole.
     float32 in [0, 1], or uint16 where it had to be converted to sRGB.
     """
-    with _opened(data, limits) as (image, turn):
+    with _opened(data, limits) as (image, _, turn):
         frame = Frame.of(image.height, image.width, side=side)
         at_least = (2 * frame.height, 2 * frame.width)
         if _is_fast(image):
@@ -205,8 +205,8 @@ def _is_lossless_webp(data: bytes) -> bool:
 
 
 @contextmanager
-def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
-    """The image behind the bytes and its EXIF orientation, its size checked from its header; nothing is decoded yet."""
+def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, int]]:
+    """The image behind the bytes, its metadata and how to turn it, its size checked; nothing is decoded yet."""
     if not data:
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
     if len(data) > limits.bytes:
@@ -226,7 +226,8 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, int]]:
                 f"the {image.format} has more than one picture (an animation, or pages): send a still one"
             )
         turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
-        yield image, 1 if turned_by_pillow else metadata_of(image, data).orientation
+        metadata = metadata_of(image, data)
+        yield image, metadata, 1 if turned_by_pillow else metadata.orientation
 
 
 @contextmanager

@@ -93,6 +93,19 @@ def grown(memory: list[int]) -> float:
     return (statistics.mean(memory[-quarter:]) - statistics.mean(memory[quarter : 2 * quarter] or memory)) / 1024
 
 
+def progress(what: str, done: int, count: int, started: float) -> None:
+    """One line, written over."""
+    left = (time.monotonic() - started) / done * (count - done)
+    line = f"\r  {what}: {done} of {count}, {left:.0f} s left "
+    print(line, end="\n" if done == count else "", file=sys.stderr, flush=True)
+
+
+def row(count: int, started: float, totals: dict[str, int], memory: list[int], wrong: list[str]) -> dict[str, object]:
+    """A row of the table."""
+    seconds, growth = round(time.monotonic() - started), round(grown(memory))
+    return {"files": count, **totals, "seconds": seconds, "growth_mib": growth, "wrong": wrong}
+
+
 def in_process(count: int, first: int, jobs: int) -> dict[str, object]:
     """``count`` files in worker processes."""
     chunks = [range(i, min(i + CHUNK, first + count)) for i in range(first, first + count, CHUNK)]
@@ -110,17 +123,8 @@ def in_process(count: int, first: int, jobs: int) -> dict[str, object]:
             wrong += found
             memory.append(held)
             done += len(futures[future])
-            left = (time.monotonic() - started) / done * (count - done)
-            print(f"\r  in process: {done} of {count}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    growth = grown(memory)
-    return {
-        "files": count,
-        **totals,
-        "seconds": round(time.monotonic() - started),
-        "growth_mib": round(growth),
-        "wrong": wrong,
-    }
+            progress("in process", done, count, started)
+    return row(count, started, totals, memory, wrong)
 
 
 def through_server(count: int, first: int, url: str, server: int) -> dict[str, object]:
@@ -140,22 +144,8 @@ def through_server(count: int, first: int, url: str, server: int) -> dict[str, o
                 enhancer.enhance(good)
                 enhancer.enhance(good, tiled=True)
                 memory.append(resident(server))
-                left = (time.monotonic() - started) / number * (count - number)
-                print(
-                    f"\r  through the server: {number} of {count}, {left:.0f} s left ",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    print(file=sys.stderr)
-    growth = grown(memory)
-    return {
-        "files": count,
-        **totals,
-        "seconds": round(time.monotonic() - started),
-        "growth_mib": round(growth),
-        "wrong": wrong,
-    }
+                progress("through the server", number, count, started)
+    return row(count, started, totals, memory, wrong)
 
 
 def resident(process: int) -> int:
