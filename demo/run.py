@@ -44,7 +44,7 @@ def main() -> int:
             if sha256(Path(f"{server['engine']}.json")) != server["engine_sha256"]:
                 raise EnhanceError("the running server serves an older engine: make stop, then again")
             with Enhancer(server["url"]) as enhancer:
-                version = enhancer.server_version()
+                version = enhancer.metadata().version
                 shown = [enhanced(enhancer, path, arguments.output) for path in photographs(arguments.photos)]
     except (EnhanceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ USER 10001:10001
 EXPOSE 8001 8002
 # Deep: a tiny photograph goes through the whole pipeline. Triton 2.51's own readiness stays 200 after a stub has died.
 HEALTHCHECK --interval=15s --timeout=35s --start-period=60s --retries=3 \
-  CMD ["/opt/venv/bin/restormer-client", "check", "--timeout", "30"]
+  CMD ["/opt/venv/bin/restormer-client", "status", "--timeout", "30"]
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "server", "--repository", "/models", "--wheel", "/opt/triton", \
             "--state", "/run/triton", "--address", "0.0.0.0"]
 CMD ["run"]

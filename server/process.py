@@ -122,7 +122,7 @@ def assemble_backends(settings: Settings) -> None:
 def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) -> None:
     """Until the deep check passes: a photograph goes through ``enhance`` and comes back."""
     client = Path(sys.executable).with_name("restormer-client")
-    check = [str(client), "check", "--url", settings.url, "--timeout", str(seconds)]
+    check = [str(client), "status", "--url", settings.url, "--wait", str(seconds), "--timeout", str(seconds)]
     deep = subprocess.Popen(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while deep.poll() is None:
         if triton.poll() is not None:

@@ -1,101 +1,186 @@
-"""``restormer-client``: enhance a photograph, or check a server, from the command line."""
+"""``restormer-client``: enhance a photograph or a folder of them, or look after a server, from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import base64
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from restormer_client.enhancer import TIMEOUT, Enhancer
+from restormer_client import folder
+from restormer_client.calls import TIMEOUT
+from restormer_client.connection import TLS
+from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError
+from restormer_client.files import jobs, write
+from restormer_client.folder import said
+from restormer_client.tiny import TINY_PHOTOGRAPH
 
-#: A 32x24 JPEG, for `check`.
-TINY_PHOTOGRAPH = base64.b64decode(
-    """
-    /9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5a
-    YVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAAR
-    CAAYACADASIAAhEBAxEB/8QAGAABAQEBAQAAAAAAAAAAAAAAAwAEAQb/xAAXEAADAQAAAAAAAAAAAAAAAAAAAgNh/8QAGAEAAgMAAAAAAAAA
-    AAAAAAAAAwUBBAb/xAAXEQADAQAAAAAAAAAAAAAAAAAAAgMB/9oADAMBAAIRAxEAPwDyKxwZY4a1jgyxwG1SJXMixwVY4bFjgyxwC1RnK5xY
-    4MscIiszaZmT6MscGWOEQFm0ZSfT/9k=
-    """
-)
+#: Seconds a server may take to be ready before the first photograph is sent.
+PATIENCE = 5.0
+_EXAMPLES = """examples:
+  restormer-client enhance in.jpg out.jpg
+  restormer-client enhance in.heic out.webp --format webp --quality 85 --strength 0.7
+  restormer-client enhance --input_dir photos --output_dir out --jobs 8 --report failures.csv
+                                   # again: skips what is there and newer, tries the rest
+  restormer-client status --url triton:8001 --wait 60
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
-        with Enhancer(options.url) as enhancer:
-            return int(options.run(enhancer, options))
-    except (EnhanceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        with _enhancer(options) as enhancer:
+            return int(options.run(enhancer, options, parser))
+    except (EnhanceError, OSError, ValueError) as error:
+        print(f"error: {said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="restormer-client", description="Client of the restormer-triton server.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    enhance = verbs.add_parser("enhance", help="enhance one photograph")
-    enhance.add_argument("input", type=Path, help="photograph to read")
-    enhance.add_argument("output", type=Path, help="file to write; replaced only when the photograph is done")
-    formats = ("jpeg", "png", "webp", "tiff", "avif")
-    enhance.add_argument("--format", choices=formats, help="default: the input's own, whatever the output is called")
-    enhance.add_argument("--quality", type=int, help="1 to 100 (default 92)")
-    enhance.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
-    enhance.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")
-    enhance.add_argument("--strip-gps", dest="gps", action="store_const", const="strip", help="leave the place behind")
-    enhance.add_argument("--tiled", action="store_true", help="run over the full resolution in tiles; much slower")
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other error."""
+        self.exit(2, f"error: {message} (restormer-client --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="restormer-client", description="Enhances photographs on a restormer-triton server.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="enhance | status")
+    enhance = verbs.add_parser(
+        "enhance", help="enhance one photograph, or a folder of them", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_files(enhance)
+    _add_wishes(enhance)
     enhance.set_defaults(run=_enhance)
-    check = verbs.add_parser("check", help="wait for the server, then send a tiny photograph through it")
-    check.set_defaults(run=_check)
-    for verb in (enhance, check):
-        verb.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server (default %(default)s)")
-        verb.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds (default %(default)s)")
+    status = verbs.add_parser("status", help="say whether the server enhances: sends a tiny photograph through it")
+    status.add_argument("--wait", type=_seconds, metavar="SECONDS", help="wait so long for the server to be ready")
+    status.set_defaults(run=_status)
+    for verb in (enhance, status):
+        _add_server(verb)
     return parser
 
 
-def _enhance(enhancer: Enhancer, options: argparse.Namespace) -> int:
-    if options.output.is_dir() or not options.output.parent.is_dir():
-        wrong = "is a folder" if options.output.is_dir() else "is in a folder that does not exist"
-        raise EnhanceError(f"{options.output} {wrong}: name a file to write, in a folder that is there")
-    names = ("format", "quality", "size", "strength", "gps", "tiled", "timeout")
-    asked = {name: getattr(options, name) for name in names}
-    _write(options.output, enhancer.enhance(options.input.read_bytes(), **asked))
+def _add_files(verb: argparse.ArgumentParser) -> None:
+    files = verb.add_argument_group("one photograph")
+    files.add_argument("positional_input", nargs="?", type=Path, metavar="input", help="photograph to read")
+    files.add_argument("positional_output", nargs="?", type=Path, metavar="output", help="file to write")
+    files.add_argument("--input", type=Path, metavar="FILE", help="the same, by name")
+    files.add_argument("--output", type=Path, metavar="FILE", help="replaced only when the photograph is done")
+    many = verb.add_argument_group("a folder of photographs")
+    many.add_argument("--input_dir", "--input-dir", type=Path, metavar="FOLDER", help="read with its subfolders")
+    many.add_argument("--output_dir", "--output-dir", type=Path, metavar="FOLDER", help="same names; made if missing")
+    many.add_argument("--jobs", type=_count, default=8, help="photographs on their way at a time (default %(default)s)")
+    many.add_argument("--report", type=Path, metavar="FILE", help="what failed and why, .csv or .json")
+
+
+def _add_wishes(verb: argparse.ArgumentParser) -> None:
+    wishes = verb.add_argument_group("what comes back")
+    formats = ("jpeg", "png", "webp", "tiff", "avif")
+    wishes.add_argument("--format", choices=formats, help="default: the input's own, whatever the output is called")
+    wishes.add_argument("--quality", type=int, help="1 to 100 (default 92)")
+    wishes.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
+    wishes.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")
+    wishes.add_argument("--strip-gps", dest="gps", action="store_const", const="strip", help="leave the place behind")
+    wishes.add_argument("--tiled", action="store_true", help="run over the full resolution in tiles; much slower")
+
+
+def _add_server(verb: argparse.ArgumentParser) -> None:
+    server = verb.add_argument_group("the server")
+    url = os.environ.get("RESTORMER_URL", "127.0.0.1:8001")
+    server.add_argument("--url", default=url, help="host:port, dns:///host:port (default $RESTORMER_URL, %(default)s)")
+    server.add_argument("--timeout", type=_seconds, default=TIMEOUT, help="seconds a photograph (default %(default)g)")
+    server.add_argument("--tls-ca", type=Path, metavar="PEM", help="speak TLS; who signed the server's certificate")
+    server.add_argument("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
+    server.add_argument("--tls-key", type=Path, metavar="PEM", help="our key, for mutual TLS")
+    server.add_argument("--token-file", type=Path, metavar="FILE", help="sent as authorization: Bearer")
+
+
+def _enhancer(options: argparse.Namespace) -> Enhancer:
+    paths = {"ca": options.tls_ca, "cert": options.tls_cert, "key": options.tls_key}
+    token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
+    return Enhancer(options.url, tls=TLS(**paths) if any(paths.values()) else None, token=token)
+
+
+def _enhance(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
+    source, target = options.input or options.positional_input, options.output or options.positional_output
+    asked = {
+        name: getattr(options, name) for name in ("format", "quality", "size", "strength", "gps", "tiled", "timeout")
+    }
+    one, many = (source, target), (options.input_dir, options.output_dir)
+    if all(many) and not any(one):
+        return _folder(enhancer, options, asked)
+    if not all(one) or any(many):
+        parser.error("give a photograph and the file to write, or --input_dir and --output_dir")
+    if target.is_dir() or not target.parent.is_dir():
+        wrong = "is a folder" if target.is_dir() else "is in a folder that does not exist"
+        raise ValueError(f"{target} {wrong}: name a file to write, in a folder that is there")
+    photograph = source.read_bytes()
+    enhancer.wait_until_ready(min(PATIENCE, options.timeout))
+    write(target, enhancer.enhance(photograph, **asked))
     return 0
 
 
-def _check(enhancer: Enhancer, options: argparse.Namespace) -> int:
-    deadline: float = time.monotonic() + options.timeout
+def _folder(enhancer: Enhancer, options: argparse.Namespace, asked: dict[str, object]) -> int:
+    if options.report and not options.report.parent.is_dir():
+        raise ValueError(f"{options.report} is in a folder that does not exist")
+    found = jobs(options.input_dir, options.output_dir, options.format)
+    if not found:
+        raise ValueError(f"no photographs in {options.input_dir}")
+    todo = [job for job in found if not job.is_done]
+    if len(todo) < len(found):
+        print(f"{len(found) - len(todo)} of {len(found)} are done already", file=sys.stderr)
+    failures = []
+    if todo:
+        enhancer.wait_until_ready(min(PATIENCE, options.timeout))
+        failures = folder.enhance_all(enhancer, todo, parallel=options.jobs, options=asked)  # type: ignore[arg-type]
+    if options.report:
+        folder.report(options.report, failures)
+    if failures:
+        print(f"error: {len(failures)} of {len(found)} failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0
 
-    def left() -> float:
-        return max(deadline - time.monotonic(), 0.01)
 
-    enhancer.wait_until_ready(left())
-    enhancer.enhance(TINY_PHOTOGRAPH, timeout=left())
-    print(f"{enhancer.url} enhances (Triton {enhancer.server_version(timeout=left())})")
+def _status(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
+    if options.wait:
+        enhancer.wait_until_ready(options.wait)
+    health = enhancer.health(timeout=options.timeout)
+    if not health.live:
+        raise EnhanceError(health.reason)
+    for model, is_ready in health.models.items():
+        print(f"{model:<14} {'ready' if is_ready else 'not ready'}")
+    started = time.monotonic()
+    enhancer.enhance(TINY_PHOTOGRAPH, timeout=options.timeout)
+    seconds = time.monotonic() - started
+    version = enhancer.metadata(timeout=options.timeout).version
+    print(f"{enhancer.url} enhances (Triton {version}, a tiny photograph in {seconds:.2f} s)")
     return 0
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: into a file beside it, then renamed."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _seconds(text: str) -> float:
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is not what a new file is expected to have
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,159 @@
-"""The client itself."""
+"""The client of threads and scripts. `restormer_client.aio` has the same for asyncio."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import queue
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial, wraps
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
+from restormer_client import wire
+from restormer_client.calls import Calls, Flow, Options, Priority, Send, Step, Work
+from restormer_client.connection import TLS, Connection
+from restormer_client.errors import EnhanceError
+from restormer_client.photo import Photo
+from restormer_client.result import Result
 
-from restormer_client.errors import EnhanceError, ServerUnavailable, error_from_triton
+if TYPE_CHECKING:
+    import grpc
+    from typing_extensions import Self, Unpack
 
-MODEL = "enhance"
-TILED_MODEL = "enhance_tiled"
-TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
-_POLL = 0.2
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
-#: `channel_args` replaces tritonclient's defaults, so the message limits stand here: none, Triton's own bound holds.
-_CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+P = ParamSpec("P")
+T = TypeVar("T")
+AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
+#: What may be wrong with one photograph of many, and is its own affair.
+OF_ONE_PHOTOGRAPH = (EnhanceError, OSError, TypeError, ValueError)
+
+
+def documented(method: Callable[..., Any], flow: Callable[..., Any]) -> None:
+    """Gives the method the flow's name, text and signature; it returns what the flow does."""
+    signature = inspect.signature(flow)
+    result = str(signature.return_annotation).removeprefix("Flow[").removesuffix("]")
+    method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+
+
+def blocking(flow: Callable[Concatenate[Calls, P], Flow[T]]) -> Callable[Concatenate[Enhancer, P], T]:
+    """A method that does what the flow says, and returns when it is done."""
+
+    @wraps(flow)
+    def method(self: Enhancer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(flow(self._calls, *args, **kwargs))
+
+    documented(method, flow)
+    return method
+
+
+def checked_for_map(
+    calls: Calls, max_in_flight: int, *, priority: Priority, **options: Unpack[Options]
+) -> Callable[[Photo], Flow[bytes]]:
+    """The flow of one photograph of many. What is wrong with all of them is said now, not once for each."""
+    if max_in_flight < 1:
+        raise ValueError(f"max_in_flight is {max_in_flight}: it has to be 1 or more")
+    flow = partial(calls.enhance, priority=priority, **options)
+    flow(b"").close()
+    return flow
 
 
 class Enhancer:
-    """One connection to a server, ``host:port`` of its gRPC endpoint. Connects on first use; a context manager."""
+    """A server, by the address of its gRPC endpoint; a context manager, safe to share between threads.
 
-    def __init__(self, url: str = "127.0.0.1:8001") -> None:
-        self.url = url
-        # gRPC sends even loopback through http_proxy.
-        local = [("grpc.enable_http_proxy", 0)] if url.startswith(_LOOPBACK) else []
-        self._client = triton.InferenceServerClient(url, channel_args=[*_CHANNEL, *local])
+    ``url``: ``host:port``, or ``dns:///host:port`` for round robin over all addresses of a name. ``tls``: certificates
+    by path; without it the connection is plain. ``token``: sent as ``authorization: Bearer``, a string or a function
+    that returns one. ``headers``: sent with every call, for example Triton's key of a restricted protocol.
 
-    def __enter__(self) -> Enhancer:
+    Connects on first use. Pickles, and works again after a fork and in a spawned process.
+    """
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        tls: TLS | None = None,
+        token: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
+        self._closed = False
+        # By process: a channel does not survive a fork. No lock, which would not survive one either.
+        self._channels: dict[int, _Channel] = {}
+
+    enhance = blocking(Calls.enhance)
+    core = blocking(Calls.core)
+    health = blocking(Calls.health)
+    wait_until_ready = blocking(Calls.wait_until_ready)
+    metadata = blocking(Calls.metadata)
+
+    def map(
+        self,
+        photos: Iterable[AnyPhoto],
+        *,
+        max_in_flight: int = 16,
+        ordered: bool = True,
+        priority: Priority = "bulk",
+        **options: Unpack[Options],
+    ) -> Iterator[Result[AnyPhoto]]:
+        """Enhances many, ``max_in_flight`` at a time, and yields a `Result` for each.
+
+        ``photos`` is read as places become free, so it may be endless; what is held is bounded by ``max_in_flight``.
+        Results come in the order of ``photos``, or with ``ordered=False`` as they are done. ``options`` are those of
+        `enhance`; ``timeout`` is that of each photograph. An error belongs to its photograph: it is in its `Result`,
+        and the others go on. Leaving the loop cancels what is under way.
+        """
+        flow = checked_for_map(self._calls, max_in_flight, priority=priority, **options)
+        return self._mapped(photos, max_in_flight, ordered, flow)
+
+    def _mapped(
+        self, photos: Iterable[AnyPhoto], max_in_flight: int, ordered: bool, flow: Callable[[AnyPhoto], Flow[bytes]]
+    ) -> Iterator[Result[AnyPhoto]]:
+        under_way = _UnderWay()
+
+        def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
+            started = time.monotonic()
+            try:
+                data = self._run(flow(photo), under_way)
+            except OF_ONE_PHOTOGRAPH as error:
+                return Result(index, photo, error=error, seconds=time.monotonic() - started)
+            return Result(index, photo, data, seconds=time.monotonic() - started)
+
+        pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="restormer-map")
+        # As many again may wait, so that a slow photograph at the head leaves no thread idle.
+        window = 2 * max_in_flight if ordered else max_in_flight
+        waiting: deque[Future[Result[AnyPhoto]]] = deque()
+        done: queue.SimpleQueue[Future[Result[AnyPhoto]]] = queue.SimpleQueue()
+        pending = 0
+        try:
+            for index, photo in enumerate(photos):
+                future = pool.submit(enhanced, index, photo)
+                pending += 1
+                if ordered:
+                    waiting.append(future)
+                else:
+                    future.add_done_callback(done.put)
+                if pending == window:
+                    yield (waiting.popleft() if ordered else done.get()).result()
+                    pending -= 1
+            for _ in range(pending):
+                yield (waiting.popleft() if ordered else done.get()).result()
+        finally:
+            under_way.cancel()
+            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Closes the connection; calls under way in other threads fail."""
+        self._closed = True
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -37,65 +161,111 @@ class Enhancer:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def __getstate__(self) -> Connection:
+        return self._calls.connection
+
+    def __setstate__(self, connection: Connection) -> None:
+        self.__init__(**vars(connection))  # type: ignore[misc]
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._calls.connection.url
+
+    def _channel(self) -> _Channel:
+        if self._closed:
+            raise RuntimeError("this Enhancer was closed")
+        process = os.getpid()
+        if process not in self._channels:
+            made = _Channel(self._calls.connection)
+            if self._channels.setdefault(process, made) is not made:  # another thread was first
+                made.close()
+        return self._channels[process]
+
+    def _run(self, flow: Flow[T], under_way: _UnderWay | None = None) -> T:
+        """Drives a flow to its end, in this thread."""
+        import grpc
+
+        resume: Callable[[], Step] = partial(next, flow)
+        try:
+            while True:
+                step = resume()
+                try:
+                    resume = partial(flow.send, self._do(step, under_way))
+                except grpc.RpcError as error:
+                    resume = partial(flow.throw, error)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            flow.close()
+
+    def _do(self, step: Step, under_way: _UnderWay | None) -> Any:
+        if isinstance(step, Send):
+            return self._channel().send(step, under_way)
+        if isinstance(step, Work):
+            return step.function()
+        if under_way is None:
+            return time.sleep(step.seconds)
+        return under_way.cancelled.wait(step.seconds)
+
+
+class _UnderWay:
+    """The calls of a `map`, so that leaving it can cancel them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: set[grpc.Future] = set()
+        self.cancelled = threading.Event()
+
+    @contextmanager
+    def holding(self, call: grpc.Future) -> Iterator[None]:
+        """Cancellable for as long as the block runs."""
+        with self._lock:
+            self._calls.add(call)
+            if self.cancelled.is_set():
+                call.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def cancel(self) -> None:
+        """Ends what is under way, and what still begins."""
+        with self._lock:
+            self.cancelled.set()
+            for call in self._calls:
+                call.cancel()
+
+
+class _Channel:
+    """gRPC's channel, and its methods as they are first called."""
+
+    def __init__(self, connection: Connection) -> None:
+        import grpc
+
+        credentials, options = connection.credentials(), connection.options()
+        self._channel = (
+            grpc.secure_channel(connection.url, credentials, options)
+            if credentials
+            else grpc.insecure_channel(connection.url, options)
+        )
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
+
+    def send(self, step: Send, under_way: _UnderWay | None) -> bytes:
+        """The answer. Raises `grpc.RpcError`."""
+        if step.rpc not in self._methods:
+            self._methods[step.rpc] = self._channel.unary_unary(wire.path(step.rpc))
+        method = self._methods[step.rpc]
+        if under_way is None:
+            return bytes(method(step.request, timeout=step.timeout, metadata=step.metadata))
+        call = method.future(step.request, timeout=step.timeout, metadata=step.metadata)
+        with under_way.holding(call):
+            return bytes(call.result())
+
     def close(self) -> None:
-        """Closes the connection."""
-        self._client.close()
-
-    def enhance(
-        self,
-        photograph: bytes | bytearray | memoryview,
-        *,
-        format: str | None = None,
-        quality: int | None = None,
-        size: str | int | None = None,
-        strength: float | None = None,
-        gps: str | None = None,
-        tiled: bool = False,
-        timeout: float = TIMEOUT,
-    ) -> bytes:
-        """An encoded photograph, enhanced; what is not asked for comes back as it was sent.
-
-        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif`` (usually the photograph's own; JPEG for HEIC).
-        ``quality``: 1 to 100 (usually 92). ``size``: ``native`` (usually) or ``512``, the longer side in pixels.
-        ``strength``: 0, the photograph as it was, to 1, the whole effect (usually). ``gps``: ``keep`` (usually) or
-        ``strip`` the place in EXIF and XMP. ``tiled``: run the network over the full resolution in tiles, for detail;
-        dozens of times the work. ``timeout``: seconds for the whole call. The server checks the values. Raises
-        `EnhanceError` or one of its kin.
-        """
-        if not isinstance(photograph, (bytes, bytearray, memoryview)):
-            kind = type(photograph).__name__
-            raise TypeError(f"photograph has to be the bytes of an image file, not {kind}: Path(...).read_bytes()")
-        asked = {"format": format, "quality": quality, "size": size, "strength": strength, "gps": gps}
-        # As text: Triton's parameters know no floating point on older servers.
-        parameters = {name: str(value) for name, value in asked.items() if value is not None}
-        model = TILED_MODEL if tiled else MODEL
-        image = triton.InferInput("IMAGE", [1, 1], "BYTES")
-        image.set_data_from_numpy(np.array([[bytes(photograph)]], dtype=np.object_))
-        try:
-            result = self._client.infer(model, [image], parameters=parameters, client_timeout=timeout)
-        except InferenceServerException as error:
-            raise error_from_triton(error, self.url) from error
-        enhanced = result.as_numpy("ENHANCED")
-        if enhanced is None:
-            raise EnhanceError(f"{self.url} answered without ENHANCED: is {model!r} there the model of this project?")
-        return bytes(enhanced.item())
-
-    def wait_until_ready(self, timeout: float = TIMEOUT) -> None:
-        """Returns when the server says the ensemble is ready; `ServerUnavailable` after ``timeout`` seconds."""
-        deadline, reason = time.monotonic() + timeout, "nobody was asked"
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                if self._client.is_model_ready(MODEL, client_timeout=max(left, 0.01)):
-                    return
-                reason = f"model {MODEL!r} is not ready"
-            except InferenceServerException as error:
-                reason = str(error.message())
-            time.sleep(min(_POLL, max(left, 0)))
-        raise ServerUnavailable(f"{self.url} was not ready within {timeout:g} s: {reason}")
-
-    def server_version(self, *, timeout: float = TIMEOUT) -> str:
-        """Triton's version, for example ``2.51.0``."""
-        try:
-            return str(self._client.get_server_metadata(client_timeout=timeout).version)
-        except InferenceServerException as error:
-            raise error_from_triton(error, self.url) from error
+        self._channel.close()

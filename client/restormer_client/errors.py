@@ -1,40 +1,58 @@
-"""What can go wrong, and the one gate at which Triton's errors become ours.
+"""What can go wrong, and the one gate at which gRPC's and Triton's errors become ours.
 
-EnhanceError                 base; also everything the server reports that has no name of its own
-  InvalidPhotograph          these bytes are no photograph it takes: do not send them again
-  InvalidOption              an option is out of its range
-  Overloaded                 its queue is full: come back later
+EnhanceError                 base of them all
+  InvalidRequest             sending the same again will fail again
+    InvalidPhotograph        these bytes are no photograph the server takes
+    InvalidOption            an option is unknown to the server, or out of its range
+    InvalidTensor            `core`: the tensor is not what the model takes
+  Overloaded                 a queue is full; ``retry_after`` is the hint in seconds; never retried by this client
   DeadlineExceeded           no answer within the timeout
-  ServerUnavailable          nobody answers at this address
+  ServerUnavailable          nobody answers at this address; the one kind that is retried, within the deadline
+  ModelNotReady              the server is there, the model is not
+  AccessDenied               the server wants a token, a header or a certificate it did not get
+  ServerError                the server failed on its own account, or answered what makes no sense
+
+Each carries ``status`` (gRPC's, or None if there was none), ``model`` and ``attempts`` (how often it was sent), and
+pickles.
+A photograph that cannot be read raises what Python raises (`OSError`), a wrong type `TypeError`.
 """
 
 from __future__ import annotations
 
-from tritonclient.utils import InferenceServerException
+from dataclasses import dataclass
 
 
 class EnhanceError(Exception):
-    """The photograph was not enhanced; ``status`` is the gRPC status, if there was one."""
+    """Nothing was enhanced. ``str(error)`` is one line for people."""
 
-    def __init__(self, message: str, status: str | None = None) -> None:
-        super().__init__(message, status)
-        self.message = message
+    def __init__(self, message: str, *, status: str | None = None, model: str | None = None, attempts: int = 1) -> None:
+        super().__init__(message)
         self.status = status
+        self.model = model
+        self.attempts = attempts
 
-    def __str__(self) -> str:
-        return self.message
+
+class InvalidRequest(EnhanceError):
+    """The request itself is wrong; do not send it again as it is."""
 
 
-class InvalidPhotograph(EnhanceError):
+class InvalidPhotograph(InvalidRequest):
     """These bytes are not a photograph the server takes."""
 
 
-class InvalidOption(EnhanceError):
+class InvalidOption(InvalidRequest):
     """An option is unknown to the server, or out of its range."""
 
 
+class InvalidTensor(InvalidRequest):
+    """The tensor's shape or type is not what the model takes."""
+
+
 class Overloaded(EnhanceError):
-    """The server's queue is full."""
+    """A queue of the server is full. ``retry_after``: seconds after which a place may be free, from this client's own
+    recent calls."""
+
+    retry_after: float = 1.0
 
 
 class DeadlineExceeded(EnhanceError):
@@ -42,38 +60,76 @@ class DeadlineExceeded(EnhanceError):
 
 
 class ServerUnavailable(EnhanceError):
-    """Nobody answers at this address."""
+    """Nobody answers at this address, or the connection broke."""
 
 
-#: How gRPC words a connection that failed; Triton uses UNAVAILABLE for its own troubles too.
-_UNREACHABLE = (
-    "failed to connect",
-    "onnection refused",
-    "onnection reset",
-    "ocket closed",
-    "resolution failed",
-    "GOAWAY",
-)
-_ENSEMBLE = "in ensemble 'enhance', "
+class ModelNotReady(EnhanceError):
+    """The server answers, but does not serve this model."""
+
+
+class AccessDenied(EnhanceError):
+    """A token, header or certificate is missing or wrong."""
+
+
+class ServerError(EnhanceError):
+    """The server failed on its own account, or answered what makes no sense."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What gRPC reported: ``status`` is the name of its code, ``said`` its text."""
+
+    status: str
+    said: str
+
+
+#: The ensemble's own words, before those of the step that failed.
+_ENSEMBLE = "in ensemble '"
 #: How Triton itself begins to complain about a request; our models do not.
 _TRITONS_OWN = "[request id: "
-#: How the server words a bad option.
+#: How our models word a bad option.
 _OPTION = ("unknown parameter", "it has to be")
+#: UNAVAILABLE that Triton means, and what it means by it; every other UNAVAILABLE is the connection's.
+_TRITONS_UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
+    ("xceeds maximum queue size", Overloaded),
+    ("timeout expired", DeadlineExceeded),
+    ("unknown model", ModelNotReady),
+    ("is not ready", ModelNotReady),
+    ("not at ready state", ModelNotReady),
+    ("protocol is restricted", AccessDenied),
+)
+_BY_STATUS: dict[str, type[EnhanceError]] = {
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "NOT_FOUND": ModelNotReady,
+    "UNAUTHENTICATED": AccessDenied,
+    "PERMISSION_DENIED": AccessDenied,
+    "RESOURCE_EXHAUSTED": InvalidRequest,  # a message above a limit
+}
+_SENTENCES: dict[type[EnhanceError], str] = {
+    Overloaded: "{url} is overloaded: {said}",
+    DeadlineExceeded: "{url} did not answer in time",
+    ServerUnavailable: "no server answers at {url}: is it running? ({said})",
+    ModelNotReady: "{url} does not serve {model!r}: {said}",
+    AccessDenied: "{url} refuses: {said}",
+    ServerError: "{url}: {said}",
+}
 
 
-def error_from_triton(error: InferenceServerException, url: str) -> EnhanceError:
-    """Ours for Triton's. One status stands for several troubles, so the message is asked first."""
-    status = str(error.status() or "").removeprefix("StatusCode.") or None
-    message = str(error.message() or error)
-    # An ensemble puts its own words before the step's.
-    said = message.split(_ENSEMBLE, 1)[-1]
-    if "xceeds maximum queue size" in message:
-        return Overloaded(f"{url} is overloaded: {said}", status)
-    if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in message:
-        is_option = any(words in said for words in _OPTION)
-        return InvalidOption(said, status) if is_option else InvalidPhotograph(said, status)
-    if status == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded(f"{url} did not answer in time", status)
-    if status == "UNAVAILABLE" and any(words in message for words in _UNREACHABLE):
-        return ServerUnavailable(f"no server answers at {url}: is it running? ({said})", status)
-    return EnhanceError(f"{url}: {said}", status)
+def error_from_failure(failure: Failure, *, url: str, model: str | None, attempts: int) -> EnhanceError:
+    """Ours for gRPC's. One status stands for several troubles, so the message is asked first."""
+    said = failure.said
+    if said.startswith(_ENSEMBLE):
+        said = said.split("', ", 1)[-1]
+    kind = _kind(failure.status, said)
+    sentence = _SENTENCES.get(kind, "{said}").format(url=url, model=model, said=said)
+    return kind(sentence, status=failure.status, model=model, attempts=attempts)
+
+
+def _kind(status: str, said: str) -> type[EnhanceError]:
+    if status == "UNAVAILABLE":
+        return next((kind for words, kind in _TRITONS_UNAVAILABLE if words in said), ServerUnavailable)
+    if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in said:
+        return InvalidOption if any(words in said for words in _OPTION) else InvalidPhotograph
+    if status == "INVALID_ARGUMENT":
+        return InvalidRequest
+    return _BY_STATUS.get(status, ServerError)

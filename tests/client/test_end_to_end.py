@@ -175,7 +175,7 @@ def test_a_dead_server_is_told_in_one_line(tmp_path, client_command):
 
 def test_loopback_is_reached_whatever_http_proxy_says(triton, client_command):
     environment = {**os.environ, "http_proxy": f"http://127.0.0.1:{free_port()}", "no_proxy": ""}
-    command = [*client_command, "check", "--url", triton.url, "--timeout", "60"]
+    command = [*client_command, "status", "--url", triton.url, "--timeout", "60"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -211,7 +211,7 @@ def test_command_line(tmp_path, triton, client_command):
     assert opened(out.read_bytes()).size == (600, 400)
     assert out.stat().st_mode & 0o044  # readable by others, as any new file
     check = subprocess.run(
-        [*client_command, "check", "--url", triton.url], capture_output=True, text=True, check=True
+        [*client_command, "status", "--url", triton.url], capture_output=True, text=True, check=True
     ).stdout
     assert "enhances (Triton 2." in check
 

@@ -1,0 +1,215 @@
+"""The client of asyncio: `Enhancer` with ``await``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from functools import partial, wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from restormer_client import wire
+from restormer_client.calls import Calls, Flow, Options, Priority, Send, Step, Work
+from restormer_client.connection import TLS, Connection
+from restormer_client.enhancer import OF_ONE_PHOTOGRAPH, checked_for_map, documented
+from restormer_client.photo import Photo
+from restormer_client.result import Result
+
+if TYPE_CHECKING:
+    import grpc
+    from typing_extensions import Self, Unpack
+
+P = ParamSpec("P")
+T = TypeVar("T")
+AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
+
+
+def awaitable(
+    flow: Callable[Concatenate[Calls, P], Flow[T]],
+) -> Callable[Concatenate[AsyncEnhancer, P], Coroutine[Any, Any, T]]:
+    """A method that does what the flow says, to be awaited."""
+
+    @wraps(flow)
+    async def method(self: AsyncEnhancer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(flow(self._calls, *args, **kwargs))
+
+    documented(method, flow)
+    return method
+
+
+class AsyncEnhancer:
+    """`Enhancer` for asyncio: the same arguments, the same methods with ``await``, ``async with`` and ``async for``.
+
+    A cancelled task cancels its call, and the server hears of it. Belongs to the event loop it is used in; used in
+    another, it connects anew.
+    """
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        tls: TLS | None = None,
+        token: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    enhance = awaitable(Calls.enhance)
+    core = awaitable(Calls.core)
+    health = awaitable(Calls.health)
+    wait_until_ready = awaitable(Calls.wait_until_ready)
+    metadata = awaitable(Calls.metadata)
+
+    def map(
+        self,
+        photos: Iterable[AnyPhoto] | AsyncIterable[AnyPhoto],
+        *,
+        max_in_flight: int = 16,
+        ordered: bool = True,
+        priority: Priority = "bulk",
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Result[AnyPhoto]]:
+        """`Enhancer.map` for ``async for``; ``photos`` may be asynchronous too.
+
+        To cancel what is under way when the loop is left early, close it: ``async with
+        contextlib.aclosing(enhancer.map(...)) as results``.
+        """
+        flow = checked_for_map(self._calls, max_in_flight, priority=priority, **options)
+        return self._mapped(photos, max_in_flight, ordered, flow)
+
+    async def _mapped(
+        self,
+        photos: Iterable[AnyPhoto] | AsyncIterable[AnyPhoto],
+        max_in_flight: int,
+        ordered: bool,
+        flow: Callable[[AnyPhoto], Flow[bytes]],
+    ) -> AsyncIterator[Result[AnyPhoto]]:
+        places = asyncio.Semaphore(max_in_flight)
+
+        async def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
+            async with places:
+                started = time.monotonic()
+                try:
+                    data = await self._run(flow(photo))
+                except OF_ONE_PHOTOGRAPH as error:
+                    return Result(index, photo, error=error, seconds=time.monotonic() - started)
+                return Result(index, photo, data, seconds=time.monotonic() - started)
+
+        # As many again may wait, so that a slow photograph at the head leaves no place idle.
+        window = 2 * max_in_flight if ordered else max_in_flight
+        tasks: set[asyncio.Task[Result[AnyPhoto]]] = set()
+        waiting: deque[asyncio.Task[Result[AnyPhoto]]] = deque()
+        done: asyncio.Queue[asyncio.Task[Result[AnyPhoto]]] = asyncio.Queue()
+
+        async def taken() -> Result[AnyPhoto]:
+            task = waiting.popleft() if ordered else await done.get()
+            result = await task
+            tasks.discard(task)
+            return result
+
+        try:
+            index = 0
+            async for photo in _each(photos):
+                task = asyncio.create_task(enhanced(index, photo))
+                index += 1
+                tasks.add(task)
+                if ordered:
+                    waiting.append(task)
+                else:
+                    task.add_done_callback(done.put_nowait)
+                if len(tasks) == window:
+                    yield await taken()
+            while tasks:
+                yield await taken()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+        self._channel = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def __getstate__(self) -> Connection:
+        return self._calls.connection
+
+    def __setstate__(self, connection: Connection) -> None:
+        self.__init__(**vars(connection))  # type: ignore[misc]
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._calls.connection.url
+
+    def _connected(self) -> grpc.aio.Channel:
+        """gRPC's channel of the running loop."""
+        if self._closed:
+            raise RuntimeError("this AsyncEnhancer was closed")
+        loop = asyncio.get_running_loop()
+        if self._channel is None or self._loop is not loop:
+            import grpc.aio
+
+            connection = self._calls.connection
+            credentials, options = connection.credentials(), connection.options()
+            self._loop = loop
+            self._channel = (
+                grpc.aio.secure_channel(connection.url, credentials, options)
+                if credentials
+                else grpc.aio.insecure_channel(connection.url, options)
+            )
+        return self._channel
+
+    async def _run(self, flow: Flow[T]) -> T:
+        """Drives a flow to its end, in this task."""
+        import grpc
+
+        resume: Callable[[], Step] = partial(next, flow)
+        try:
+            while True:
+                try:
+                    step = resume()
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                try:
+                    resume = partial(flow.send, await self._do(step))
+                except grpc.RpcError as error:
+                    resume = partial(flow.throw, error)
+        finally:
+            flow.close()
+
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, Send):
+            method = self._connected().unary_unary(wire.path(step.rpc))
+            return await method(step.request, timeout=step.timeout, metadata=step.metadata)
+        if isinstance(step, Work):
+            return await asyncio.to_thread(step.function)
+        return await asyncio.sleep(step.seconds)
+
+
+async def _each(photos: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(photos, AsyncIterable):
+        async for photo in photos:
+            yield photo
+    else:
+        for photo in photos:
+            yield photo

@@ -1,0 +1,335 @@
+"""What is said to Triton, without the saying: each call is a generator that both clients drive.
+
+A flow yields what has to be done next (`Send`, `Pause`, `Work`), is resumed with what came of it, and returns the
+call's result. `blocking` makes a method of `Enhancer` of it, `awaitable` one of `AsyncEnhancer`: retries, deadlines
+and errors stand here once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+
+from restormer_client import tracing, wire
+from restormer_client.connection import Connection
+from restormer_client.errors import (
+    DeadlineExceeded,
+    EnhanceError,
+    Failure,
+    InvalidRequest,
+    InvalidTensor,
+    ModelNotReady,
+    Overloaded,
+    ServerError,
+    ServerUnavailable,
+    error_from_failure,
+)
+from restormer_client.photo import Photo, photo_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
+MODEL, TILED_MODEL, CORE_MODEL = "enhance", "enhance_tiled", "restormer"
+STEPS = ("preprocess", CORE_MODEL, "postprocess")  #: of the ensemble; asked only to say which is missing
+TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
+PRIORITIES = {"interactive": 1, "bulk": 2}  #: as in the models' config.pbtxt
+_BACK_OFF, _LONGEST_BACK_OFF = 0.1, 2.0  #: seconds; the first doubles up to the second
+_POLL = 0.2  #: seconds between two looks at a server that is not ready
+
+Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
+Priority = Literal["interactive", "bulk"]
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `Enhancer.enhance`, for `Enhancer.map`."""
+
+    size: str | int | None
+    format: Format | None
+    quality: int | None
+    strength: float | None
+    gps: Literal["keep", "strip"] | None
+    tiled: bool
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send these bytes and resume with the answer's, or throw gRPC's error in."""
+
+    rpc: str
+    request: bytes
+    timeout: float
+    metadata: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Resume after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Call this, which may read a disk, and resume with what it returns."""
+
+    function: Callable[[], Any]
+
+
+Step = Send | Pause | Work
+Flow = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the server says of itself. ``models``: whether each is ready. ``reason``: why it is not well, else empty."""
+
+    live: bool
+    ready: bool
+    models: dict[str, bool]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Name and version of the server, and the tensors of its models: ``{model: {tensor: (datatype, shape)}}``."""
+
+    name: str
+    version: str
+    models: dict[str, dict[str, tuple[str, tuple[int, ...]]]]
+
+
+class Deadline:
+    """A point in time, ``seconds`` from now."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"timeout is {seconds!r}: it has to be a number of seconds above 0")
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then, 0 at the least."""
+        return max(self._end - time.monotonic(), 0.0)
+
+
+class Calls:
+    """The calls of one server, as flows. Thread-safe: all it learns is how long calls take, and the core's tensors."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._typical: float | None = None  # seconds of recent calls that succeeded
+        self._core_tensors: dict[str, tuple[str, tuple[int, ...]]] | None = None
+
+    def enhance(
+        self,
+        photo: Photo,
+        *,
+        size: str | int | None = None,
+        format: Format | None = None,
+        quality: int | None = None,
+        strength: float | None = None,
+        gps: Literal["keep", "strip"] | None = None,
+        tiled: bool = False,
+        priority: Priority = "interactive",
+        timeout: float = TIMEOUT,
+    ) -> Flow[bytes]:
+        """An enhanced photograph as an image file; what is not asked for comes back as it was sent.
+
+        ``photo``: the bytes of an image file, a path, an open binary file, a Pillow image or a uint8 array
+        ``[H, W, 3]`` (the last two travel as PNG). ``size``: ``native`` (usually) or ``512``, the longer side's pixels.
+        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif`` (usually the photograph's own; JPEG for HEIC).
+        ``quality``: 1 to 100 (usually 92). ``strength``: 0, the photograph as it was, to 1, the whole effect (usually).
+        ``gps``: ``keep`` (usually) or ``strip`` the place in EXIF and XMP. ``tiled``: run the network over the full
+        resolution in tiles, for detail; dozens of times the work. ``priority``: ``interactive`` or ``bulk``, which
+        waits behind it. ``timeout``: seconds for the whole call, retries included. The server checks the values.
+        Raises `EnhanceError` or one of its kin, and `OSError` where ``photo`` cannot be read.
+        """
+        asked = {"size": size, "format": format, "quality": quality, "strength": strength, "gps": gps}
+        # As text: Triton's parameters know no floating point on older servers.
+        parameters = {name: str(value) for name, value in asked.items() if value is not None}
+        model = TILED_MODEL if tiled else MODEL
+        return self._enhance(photo, model, parameters, _level(priority), Deadline(timeout))
+
+    def _enhance(
+        self, photo: Photo, model: str, parameters: dict[str, str], level: int, deadline: Deadline
+    ) -> Flow[bytes]:
+        data = photo if isinstance(photo, bytes) else (yield Work(partial(photo_bytes, photo)))
+        answer = yield from self._infer(model, wire.one_file("IMAGE", data), parameters, level, deadline)
+        tensor = wire.output(answer, "ENHANCED")
+        enhanced = wire.file_of(tensor) if tensor else None
+        if enhanced is None:
+            raise ServerError(
+                f"{self.connection.url} answered without ENHANCED: is {model!r} there the model of this project?",
+                model=model,
+            )
+        return enhanced
+
+    def core(
+        self, tensor: npt.NDArray[np.float32], *, priority: Priority = "interactive", timeout: float = TIMEOUT
+    ) -> Flow[npt.NDArray[np.float32]]:
+        """The network alone, for services that decode for themselves.
+
+        ``tensor``: RGB, float32, ``[N, 3, 512, 512]`` in [0, 1], N at most the server's batch. Returns the same shape,
+        not clamped, writable. What the server's metadata do not take is refused before it is sent. Raises
+        `InvalidTensor`, or another `EnhanceError`.
+        """
+        deadline = Deadline(timeout)
+        if self._core_tensors is None:
+            self._core_tensors = yield from self._tensors(CORE_MODEL, deadline)
+        datatype, shape = _checked(tensor, self._core_tensors.get("input"))
+        sent = wire.Tensor("input", datatype, shape, (_contiguous(tensor),))
+        try:
+            answer = yield from self._infer(CORE_MODEL, sent, {}, _level(priority), deadline)
+        except InvalidRequest as error:
+            raise InvalidTensor(str(error), status=error.status, model=CORE_MODEL, attempts=error.attempts) from error
+        found = wire.output(answer, "output")
+        if found is None or found.shape != shape:
+            raise ServerError(f"{self.connection.url} gave no output of shape {list(shape)}", model=CORE_MODEL)
+        import numpy as np
+
+        return np.frombuffer(found.content[0], np.float32).reshape(shape).copy()
+
+    def health(self, *, timeout: float = 5.0) -> Flow[Health]:
+        """What the server says of itself, asked once; a server that does not answer is a `Health` too, not an error."""
+        deadline = Deadline(timeout)
+        try:
+            live = yield from self._ask("ServerLive", deadline)
+            ready = yield from self._ask("ServerReady", deadline)
+            models = {}
+            for model in (MODEL, TILED_MODEL, *STEPS):
+                models[model] = yield from self._is_ready(model, deadline)
+        except EnhanceError as error:
+            return Health(live=False, ready=False, models={}, reason=str(error))
+        missing = [model for model in (*STEPS, MODEL) if not models[model]]
+        reason = "" if ready.ready and not missing else f"not ready: {', '.join(missing) or 'the server'}"
+        return Health(live=live.live, ready=not reason, models=models, reason=reason)
+
+    def wait_until_ready(self, timeout: float = TIMEOUT) -> Flow[None]:
+        """Returns when ``enhance`` is ready. After ``timeout`` seconds raises `ModelNotReady`, which says which model
+        is missing, `AccessDenied` at once, or `ServerUnavailable`."""
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                if (yield from self._is_ready(MODEL, deadline)):
+                    return
+                error: EnhanceError = ModelNotReady("", model=MODEL)
+            except (ServerUnavailable, DeadlineExceeded) as unreachable:
+                error = unreachable
+            if deadline.left() <= _POLL:
+                break
+            yield Pause(_POLL)
+        if isinstance(error, ModelNotReady):
+            health = yield from self.health()
+            missing = next((model for model in STEPS if not health.models.get(model)), MODEL)
+            raise ModelNotReady(
+                f"{self.connection.url} answers, but model {missing!r} is not ready after {timeout:g} s", model=missing
+            )
+        raise ServerUnavailable(
+            f"{self.connection.url} was not ready within {timeout:g} s: {error}", status=error.status
+        ) from error
+
+    def metadata(self, *, timeout: float = TIMEOUT) -> Flow[Metadata]:
+        """The server's version, and the tensors of ``enhance`` and ``restormer``."""
+        deadline = Deadline(timeout)
+        server = yield from self._ask("ServerMetadata", deadline)
+        models = {}
+        for model in (MODEL, CORE_MODEL):
+            models[model] = yield from self._tensors(model, deadline)
+        return Metadata(name=server.name, version=server.version, models=models)
+
+    def _infer(
+        self, model: str, tensor: wire.Tensor, parameters: dict[str, str], level: int, deadline: Deadline
+    ) -> Flow[bytes]:
+        def request(left: float) -> bytes:
+            # Triton's queue, too, gives up in time: microseconds.
+            known = {"priority": level, "timeout": int(left * 1e6) or 1}
+            return wire.infer_request(model, tensor, {**parameters, **known})
+
+        with tracing.span(model, self.connection.url) as headers:
+            started = time.monotonic()
+            try:
+                answer = yield from self._call("ModelInfer", request, deadline, model=model, headers=headers)
+            except Overloaded as error:
+                error.retry_after = self._typical or Overloaded.retry_after
+                raise
+            seconds = time.monotonic() - started
+            self._typical = seconds if self._typical is None else 0.9 * self._typical + 0.1 * seconds
+            return answer
+
+    def _call(
+        self,
+        rpc: str,
+        request: Callable[[float], bytes],
+        deadline: Deadline,
+        *,
+        model: str | None = None,
+        headers: list[tuple[str, str]] | None = None,
+        retry: bool = True,
+    ) -> Flow[bytes]:
+        """Sends until it is answered: again after a broken connection only, with a growing, jittered pause."""
+        import grpc
+
+        attempts, longest = 0, _BACK_OFF
+        while left := deadline.left():
+            attempts += 1
+            metadata = [*self.connection.metadata(), *(headers or [])]
+            try:
+                answer: bytes = yield Send(rpc, request(left), left, metadata)
+            except grpc.RpcError as failed:
+                failure = Failure(failed.code().name, failed.details() or "no reason given")
+                error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
+                pause = random.uniform(0, longest)
+                if not (retry and isinstance(error, ServerUnavailable)) or pause >= deadline.left():
+                    raise error from failed
+            else:
+                return answer
+            yield Pause(pause)
+            longest = min(2 * longest, _LONGEST_BACK_OFF)
+        raise DeadlineExceeded(f"{self.connection.url} did not answer in time", model=model, attempts=attempts)
+
+    def _ask(self, rpc: str, deadline: Deadline, *, retry: bool = False, **fields: Any) -> Flow[Any]:
+        """One of the small calls; asked once unless told otherwise."""
+        message = wire.request(f"{rpc}Request", **fields)
+        answer = yield from self._call(rpc, lambda left: message, deadline, model=fields.get("name"), retry=retry)
+        return wire.response(f"{rpc}Response", answer)
+
+    def _is_ready(self, model: str, deadline: Deadline) -> Flow[bool]:
+        try:
+            return bool((yield from self._ask("ModelReady", deadline, name=model)).ready)
+        except ModelNotReady:
+            return False
+
+    def _tensors(self, model: str, deadline: Deadline) -> Flow[dict[str, tuple[str, tuple[int, ...]]]]:
+        metadata = yield from self._ask("ModelMetadata", deadline, retry=True, name=model)
+        tensors = (*metadata.inputs, *metadata.outputs)
+        return {tensor.name: (tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
+
+
+def _level(priority: Priority) -> int:
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority is {priority!r}: it has to be one of {', '.join(PRIORITIES)}")
+    return PRIORITIES[priority]
+
+
+def _checked(tensor: Any, wanted: tuple[str, tuple[int, ...]] | None) -> tuple[str, tuple[int, ...]]:
+    """Datatype and shape of the tensor, if the server's input takes them (-1 there stands for any)."""
+    datatype, shape = wanted or ("none", ())
+    found = tuple(getattr(tensor, "shape", ()))
+    if getattr(tensor, "dtype", None) != "float32" or datatype != "FP32":
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        raise InvalidTensor(f"the tensor is {kind}, the model takes {datatype}: tensor.astype(numpy.float32)")
+    if len(found) != len(shape) or not all(have == want or want == -1 for have, want in zip(found, shape, strict=True)):
+        raise InvalidTensor(f"the tensor is {list(found)}, the model takes {list(shape)} (-1: the batch)")
+    return datatype, found
+
+
+def _contiguous(tensor: npt.NDArray[np.float32]) -> memoryview:
+    import numpy as np
+
+    return np.ascontiguousarray(tensor).data.cast("B")

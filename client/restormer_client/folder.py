@@ -1,0 +1,135 @@
+"""A folder of photographs, enhanced: what is done already is skipped, what fails is told and the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from restormer_client.calls import Options
+from restormer_client.enhancer import Enhancer
+from restormer_client.errors import EnhanceError, Overloaded
+from restormer_client.files import Job, write
+
+#: How often a photograph that found the queue full is tried in all; each round waits as long as the server hints.
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One line of the report."""
+
+    photo: str
+    error: str
+    message: str
+    attempts: int
+
+
+def enhance_all(enhancer: Enhancer, todo: Sequence[Job], *, parallel: int, options: Options) -> list[Failed]:
+    """Enhances and writes each; returns what failed. Progress goes to standard error."""
+    with Progress(len(todo)) as progress:
+        failures: list[Failed] = []
+        for number in range(ROUNDS):
+            rejected: list[tuple[Job, Overloaded]] = []
+            by_source = {job.source: job for job in todo}
+            results = enhancer.map(by_source, max_in_flight=parallel, ordered=False, **options)
+            with closing(results):  # type: ignore[type-var]
+                for result in results:
+                    job, error = by_source[result.photo], result.error
+                    if isinstance(error, Overloaded) and number < ROUNDS - 1:
+                        rejected.append((job, error))
+                        continue
+                    error = error or _written(job, result.unwrap())
+                    if error:
+                        failures.append(_failed(job, error))
+                        progress.say(f"failed: {job.source}: {failures[-1].message}")
+                    progress.count(failed=bool(error))
+            if not rejected:
+                break
+            todo = [job for job, _ in rejected]
+            time.sleep(max(error.retry_after for _, error in rejected))
+        return failures
+
+
+def report(path: Path, failures: Sequence[Failed]) -> None:
+    """The failures as CSV, or as JSON if the name ends so; written also when there are none."""
+    rows = [asdict(each) for each in failures]
+    if path.suffix.lower() == ".json":
+        text = json.dumps(rows, indent=2) + "\n"
+    else:
+        buffer = io.StringIO(newline="")
+        table = csv.DictWriter(buffer, list(Failed.__dataclass_fields__))
+        table.writeheader()
+        table.writerows(rows)
+        text = buffer.getvalue()
+    write(path, text.encode())
+
+
+def _written(job: Job, data: bytes) -> OSError | None:
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        write(job.target, data)
+    except OSError as error:
+        return error
+    return None
+
+
+def _failed(job: Job, error: Exception) -> Failed:
+    attempts = error.attempts if isinstance(error, EnhanceError) else 0
+    return Failed(str(job.source), type(error).__name__, said(error), attempts)
+
+
+def said(error: Exception) -> str:
+    """An error in one line, without Python's errno."""
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, EnhanceError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; elsewhere a line now and then."""
+
+    _SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._failed = total, 0, 0
+        self._started = self._last = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show(last=True)
+
+    def count(self, *, failed: bool) -> None:
+        """One more is done."""
+        self._done += 1
+        self._failed += failed
+        self._show()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        sys.stderr.write(f"\r\033[K{line}\n" if self._is_terminal else f"{line}\n")
+
+    def _show(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if not last and now - self._last < (0.1 if self._is_terminal else self._SECONDS_BETWEEN_LINES):
+            return
+        self._last = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        line = f"{self._done}/{self._total}, {rate:.1f}/s"
+        line += f", {self._failed} failed" if self._failed else ""
+        line += "" if last else f", {int(left) // 60}:{int(left) % 60:02} left"
+        if self._is_terminal:
+            filled = 30 * self._done // max(self._total, 1)
+            line = f"\r\033[K[{'#' * filled}{'.' * (30 - filled)}] {line}"
+        sys.stderr.write(f"{line}\n" if last or not self._is_terminal else line)
+        sys.stderr.flush()
