@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -41,6 +42,13 @@ def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
     return [str(python), "-m", "server", *flags, verb]
 
 
+def counted(triton: Triton, name: str, model: str = "restormer") -> float:
+    """A counter of Triton's metrics, for one model."""
+    with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f'{name}{{model="{model}"'))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,6 +59,11 @@ def bare_repository(folder: Path) -> Path:
     """The model repository as it stands in git, without engines."""
     shutil.copytree(ROOT / "model_repository", folder, ignore=lambda path, names: _published(path, names))
     return folder
+
+
+def copied(repository: Path, folder: Path) -> Path:
+    """A model repository with its engines, for a test that changes it."""
+    return Path(shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("__pycache__")))
 
 
 def _published(path: str, names: list[str]) -> list[str]:

@@ -7,7 +7,8 @@ EnhanceError                 base of them all
     InvalidTensor            `core`: the tensor is not what the model takes
   Overloaded                 a queue is full; ``retry_after`` is the hint in seconds; never retried by this client
   DeadlineExceeded           no answer within the timeout
-  ServerUnavailable          nobody answers at this address; the one kind that is retried, within the deadline
+  ServerUnavailable          nobody answers at this address, the connection broke, or the server is starting or
+                             stopping: nothing was done; the one kind that is retried, within the deadline
   ModelNotReady              the server is there, the model is not
   AccessDenied               the server wants a token, a header or a certificate it did not get
   ServerError                the server failed on its own account, or answered what makes no sense
@@ -60,7 +61,7 @@ class DeadlineExceeded(EnhanceError):
 
 
 class ServerUnavailable(EnhanceError):
-    """Nobody answers at this address, or the connection broke."""
+    """Nobody answers at this address, the connection broke, or the server is starting or stopping."""
 
 
 class ModelNotReady(EnhanceError):
@@ -89,10 +90,12 @@ _ENSEMBLE = "in ensemble '"
 _TRITONS_OWN = "[request id: "
 #: How our models word a bad option.
 _OPTION = ("unknown parameter", "it has to be")
+#: How Triton says that it has no versions of a model now: between start and ready, and while it shuts down.
+_PASSING = "has no available versions"
 #: UNAVAILABLE that Triton means, and what it means by it; every other UNAVAILABLE is the connection's.
 _TRITONS_UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("xceeds maximum queue size", Overloaded),
-    ("timeout expired", DeadlineExceeded),
+    ("timeout expired", Overloaded),  # waited longer than the queue's policy allows; our own deadline comes as gRPC's
     ("unknown model", ModelNotReady),
     ("is not ready", ModelNotReady),
     ("not at ready state", ModelNotReady),
@@ -108,7 +111,7 @@ _BY_STATUS: dict[str, type[EnhanceError]] = {
 _SENTENCES: dict[type[EnhanceError], str] = {
     Overloaded: "{url} is overloaded: {said}",
     DeadlineExceeded: "{url} did not answer in time",
-    ServerUnavailable: "no server answers at {url}: is it running? ({said})",
+    ServerUnavailable: "no server at {url} that is ready: is it running? ({said})",
     ModelNotReady: "{url} does not serve {model!r}: {said}",
     AccessDenied: "{url} refuses: {said}",
     ServerError: "{url}: {said}",
@@ -126,6 +129,8 @@ def error_from_failure(failure: Failure, *, url: str, model: str | None, attempt
 
 
 def _kind(status: str, said: str) -> type[EnhanceError]:
+    if _PASSING in said:
+        return ServerUnavailable
     if status == "UNAVAILABLE":
         return next((kind for words, kind in _TRITONS_UNAVAILABLE if words in said), ServerUnavailable)
     if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in said:

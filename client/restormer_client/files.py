@@ -26,7 +26,7 @@ class Job:
         """Whether the target is there and no older than the source."""
         try:
             return self.target.stat().st_mtime >= self.source.stat().st_mtime
-        except FileNotFoundError:
+        except OSError:
             return False
 
 

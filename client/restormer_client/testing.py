@@ -38,7 +38,7 @@ _AS_TRITON: dict[type[errors.EnhanceError], tuple[str, str]] = {
     errors.InvalidOption: ("INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x'"),
     errors.Overloaded: ("UNAVAILABLE", "in ensemble 'enhance', [request id: <id_unknown>] Exceeds maximum queue size"),
     errors.ServerUnavailable: ("UNAVAILABLE", "Socket closed"),
-    errors.ModelNotReady: ("UNAVAILABLE", "Request for unknown model: 'enhance' is not found"),
+    errors.ModelNotReady: ("NOT_FOUND", "Request for unknown model: 'enhance' is not found"),
     errors.AccessDenied: ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"),
     errors.ServerError: ("INTERNAL", "in ensemble 'enhance', Stub process 'postprocess_0_0' is not healthy."),
 }

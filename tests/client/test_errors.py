@@ -1,48 +1,78 @@
-"""Triton's errors become ours at one gate."""
+"""gRPC's and Triton's errors become ours at one gate."""
 
+import inspect
 import pickle
 
 import pytest
-from restormer_client import (
+from restormer_client import errors
+from restormer_client.errors import (
+    AccessDenied,
     DeadlineExceeded,
     EnhanceError,
+    Failure,
     InvalidOption,
     InvalidPhotograph,
+    InvalidRequest,
+    ModelNotReady,
     Overloaded,
+    ServerError,
     ServerUnavailable,
+    error_from_failure,
 )
-from restormer_client.errors import error_from_triton
-from tritonclient.utils import InferenceServerException
+
+#: Words of a real Triton 2.51 and of gRPC 1.85, and what they are.
+SAID = [
+    ("INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph", InvalidPhotograph),
+    ("INVALID_ARGUMENT", "the photograph is empty (0 bytes)", InvalidPhotograph),
+    ("INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x': the", InvalidOption),
+    ("INVALID_ARGUMENT", "in ensemble 'enhance_tiled', strength is '2': it has to be a number", InvalidOption),
+    ("INVALID_ARGUMENT", "[request id: 1] unexpected shape for input 'IMAGE'", InvalidRequest),
+    ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (6 vs. 4)", InvalidRequest),
+    ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
+    ("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: Connection refused", ServerUnavailable),
+    ("UNAVAILABLE", "Stream removed (Socket closed (GOAWAY received; Error code: 0))", ServerUnavailable),
+    (
+        "UNAVAILABLE",
+        "[request id: <id_unknown>] Server is stopping, scheduler for model has stopped",
+        ServerUnavailable,
+    ),
+    ("NOT_FOUND", "Request for unknown model: 'enhance' has no available versions", ServerUnavailable),
+    ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Overloaded),
+    ("UNAVAILABLE", "in ensemble 'enhance', [request id: <id_unknown>] Request timeout expired", Overloaded),
+    ("UNAVAILABLE", "in ensemble 'enhance_tiled', enhance_tiled: Exceeds maximum queue size", Overloaded),
+    ("NOT_FOUND", "Request for unknown model: 'enhance' is not found", ModelNotReady),
+    ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-k'", AccessDenied),
+    ("UNAUTHENTICATED", "no token", AccessDenied),
+    ("INTERNAL", "Stub process 'postprocess_0_0' is not healthy.", ServerError),
+    ("UNKNOWN", "what?", ServerError),
+]
 
 
-@pytest.mark.parametrize(
-    ("status", "message", "kind"),
-    [
-        ("StatusCode.INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph", InvalidPhotograph),
-        ("StatusCode.INVALID_ARGUMENT", "the photograph is empty (0 bytes)", InvalidPhotograph),
-        ("StatusCode.INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x': the", InvalidOption),
-        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
-        ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ServerUnavailable),
-        ("StatusCode.UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Overloaded),
-        ("StatusCode.UNAVAILABLE", "Request for unknown model: 'enhance' is not found", EnhanceError),
-        ("StatusCode.INVALID_ARGUMENT", "[request id: 1] unexpected shape for input 'IMAGE'", EnhanceError),
-        ("StatusCode.INTERNAL", "Stub process is unhealthy", EnhanceError),
-        (None, "no status at all", EnhanceError),
-    ],
-)
-def test_each_error_has_its_name(status, message, kind):
-    error = error_from_triton(InferenceServerException(message, status), "host:1")
+@pytest.mark.parametrize(("status", "said", "kind"), SAID)
+def test_each_error_has_its_name(status, said, kind):
+    error = error_from_failure(Failure(status, said), url="host:1", model="enhance", attempts=3)
     assert type(error) is kind
-    assert error.status == (status.removeprefix("StatusCode.") if status else None)
+    assert (error.status, error.model, error.attempts) == (status, "enhance", 3)
+    assert "in ensemble" not in str(error)
 
 
-def test_the_ensembles_own_words_are_left_out():
-    error = error_from_triton(
-        InferenceServerException("in ensemble 'enhance', the photograph is empty", "StatusCode.INVALID_ARGUMENT"), "h:1"
-    )
-    assert str(error) == "the photograph is empty"
+def tree(kind, depth=0):
+    yield f"{'  ' * depth}{kind.__name__}"
+    for child in kind.__subclasses__():
+        yield from tree(child, depth + 1)
 
 
-def test_errors_pickle():
-    error = pickle.loads(pickle.dumps(InvalidPhotograph("bad", "INVALID_ARGUMENT")))
-    assert (type(error), str(error), error.status) == (InvalidPhotograph, "bad", "INVALID_ARGUMENT")
+def test_the_docstring_shows_the_whole_tree():
+    lines = inspect.getdoc(errors).splitlines()
+    shown = [line[:27].rstrip() for line in lines if line[:27].strip().isalpha() and "  " in line]
+    assert shown == list(tree(EnhanceError))
+
+
+@pytest.mark.parametrize("kind", [name.strip() for name in tree(EnhanceError)])
+def test_errors_pickle(kind):
+    error = getattr(errors, kind)("bad", status="INTERNAL", model="m", attempts=2)
+    if kind == "Overloaded":
+        error.retry_after = 7.5
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))

@@ -1,0 +1,17 @@
+"""A fake Triton for what needs answers on demand; the real one is in tests/conftest.py."""
+
+import pytest
+from restormer_client import Enhancer
+from restormer_client.testing import FakeTriton
+
+
+@pytest.fixture
+def fake():
+    with FakeTriton() as triton:
+        yield triton
+
+
+@pytest.fixture
+def enhancer(fake):
+    with Enhancer(fake.url) as enhancer:
+        yield enhancer
