@@ -37,7 +37,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test fuzz benchmark-runtimes benchmark-transfer \
-	benchmark-imaging benchmark-int8 lint format lock clean check-python
+	benchmark-imaging benchmark-client benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -136,6 +136,10 @@ benchmark-transfer: $(ENVS)/build-ours.done  ## Ways to full resolution: the tra
 
 benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around the network: time, memory, growth with its size
 	@$(BUILD) -m benchmarks.imaging $(if $(RECORD),--record "$(RECORD)")
+
+benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
+	@$(BUILD) -m benchmarks.client --server-python $(SERVER) --repository "$(REPOSITORY)" \
+		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"

@@ -1,7 +1,7 @@
-"""Prints the figures of docs/photographs.md from the recorded results (``python -m benchmarks.table``).
+"""Prints the measured figures of the pages from the recorded results (``python -m benchmarks.table``).
 
-The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging`` and
-``make fuzz``, each with ``RECORD=…``.
+The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
+``make benchmark-client`` and ``make fuzz``, each with ``RECORD=…``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.client import LARGE, LONG
 from benchmarks.imaging import GPU_RATE, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
@@ -79,11 +80,54 @@ def fuzz_table() -> str:
     return "\n".join(lines)
 
 
+def client_tables() -> str:
+    """What `make benchmark-client` found: throughput, then a call by itself, then the rest."""
+    found = _document("client")
+    lines = [
+        f"| photographs a second, {found['in_flight']} in flight | `identity`, {LARGE / 1e6:.0f} MB | least–most "
+        "| of perf_analyzer | `enhance` | least–most | of perf_analyzer |",
+        "|---" * 7 + "|",
+    ]
+    for name in found["identity"]:
+        cells = []
+        for model in ("identity", "enhance"):
+            row = found[model][name]
+            cells += [f"{row['photographs_a_second']:.1f}", f"{row['least']:.1f}–{row['most']:.1f}"]
+            cells.append(f"{row['of_perf_analyzer']:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    sizes = list(found["one_at_a_time"])
+    lines += [
+        "",
+        "| one at a time, µs a call | " + " | ".join(f"overhead, {int(s):,} bytes | CPU" for s in sizes) + " |",
+        "|---" * (1 + 2 * len(sizes)) + "|",
+    ]
+    for name in found["one_at_a_time"][sizes[0]]:
+        cells = []
+        for size in sizes:
+            row = found["one_at_a_time"][size][name]
+            cells += [f"{row['overhead_us']:,.0f}", f"{row['cpu_us']:,.0f}" if "cpu_us" in row else "–"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    long, deadline, start = found["long"], found["deadline"], found["start"]
+    lines += [
+        "",
+        "- Held at the peak of a call, beside the photograph itself: "
+        + ", ".join(f"{name} {row['photographs_held']:.1f} photographs" for name, row in found["held"].items())
+        + ".",
+        f"- A `map` over {LONG:,} photographs: {long['after_a_tenth_mib']:.0f} MiB after a tenth of them, "
+        f"{long['after_all_mib']:.0f} MiB after all.",
+        f"- A deadline of 200 ms on a server that takes longer is overrun by {deadline['median_ms']:.1f} ms at the "
+        f"median, {deadline['most_ms']:.1f} ms at most ({deadline['calls']} calls).",
+        f"- `import restormer_client` takes {start['import_ms']:.0f} ms; the first call imports gRPC and protobuf, "
+        f"{start['first_call_imports_ms']:.0f} ms.",
+    ]
+    return "\n".join(lines)
+
+
 def _document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
 
 
 if __name__ == "__main__":
-    for made in (transfer_table, cost_table, cost_sentences, fuzz_table):
+    for made in (transfer_table, cost_table, cost_sentences, fuzz_table, client_tables):
         print(made(), end="\n\n")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +10,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from benchmarks.ports import free_port
 from export.build import Request, build
+
+__all__ = ["ROOT", "SERVER_PYTHON", "Triton", "bare_repository", "copied", "counted", "free_port", "server_command"]
 
 ROOT = Path(__file__).parents[1]
 SERVER_PYTHON = ROOT / ".envs/server/bin/python"
@@ -47,12 +49,6 @@ def counted(triton: Triton, name: str, model: str = "restormer") -> float:
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(f'{name}{{model="{model}"'))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def bare_repository(folder: Path) -> Path:

@@ -91,6 +91,10 @@ def test_the_figures_of_the_photographs_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
 
 
+def test_the_figures_of_the_clients_readme_are_the_measured_ones():
+    assert figures.client_tables() in (ROOT / "client/README.md").read_text(encoding="utf-8")
+
+
 def test_ci_calls_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make test" in shell_commands()

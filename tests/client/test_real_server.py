@@ -29,6 +29,7 @@ from restormer_client import (
     files,
     folder,
 )
+from restormer_client.calls import Deadline
 from restormer_client.testing import FakeTriton
 from tritonclient.grpc import model_config_pb2
 
@@ -140,16 +141,13 @@ def test_other_processes(enhancer, method):
 
 def raw(url, photo=PHOTO, model="enhance", **parameters):
     """Status and words of a failure, as gRPC gave them."""
-    with Enhancer(url) as enhancer, pytest.raises(EnhanceError) as caught:
-        flow = enhancer._calls._enhance(photo, model, parameters, 1, _Forever())
-        enhancer._run(flow)
-    assert isinstance(caught.value.__cause__, grpc.RpcError)
-    return caught.value.__cause__.code(), caught.value.__cause__.details().split(":")[0]
-
-
-class _Forever:
-    def left(self):
-        return 100.0
+    with Enhancer(url) as enhancer:
+        flow = enhancer._calls._enhance(photo, model, parameters, 1, Deadline(100))
+        with pytest.raises(EnhanceError) as caught:
+            enhancer._run(flow)
+    failed = caught.value.__cause__
+    assert isinstance(failed, grpc.RpcError)
+    return failed.code(), failed.details().split(":")[0]
 
 
 def test_the_fake_words_its_errors_as_the_server_does(own):

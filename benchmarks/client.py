@@ -1,0 +1,385 @@
+"""What the client costs beside NVIDIA's own load generator and plain tritonclient (``make benchmark-client``).
+
+One server of its own, and on it two models: ``enhance`` with the demo engine, where the network is what takes time, and
+``identity``, the same contract with nothing behind it and photographs of 6 MB, where nothing hides the client. The ways
+take turns, round after round, with the same photograph, the same number in flight and the same number of requests; the
+table has medians over the rounds and the spread. *Triton alone* is a calculation: photographs in flight, divided by the
+time a request spends in the server by its own counters, which is what a client that costs nothing would reach.
+
+Server and clients share the machine's cores, so what a client wastes the server lacks. *Overhead* is what a caller
+waits beyond the time in the server, one photograph at a time. *CPU* is user and system time of the client's process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import tritonclient.grpc
+from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
+
+from benchmarks.ports import free_port
+
+IN_FLIGHT = 4
+SMALL, LARGE = 1_000, 6_000_000  #: bytes
+GOAL = 0.95  #: of perf_analyzer's throughput
+LONG = 10_000  #: photographs through one `map`, for its memory
+OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "tritonclient", "perf_analyzer"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The benchmark's Triton."""
+
+    grpc_port: int
+    metrics_port: int
+    perf_analyzer: str
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def counted(self, model: str) -> tuple[float, float]:
+        """Requests so far, and the seconds they spent in the server together."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        names = ("nv_inference_request_success", "nv_inference_request_duration_us")
+        found = [re.findall(rf'^{name}{{model="{model}",.*}} (\S+)$', text, re.MULTILINE) for name in names]
+        requests, microseconds = (sum(map(float, values)) for values in found)
+        return requests, microseconds / 1e6
+
+
+@contextmanager
+def served(server_python: Path, perf_analyzer: str, repository: Path) -> Iterator[Server]:
+    """A Triton with the published models and ``identity``, for as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder, "models")
+        shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(Path(__file__).parent / "identity", models / "identity")
+        server = Server(free_port(), free_port(), perf_analyzer)
+        command = [
+            str(server_python), "-m", "server", "--repository", str(models), "--state", f"{folder}/state",
+            "--grpc-port", str(server.grpc_port), "--metrics-port", str(server.metrics_port),
+        ]  # fmt: skip
+        subprocess.run([*command, "start"], check=True)
+        try:
+            yield server
+        finally:
+            subprocess.run([*command, "stop"], check=True)
+
+
+@contextmanager
+def model_of_calls(model: str) -> Iterator[None]:
+    """The client's calls go to this model instead of ``enhance``."""
+    usual, calls.MODEL = calls.MODEL, model
+    try:
+        yield
+    finally:
+        calls.MODEL = usual
+
+
+def by_map(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+    """Seconds that `Enhancer.map` takes."""
+    with model_of_calls(model), Enhancer(server.url) as enhancer:
+        enhancer.enhance(photo)
+        started = time.perf_counter()
+        for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
+            result.unwrap()
+        return time.perf_counter() - started
+
+
+def by_async_map(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+    """Seconds that `AsyncEnhancer.map` takes."""
+
+    async def run() -> float:
+        async with AsyncEnhancer(server.url) as enhancer:
+            await enhancer.enhance(photo)
+            started = time.perf_counter()
+            async for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
+                result.unwrap()
+            return time.perf_counter() - started
+
+    with model_of_calls(model):
+        return asyncio.run(run())
+
+
+def by_tritonclient(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+    """Seconds that plain tritonclient takes, as its examples use it, from as many threads."""
+    with tritonclient.grpc.InferenceServerClient(server.url) as client:
+
+        def enhanced(_: int) -> bytes:
+            image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
+            image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
+            return bytes(client.infer(model, [image], client_timeout=30).as_numpy("ENHANCED").item())
+
+        enhanced(0)
+        with ThreadPoolExecutor(in_flight) as pool:
+            started = time.perf_counter()
+            for _ in pool.map(enhanced, range(count)):
+                pass
+            return time.perf_counter() - started
+
+
+def by_perf_analyzer(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+    """Seconds that perf_analyzer takes, from the throughput it reports."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Its base64 of a BYTES element begins with the element's length.
+        element = base64.b64encode(struct.pack("<I", len(photo)) + photo).decode()
+        data = Path(folder, "photo.json")
+        data.write_text(json.dumps({"data": [{"IMAGE": {"content": {"b64": element}, "shape": [1]}}]}))
+        done = subprocess.run(
+            [
+                server.perf_analyzer, "-m", model, "-u", server.url, "-i", "grpc", "--input-data", str(data), "-b", "1",
+                "--concurrency-range", str(in_flight), "--request-count", str(count),
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    found = re.search(r"Throughput: ([\d.]+) infer/sec", done.stdout)
+    if done.returncode or not found:
+        raise SystemExit(f"error: perf_analyzer failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return count / float(found[1])
+
+
+WAYS: dict[str, Callable[[Server, str, bytes, int, int], float]] = {
+    NVIDIA: by_perf_analyzer, OURS: by_map, ASYNC: by_async_map, PLAIN: by_tritonclient,
+}  # fmt: skip
+
+
+def throughput(server: Server, model: str, photo: bytes, count: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Photographs a second of each way, ``IN_FLIGHT`` at a time; the ways take turns."""
+    rates: dict[str, list[float]] = {name: [] for name in ("Triton alone", *WAYS)}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, way in WAYS.items():
+            progress(f"{model}: round {turn}/{rounds}, {name}")
+            before = server.counted(model)
+            rate = count / way(server, model, photo, count, IN_FLIGHT)
+            requests, seconds = (now - then for now, then in zip(server.counted(model), before, strict=True))
+            if turn:
+                rates[name].append(rate)
+            if turn and name == NVIDIA:
+                rates["Triton alone"].append(IN_FLIGHT * requests / seconds)
+    against = rates[NVIDIA]
+    return {
+        name: {
+            "photographs_a_second": statistics.median(found),
+            "least": min(found),
+            "most": max(found),
+            "of_perf_analyzer": statistics.median(ours / theirs for ours, theirs in zip(found, against, strict=True)),
+        }
+        for name, found in rates.items()
+    }
+
+
+def overhead(server: Server, photo: bytes, count: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds a call, one at a time: beyond the time in the server, and of the client's CPU."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (NVIDIA, OURS, PLAIN)}
+    for turn in range(rounds + 1):
+        for name, measured in found.items():
+            progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
+            before, cpu = server.counted("identity"), cpu_seconds()
+            wall = WAYS[name](server, "identity", photo, count, 1) / count
+            spent = cpu_seconds() - cpu
+            requests, seconds = (now - then for now, then in zip(server.counted("identity"), before, strict=True))
+            if turn:
+                measured.append((wall - seconds / requests, spent / requests))
+    return {
+        name: {
+            "overhead_us": statistics.median(each[0] for each in measured) * 1e6,
+            **({} if name == NVIDIA else {"cpu_us": statistics.median(each[1] for each in measured) * 1e6}),
+        }
+        for name, measured in found.items()
+    }
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def held(server_url: str, way: str) -> dict[str, float]:
+    """Bytes held at the peak of one call with 64 MB, in photographs; the photograph itself was held before.
+
+    In a process of its own: the high-water mark is the process's.
+    """
+    photo = os.urandom(64_000_000)
+    server = Server(int(server_url.rsplit(":", 1)[1]), 0, "")
+    WAYS[way](server, "identity", photo[:SMALL], 3, 1)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmHWM")
+    with_one_call = {OURS: one_of_ours, PLAIN: one_of_tritonclient}[way]
+    with_one_call(server.url, photo)
+    return {"photographs_held": (memory("VmHWM") - before) / len(photo)}
+
+
+def one_of_ours(url: str, photo: bytes) -> None:
+    with model_of_calls("identity"), Enhancer(url) as enhancer:
+        enhancer.enhance(photo)
+
+
+def one_of_tritonclient(url: str, photo: bytes) -> None:
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
+        client.infer("identity", [image], client_timeout=30).as_numpy("ENHANCED").item()
+
+
+def long_map(server_url: str) -> dict[str, float]:
+    """MiB of this process after a tenth of ``LONG`` photographs, and after all. The photographs are made as they are
+    sent, so none is there twice."""
+    photographs = (number.to_bytes(8, "little") * 12_500 for number in range(LONG))  # 100 kB each
+    with model_of_calls("identity"), Enhancer(server_url) as enhancer:
+        for result in enhancer.map(photographs, max_in_flight=16):
+            result.unwrap()
+            if result.index == LONG // 10:
+                tenth = memory("VmRSS")
+    return {"after_a_tenth_mib": tenth / 2**20, "after_all_mib": memory("VmRSS") / 2**20}
+
+
+def memory(what: str) -> float:
+    """Bytes of this process, by its line in /proc."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def late(server: Server, times: int) -> dict[str, float]:
+    """Milliseconds by which a deadline of 200 ms is overrun on a server that takes longer."""
+    photo = Path("demo/photos/reading-corner.jpg").read_bytes()
+    overrun = []
+    with Enhancer(server.url) as enhancer:
+        enhancer.enhance(photo, timeout=120)
+        for _ in range(times):
+            started = time.perf_counter()
+            try:
+                enhancer.enhance(photo, tiled=True, timeout=0.2)
+            except DeadlineExceeded:
+                overrun.append((time.perf_counter() - started - 0.2) * 1e3)
+    return {"median_ms": statistics.median(overrun), "most_ms": max(overrun), "calls": len(overrun)}
+
+
+def first_moments() -> dict[str, float]:
+    """Milliseconds of ``import restormer_client`` beyond an empty Python, and of what the first call imports."""
+    programs = {
+        "empty": "pass",
+        "import": "import restormer_client",
+        "first_call": "import restormer_client, grpc; from restormer_client import wire; wire.messages()",
+    }
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(7):
+        for name, program in programs.items():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", program], check=True)
+            taken[name].append((time.perf_counter() - started) * 1e3)
+    empty, imported, first = (statistics.median(taken[name]) for name in programs)
+    return {"import_ms": imported - empty, "first_call_imports_ms": first - imported}
+
+
+PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_map}
+
+
+def in_a_process(part: str, *arguments: str) -> dict[str, float]:
+    """A part whose memory is measured, alone in a process."""
+    progress(f"{part} {' '.join(arguments[1:])}")
+    command = [sys.executable, "-m", "benchmarks.client", "--part", part, *arguments]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def progress(line: str) -> None:
+    print(f"\r\033[K  {line}" if sys.stderr.isatty() else f"  {line}", end="", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def report(server: Server, rounds: int) -> dict[str, object]:
+    """Everything, as the JSON line has it."""
+    photo, noise = Path("demo/photos/coffee-table.jpg").read_bytes(), os.urandom(LARGE)
+    return {
+        "in_flight": IN_FLIGHT,
+        "cores": len(os.sched_getaffinity(0)),
+        "identity": throughput(server, "identity", noise, 150, rounds),
+        "enhance": throughput(server, "enhance", photo, 24, max(3, rounds // 2)),
+        "one_at_a_time": {
+            str(size): overhead(server, noise[:size], count, rounds) for size, count in ((SMALL, 400), (LARGE, 40))
+        },
+        "held": {way: in_a_process("held", server.url, way) for way in (OURS, PLAIN)},
+        "long": in_a_process("long", server.url),
+        "deadline": late(server, 20),
+        "start": first_moments(),
+    }
+
+
+def lines(found: dict) -> list[str]:
+    """The table."""
+    made = []
+    for model, payload in (("identity", f"{LARGE / 1e6:.0f} MB"), ("enhance", "demo/photos/coffee-table.jpg")):
+        made.append(f"{model}, {payload}, {found['in_flight']} in flight: photographs a second")
+        for name, row in found[model].items():
+            made.append(
+                f"  {name:<28} {row['photographs_a_second']:8.2f}  ({row['least']:.2f}–{row['most']:.2f})"
+                f"  {row['of_perf_analyzer']:6.3f} of perf_analyzer"
+            )
+        ratio = found[model][OURS]["of_perf_analyzer"]
+        made.append(f"  goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'} ({ratio:.3f})")
+    for size, rows in found["one_at_a_time"].items():
+        made.append(f"one at a time, {int(size):,} bytes: microseconds a call beyond the server's own, and of CPU")
+        for name, row in rows.items():
+            cpu = f"{row['cpu_us']:8.0f}" if "cpu_us" in row else "       –"
+            made.append(f"  {name:<28} {row['overhead_us']:8.0f} {cpu}")
+    made += [f"held at the peak of a call: {name} {row['photographs_held']:.1f}" for name, row in found["held"].items()]
+    long, deadline, start = found["long"], found["deadline"], found["start"]
+    made += [
+        f"memory of a map over {LONG:,}: {long['after_a_tenth_mib']:.0f} MiB after a tenth, "
+        f"{long['after_all_mib']:.0f} after all",
+        f"a deadline of 200 ms is overrun by {deadline['median_ms']:.1f} ms (median), {deadline['most_ms']:.1f} (most)",
+        f"import {start['import_ms']:.0f} ms, imports of the first call {start['first_call_imports_ms']:.0f} ms",
+    ]
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server-python", type=Path, help="interpreter of the server's environment")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
+        return
+    if shutil.which(arguments.perf_analyzer) is None:
+        raise SystemExit(f"error: {arguments.perf_analyzer} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
+    try:
+        with served(arguments.server_python, arguments.perf_analyzer, arguments.repository) as server:
+            found = report(server, arguments.rounds)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode) from None  # the server has said why
+    print("\n".join(lines(found)))
+    if arguments.record:
+        arguments.record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
