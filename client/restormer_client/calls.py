@@ -109,7 +109,7 @@ class Deadline:
     """A point in time, ``seconds`` from now."""
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
+        if not 0 < seconds < float("inf"):
             raise ValueError(f"timeout is {seconds!r}: it has to be a number of seconds above 0")
         self._end = time.monotonic() + seconds
 

@@ -202,7 +202,7 @@ def test_status(fake, run, capsys):
     assert "enhances (Triton 0.0.0 (fake)" in capsys.readouterr().out
     assert [request.priority for request in fake.requests] == [1]
     fake.missing = {"enhance", "restormer"}
-    code, said = run("status", "--wait", "0.5")
+    code, said = run("status", "--wait", "3")
     assert code == 1
     assert "'restormer' is not ready" in said
 

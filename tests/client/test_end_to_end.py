@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,24 +237,34 @@ def readme_blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "client/README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_python_of_the_clients_readme_runs(tmp_path, triton, monkeypatch):
+@pytest.fixture
+def readers_folder(tmp_path, monkeypatch):
+    """The files that the README's examples speak of."""
+    for name in ("before.jpg", "photos/one.jpg", "photos/two.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(pixels(48, 64)))
+    (tmp_path / "enhanced").mkdir()
     monkeypatch.chdir(tmp_path)
-    Path("before.jpg").write_bytes(encoded(pixels(48, 64)))
+    return tmp_path
+
+
+def test_the_python_of_the_clients_readme_runs(readers_folder, triton):
     made = {}
     for block in readme_blocks("python"):
         exec(compile(block.replace("127.0.0.1:8001", triton.url), "README", "exec"), made)
-    assert opened(Path("after.jpg").read_bytes()).size == (64, 48)
+    assert opened((readers_folder / "after.jpg").read_bytes()).size == (64, 48)
     assert (opened(made["small"]).format, opened(made["small"]).size) == ("WEBP", (512, 384))
+    assert sorted(path.name for path in (readers_folder / "enhanced").iterdir()) == ["one.jpg", "two.jpg"]
+    assert made["restored"].shape == (2, 3, 512, 512)
 
 
-def test_the_commands_of_the_clients_readme_run(tmp_path, triton, client_command):
-    (tmp_path / "before.jpg").write_bytes(encoded(pixels(48, 64)))
+def test_the_commands_of_the_clients_readme_run(readers_folder, triton, client_command):
     lines = [line.split("#")[0].split() for block in readme_blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 3
     for words in lines:
-        given = [word for word in words[1:] if word not in ("--url", "127.0.0.1:8001")]
-        subprocess.run([*client_command, *given, "--url", triton.url], cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "after.jpg").exists()
+        subprocess.run([*client_command, *words[1:], "--url", triton.url], check=True, capture_output=True)
+    left = {str(path.relative_to(readers_folder)) for path in readers_folder.rglob("*") if path.is_file()}
+    assert {"after.jpg", "small.webp", "out/one.jpg", "out/two.jpg", "failures.csv"} < left
 
 
 def test_an_answer_from_another_model_is_not_mistaken_for_ours(triton, monkeypatch):

@@ -13,17 +13,26 @@ from restormer_client import AsyncEnhancer, Enhancer, InvalidPhotograph, Overloa
 from restormer_client.testing import FakeTriton
 
 
-def mapped(url, asynchronous, photos, **options):
-    """All results of either client."""
-    if not asynchronous:
-        with Enhancer(url) as enhancer:
-            return list(enhancer.map(photos, **options))
+def mapped(url, asynchronous, photos, *, seen=lambda result: None, **options):
+    """All results of either client; ``seen`` is called with each as it comes."""
+    results = []
 
-    async def collected():
+    def keep(result):
+        results.append(result)
+        seen(result)
+
+    async def collect():
         async with AsyncEnhancer(url) as enhancer:
-            return [result async for result in enhancer.map(photos, **options)]
+            async for result in enhancer.map(photos, **options):
+                keep(result)
 
-    return asyncio.run(collected())
+    if asynchronous:
+        asyncio.run(collect())
+    else:
+        with Enhancer(url) as enhancer:
+            for result in enhancer.map(photos, **options):
+                keep(result)
+    return results
 
 
 both = pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])
@@ -114,15 +123,18 @@ def test_unordered_results_do_not_wait_for_a_slow_head(fake, asynchronous):
 
     def slow(request):
         if request.photo == b"0":
-            release.wait(20)
-        elif request.photo == b"5":
-            release.set()
+            release.wait(25)
         return request.photo
+
+    def seen(result):
+        if result.photo == b"5":
+            release.set()
 
     fake.answers.extend([slow] * 6)
     photos = [b"%d" % number for number in range(6)]
-    results = mapped(fake.url, asynchronous, photos, max_in_flight=2, ordered=False)
+    results = mapped(fake.url, asynchronous, photos, seen=seen, max_in_flight=2, ordered=False)
     assert results[-1].photo == b"0"
+    assert results[-1].enhanced == b"0"
 
 
 @both
