@@ -15,11 +15,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server import preflight
+from server import machine, preflight, served
 from server.errors import ServerError
 from server.settings import Settings, libpython_folder
 
-STOP_SECONDS = 20.0  #: longer than Triton's own exit timeout
+STOP_SECONDS = 5.0  #: what Triton gets on top of its own exit timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
         if server := running(settings):
             raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): make stop")
         engine = preflight.check(settings)
-        assemble_backends(settings)
+        command = prepare(settings)
         with settings.log.open("wb") as log:
             triton = subprocess.Popen(
-                settings.flags(), env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         server = Running(pid=triton.pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
@@ -59,9 +59,24 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
 def run(settings: Settings) -> None:
     """Becomes Triton: for containers and supervisors, which want the process itself. Does not return."""
     preflight.check(settings)
-    settings.state.mkdir(parents=True, exist_ok=True)
-    assemble_backends(settings)
-    os.execve(settings.binary, settings.flags(), environment(settings))
+    os.execve(settings.binary, prepare(settings), environment(settings))
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Puts into the state folder what Triton is given, and returns its command line."""
+    served.assemble(settings)
+    if not settings.triton:
+        assemble_backends(settings)
+    known = machine.options(settings.binary, environment(settings))
+    return settings.flags(preflight.admin_key(settings), known)
+
+
+def refresh(settings: Settings) -> None:
+    """Makes the served copy anew under a running server, which loads it when told (``--control=explicit``)."""
+    if not running(settings):
+        raise ServerError(f"no server is running (state in {settings.state}): make serve")
+    preflight.check_engines(settings.repository, preflight.served_on(settings), settings.versions)
+    served.assemble(settings)
 
 
 def stop(settings: Settings) -> bool:
@@ -69,7 +84,7 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server:
         _signal(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + settings.exit_timeout + STOP_SECONDS
         while running(settings) and time.monotonic() < deadline:
             _reap(server.pid)
             time.sleep(0.1)
@@ -94,15 +109,18 @@ def running(settings: Settings) -> Running | None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Triton's environment: its bundled libraries, our libpython, and this interpreter first on PATH.
+    """Triton's environment: this interpreter first on PATH, and for the wheel its libraries and our libpython.
 
     The stub ignores PYTHONPATH and PYTHONHOME; it takes the environment whose ``bin`` is first on PATH.
     """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if settings.triton:
+        return {**os.environ, "PATH": path}
     libraries = [settings.wheel.absolute() / "nvidia_pytriton.libs", libpython_folder()]
     return {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": path,
     }
 
 
