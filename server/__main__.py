@@ -2,7 +2,8 @@
 
 ``preflight`` prints what a start would look at, as a table, and fails if something stands in the way. ``run`` becomes
 Triton, for containers. ``status`` prints the running server as one JSON line. ``refresh`` makes the served copy anew for
-a server that loads models when told; ``check-python`` says whether this Python can run the local server at all.
+a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this Python
+can run the local server at all.
 
 Every flag has a variable: ``--tls-cert`` is RESTORMER_TLS_CERT. A flag given wins.
 """
@@ -18,7 +19,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from server import preflight, process
+from server import health, preflight, process
 from server.errors import ServerError
 from server.settings import CONTROLS, HARDWARE, Settings, libpython_folder
 
@@ -73,6 +74,11 @@ def _status(settings: Settings) -> int:
         print("not running", file=sys.stderr)
         return 1
     print(json.dumps(asdict(server)))
+    return 0
+
+
+def _health(settings: Settings) -> int:
+    health.check(settings)
     return 0
 
 
@@ -176,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _VERBS = {
     "preflight": _preflight, "start": _start, "stop": _stop, "run": _run, "status": _status, "refresh": _refresh,
-    "check-python": _check_python,
+    "health": _health, "check-python": _check_python,
 }  # fmt: skip
 
 if __name__ == "__main__":

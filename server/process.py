@@ -58,8 +58,12 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
 
 def run(settings: Settings) -> None:
     """Becomes Triton: for containers and supervisors, which want the process itself. Does not return."""
-    preflight.check(settings)
-    os.execve(settings.binary, prepare(settings), environment(settings))
+    engine = preflight.check(settings)
+    command = prepare(settings)
+    # The process id stays: `stop` and the health check find the server by it.
+    server = Running(pid=os.getpid(), url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
+    _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
+    os.execve(settings.binary, command, environment(settings))
 
 
 def prepare(settings: Settings) -> list[str]:
