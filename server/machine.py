@@ -1,4 +1,4 @@
-"""What this machine has: cores, GPUs, shared memory, TensorRT. Asked at every start, without importing anything large."""
+"""What this machine has: cores, GPUs, shared memory, TensorRT. Asked at every start, with nothing large imported."""
 
 from __future__ import annotations
 

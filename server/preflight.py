@@ -42,7 +42,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was looked at, and what was found; ``mend`` is what stands in the way and what to do."""
+    """A line of the table: what was looked at and what was found. ``mend``: what stands in the way and what to do."""
 
     what: str
     found: str
@@ -87,7 +87,9 @@ def _settings(settings: Settings) -> str:
     if settings.trace and urlsplit(settings.trace).scheme not in ("http", "https"):
         raise ServerError(f"--trace={settings.trace} is no address: http://collector:4318/v1/traces, for example")
     if settings.control == "explicit" and not settings.admin_key_file:
-        raise ServerError("--control=explicit lets whoever has the key load models: give it a key, --admin-key-file=...")
+        raise ServerError(
+            "--control=explicit lets whoever has the key load models: give it a key, --admin-key-file=..."
+        )
     if settings.http_port and settings.tls_cert and not settings.address.startswith(LOOPBACK):
         raise ServerError(
             f"Triton speaks no TLS over HTTP, and --http-port would open it on {settings.address} beside gRPC's TLS: "
@@ -236,7 +238,7 @@ def _admin_key(settings: Settings) -> str:
 
 
 def admin_key(settings: Settings) -> str:
-    """The key of the restricted groups: read from the file given, or made and put into the state folder for its owner."""
+    """The key of the restricted groups: from the file given, or a new one, put into the state folder for its owner."""
     if settings.admin_key_file:
         try:
             key = settings.admin_key_file.read_text(encoding="ascii").strip()

@@ -143,9 +143,7 @@ def assemble_backends(settings: Settings) -> None:
 
 def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) -> None:
     """Until the deep check passes: a photograph goes through ``enhance`` and comes back."""
-    client = Path(sys.executable).with_name("restormer-client")
-    check = [str(client), "check", "--url", settings.url, "--timeout", str(seconds)]
-    deep = subprocess.Popen(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deep = subprocess.Popen(deep_check(settings, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while deep.poll() is None:
         if triton.poll() is not None:
             deep.kill()
@@ -153,9 +151,23 @@ def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) 
             raise ServerError(f"Triton ended with code {triton.returncode}: {_reason(settings.log)} ({settings.log})")
         time.sleep(0.1)
     assert deep.stderr is not None
-    complaint = deep.stderr.read().strip()
+    complaint = " ".join(deep.stderr.read().split())[:400]
     if deep.returncode:
         raise ServerError(f"Triton started but does not enhance: {complaint} (its log: {settings.log})")
+
+
+def deep_check(settings: Settings, seconds: float) -> list[str]:
+    """The client's command that sends a tiny photograph through ``enhance``.
+
+    Under mutual TLS it shows the server's own certificate, which therefore has to be good for a client too.
+    """
+    command = [str(Path(sys.executable).with_name("restormer-client")), "check"]
+    command += ["--url", settings.url.replace("0.0.0.0", "127.0.0.1"), "--timeout", str(seconds)]
+    if settings.tls_cert:
+        command += ["--tls-ca", str(settings.tls_ca or settings.tls_cert)]
+    if settings.tls_ca:
+        command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
+    return command
 
 
 #: Lines of a failed start's log that tell why, the most telling kind first.
