@@ -1,8 +1,8 @@
 """A container's health: a tiny photograph through the whole pipeline, and an end for the server that can no longer do that.
 
 Triton 2.51 goes on answering "ready" after a Python process of it died, and does not start it again; and Docker marks a
-container unhealthy without replacing it. So the second failed check in a row stops the server: its container ends, and
-``restart: unless-stopped`` puts a new one in its place. A server that was never healthy is left alone: it is starting.
+container unhealthy without replacing it. So a failed check stops the server: its container ends, and ``restart:
+unless-stopped`` puts a new one in its place. A server that was never healthy is left alone: it is starting.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ from server import process
 from server.errors import ServerError
 from server.settings import Settings
 
-#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each): a queue that is full for a
-#: moment is tried again within it, so that overload alone does not fail the check.
+#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each). Within it a failure is tried
+#: again every second, so that a queue that is full for a moment does not fail the check: overload alone never ends a server.
 SECONDS = 30.0
-FAILURES = 2  #: in a row, before the server is ended
 
 
 def check(settings: Settings, *, seconds: float = SECONDS) -> None:
-    """Returns if a photograph was enhanced; raises `ServerError` if not, and the second time in a row stops the server."""
-    failures = settings.state / "failures"  # there since the server was first healthy; its length is the count
+    """Returns if a photograph was enhanced within ``seconds``; if not, stops a server that was healthy before.
+
+    Raises `ServerError` with what the last try said.
+    """
+    healthy = settings.state / "healthy"
     complaint = _complaint(settings, seconds)
     if not complaint:
-        failures.write_bytes(b"")
+        healthy.touch()
         return
-    if not failures.exists():
+    if not healthy.exists():
         raise ServerError(f"not healthy yet: {complaint}")
-    with failures.open("ab") as file:
-        file.write(b".")
-    count = failures.stat().st_size
-    if count < FAILURES:
-        raise ServerError(f"check {count} of {FAILURES} failed: {complaint}")
     process.stop(settings)
-    raise ServerError(f"check {count} of {FAILURES} failed, the server was stopped to be replaced: {complaint}")
+    raise ServerError(f"no longer healthy, and stopped to be replaced: {complaint}")
 
 
 def _complaint(settings: Settings, seconds: float) -> str:
