@@ -5,6 +5,7 @@ PACKAGE     ?= demo/package
 PRECISION   ?= fp32
 TARGET      ?= auto
 VERSION     ?= 1
+BASELINE    ?= 1
 PHOTOS      ?= demo/photos
 TRUTH       ?= demo/targets
 CALIBRATION ?= demo/calibration
@@ -36,8 +37,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test fuzz benchmark-runtimes benchmark-transfer \
-	benchmark-imaging benchmark-int8 lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-load canary fuzz benchmark-runtimes \
+	benchmark-transfer benchmark-imaging benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +124,13 @@ demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; 
 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
+
+test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
+	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
+
+canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
+	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
+		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
 
 fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process and through a running server
 	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
