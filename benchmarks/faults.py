@@ -120,6 +120,7 @@ def _server_killed(repository: Path, small: bytes) -> dict[str, Any]:
             "processes_left": left,
             "processes_gone_after": gone,
             "started_again": again.returncode == 0,
+            "processes_left_then": sum(Path(f"/proc/{pid}").exists() for pid in stubs),
             "seconds_to_start": time.monotonic() - began,
         }
 

@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload; the rest is measured half as long")
     parser.add_argument("--only", choices=("overload", "faults"), help="usually both")
-    parser.add_argument("--record", type=Path, help="file to write the figures to")
+    parser.add_argument("--record", type=Path, help="file to write the figures to; with --only the others stay in it")
     options = parser.parse_args()
     photographs = [path.read_bytes() for path in sorted(options.photos.glob("*.jpg"))]
     if not photographs:
@@ -76,7 +76,8 @@ def main() -> int:
     if options.only != "overload":
         figures["faults"] = faults.run(options.repository, photographs)
     if options.record:
-        options.record.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        kept = json.loads(options.record.read_text(encoding="utf-8")) if options.record.is_file() else {}
+        options.record.write_text(json.dumps({**kept, **figures}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))
     return int(not all(goal.met for goal in goals))
 

@@ -29,6 +29,7 @@ from tritonclient.utils import InferenceServerException
 
 SERVER_PYTHON = Path(".envs/server/bin/python")
 INTERACTIVE, BULK = 1, 2
+PAUSE = 0.2  #: seconds a worker of a closed loop takes after an answer that was none
 #: How an overload is worded: turned away at once, or after a wait.
 REJECTED, EXPIRED = "xceeds maximum queue size", "Request timeout expired"
 
@@ -149,6 +150,8 @@ async def closed_loop(
         while time.monotonic() - began < seconds:
             answers.append(await enhance(client, photographs[turn % len(photographs)], began, priority=priority))
             turn += 1
+            if answers[-1].outcome != "ok":
+                await asyncio.sleep(PAUSE)
 
     async with connected(url) as client:
         await asyncio.gather(*(work(client, offset) for offset in range(workers)))

@@ -40,6 +40,7 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
         if server := running(settings):
             raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): make stop")
         engine = preflight.check(settings)
+        end_orphans(settings)
         command = prepare(settings)
         with settings.log.open("wb") as log:
             triton = subprocess.Popen(
@@ -100,6 +101,21 @@ def stop(settings: Settings) -> bool:
             os.killpg(server.pid, signal.SIGKILL)
     _state(settings).unlink(missing_ok=True)
     return server is not None
+
+
+def end_orphans(settings: Settings) -> int:
+    """Ends the Python stubs of this state folder whose Triton was killed, and says how many there were.
+
+    They notice only after a while, and hold a network's memory until then. To be called when no server of it runs.
+    """
+    ours, ended = f"{settings.served.absolute()}/".encode(), 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            command = path.read_bytes()
+            if b"triton_python_backend_stub" in command.partition(b"\0")[0] and ours in command:
+                _signal(int(path.parent.name), signal.SIGKILL)
+                ended += 1
+    return ended
 
 
 def running(settings: Settings) -> Running | None:

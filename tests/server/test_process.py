@@ -1,12 +1,15 @@
 """The server's life: started once, told apart from strangers, stopped for good."""
 
 import json
+import os
+import signal
 import subprocess
+from pathlib import Path
 from urllib.request import urlopen
 
-from server.process import running
+from server.process import end_orphans, running
 from server.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, server_command
 
 
 def test_a_second_start_is_refused_and_the_first_lives(triton):
@@ -40,3 +43,41 @@ def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):
 def test_metrics_are_served(triton):
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         assert b"nv_inference_request_success" in answer.read()
+
+
+def stubs(state):
+    """Process ids of the Python stubs that serve from this state folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if b"python_backend_stub" in command and f"{state}/served/".encode() in command:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_after_a_killed_server_the_next_start_clears_up_and_serves(repository, tmp_path):
+    """The kernel kills Triton; its stubs stay behind for a while, each with its memory."""
+    command = server_command(
+        "start", repository=repository, state=tmp_path, grpc_port=free_port(), metrics_port=free_port()
+    )
+    subprocess.run(command, cwd=ROOT, check=True)
+    left = stubs(tmp_path)
+    assert len(left) >= 5
+    os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+        assert not set(left) & set(stubs(tmp_path))
+        assert len(stubs(tmp_path)) == len(left)
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+    assert stubs(tmp_path) == []
+
+
+def test_orphans_are_only_our_own(tmp_path, triton):
+    """Another state folder's stubs are left alone."""
+    before = stubs(triton.state)
+    assert end_orphans(Settings(state=tmp_path)) == 0
+    assert stubs(triton.state) == before
