@@ -136,6 +136,11 @@ fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process
 	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
 		--server-python $(SERVER) -- $(SERVER_FLAGS)
 
+test-docker: TARGET = cpu
+test-docker: setup $(ENVS)/dev.done engine  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
+	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
+	@$(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
+
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
 
