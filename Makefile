@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-load canary fuzz benchmark-runtimes \
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
 	benchmark-transfer benchmark-imaging benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
@@ -140,6 +140,9 @@ test-docker: TARGET = cpu
 test-docker: setup $(ENVS)/dev.done engine  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
 	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
 	@$(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
+
+verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
+	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
