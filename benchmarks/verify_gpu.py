@@ -1,8 +1,8 @@
 """Runs docs/gpu-checklist.md on a host with a GPU, and writes one JSON object with every figure (``make verify-gpu``).
 
-Nothing is judged by thresholds of its own here: a step has passed when its command has, and the commands carry their own
-gates (`make engine` its fidelity, the client its answer). A step that fails does not keep the others from being tried. Not
-run on a GPU yet.
+Nothing is judged by thresholds of its own here: a step has passed when its command has, and the commands carry their
+own gates (`make engine` its fidelity, the client its answer). A step that fails does not keep the others from being
+tried. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ PRECISIONS = (
     "bf16",
     "int8",
 )  # versions 1 to 5; the highest is served, so fp16 is built last again
+KEY = "docker/secrets/admin-key"
+ENHANCE = "restormer-client enhance demo/photos/balcony.jpg"
 QUERY = "name,compute_cap,driver_version,memory.total"
 
 
@@ -61,12 +63,12 @@ def steps() -> list[Step]:
         *building,
         *only_fp16,
         Step("preflight", "docker compose run --rm triton preflight", str.splitlines),
-        Step("a key for perf_analyzer", "test -s docker/secrets/admin-key || openssl rand -hex 24 > docker/secrets/admin-key"),
+        Step("a key for perf_analyzer", f"test -s {KEY} || openssl rand -hex 24 > {KEY}"),
         Step("up and healthy", "RESTORMER_ADMIN_KEY_FILE=/run/secrets/admin-key docker compose up -d --wait triton"),
-        Step("enhance", "restormer-client enhance demo/photos/balcony.jpg out/gpu.jpg --timeout 120"),
-        Step("enhance_tiled", "restormer-client enhance demo/photos/balcony.jpg out/gpu-tiled.jpg --tiled --timeout 120"),
+        Step("enhance", f"{ENHANCE} out/gpu.jpg --timeout 120"),
+        Step("enhance_tiled", f"{ENHANCE} out/gpu-tiled.jpg --tiled --timeout 120"),
         Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", gpu_metrics),
-        Step("load", "python docker/perf.py --key-file docker/secrets/admin-key -- --concurrency-range 1:64:9 -f out/perf.csv", sweep),
+        Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", sweep),
         Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", batches),
         Step("down", "docker compose down"),
     ]  # fmt: skip

@@ -3,8 +3,8 @@
     docker compose run --rm perf                                    inside the compose network, against `triton`
     python docker/perf.py --url 127.0.0.1:8001 --photographs demo/photos -- --concurrency-range 1:8
 
-What follows ``--`` goes to perf_analyzer as it is. It asks for statistics, which are closed to everybody without the key:
-``--key-file``, the file that the server was given as RESTORMER_ADMIN_KEY_FILE. Standard library only.
+What follows ``--`` goes to perf_analyzer as it is. It asks for statistics, which are closed to everybody without the
+key: ``--key-file``, the file that the server was given as RESTORMER_ADMIN_KEY_FILE. Standard library only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main(arguments: list[str]) -> int:
     try:
         os.execvp(command[0], [*command, *(rest or RANGE)])
     except FileNotFoundError:
-        print("error: perf_analyzer is not on PATH: pip install perf-analyzer, or docker compose run --rm perf", file=sys.stderr)
+        print(
+            "error: perf_analyzer is not on PATH: pip install perf-analyzer, or docker compose run --rm perf",
+            file=sys.stderr,
+        )
     return 1
 
 

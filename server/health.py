@@ -41,7 +41,11 @@ def _complaint(settings: Settings, seconds: float) -> str:
     while True:
         left = max(deadline - time.monotonic(), 1.0)
         tried = subprocess.run(
-            process.deep_check(settings, left), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+            process.deep_check(settings, left),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
         if tried.returncode == 0:
             return ""

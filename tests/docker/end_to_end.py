@@ -1,8 +1,8 @@
 """The containers, really: a clean clone is built, started, asked, watched, hurt and stopped (``make test-docker``).
 
-Needs a Docker engine with compose v2, the base image python:3.11-slim-bookworm (or CPU_BASE=another), promtool for nothing,
-and an engine published for the CPU. Where prom/prometheus cannot be pulled, Debian's Prometheus stands in for it. ``RECORD=file``
-writes how large the image is and why, and how long a dead Python process went unanswered.
+Needs a Docker engine with compose v2, the base image python:3.11-slim-bookworm (or CPU_BASE=another) and an engine
+published for the CPU. Where prom/prometheus cannot be pulled, Debian's Prometheus stands in for it. ``RECORD=file``
+writes how large the image is and why, and how long it took until a new server answered after a Python process had died.
 """
 
 import json
@@ -65,7 +65,9 @@ def eventually(wanted, seconds, what):
     """Waits for ``wanted()`` to be true, and says what was waited for when it is not."""
     deadline = time.monotonic() + seconds
     while not (found := wanted()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s\n{docker('logs', '--tail', 40, CONTAINER, check=False)}"
+        assert time.monotonic() < deadline, (
+            f"{what}: not within {seconds:.0f} s\n{docker('logs', '--tail', 40, CONTAINER, check=False)}"
+        )
         time.sleep(1)
     return found
 
@@ -75,10 +77,14 @@ def clone(tmp_path_factory):
     """What is committed, and the engine of this working tree: engines are built, not committed."""
     folder = tmp_path_factory.mktemp("clone") / "restormer-triton"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    published = [p for p in (ROOT / "model_repository/restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()]
+    published = [
+        p for p in (ROOT / "model_repository/restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()
+    ]
     assert published, "no engine for the CPU is published: make engine PRECISION=fp32 TARGET=cpu"
     engine = max(published, key=lambda path: int(path.name))
-    shutil.copytree(engine, folder / "model_repository/restormer" / engine.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        engine, folder / "model_repository/restormer" / engine.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
     # The folders above belong to whoever runs the tests; the container's user only reads.
     for path in (folder, *folder.parents[:2]):
         path.chmod(0o755)
@@ -94,9 +100,22 @@ def ports():
 def compose(clone, ports):
     """``docker compose`` as a user calls it in the clone; everything is taken down at the end."""
     environment = {**os.environ, "COMPOSE_PROJECT_NAME": PROJECT, **{name: str(port) for name, port in ports.items()}}
-    if docker("image", "inspect", PROMETHEUS, check=False).returncode and docker("pull", PROMETHEUS, check=False).returncode:
+    if (
+        docker("image", "inspect", PROMETHEUS, check=False).returncode
+        and docker("pull", PROMETHEUS, check=False).returncode
+    ):
         stand_in = "restormer-test-prometheus:2"
-        docker("build", "-q", "-t", stand_in, "--build-arg", f"BASE={BASE}", "-f", ROOT / "tests/docker/prometheus.Dockerfile", ROOT / "tests/docker")
+        docker(
+            "build",
+            "-q",
+            "-t",
+            stand_in,
+            "--build-arg",
+            f"BASE={BASE}",
+            "-f",
+            ROOT / "tests/docker/prometheus.Dockerfile",
+            ROOT / "tests/docker",
+        )
         environment["PROMETHEUS_IMAGE"] = stand_in
 
     def call(*arguments, **options):
@@ -120,7 +139,16 @@ def server(compose):
 
 
 def enhance(client_command, ports, output):
-    asked = [*client_command, "enhance", str(PHOTOGRAPH), str(output), "--url", f"127.0.0.1:{ports['GRPC_PORT']}", "--timeout", "60"]
+    asked = [
+        *client_command,
+        "enhance",
+        str(PHOTOGRAPH),
+        str(output),
+        "--url",
+        f"127.0.0.1:{ports['GRPC_PORT']}",
+        "--timeout",
+        "60",
+    ]
     return subprocess.run(asked, check=False, capture_output=True, text=True)
 
 
@@ -149,7 +177,9 @@ def test_a_process_inside_may_do_nothing_but_serve(server):
 
 def test_metrics_are_scraped_and_not_published(server, ports, client_command, tmp_path):
     def asked(query):
-        with urlopen(f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?{urlencode({'query': query})}", timeout=5) as answer:
+        with urlopen(
+            f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?{urlencode({'query': query})}", timeout=5
+        ) as answer:
             return [float(one["value"][1]) for one in json.load(answer)["data"]["result"]]
 
     def there(query):
@@ -179,7 +209,9 @@ def test_a_dead_python_process_ends_in_a_new_server(server, client_command, port
     assert docker("exec", CONTAINER, "python", "-c", KILL).stdout.split()
     assert enhance(client_command, ports, tmp_path / "out.jpg").returncode == 1
     eventually(lambda: inspected(".RestartCount") == 1, 150, "the health check ends the server")
-    eventually(lambda: enhance(client_command, ports, tmp_path / "out.jpg").returncode == 0, 120, "the new server enhances")
+    eventually(
+        lambda: enhance(client_command, ports, tmp_path / "out.jpg").returncode == 0, 120, "the new server enhances"
+    )
     RECORD["dead_process_seconds"] = round(time.monotonic() - began)
 
 
@@ -194,17 +226,40 @@ def test_how_large_the_image_is(compose):
     image = compose("--profile", "cpu", "config", "--images", "triton-cpu").stdout.split()
     name = next(line for line in image if "triton-cpu" in line)
     size = {what: int(docker("image", "inspect", what, "--format", "{{.Size}}").stdout) for what in (name, BASE)}
-    listed = docker("run", "--rm", "--entrypoint", "sh", name, "-c", "du -sm /opt/triton /opt/numba /opt/venv/lib/python3*/site-packages/*").stdout
+    listed = docker(
+        "run",
+        "--rm",
+        "--entrypoint",
+        "sh",
+        name,
+        "-c",
+        "du -sm /opt/triton /opt/numba /opt/venv/lib/python3*/site-packages/*",
+    ).stdout
     parts = {line.split("\t")[1].rsplit("/", 1)[-1]: int(line.split("\t")[0]) for line in listed.splitlines()}
-    RECORD["image"] = {"total_mb": round(size[name] / 1e6), "base_mb": round(size[BASE] / 1e6), "parts_mb": {k: v for k, v in parts.items() if v >= 5}}
+    RECORD["image"] = {
+        "total_mb": round(size[name] / 1e6),
+        "base_mb": round(size[BASE] / 1e6),
+        "parts_mb": {k: v for k, v in parts.items() if v >= 5},
+    }
     assert "torch" not in parts
     assert "pip" not in parts
     assert (size[name] - size[BASE]) / 1e6 < 800
 
 
 def test_the_gpu_images_lines_run_on_another_base(clone):
-    """NVIDIA's image cannot stand here: the lines that install are run, and what they made is asked, on Debian's Python."""
-    docker("build", "-q", "-t", "restormer-test-gpu:1", "--build-arg", f"BASE={BASE}", "-f", "docker/triton.Dockerfile", ".", cwd=clone)
+    """The lines that install are run, and what they made is asked, on Debian's Python in place of NVIDIA's image."""
+    docker(
+        "build",
+        "-q",
+        "-t",
+        "restormer-test-gpu:1",
+        "--build-arg",
+        f"BASE={BASE}",
+        "-f",
+        "docker/triton.Dockerfile",
+        ".",
+        cwd=clone,
+    )
     asked = docker("run", "--rm", "restormer-test-gpu:1", "--triton", "/opt/tritonserver", "preflight", check=False)
     assert asked.returncode == 1
     assert "/opt/tritonserver" in asked.stdout + asked.stderr
@@ -215,7 +270,8 @@ def test_the_gpu_images_lines_run_on_another_base(clone):
 def test_the_gpu_images_lock_has_wheels_for_its_python(tmp_path):
     """3.12, of Ubuntu 24.04, where this machine may have another."""
     subprocess.run(
-        ["python3", "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", tmp_path, "--python-version", "3.12",
-         "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64", "--only-binary", ":all:", "-r", ROOT / "requirements/server-gpu.txt"],
+        ["python3", "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", tmp_path,
+         "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
+         "--only-binary", ":all:", "-r", ROOT / "requirements/server-gpu.txt"],
         check=True,
     )  # fmt: skip

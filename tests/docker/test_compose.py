@@ -20,7 +20,9 @@ SERVERS = ("triton", "triton-cpu")
 
 
 def lock(name):
-    return set(re.findall(r"^(\S+==\S+)", (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(
+        re.findall(r"^(\S+==\S+)", (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def seconds(text):
@@ -65,7 +67,11 @@ def test_images_are_pinned(name):
 
 
 def test_server_builder_and_load_are_of_one_release():
-    texts = [SERVICES["triton"]["build"]["args"]["BASE"], SERVICES["builder"]["build"]["args"]["BASE"], SERVICES["perf"]["image"]]
+    texts = [
+        SERVICES["triton"]["build"]["args"]["BASE"],
+        SERVICES["builder"]["build"]["args"]["BASE"],
+        SERVICES["perf"]["image"],
+    ]
     assert all("${TRITON_RELEASE:-" in text for text in texts)
     releases = set(re.findall(r"TRITON_RELEASE:-([\d.]+)", COMPOSE.read_text())) | set(
         re.findall(r"TRITON_RELEASE=([\d.]+)", (ROOT / ".env").read_text())
@@ -110,7 +116,17 @@ def test_every_setting_of_the_server_that_compose_passes_on_exists():
     passed = {name.removeprefix("RESTORMER_").lower() for name in SERVICES["triton"]["environment"]}
     assert passed <= set(vars(Settings()))
     #: What the image and the compose file decide themselves.
-    decided = {"repository", "state", "wheel", "triton", "address", "grpc_port", "metrics_address", "metrics_port", "http_port"}
+    decided = {
+        "repository",
+        "state",
+        "wheel",
+        "triton",
+        "address",
+        "grpc_port",
+        "metrics_address",
+        "metrics_port",
+        "http_port",
+    }
     assert set(vars(Settings())) - decided == passed
 
 
@@ -146,7 +162,11 @@ def test_compose_takes_the_file():
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker has no compose")
     done = subprocess.run(
-        ["docker", "compose", "--profile", "*", "config", "--format", "json"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["docker", "compose", "--profile", "*", "config", "--format", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["services"]

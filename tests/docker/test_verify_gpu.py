@@ -1,4 +1,4 @@
-"""The checklist's runner: its commands are those of the page, its readers read real text, and without a GPU it says so."""
+"""The checklist's runner: its commands are those of the page, its readers read, and without a GPU it says so."""
 
 import os
 import re

@@ -10,13 +10,13 @@ from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, free_port
 
 
-@pytest.fixture()
+@pytest.fixture
 def python(monkeypatch):
     """`deep_check` calls the client beside its own interpreter: here that of the server's environment."""
     monkeypatch.setattr("sys.executable", str(SERVER_PYTHON))
 
 
-@pytest.fixture()
+@pytest.fixture
 def stopped(monkeypatch):
     """Which servers were stopped; the session's Triton is for the other tests."""
     found = []

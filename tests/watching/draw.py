@@ -22,7 +22,7 @@ DASHBOARD = Path(__file__).parents[2] / "docker/grafana/dashboards/restormer.jso
 
 
 def series(url, expression, legend, minutes, step=1):
-    """``(name, [times], [values])`` for each series of a panel's query over the last minutes; what is not a number is left out."""
+    """``(name, [times], [values])`` for each series of a query over the last minutes; what is no number is left out."""
     end = time.time()
     query = urlencode({"query": expression, "start": end - 60 * minutes, "end": end, "step": step})
     with urlopen(f"{url}/api/v1/query_range?{query}", timeout=30) as answer:
@@ -48,7 +48,8 @@ def draw(url, picture, *, minutes=5, step=1):
     for panel in panels:
         place, defaults = panel["gridPos"], panel["fieldConfig"]["defaults"]
         axes = figure.add_axes(
-            (place["x"] / 24 + 0.03, 1 - (place["y"] + place["h"] - 1.4) / height, place["w"] / 24 - 0.045, (place["h"] - 2.6) / height)
+            (place["x"] / 24 + 0.03, 1 - (place["y"] + place["h"] - 1.4) / height,
+             place["w"] / 24 - 0.045, (place["h"] - 2.6) / height)
         )  # fmt: skip
         lines = [
             line
@@ -60,7 +61,9 @@ def draw(url, picture, *, minutes=5, step=1):
             # One axis of times for all: a gap counts as nothing.
             times = sorted({when for _, whens, _ in lines for when in (round(w) for w in whens)})
             rows = [dict(zip((round(w) for w in whens), values, strict=True)) for _, whens, values in lines]
-            axes.stackplot(times, [[row.get(when, 0.0) for when in times] for row in rows], labels=[n for n, _, _ in lines])
+            axes.stackplot(
+                times, [[row.get(when, 0.0) for when in times] for row in rows], labels=[n for n, _, _ in lines]
+            )
         else:
             for name, times, values in lines:
                 axes.plot(times, values, label=name)

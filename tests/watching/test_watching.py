@@ -1,4 +1,4 @@
-"""Prometheus and Grafana watch what is really there: names, labels and numbers held to a live server and to the configs."""
+"""Prometheus and Grafana watch what is there: names, labels and numbers held to a live server and to the configs."""
 
 import json
 import re
@@ -80,7 +80,9 @@ def test_promtool_takes_rules_and_configuration(tmp_path):
 
 @needs_promtool
 def test_the_alerts_fire_on_what_they_are_for():
-    done = subprocess.run(["promtool", "test", "rules", "tests/watching/rules_test.yml"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests/watching/rules_test.yml"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -102,7 +104,7 @@ def test_every_alert_is_tried_says_what_to_do_and_is_in_the_manual():
 
 
 def queues(model):
-    """``(waiting at most, both levels together, and seconds an interactive photograph may wait)`` of a model's config."""
+    """How many may wait at a model, both levels together, and how many seconds an interactive photograph may."""
     text = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
     sizes = [int(n) for n in re.findall(r"max_queue_size: (\d+)", text)]
     assert len(sizes) == 2, model
@@ -139,10 +141,18 @@ def test_the_dashboard_is_in_order():
 def test_every_panel_shows_numbers_of_a_real_prometheus(triton, tmp_path, client_command):
     """The project's own configuration, the server's address and the pace aside; photographs, and one that is none."""
     port = free_port()
-    text = PROMETHEUS.read_text().replace("/etc/prometheus/", f"{tmp_path}/").replace("server:8002", f"127.0.0.1:{triton.metrics_port}")
+    text = (
+        PROMETHEUS.read_text()
+        .replace("/etc/prometheus/", f"{tmp_path}/")
+        .replace("server:8002", f"127.0.0.1:{triton.metrics_port}")
+    )
     (tmp_path / "prometheus.yml").write_text(re.sub(r"(scrape|evaluation)_interval: \d+s", r"\1_interval: 1s", text))
     (tmp_path / "rules.yml").write_text(RULES.read_text().replace("interval: 15s", "interval: 1s"))
-    flags = ("config.file", tmp_path / "prometheus.yml"), ("storage.tsdb.path", tmp_path / "data"), ("web.listen-address", f"127.0.0.1:{port}")
+    flags = (
+        ("config.file", tmp_path / "prometheus.yml"),
+        ("storage.tsdb.path", tmp_path / "data"),
+        ("web.listen-address", f"127.0.0.1:{port}"),
+    )
     with (tmp_path / "log").open("wb") as log:
         prometheus = subprocess.Popen(["prometheus", *(f"--{k}={v}" for k, v in flags)], stdout=log, stderr=log)
     try:
