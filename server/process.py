@@ -59,7 +59,10 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
 
 def run(settings: Settings) -> None:
     """Becomes Triton: for containers and supervisors, which want the process itself. Does not return."""
+    if server := running(settings):
+        raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): stop it first")
     engine = preflight.check(settings)
+    end_orphans(settings)
     command = prepare(settings)
     # The process id stays: `stop` and the health check find the server by it.
     server = Running(pid=os.getpid(), url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)

@@ -2,14 +2,19 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
+import tritonclient.grpc as grpc
+
 from server.process import end_orphans, running
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
+from tests.photographs import encoded, pixels
 
 
 def test_a_second_start_is_refused_and_the_first_lives(triton):
@@ -81,3 +86,25 @@ def test_orphans_are_only_our_own(tmp_path, triton):
     before = stubs(triton.state)
     assert end_orphans(Settings(state=tmp_path)) == 0
     assert stubs(triton.state) == before
+
+
+def test_a_stop_waits_for_what_is_in_flight(repository, tmp_path):
+    """Three photographs are on their way when the server is told to stop: all three come back."""
+    port = free_port()
+    command = server_command(
+        "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=120
+    )
+    subprocess.run(command, cwd=ROOT, check=True)
+    done = queue.SimpleQueue()
+    image = grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[encoded(pixels(48, 64))]], dtype=np.object_))
+    channel = [("grpc.enable_http_proxy", 0)]
+    try:
+        with grpc.InferenceServerClient(f"127.0.0.1:{port}", channel_args=channel) as client:
+            for _ in range(3):
+                client.async_infer("enhance", [image], lambda result, error: done.put(error))
+            assert done.get(timeout=120) is None  # the first is back, so the others have arrived
+            subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+            assert [done.get(timeout=10) for _ in range(2)] == [None, None]
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
