@@ -121,7 +121,8 @@ def faults_table() -> str:
             f"processes that came back by themselves: {row['processes_now']} |"
         )
     lines += [
-        f"| Triton killed, two photographs in flight | both fail after {killed['in_flight']:.1f} s at the most, "
+        f"| Triton killed, two photographs in flight | both fail at once ({killed['in_flight']:.1f} s after "
+        "they were sent, killed after 3), "
         f"`UNAVAILABLE`; then connections are refused | {left} of its Python processes still there a minute later; "
         f"the next start ends them ({killed['processes_left_then']} left) and serves after "
         f"{killed['seconds_to_start']:.0f} s |",
