@@ -189,7 +189,8 @@ def test_metrics_are_scraped_and_not_published(server, ports, client_command, tm
             return []
 
     eventually(lambda: there('up{job="triton"}') == [1.0], 60, "Prometheus reaches the server")
-    assert enhance(client_command, ports, tmp_path / "out.jpg").returncode == 0
+    done = enhance(client_command, ports, tmp_path / "out.jpg")
+    assert done.returncode == 0, done.stderr
     eventually(lambda: max(there("restormer:enhanced:rate1m"), default=0) > 0, 60, "the photograph is counted")
     bindings = inspected(".HostConfig.PortBindings")
     assert set(bindings) == {"8001/tcp"}
