@@ -88,8 +88,8 @@ def test_orphans_are_only_our_own(tmp_path, triton):
     assert stubs(triton.state) == before
 
 
-def test_a_stop_waits_for_what_is_in_flight(repository, tmp_path):
-    """Three photographs are on their way when the server is told to stop: all three come back."""
+def test_a_stop_answers_whoever_is_in_flight(repository, tmp_path):
+    """Triton ends the step that runs and refuses the ensemble's next one: an answer that may be retried, and no hang."""
     port = free_port()
     command = server_command(
         "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=120
@@ -105,6 +105,7 @@ def test_a_stop_waits_for_what_is_in_flight(repository, tmp_path):
                 client.async_infer("enhance", [image], lambda result, error: done.put(error))
             assert done.get(timeout=120) is None  # the first is back, so the others have arrived
             subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
-            assert [done.get(timeout=10) for _ in range(2)] == [None, None]
+            for error in [done.get(timeout=10) for _ in range(2)]:
+                assert error is None or ("UNAVAILABLE" in error.status() and "Server is stopping" in error.message())
     finally:
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
