@@ -158,6 +158,32 @@ def _yes(fact: bool) -> str:
     return "yes" if fact else "no"
 
 
+def image_table() -> str:
+    """What the image of the CPU server adds to its base, in MB."""
+    image = _document("docker")["image"]
+    parts: dict[str, int] = image["parts_mb"]
+    reasons = {
+        "OpenVINO, which runs the network": ("openvino",),
+        "LLVM and Numba, for the compiled loops": ("llvmlite", "numba"),
+        "Triton 2.51, its Python backend and their libraries": ("triton",),
+        "NumPy with OpenBLAS": ("numpy", "numpy.libs"),
+        "codecs: imagecodecs, Pillow": ("imagecodecs", "imagecodecs.libs", "PIL", "pillow.libs"),
+        "the client, for the health check: gRPC, ml_dtypes, RapidJSON":
+            ("grpc", "ml_dtypes", "rapidjson.cpython-311-x86_64-linux-gnu.so"),
+    }  # fmt: skip
+    added = image["total_mb"] - image["base_mb"]
+    rows = [(why, sum(parts.get(name, 0) for name in names)) for why, names in reasons.items()]
+    rows.append(("the rest", added - sum(size for _, size in rows)))
+    lines = ["| in the image of the CPU server | MB |", "|---|---|"]
+    lines += [f"| {why} | {size} |" for why, size in rows]
+    return "\n".join([*lines, f"| **all that is added to the base** | **{added}** |"])
+
+
+def replaced_sentence() -> str:
+    """How long a container with a dead Python process takes to be replaced."""
+    return f"{_document('docker')['dead_process_seconds']} seconds after its Python process was killed, a new server answered"
+
+
 def _document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
@@ -166,6 +192,6 @@ def _document(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     for made in (
         transfer_table, cost_table, cost_sentences, fuzz_table, load_table, load_sentences, faults_table,
-        batches_sentence,
+        batches_sentence, image_table, replaced_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")

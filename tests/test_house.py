@@ -107,3 +107,8 @@ def test_every_setting_of_the_server_is_on_the_production_page():
 def test_ci_calls_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make test" in shell_commands()
+
+
+@pytest.mark.parametrize("made", [figures.image_table, figures.replaced_sentence])
+def test_the_figures_of_the_containers_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/containers.md").read_text(encoding="utf-8")

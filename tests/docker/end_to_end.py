@@ -192,6 +192,8 @@ def test_metrics_are_scraped_and_not_published(server, ports, client_command, tm
     done = enhance(client_command, ports, tmp_path / "out.jpg")
     assert done.returncode == 0, done.stderr
     eventually(lambda: max(there("restormer:enhanced:rate1m"), default=0) > 0, 60, "the photograph is counted")
+    state = ("inspect", f"{PROJECT}-prometheus-1", "--format", "{{.State.Health.Status}}")
+    eventually(lambda: docker(*state).stdout.strip() == "healthy", 90, "Prometheus is healthy")
     bindings = inspected(".HostConfig.PortBindings")
     assert set(bindings) == {"8001/tcp"}
     assert bindings["8001/tcp"][0]["HostIp"] == "127.0.0.1"
