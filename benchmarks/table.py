@@ -181,7 +181,8 @@ def image_table() -> str:
 
 def replaced_sentence() -> str:
     """How long a container with a dead Python process takes to be replaced."""
-    return f"{_document('docker')['dead_process_seconds']} seconds after its Python process was killed, a new server answered"
+    seconds = _document("docker")["dead_process_seconds"]
+    return f"{seconds} seconds after its Python process was killed, a new server answered"
 
 
 def _document(name: str) -> dict[str, Any]:
