@@ -89,7 +89,7 @@ def test_orphans_are_only_our_own(tmp_path, triton):
 
 
 def test_a_stop_answers_whoever_is_in_flight(repository, tmp_path):
-    """Triton ends the step that runs and refuses the ensemble's next one: an answer that may be retried, and no hang."""
+    """Triton ends the step that runs and refuses the ensemble's next one: an answer to be retried, and no hang."""
     port = free_port()
     command = server_command(
         "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=120
