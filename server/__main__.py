@@ -1,8 +1,8 @@
 """``python -m server preflight | start | stop | run | status``: Triton. ``make serve`` and ``make stop`` call it.
 
 ``preflight`` prints what a start would look at, as a table, and fails if something stands in the way. ``run`` becomes
-Triton, for containers. ``status`` prints the running server as one JSON line. ``refresh`` makes the served copy anew for
-a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this Python
+Triton, for containers. ``status`` prints the running server as one JSON line. ``refresh`` makes the served copy anew
+for a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this Python
 can run the local server at all.
 
 Every flag has a variable: ``--tls-cert`` is RESTORMER_TLS_CERT. A flag given wins.
