@@ -2,8 +2,8 @@
 
 ``preflight`` prints what a start would look at, as a table, and fails if something stands in the way. ``run`` becomes
 Triton, for containers. ``status`` prints the running server as one JSON line. ``refresh`` makes the served copy anew
-for a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this Python
-can run the local server at all.
+for a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this
+Python can run the local server at all.
 
 Every flag has a variable: ``--tls-cert`` is RESTORMER_TLS_CERT. A flag given wins.
 """

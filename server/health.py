@@ -1,4 +1,4 @@
-"""A container's health: a tiny photograph through the whole pipeline, and an end for the server that can no longer do that.
+"""A container's health: a tiny photograph through the whole pipeline, and an end for a server that no longer does it.
 
 Triton 2.51 goes on answering "ready" after a Python process of it died, and does not start it again; and Docker marks a
 container unhealthy without replacing it. So a failed check stops the server: its container ends, and ``restart:
@@ -14,8 +14,9 @@ from server import process
 from server.errors import ServerError
 from server.settings import Settings
 
-#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each). Within it a failure is tried
-#: again every second, so that a queue that is full for a moment does not fail the check: overload alone never ends a server.
+#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each, 10 s in a CPU's restormer).
+#: Within it a failure is tried again every second, so that a queue that is full for a moment does not fail the check:
+#: overload alone does not end a server.
 SECONDS = 30.0
 
 
