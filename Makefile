@@ -5,6 +5,7 @@ PACKAGE     ?= demo/package
 PRECISION   ?= fp32
 TARGET      ?= auto
 VERSION     ?= 1
+BASELINE    ?= 1
 PHOTOS      ?= demo/photos
 TRUTH       ?= demo/targets
 CALIBRATION ?= demo/calibration
@@ -22,7 +23,7 @@ REPOSITORY  ?= model_repository
 STATE       ?= .run
 OUTPUT      ?= out
 
-ENVS   := .envs
+ENVS   ?= .envs
 BUILD  := $(ENVS)/build/bin/python
 SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
@@ -36,8 +37,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test fuzz benchmark-runtimes benchmark-transfer \
-	benchmark-imaging benchmark-client benchmark-int8 lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
+	benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,9 +125,24 @@ demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 	@$(BUILD) -m pytest
 
+test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
+	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
+
+canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
+	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
+		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
+
 fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process and through a running server
 	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
 		--server-python $(SERVER) -- $(SERVER_FLAGS)
+
+test-docker: TARGET = cpu
+test-docker: setup $(ENVS)/dev.done engine  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
+	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
+	@$(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
+
+verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
+	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
@@ -159,6 +175,7 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
 	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
+	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
 clean: stop  ## Remove environments, outputs and published engines

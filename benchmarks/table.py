@@ -1,7 +1,7 @@
 """Prints the measured figures of the pages from the recorded results (``python -m benchmarks.table``).
 
 The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
-``make benchmark-client`` and ``make fuzz``, each with ``RECORD=…``.
+``make benchmark-client``, ``make test-load`` and ``make fuzz``, each with ``RECORD=…``.
 """
 
 from __future__ import annotations
@@ -123,11 +123,120 @@ def client_tables() -> str:
     return "\n".join(lines)
 
 
+def load_table() -> str:
+    """What an overload had to be, and was."""
+    found = _document("load")
+    lines = ["| | found | wanted | |", "|---|---|---|---|"]
+    for claim, (figure, bound, met) in found["goals"].items():
+        sign = "≥" if claim.startswith("goodput") else "≤"
+        lines.append(f"| {claim} | {figure:.3g} | {sign} {bound:.3g} | {'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def load_sentences() -> str:
+    """The circumstances of the load table."""
+    document = _document("load")
+    found, machine = document["overload"], document["machine"]
+    flood, bulk = found["flood"], found["bulk"]
+    return (
+        f"{machine['cores']} cores ({machine['cpu']}), demo network in float32, the demo photographs: alone "
+        f"{found['idle']['p50']:.2f} s a photograph,\ncapacity {found['capacity']:.2f} a second. Sent "
+        f"{found['rate']:.2f} a second for {document['seconds']:g} s: {flood['ok']} enhanced, {flood['rejected']} "
+        f"turned away (median {flood['rejected_p50'] * 1000:.0f} ms),\n{flood['expired']} waited in vain, "
+        f"{flood['failed']} failed. Beside six bulk workers ({bulk['goodput']:.2f} a second) somebody waiting had his "
+        f"in {found['waiting']['p50']:.2f} s at the median."
+    )
+
+
+def faults_table() -> str:
+    """What was done to the server, what clients saw, and what helped."""
+    found = _document("load")["faults"]
+    large, killed, shared = found["large"], found["the server killed"], found["shared memory filled"]
+    before, peak, after = large["memory_mib"]
+    beside, left = large["beside"], killed["processes_left"]
+    lines = ["| what was done | what clients saw | afterwards |", "|---|---|---|"]
+    for model in ("preprocess", "restormer"):
+        row = found[f"{model}'s process killed"]
+        (words,) = row["words"]
+        deep = "passes" if row["deep_check"] else "fails"
+        lines.append(
+            f"| the process of `{model}` killed | {row['after']['failed']} of {sum(row['after'].values())} that came "
+            f"back after it failed: `{words}` | Triton says ready: {_yes(row['ready_says'])}; the deep check {deep}; "
+            f"processes that came back by themselves: {row['processes_now']} |"
+        )
+    lines += [
+        f"| Triton killed, two photographs in flight | both fail at once ({killed['in_flight']:.1f} s after "
+        "they were sent, killed after 3), "
+        f"`UNAVAILABLE`; then connections are refused | {left} of its Python processes still there a minute later; "
+        f"the next start ends them ({killed['processes_left_then']} left) and serves after "
+        f"{killed['seconds_to_start']:.0f} s |",
+        f"| /dev/shm of the {shared['mib']} MiB asked for, and a file of {shared['file_mb']:.0f} MB | "
+        f"{'it fails' if shared['too_large'][0] == 'failed' else 'it is enhanced'}, with Triton's sentence about "
+        f"`--shm-size`; the next small one: {shared['between']} | nothing to do, {shared['processes_now']} processes "
+        "live |",
+        f"| the rest of /dev/shm filled | small, large, small: {', '.join(kind for kind, _ in shared['full'])} | "
+        f"emptied again: {shared['after']} |",
+        f"| 100 megapixels ({large['megabytes']:.0f} MB) among small ones | {large['outcome']} after "
+        f"{large['seconds']:.1f} s; {beside['ok']} of {sum(beside.values())} small ones beside it ok, the slowest "
+        f"{large['beside_slowest']:.1f} s (alone {large['before_p50']:.1f} s) | memory {before:.0f} MiB before, "
+        f"{peak:.0f} at the peak, {after:.0f} after |",
+    ]
+    return "\n".join(lines)
+
+
+def batches_sentence() -> str:
+    """What one photograph a call is worth in preprocess."""
+    found = _document("load")["faults"]["batches"]
+
+    def mean(size: str, figure: str) -> str:
+        return f"{sum(run[figure] for run in found[size]) / len(found[size]) * 1000:.0f}"
+
+    return (
+        f"Eight photographs at once to two processes of `preprocess`, means of {len(found['1'])} runs: with eight a "
+        f"call a photograph takes\n{mean('8', 'photograph_p50')} ms at the median and the eight "
+        f"{mean('8', 'burst_p50')} ms; with one a call {mean('1', 'photograph_p50')} and {mean('1', 'burst_p50')} ms."
+    )
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def image_table() -> str:
+    """What the image of the CPU server adds to its base, in MB."""
+    image = _document("docker")["image"]
+    parts: dict[str, int] = image["parts_mb"]
+    reasons = {
+        "OpenVINO, which runs the network": ("openvino",),
+        "LLVM and Numba, for the compiled loops": ("llvmlite", "numba"),
+        "Triton 2.51, its Python backend and their libraries": ("triton",),
+        "NumPy with OpenBLAS": ("numpy", "numpy.libs"),
+        "codecs: imagecodecs, Pillow": ("imagecodecs", "imagecodecs.libs", "PIL", "pillow.libs"),
+        "the client, for the health check: gRPC, ml_dtypes, RapidJSON":
+            ("grpc", "ml_dtypes", "rapidjson.cpython-311-x86_64-linux-gnu.so"),
+    }  # fmt: skip
+    added = image["total_mb"] - image["base_mb"]
+    rows = [(why, sum(parts.get(name, 0) for name in names)) for why, names in reasons.items()]
+    rows.append(("the rest", added - sum(size for _, size in rows)))
+    lines = ["| in the image of the CPU server | MB |", "|---|---|"]
+    lines += [f"| {why} | {size} |" for why, size in rows]
+    return "\n".join([*lines, f"| **all that is added to the base** | **{added}** |"])
+
+
+def replaced_sentence() -> str:
+    """How long a container with a dead Python process takes to be replaced."""
+    seconds = _document("docker")["dead_process_seconds"]
+    return f"{seconds} seconds after its Python process was killed, a new server answered"
+
+
 def _document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
 
 
 if __name__ == "__main__":
-    for made in (transfer_table, cost_table, cost_sentences, fuzz_table, client_tables):
+    for made in (
+        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table, load_sentences, faults_table,
+        batches_sentence, image_table, replaced_sentence,
+    ):  # fmt: skip
         print(made(), end="\n\n")

@@ -1,32 +1,43 @@
 # Triton on a plain CPU host: the PyPI wheel of the server, the environment of its Python models, and nothing to build with.
 # The model repository is mounted, not copied: publishing an engine needs no new image.
-FROM python:3.11-slim-bookworm
+# To pin the base to its bytes: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
 
-WORKDIR /opt/restormer
-COPY requirements/server.txt requirements/triton.txt requirements/
-RUN python3 -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir --quiet -r requirements/server.txt \
- && /opt/venv/bin/pip install --no-cache-dir --quiet --no-deps --target /opt/triton -r requirements/triton.txt
-
-COPY pyproject.toml README.md LICENSE ./
-COPY imaging imaging
-COPY server server
-COPY export export
-COPY client client
-# The compiled loops are made here, for any x86-64 of the last ten years (AVX2), and only read by the read-only container.
 ENV NUMBA_CACHE_DIR=/opt/numba \
     NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache \
     NUMBA_CPU_NAME=x86-64-v3
-RUN /opt/venv/bin/pip install --no-cache-dir --quiet --no-deps . ./client \
- && rm -rf /opt/restormer \
- && cd / && /opt/venv/bin/python -c "import imaging"
+# One layer, so that what is deleted never reaches the image; the sources are mounted, not copied.
+#  - pip stays outside the environment: a server that cannot install is one that cannot be made to.
+#  - Of the Triton wheel the server, its Python backend, its response cache and the stub of this Python; not its own
+#    Python package, the stubs of other Pythons and the libpython of one of them.
+#  - Of OpenVINO the processor plugin and the ONNX reader; not the plugins of Intel's GPUs and NPUs and the other readers.
+#  - The compiled loops are made here, for any x86-64 of the last ten years (AVX2), and only read later.
+RUN --mount=type=bind,target=/src \
+    python3 -m venv --without-pip /opt/venv \
+ && install="python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --quiet" \
+ && $install -r /src/requirements/server.txt \
+ && $install --no-deps --target /opt/triton -r /src/requirements/triton.txt \
+ && cp -r /src /tmp/src && $install --no-deps /tmp/src /tmp/src/client && rm -rf /tmp/src \
+ && cd /opt/triton && keep="pytriton/tritonserver" \
+ && find pytriton -mindepth 1 -maxdepth 1 ! -name tritonserver -exec rm -rf {} + \
+ && find $keep/python_backend_stubs -mindepth 1 -maxdepth 1 ! -name "$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')" -exec rm -rf {} + \
+ && rm -rf bin nvidia_pytriton.libs/libpython* \
+ && cd /opt/venv/lib/python3*/site-packages/openvino/libs \
+ && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json \
+    libopenvino_tensorflow*_frontend.so* libopenvino_pytorch_frontend.so* libopenvino_paddle_frontend.so* \
+    libopenvino_jax_frontend.so* libopenvino_gguf_frontend.so* \
+ && cd / && /opt/venv/bin/python -c "import imaging" && /opt/venv/bin/python -c "import openvino, restormer_client, server"
 
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    RESTORMER_REPOSITORY=/models \
+    RESTORMER_WHEEL=/opt/triton \
+    RESTORMER_STATE=/run/triton \
+    RESTORMER_HARDWARE=cpu \
+    RESTORMER_ADDRESS=0.0.0.0
 WORKDIR /
 USER 10001:10001
 EXPOSE 8001 8002
-# Deep: a tiny photograph goes through the whole pipeline. Triton 2.51's own readiness stays 200 after a stub has died.
-HEALTHCHECK --interval=15s --timeout=35s --start-period=60s --retries=3 \
-  CMD ["/opt/venv/bin/restormer-client", "status", "--timeout", "30"]
-ENTRYPOINT ["/opt/venv/bin/python", "-m", "server", "--repository", "/models", "--wheel", "/opt/triton", \
-            "--state", "/run/triton", "--address", "0.0.0.0"]
+ENTRYPOINT ["/opt/venv/bin/python", "-m", "server"]
 CMD ["run"]

@@ -1,20 +1,32 @@
-"""Everything that can be known to fail before Triton is started, each with the command that mends it."""
+"""Everything that can be known to fail before Triton is started, in one table, each with the command that mends it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import secrets
 import shutil
 import socket
+import ssl
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+from server import machine, served
 from server.errors import ServerError
-from server.settings import Settings, libpython_folder
+from server.settings import SHM_MIB, Settings, libpython_folder
 
 PYTHONS = ((3, 11), (3, 12))
+KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")
+LOOPBACK = ("127.", "::1", "localhost")
+#: Engines built with these run on other GPUs than the one they were built on (export/tensorrt.py).
+PORTABLE = ("ampere_plus", "same_cc")
 
 
 @dataclass(frozen=True)
@@ -28,21 +40,221 @@ class Engine:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was looked at and what was found. ``mend``: what stands in the way and what to do."""
+
+    what: str
+    found: str
+    mend: str = ""
+
+
 def check(settings: Settings) -> Engine:
     """Raises `ServerError` with the first thing that stands in the way; returns the engine to be served."""
+    for row in rows(settings):
+        if row.mend:
+            raise ServerError(row.mend)
+    return check_engines(settings.repository, served_on(settings), settings.versions)
+
+
+def table(found: Iterable[Row]) -> str:
+    """The table for people."""
+    found = list(found)
+    width = max(len(row.what) for row in found)
+    return "\n".join(f"{'NO' if r.mend else 'ok'}  {r.what.ljust(width)}  {r.mend or r.found}" for r in found)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The table, line by line, in the order in which things are needed."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "settings": _settings, "Python": _python, "Triton": _triton, "client": _client, "hardware": _hardware,
+        "engine": _engine, "instances": _instances, "shared memory": _shared_memory, "state folder": _state,
+        "ports": _ports, "TLS": _tls, "admin key": _admin_key,
+    }  # fmt: skip
+    for what, look in checks.items():
+        try:
+            yield Row(what, look(settings))
+        except (ServerError, OSError) as error:
+            yield Row(what, "", str(error))
+
+
+def served_on(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """The GPUs that serve, by name and compute capability; none where the CPU does."""
+    return () if served.hardware(settings) == "cpu" else machine.gpus()
+
+
+def _settings(settings: Settings) -> str:
+    if settings.trace and urlsplit(settings.trace).scheme not in ("http", "https"):
+        raise ServerError(f"--trace={settings.trace} is no address: http://collector:4318/v1/traces, for example")
+    if settings.control == "explicit" and not settings.admin_key_file:
+        raise ServerError(
+            "--control=explicit lets whoever has the key load models: give it a key, --admin-key-file=..."
+        )
+    if settings.http_port and settings.tls_cert and not settings.address.startswith(LOOPBACK):
+        raise ServerError(
+            f"Triton speaks no TLS over HTTP, and --http-port would open it on {settings.address} beside gRPC's TLS: "
+            "leave --http-port out, or put a proxy in front of it"
+        )
+    off = [] if settings.http_port else ["HTTP"]
+    off += [what for what, is_on in (("tracing", settings.trace), ("response cache", settings.cache_mb)) if not is_on]
+    return f"model control {settings.control}; off: {', '.join(off) or 'nothing'}"
+
+
+def _python(settings: Settings) -> str:
+    if settings.triton:
+        return f"{sys.version.split()[0]} ({sys.executable})"
     check_python()
     check_numpy()
     libpython_folder()
+    return f"{sys.version.split()[0]}, numpy {metadata.version('numpy')} ({sys.executable})"
+
+
+def _triton(settings: Settings) -> str:
     if not settings.binary.is_file():
-        raise ServerError(f"Triton is not installed ({settings.binary} is missing): make setup")
-    if shutil.which("restormer-client", path=str(Path(sys.executable).parent)) is None:
+        where = "is --triton right?" if settings.triton else "make setup"
+        raise ServerError(f"Triton is not installed ({settings.binary} is missing): {where}")
+    return str(settings.binary)
+
+
+def _client(settings: Settings) -> str:
+    client = shutil.which("restormer-client", path=str(Path(sys.executable).parent))
+    if client is None and not settings.triton:
         raise ServerError(f"restormer-client is not installed beside {sys.executable}: make setup")
-    engine = check_engines(settings.repository)
-    if settings.grpc_port == settings.metrics_port:
-        raise ServerError(f"GRPC_PORT and METRICS_PORT are both {settings.grpc_port}: choose two different ports")
-    for port, what in ((settings.grpc_port, "GRPC_PORT"), (settings.metrics_port, "METRICS_PORT")):
-        check_port(settings.address, port, what)
-    return engine
+    return client or "not installed here: no deep check"
+
+
+def _hardware(settings: Settings) -> str:
+    chosen, cards = served.hardware(settings), machine.gpus()
+    if chosen != "cpu" and not cards:
+        raise ServerError(
+            f"--hardware={chosen}, but nvidia-smi shows no GPU here: nvidia-smi says why, or --hardware=cpu"
+        )
+    if chosen != "cpu" and not settings.triton:
+        raise ServerError(
+            f"--hardware={chosen} needs NVIDIA's Triton, the PyPI wheel has no TensorRT backend: "
+            "docker compose up triton, or --hardware=cpu"
+        )
+    return f"{chosen}: " + (", ".join(f"{name} ({cc})" for name, cc in cards) or f"{machine.cores()} cores")
+
+
+def _engine(settings: Settings) -> str:
+    engine = check_engines(settings.repository, served_on(settings), settings.versions)
+    document = json.loads(engine.path.with_name(f"{engine.path.name}.json").read_bytes())
+    return f"{engine.path}, {document.get('precision')}, {document['sha256'][:12]}"
+
+
+def _instances(settings: Settings) -> str:
+    return ", ".join(f"{count} {name}" for name, count in served.instances(settings).items())
+
+
+def _shared_memory(settings: Settings) -> str:
+    need, worst, held = *shared_memory_need(settings), machine.shared_memory()
+    if held < need:
+        raise ServerError(
+            f"{machine.SHM} has {held >> 20} MiB, and {need >> 20} are needed: docker run --shm-size={need >> 20}m, or "
+            f"SHM_SIZE={need >> 20}m docker compose up, or mount -o remount,size={need >> 20}m {machine.SHM}"
+        )
+    return f"{held >> 20} MiB; {need >> 20} needed, {worst >> 20} if every process had the largest photograph at a time"
+
+
+def shared_memory_need(settings: Settings) -> tuple[int, int]:
+    """Bytes of shared memory to start and work with photographs of 24 megapixels, and with the largest everywhere.
+
+    Every Python process begins with one pool and grows it by another; what it works on passes through: a file in, a
+    file out, core tensors of 3 MiB. The largest file is ``max_bytes`` of the configs.
+    """
+    config = settings.repository / "postprocess/config.pbtxt"
+    found = re.search(r'"max_bytes" value: \{ string_value: "(\d+)" \}', config.read_text(encoding="utf-8"))
+    if found is None:
+        raise ServerError(f"{config} does not say max_bytes: take it from the project")
+    largest = int(found[1])
+    counts = served.instances(settings)
+    others = 3  # restormer's one where the CPU serves it, enhance_tiled's two
+    processes = sum(counts.values()) + others
+    need = processes * 2 * (SHM_MIB << 20)
+    return need, need + largest * (counts["preprocess"] + 2 * counts["postprocess"] + 2 * 2)
+
+
+def _state(settings: Settings) -> str:
+    folder = settings.state
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ServerError(
+            f"cannot write to {folder} ({error.strerror}): choose another with --state=..., or STATE=... for make"
+        ) from None
+    if not settings.triton and os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise ServerError(f"{folder} is mounted noexec, and Triton's Python stub runs from it: mount it with exec")
+    return f"{folder.absolute()}, {shutil.disk_usage(folder).free >> 20} MiB free"
+
+
+def _ports(settings: Settings) -> str:
+    ports = settings.ports()
+    numbers = {name: port for name, (_, port) in ports.items()}
+    for name, port in numbers.items():
+        if twin := next((other for other in numbers if other != name and numbers[other] == port), None):
+            both = f"{_variable(name)} and {_variable(twin)}"
+            raise ServerError(f"{both} are both {port}: choose two different ports")
+    for name, (address, port) in ports.items():
+        check_port(address, port, _variable(name))
+    return ", ".join(f"{name.removesuffix('-port')} {address}:{port}" for name, (address, port) in ports.items())
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _tls(settings: Settings) -> str:
+    cert, key, ca = settings.tls_cert, settings.tls_key, settings.tls_ca
+    if not (cert or key or ca):
+        return "off: gRPC in the clear" + ("" if settings.address.startswith(LOOPBACK) else f" on {settings.address}")
+    if not cert or not key:
+        raise ServerError("TLS needs both --tls-cert and --tls-key; --tls-ca comes on top, for mutual TLS")
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key, password=_no_password)
+        if ca:
+            context.load_verify_locations(ca)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = ", ".join(str(path) for path in (cert, key, ca) if path)
+        raise ServerError(
+            f"TLS: {files}: {error}: give PEM files that belong together and can be read by this user"
+        ) from None
+    return f"{'mutual, clients signed by ' + str(ca) if ca else 'on'}: {cert}"
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password, and nobody is here to type it")
+
+
+def _admin_key(settings: Settings) -> str:
+    if not settings.admin_key_file:
+        return f"random, in {settings.admin_key}"
+    admin_key(settings)
+    return f"from {settings.admin_key_file}"
+
+
+def admin_key(settings: Settings) -> str:
+    """The key of the restricted groups: from the file given, or a new one, put into the state folder for its owner."""
+    if settings.admin_key_file:
+        try:
+            key = settings.admin_key_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ServerError(f"--admin-key-file: {error}") from None
+        if not KEY.fullmatch(key):
+            raise ServerError(
+                f"{settings.admin_key_file} has to hold one key, 16 or more of A-Z a-z 0-9 . _ ~ + / = -: "
+                f"openssl rand -hex 32 > {settings.admin_key_file}"
+            )
+        return key
+    key = secrets.token_hex(32)
+    settings.admin_key.unlink(missing_ok=True)
+    with open(os.open(settings.admin_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(key + "\n")
+    return key
 
 
 def check_python() -> None:
@@ -65,38 +277,78 @@ def check_numpy() -> None:
         )
 
 
-def check_engines(repository: Path) -> Engine:
-    """At least one published engine, and the bytes of each as its JSON says. Returns the highest version."""
-    versions = sorted((int(p.name), p) for p in (repository / "restormer").glob("*") if p.name.isdigit())
-    for version, folder in versions:
-        plans = sorted(path.name for path in folder.glob("*.plan"))
-        if plans and not (folder / "model.onnx").is_file():
-            raise ServerError(
-                f"version {version} holds {', '.join(plans)} only, which the CPU cannot serve: "
-                f"make engine PRECISION=fp32 TARGET=cpu VERSION={version}, or make rollback VERSION={version}"
-            )
-    engines = [_checked(folder / "model.onnx") for _, folder in versions]
+def check_engines(
+    repository: Path, gpus: Sequence[tuple[str, str]] = (), wanted: Sequence[int] = (), tensorrt: str | None = None
+) -> Engine:
+    """At least one published engine, each fit for this machine and its bytes as its JSON says. Returns the highest.
+
+    ``gpus`` are those that serve, none where the CPU does; ``wanted`` are versions that have to be there. ``tensorrt``
+    is the version plans have to be built by, usually the one found here.
+    """
+    folders = {int(p.name): p for p in (repository / "restormer").glob("*") if p.name.isdigit()}
+    if missing := [str(version) for version in wanted if version not in folders]:
+        raise ServerError(f"version {', '.join(missing)} is not published in {repository}: make engines lists them")
+    engines: list[Engine] = []
+    for version, folder in sorted(folders.items()):
+        engines = [_plan(version, folder, gpu, tensorrt) for gpu in gpus] or [_graph(version, folder)]
     if not engines:
-        raise ServerError(f"no engine in {repository / 'restormer'}: make engine PRECISION=fp32")
-    return engines[-1]
+        target = "PRECISION=fp16 TARGET=tensorrt" if gpus else "PRECISION=fp32"
+        raise ServerError(f"no engine in {repository / 'restormer'}: make engine {target}")
+    return engines[0]
 
 
-def _checked(path: Path) -> Engine:
+def _graph(version: int, folder: Path) -> Engine:
+    """The version's engine for a CPU."""
+    plans = sorted(path.name for path in folder.glob("*.plan"))
+    if plans and not (folder / "model.onnx").is_file():
+        raise ServerError(
+            f"version {version} holds {', '.join(plans)} only, which the CPU cannot serve: "
+            f"make engine PRECISION=fp32 TARGET=cpu VERSION={version}, or make rollback VERSION={version}"
+        )
+    return _checked(folder / "model.onnx")[0]
+
+
+def _plan(version: int, folder: Path, gpu: tuple[str, str], tensorrt: str | None) -> Engine:
+    """The version's plan for a GPU: there, built for it, and by the TensorRT that will load it."""
+    name, capability = gpu
+    path = folder / f"model.sm{capability.replace('.', '')}.plan"
+    again = f"make engine TARGET=tensorrt VERSION={version} on this host, or make rollback VERSION={version}"
+    if not path.is_file():
+        raise ServerError(f"version {version} has no {path.name} for {name} (compute capability {capability}): {again}")
+    engine, document = _checked(path)
+    built_for = document.get("machine", {}).get("gpu_compute_capability")
+    if built_for != capability and document.get("options", {}).get("compatibility") not in PORTABLE:
+        raise ServerError(f"{path} was built for compute capability {built_for}, {name} has {capability}: {again}")
+    built_by, here = document.get("runtime", {}).get("version"), machine.tensorrt() if tensorrt is None else tensorrt
+    if here and not _same_release(str(built_by), here):
+        raise ServerError(f"{path} was built by TensorRT {built_by}, here is {here}, which does not load it: {again}")
+    return engine
+
+
+def _same_release(built_by: str, here: str) -> bool:
+    """Whether two versions agree in as many numbers as both give: a library's name has three, Python's version four."""
+    pairs = list(zip(built_by.split("."), here.split("."), strict=False))
+    return len(pairs) >= 3 and all(a == b for a, b in pairs)
+
+
+def _checked(path: Path) -> tuple[Engine, dict[str, Any]]:
+    """The engine and its JSON, if the bytes are the ones it describes."""
     try:
-        document = path.with_name(f"{path.name}.json").read_bytes()
-        expected = json.loads(document)["sha256"]
+        text = path.with_name(f"{path.name}.json").read_bytes()
+        document = json.loads(text)
+        expected = document["sha256"]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         raise ServerError(f"{path} or its JSON is missing or unreadable: build the engine again: make engine") from None
     if found != expected:
         raise ServerError(f"{path} is not the file its JSON describes: build the engine again: make engine")
-    return Engine(path, hashlib.sha256(document).hexdigest())
+    return Engine(path, hashlib.sha256(text).hexdigest()), document
 
 
 def check_port(address: str, port: int, variable: str) -> None:
     """Nobody else listens there."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))

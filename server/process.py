@@ -15,11 +15,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from server import preflight
+from server import machine, preflight, served
 from server.errors import ServerError
 from server.settings import Settings, libpython_folder
 
-STOP_SECONDS = 20.0  #: longer than Triton's own exit timeout
+STOP_SECONDS = 5.0  #: what Triton gets on top of its own exit timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,11 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
         if server := running(settings):
             raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): make stop")
         engine = preflight.check(settings)
-        assemble_backends(settings)
+        end_orphans(settings)
+        command = prepare(settings)
         with settings.log.open("wb") as log:
             triton = subprocess.Popen(
-                settings.flags(), env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         server = Running(pid=triton.pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
@@ -58,10 +59,32 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
 
 def run(settings: Settings) -> None:
     """Becomes Triton: for containers and supervisors, which want the process itself. Does not return."""
-    preflight.check(settings)
-    settings.state.mkdir(parents=True, exist_ok=True)
-    assemble_backends(settings)
-    os.execve(settings.binary, settings.flags(), environment(settings))
+    if server := running(settings):
+        raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): stop it first")
+    engine = preflight.check(settings)
+    end_orphans(settings)
+    command = prepare(settings)
+    # The process id stays: `stop` and the health check find the server by it.
+    server = Running(pid=os.getpid(), url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
+    _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
+    os.execve(settings.binary, command, environment(settings))
+
+
+def prepare(settings: Settings) -> list[str]:
+    """Puts into the state folder what Triton is given, and returns its command line."""
+    served.assemble(settings)
+    if not settings.triton:
+        assemble_backends(settings)
+    known = machine.options(settings.binary, environment(settings))
+    return settings.flags(preflight.admin_key(settings), known)
+
+
+def refresh(settings: Settings) -> None:
+    """Makes the served copy anew under a running server, which loads it when told (``--control=explicit``)."""
+    if not running(settings):
+        raise ServerError(f"no server is running (state in {settings.state}): make serve")
+    preflight.check_engines(settings.repository, preflight.served_on(settings), settings.versions)
+    served.assemble(settings)
 
 
 def stop(settings: Settings) -> bool:
@@ -69,7 +92,7 @@ def stop(settings: Settings) -> bool:
     server = running(settings)
     if server:
         _signal(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + settings.exit_timeout + STOP_SECONDS
         while running(settings) and time.monotonic() < deadline:
             _reap(server.pid)
             time.sleep(0.1)
@@ -83,6 +106,21 @@ def stop(settings: Settings) -> bool:
     return server is not None
 
 
+def end_orphans(settings: Settings) -> int:
+    """Ends the Python stubs of this state folder whose Triton was killed, and says how many there were.
+
+    They notice only after a while, and hold a network's memory until then. To be called when no server of it runs.
+    """
+    ours, ended = f"{settings.served.absolute()}/".encode(), 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            command = path.read_bytes()
+            if b"triton_python_backend_stub" in command.partition(b"\0")[0] and ours in command:
+                _signal(int(path.parent.name), signal.SIGKILL)
+                ended += 1
+    return ended
+
+
 def running(settings: Settings) -> Running | None:
     """The running server, if the recorded process is there and is a Triton."""
     try:
@@ -94,15 +132,18 @@ def running(settings: Settings) -> Running | None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Triton's environment: its bundled libraries, our libpython, and this interpreter first on PATH.
+    """Triton's environment: this interpreter first on PATH, and for the wheel its libraries and our libpython.
 
     The stub ignores PYTHONPATH and PYTHONHOME; it takes the environment whose ``bin`` is first on PATH.
     """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if settings.triton:
+        return {**os.environ, "PATH": path}
     libraries = [settings.wheel.absolute() / "nvidia_pytriton.libs", libpython_folder()]
     return {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": path,
     }
 
 
@@ -121,9 +162,7 @@ def assemble_backends(settings: Settings) -> None:
 
 def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) -> None:
     """Until the deep check passes: a photograph goes through ``enhance`` and comes back."""
-    client = Path(sys.executable).with_name("restormer-client")
-    check = [str(client), "status", "--url", settings.url, "--wait", str(seconds), "--timeout", str(seconds)]
-    deep = subprocess.Popen(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deep = subprocess.Popen(deep_check(settings, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while deep.poll() is None:
         if triton.poll() is not None:
             deep.kill()
@@ -131,9 +170,30 @@ def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) 
             raise ServerError(f"Triton ended with code {triton.returncode}: {_reason(settings.log)} ({settings.log})")
         time.sleep(0.1)
     assert deep.stderr is not None
-    complaint = deep.stderr.read().strip()
+    complaint = " ".join(deep.stderr.read().split())[:400]
     if deep.returncode:
         raise ServerError(f"Triton started but does not enhance: {complaint} (its log: {settings.log})")
+
+
+def deep_check(settings: Settings, seconds: float) -> list[str]:
+    """The client's command that sends a tiny photograph through ``enhance``, within so many seconds in all.
+
+    Under mutual TLS it shows the server's own certificate, which therefore has to be good for a client too.
+    """
+    command = [str(Path(sys.executable).with_name("restormer-client")), "status"]
+    command += [
+        "--url",
+        settings.url.replace("0.0.0.0", "127.0.0.1"),
+        "--wait",
+        str(seconds),
+        "--timeout",
+        str(seconds),
+    ]
+    if settings.tls_cert:
+        command += ["--tls-ca", str(settings.tls_ca or settings.tls_cert)]
+    if settings.tls_ca:
+        command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
+    return command
 
 
 #: Lines of a failed start's log that tell why, the most telling kind first.

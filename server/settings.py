@@ -1,25 +1,57 @@
-"""Where the server's parts are and where it listens; and from these, the one list of flags."""
+"""Where the server's parts are, where it listens and what it allows; and from these, the one list of flags."""
 
 from __future__ import annotations
 
 import sys
 import sysconfig
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ServerError
 
+#: Protocol groups that change the server or tell about it: closed to everybody without the key.
+RESTRICTED = ("model-repository", "model-config", "shared-memory", "trace", "logging", "statistics")
+#: The header is ``triton-grpc-protocol-admin-key`` in gRPC, ``admin-key`` in HTTP.
+ADMIN_KEY = "admin-key"
+CONTROLS = ("none", "explicit")
+HARDWARE = ("auto", "cpu", "gpu", "a100", "h100", "h200")
+SHM_MIB = 16  #: shared memory of one Python instance at its start, and each time it grows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC."""
+    """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC.
+
+    ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
+    ``hardware`` chooses among a model's ``configs/``. Instances of 0 mean: from this machine's cores. A port, an age, a
+    cache of 0 mean: off. Times are in seconds.
+    """
 
     repository: Path = Path("model_repository")
-    wheel: Path = Path(".envs/triton")
     state: Path = Path(".run")
+    wheel: Path = Path(".envs/triton")
+    triton: Path | None = None
+    hardware: str = "auto"
+    versions: tuple[int, ...] = ()
+    preprocess_instances: int = 0
+    postprocess_instances: int = 0
     address: str = "127.0.0.1"
     grpc_port: int = 8001
+    metrics_address: str = ""
     metrics_port: int = 8002
+    http_port: int = 0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    admin_key_file: Path | None = None
+    control: str = "none"
+    trace: str = ""
+    trace_rate: int = 100
+    cache_mb: int = 0
+    exit_timeout: int = 30
+    grpc_pool: int = 64
+    grpc_connection_age: int = 0
 
     @property
     def url(self) -> str:
@@ -27,46 +59,113 @@ class Settings:
         return f"{self.address}:{self.grpc_port}"
 
     @property
+    def root(self) -> Path:
+        """The installation: ``bin``, ``backends`` and ``caches`` lie in it."""
+        return self.triton or self.wheel / "pytriton/tritonserver"
+
+    @property
     def binary(self) -> Path:
-        """The server of the PyPI wheel ``nvidia-pytriton``."""
-        return self.wheel / "pytriton/tritonserver/bin/tritonserver"
+        """The server itself."""
+        return self.root / "bin/tritonserver"
 
     @property
     def backends(self) -> Path:
-        """Our backend directory: the Python backend with the stub of this interpreter beside it."""
-        return self.state / "backends"
+        """NVIDIA's backends, or the wheel's Python backend with the stub of this interpreter beside it."""
+        return self.triton / "backends" if self.triton else self.state / "backends"
+
+    @property
+    def served(self) -> Path:
+        """The copy that Triton is given: configs as chosen for this machine, and links to what is published."""
+        return self.state / "served"
 
     @property
     def log(self) -> Path:
         """Triton's own log of the last start."""
         return self.state / "triton.log"
 
-    def flags(self) -> list[str]:
-        """Triton's command line. Every flag in this project is in this list."""
-        return [
-            str(self.binary.absolute()),
-            f"--model-repository={self.repository.absolute()}",
-            f"--backend-directory={self.backends.absolute()}",
-            # Models with configs/cpu.pbtxt use it, the others their config.pbtxt.
-            "--model-config-name=cpu",
-            # What the configs leave out is an error, not a guess.
-            "--disable-auto-complete-config",
-            # Repository updates equal code execution.
-            "--model-control-mode=none",
-            "--strict-readiness=true",
-            "--exit-timeout-secs=15",
-            "--allow-http=false",
-            "--allow-grpc=true",
-            f"--grpc-address={self.address}",
-            f"--grpc-port={self.grpc_port}",
-            "--allow-metrics=true",
-            f"--metrics-address={self.address}",
-            f"--metrics-port={self.metrics_port}",
-            "--metrics-config=summary_latencies=true",
-            # A core tensor is 3 MiB; the default of 1 MiB grows in single megabytes while requests wait.
-            "--backend-config=python,shm-default-byte-size=16777216",
-            "--backend-config=python,shm-growth-byte-size=16777216",
-        ]
+    @property
+    def admin_key(self) -> Path:
+        """The file of the key that opens the restricted groups: the one given, or one made at the start."""
+        return self.admin_key_file or self.state / "admin.key"
+
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """Address and port of everything that listens, by the setting's name."""
+        ports = {
+            "grpc-port": (self.address, self.grpc_port),
+            "metrics-port": (self.metrics_address or self.address, self.metrics_port),
+        }
+        return {**ports, "http-port": (self.address, self.http_port)} if self.http_port else ports
+
+    def flags(self, key: str, known: Collection[str]) -> list[str]:
+        """Triton's command line. Every flag in this project is in this list.
+
+        ``key`` opens the restricted groups. ``known`` are the options this Triton has: what only newer ones know is
+        left out for the others.
+        """
+        return [str(self.binary.absolute()), *self._always(), *self._chosen(key), *self._newer(known)]
+
+    def _always(self) -> Iterator[str]:
+        yield f"--model-repository={self.served.absolute()}"
+        yield f"--backend-directory={self.backends.absolute()}"
+        yield "--disable-auto-complete-config"  # what the configs leave out is an error, not a guess
+        yield "--strict-readiness=true"
+        yield "--exit-on-error=true"
+        yield f"--exit-timeout-secs={self.exit_timeout}"
+        yield "--log-verbose=0"  # verbose logs tell of requests
+        yield "--log-format=ISO8601"
+        yield "--allow-sagemaker=false"
+        yield "--allow-vertex-ai=false"
+        yield "--allow-grpc=true"
+        yield f"--grpc-address={self.address}"
+        yield f"--grpc-port={self.grpc_port}"
+        yield f"--grpc-infer-allocation-pool-size={self.grpc_pool}"
+        yield "--allow-metrics=true"
+        yield f"--metrics-address={self.metrics_address or self.address}"
+        yield f"--metrics-port={self.metrics_port}"
+        yield "--metrics-config=summary_latencies=true"
+        # A core tensor is 3 MiB; the default of 1 MiB grows in single megabytes while requests wait.
+        yield f"--backend-config=python,shm-default-byte-size={SHM_MIB << 20}"
+        yield f"--backend-config=python,shm-growth-byte-size={SHM_MIB << 20}"
+
+    def _chosen(self, key: str) -> Iterator[str]:
+        groups = ",".join(RESTRICTED)
+        yield f"--grpc-restricted-protocol={groups}:{ADMIN_KEY}={key}"
+        # Repository updates equal code execution: off, or behind the key.
+        yield f"--model-control-mode={self.control}"
+        if self.control == "explicit":
+            yield "--load-model=*"
+        yield f"--allow-http={str(bool(self.http_port)).lower()}"
+        if self.http_port:
+            yield f"--http-address={self.address}"
+            yield f"--http-port={self.http_port}"
+            yield f"--http-restricted-api={groups}:{ADMIN_KEY}={key}"
+        if self.tls_cert:
+            yield "--grpc-use-ssl=true"
+            yield f"--grpc-server-cert={self.tls_cert.absolute()}"
+            yield f"--grpc-server-key={self.tls_key.absolute()}" if self.tls_key else ""
+        if self.tls_ca:
+            yield "--grpc-use-ssl-mutual=true"
+            yield f"--grpc-root-cert={self.tls_ca.absolute()}"
+        if self.trace:
+            yield "--trace-config=mode=opentelemetry"
+            yield f"--trace-config=opentelemetry,url={self.trace}"
+            yield "--trace-config=opentelemetry,resource=service.name=restormer-triton"
+            yield "--trace-config=level=TIMESTAMPS"  # TENSORS would write pixels
+            yield f"--trace-config=rate={self.trace_rate}"
+        if self.cache_mb:
+            yield f"--cache-directory={(self.root / 'caches').absolute()}"
+            yield f"--cache-config=local,size={self.cache_mb << 20}"
+        if self.grpc_connection_age:
+            yield f"--grpc-max-connection-age={self.grpc_connection_age * 1000}"
+            yield f"--grpc-max-connection-age-grace={self.exit_timeout * 1000}"
+
+    def _newer(self, known: Collection[str]) -> Iterator[str]:
+        # 26.04 turned it off by default; said all the same.
+        if "allow-client-shm" in known:
+            yield "--allow-client-shm=false"
+        # Photographs go by gRPC in one piece; HTTP is for health and for trying out, at most max_bytes of the configs.
+        if self.http_port and "http-max-input-size" in known:
+            yield "--http-max-input-size=200000000"
 
 
 def libpython_folder() -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import table as figures
 from demo import table
+from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
@@ -95,6 +96,23 @@ def test_the_figures_of_the_clients_readme_are_the_measured_ones():
     assert figures.client_tables() in (ROOT / "client/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "made", [figures.load_table, figures.load_sentences, figures.faults_table, figures.batches_sentence]
+)
+def test_the_figures_of_the_production_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/production.md").read_text(encoding="utf-8")
+
+
+def test_every_setting_of_the_server_is_on_the_production_page():
+    page = (ROOT / "docs/production.md").read_text(encoding="utf-8")
+    assert not [name for name in Settings.__dataclass_fields__ if f"`--{name.replace('_', '-')}`" not in page]
+
+
 def test_ci_calls_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make test" in shell_commands()
+
+
+@pytest.mark.parametrize("made", [figures.image_table, figures.replaced_sentence])
+def test_the_figures_of_the_containers_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/containers.md").read_text(encoding="utf-8")

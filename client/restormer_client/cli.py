@@ -64,7 +64,9 @@ def _parser() -> _Parser:
     _add_wishes(enhance)
     enhance.set_defaults(run=_enhance)
     status = verbs.add_parser("status", help="say whether the server enhances: sends a tiny photograph through it")
-    status.add_argument("--wait", type=_seconds, metavar="SECONDS", help="wait so long for the server to be ready")
+    status.add_argument(
+        "--wait", type=_seconds, metavar="SECONDS", help="wait so long for the server to be ready and to enhance"
+    )
     status.set_defaults(run=_status)
     for verb in (enhance, status):
         _add_server(verb)
@@ -152,17 +154,20 @@ def _folder(enhancer: Enhancer, options: argparse.Namespace, asked: dict[str, ob
 
 
 def _status(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
+    left = options.timeout
     if options.wait:
+        started = time.monotonic()
         enhancer.wait_until_ready(options.wait)
-    health = enhancer.health(timeout=options.timeout)
+        left = min(left, max(options.wait - (time.monotonic() - started), 1.0))  # the wait is for the photograph too
+    health = enhancer.health(timeout=left)
     if not health.live:
         raise EnhanceError(health.reason)
     for model, is_ready in health.models.items():
         print(f"{model:<14} {'ready' if is_ready else 'not ready'}")
     started = time.monotonic()
-    enhancer.enhance(TINY_PHOTOGRAPH, timeout=options.timeout)
+    enhancer.enhance(TINY_PHOTOGRAPH, timeout=left)
     seconds = time.monotonic() - started
-    version = enhancer.metadata(timeout=options.timeout).version
+    version = enhancer.metadata(timeout=left).version
     print(f"{enhancer.url} enhances (Triton {version}, a tiny photograph in {seconds:.2f} s)")
     return 0
 

@@ -17,7 +17,10 @@ from imaging import SIDE
 from tests.photographs import encoded, opened, pixels
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
-LIMITS = {"max_pixels": {"string_value": "100000000"}, "max_bytes": {"string_value": "200000000"}}
+LIMITS = {
+    "max_pixels": {"string_value": "100000000"}, "max_bytes": {"string_value": "200000000"},
+    "histogram_ms": {"string_value": "10 100 1000"},
+}  # fmt: skip
 
 
 class Tensor:
@@ -41,20 +44,42 @@ class InferenceResponse:
         self.tensors, self.error = tensors, error
 
 
+class MetricFamily:
+    """Keeps what was observed; what it counts is asked of the real server in tests/server."""
+
+    HISTOGRAM = "histogram"
+
+    def __init__(self, *, name, description, kind):
+        self.observed = []
+
+    def Metric(self, labels, buckets):
+        assert buckets == sorted(buckets)
+        return self
+
+    def observe(self, value):
+        self.observed.append(value)
+
+
 @pytest.fixture
 def adapter(monkeypatch):
     """The model class of a version folder, with Triton's module stood in for."""
     module = types.ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
+    module.MetricFamily = MetricFamily
     module.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
 
     def load(name):
         model = runpy.run_path(str(REPOSITORY / name / "1/model.py"))["TritonPythonModel"]()
-        model.initialize({"model_config": json.dumps({"parameters": LIMITS})})
+        model.initialize(arguments(LIMITS))
         return model
 
     return load
+
+
+def arguments(parameters):
+    """What Triton hands to ``initialize``."""
+    return {"model_name": "a model", "model_version": "1", "model_config": json.dumps({"parameters": parameters})}
 
 
 class Request(dict):
@@ -88,6 +113,14 @@ def test_a_bad_photograph_fails_its_own_request_alone(adapter, name):
 
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess"])
+def test_the_histogram_is_of_photographs_that_were_worked_on(adapter, name):
+    model = adapter(name)
+    model.execute([request_for(encoded(pixels(60, 80))), request_for(b"a letter")])
+    assert len(model.worked.observed) == 1
+    assert 0 < model.worked.observed[0] < 300_000
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess"])
 def test_a_surprise_fails_its_own_request_alone(adapter, name):
     good = encoded(pixels(60, 80))
     responses = adapter(name).execute([request_for(good), Request({**request_for(good), "IMAGE": np.array([[7]])}, {})])
@@ -98,7 +131,7 @@ def test_a_surprise_fails_its_own_request_alone(adapter, name):
 def test_limits_are_those_of_the_configuration(adapter):
     model = adapter("preprocess")
     tight = {**LIMITS, "max_pixels": {"string_value": "4799"}}
-    model.initialize({"model_config": json.dumps({"parameters": tight})})
+    model.initialize(arguments(tight))
     (response,) = model.execute([request_for(encoded(pixels(60, 80)))])
     assert "80x60 pixels; at most 4,799" in str(response.error)
 

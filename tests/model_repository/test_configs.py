@@ -1,24 +1,38 @@
 """Every config.pbtxt parses with the official protobuf, and says what the code says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from restormer_client import enhancer
 from tritonclient.grpc import model_config_pb2
 
 from export import machine
 from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
 from imaging import SIDE, Limits, Options
+from server import served
+from server.settings import HARDWARE
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
-CONFIGS = sorted(REPOSITORY.rglob("*.pbtxt"))
+CONFIGS = sorted(path for path in REPOSITORY.rglob("*.pbtxt") if not path.parts[-2].startswith("."))
 CORE = [3, SIDE, SIDE]
+ON_GPU = ("config.pbtxt", "configs/a100.pbtxt", "configs/h100.pbtxt", "configs/h200.pbtxt")
+CORE_CONFIGS = (*ON_GPU, "configs/cpu.pbtxt")
+REJECT = model_config_pb2.ModelQueuePolicy.TimeoutAction.REJECT
+#: Fields that the server of the PyPI wheel (2.51) does not know: it drops a model that has one.
+NEWER_THAN_THE_WHEEL = ("max_inflight_requests", "model_metrics")
 
 
 def parsed(path):
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def config(name):
+    """``model`` or ``model/configs/x.pbtxt``, parsed."""
+    return parsed(REPOSITORY / name / "config.pbtxt" if "/" not in name else REPOSITORY / name)
 
 
 def signature(config):
@@ -27,67 +41,165 @@ def signature(config):
     }
 
 
+def policies(config):
+    """The queue policy of each priority level."""
+    batcher = config.dynamic_batching
+    return {1: batcher.default_queue_policy, 2: batcher.priority_queue_policy[2]}
+
+
 def test_there_are_configs():
     assert {path.relative_to(REPOSITORY).parts[0] for path in CONFIGS} == {
         "enhance", "enhance_tiled", "preprocess", "restormer", "postprocess",
     }  # fmt: skip
+    assert {path.stem for path in CONFIGS if path.parent.name == "configs"} == set(HARDWARE) - {"auto", "gpu"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_parses_and_agrees_with_the_code(path):
-    config = parsed(path)
-    assert config.name == path.relative_to(REPOSITORY).parts[0]
-    assert config.max_batch_size == MAX_BATCH
-    assert config.platform == "ensemble" or config.HasField("dynamic_batching")
+def test_parses_and_is_named_as_its_folder(path):
+    assert parsed(path).name == path.relative_to(REPOSITORY).parts[0]
 
 
-@pytest.mark.parametrize("name", ["config.pbtxt", "configs/cpu.pbtxt"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_every_number_that_was_chosen_has_its_reason_beside_it(path):
+    """A comment stands above, in the same paragraph of fields."""
+    chosen = ("max_inflight_requests", "max_queue_delay", "default_queue_policy", "instance_group", "parameters")
+    text = path.read_text(encoding="utf-8")
+    for name in chosen:
+        if found := re.search(rf"^ *{name}", text, re.MULTILINE):
+            above = text[: found.start()].splitlines()[-8:]
+            assert any(line.lstrip().startswith("#") for line in above), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_every_queue_is_bounded_rejects_in_time_and_has_two_levels(path):
+    loaded = parsed(path)
+    if loaded.platform == "ensemble":
+        return
+    batcher = loaded.dynamic_batching
+    assert (batcher.priority_levels, batcher.default_priority_level) == (2, 1)
+    assert not batcher.preferred_batch_size
+    for policy in policies(loaded).values():
+        assert policy.timeout_action == REJECT
+        assert policy.default_timeout_microseconds > 0
+        assert policy.allow_timeout_override
+        assert policy.max_queue_size > 0
+    interactive, bulk = policies(loaded)[1], policies(loaded)[2]
+    assert interactive.default_timeout_microseconds < bulk.default_timeout_microseconds
+
+
+@pytest.mark.parametrize("core", CORE_CONFIGS)
+def test_whoever_waits_is_rejected_before_his_client_gives_up(core):
+    """The steps' queues one after the other: the server's own answer comes first."""
+    steps = (config("preprocess"), parsed(REPOSITORY / "restormer" / core), config("postprocess"))
+    waits = sum(policies(step)[1].default_timeout_microseconds for step in steps)
+    assert waits / 1e6 < enhancer.TIMEOUT
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance", "enhance/configs/cpu.pbtxt"])
+def test_what_works_one_by_one_takes_one_at_a_time(name):
+    assert config(name).max_batch_size == 1
+
+
+@pytest.mark.parametrize("name", CORE_CONFIGS)
 def test_the_core_speaks_the_graphs_names_and_shapes(name):
     expected = {INPUT: ("TYPE_FP32", CORE), OUTPUT: ("TYPE_FP32", CORE)}
     assert signature(parsed(REPOSITORY / "restormer" / name)) == expected
 
 
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_batch_size_of_the_engines_profile_is_captured_and_warmed(name):
+    core = parsed(REPOSITORY / "restormer" / name)
+    sizes = list(range(1, MAX_BATCH + 1))
+    cuda = core.optimization.cuda
+    assert core.max_batch_size == MAX_BATCH
+    assert cuda.graphs
+    assert [spec.batch_size for spec in cuda.graph_spec] == sizes
+    assert all(list(spec.input[INPUT].dim) == CORE for spec in cuda.graph_spec)
+    assert [sample.batch_size for sample in core.model_warmup] == sizes
+    assert all(list(sample.inputs[INPUT].dims) == CORE for sample in core.model_warmup)
+
+
+@pytest.mark.parametrize("name", ON_GPU[1:])
+def test_a_gpus_config_differs_only_in_delay_and_instances(name):
+    usual, tuned = (parsed(REPOSITORY / "restormer" / path) for path in ("config.pbtxt", name))
+    tuned.dynamic_batching.max_queue_delay_microseconds = usual.dynamic_batching.max_queue_delay_microseconds
+    tuned.instance_group[0].count = usual.instance_group[0].count
+    assert tuned == usual
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_gpu_gets_its_instances(name):
+    (group,) = parsed(REPOSITORY / "restormer" / name).instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.Kind.KIND_GPU
+    assert not group.gpus
+
+
+def test_the_highest_version_is_served_alone():
+    for name in CORE_CONFIGS:
+        assert parsed(REPOSITORY / "restormer" / name).version_policy.latest.num_versions == 1
+
+
+def test_the_cpu_is_warmed_with_what_it_takes():
+    core = config("restormer/configs/cpu.pbtxt")
+    assert core.max_batch_size == 1  # the adapter works one by one
+    assert [sample.batch_size for sample in core.model_warmup] == [1]
+
+
 def test_plans_are_found_by_the_names_they_are_published_under(monkeypatch):
     """And by no other: a plain model.plan would be taken for a GPU that is not listed."""
-    config = parsed(REPOSITORY / "restormer/config.pbtxt")
-    for capability, plan in config.cc_model_filenames.items():
+    core = config("restormer")
+    for capability, plan in core.cc_model_filenames.items():
         monkeypatch.setattr(machine, "gpus", lambda capability=capability: [("a GPU", capability)])
         assert _place(Request(package=Path("demo/package")), "tensorrt").engine == plan
-    assert set(config.cc_model_filenames) == set(CAPABILITIES)
-    assert not config.default_model_filename
+    assert set(core.cc_model_filenames) == set(CAPABILITIES)
+    assert not core.default_model_filename
 
 
 def test_the_ensemble_fits_its_steps_together():
-    ensemble = parsed(REPOSITORY / "enhance/config.pbtxt")
+    ensemble = config("enhance")
     known = dict(signature(ensemble))
     for step in ensemble.ensemble_scheduling.step:
-        tensors = signature(parsed(REPOSITORY / step.model_name / "config.pbtxt"))
+        tensors = signature(config(step.model_name))
         for inner, outer in step.input_map.items():
             assert tensors[inner] == known[outer]
         for inner, outer in step.output_map.items():
             assert known.setdefault(outer, tensors[inner]) == tensors[inner]
         assert set(step.input_map) | set(step.output_map) == set(tensors)
+        assert config(step.model_name).max_batch_size >= ensemble.max_batch_size
+
+
+def test_the_client_speaks_the_ensembles_names():
+    text = Path(enhancer.__file__).read_text(encoding="utf-8")
+    for model in (enhancer.MODEL, enhancer.TILED_MODEL):
+        assert all(f'"{name}"' in text for name in signature(config(model)))
 
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance_tiled"])
 def test_limits_are_the_same_everywhere(name):
-    parameters = {k: v.string_value for k, v in parsed(REPOSITORY / name / "config.pbtxt").parameters.items()}
+    parameters = {k: v.string_value for k, v in config(name).parameters.items()}
     found = Limits.parsed(json.dumps({"parameters": {k: {"string_value": v} for k, v in parameters.items()}}))
     assert found == Limits()
 
 
+def test_both_adapters_keep_the_same_histogram():
+    edges = {name: config(name).parameters["histogram_ms"].string_value for name in served.WORK_MS}
+    assert len(set(edges.values())) == 1
+    numbers = [float(edge) for edge in edges["preprocess"].split()]
+    assert numbers == sorted(numbers)
+
+
 def test_enhance_tiled_is_called_as_enhance_is():
-    assert signature(parsed(REPOSITORY / "enhance_tiled/config.pbtxt")) == signature(
-        parsed(REPOSITORY / "enhance/config.pbtxt")
-    )
+    assert signature(config("enhance_tiled")) == signature(config("enhance"))
 
 
-def test_tiles_in_flight_fit_restormers_queue():
-    tiled = parsed(REPOSITORY / "enhance_tiled/config.pbtxt")
-    in_flight = int(tiled.parameters["tiles_in_flight"].string_value) * tiled.instance_group[0].count
-    for name in ("config.pbtxt", "configs/cpu.pbtxt"):
-        queue = parsed(REPOSITORY / "restormer" / name).dynamic_batching.default_queue_policy.max_queue_size
-        assert in_flight <= queue / 2
+@pytest.mark.parametrize(
+    ("tiled", "core"), [("config.pbtxt", name) for name in ON_GPU] + [("configs/cpu.pbtxt", "configs/cpu.pbtxt")]
+)
+def test_tiles_in_flight_leave_half_of_restormers_queue(tiled, core):
+    tiles = parsed(REPOSITORY / "enhance_tiled" / tiled)
+    in_flight = int(tiles.parameters["tiles_in_flight"].string_value) * tiles.instance_group[0].count
+    assert in_flight <= policies(parsed(REPOSITORY / "restormer" / core))[1].max_queue_size / 2
+    assert tiles.max_batch_size <= int(tiles.parameters["photographs_in_flight"].string_value)
 
 
 def test_every_request_parameter_is_documented_in_the_contract():
@@ -96,7 +208,36 @@ def test_every_request_parameter_is_documented_in_the_contract():
 
 
 def test_the_local_ensemble_differs_only_in_what_its_server_does_not_know():
-    full, local = (parsed(REPOSITORY / "enhance" / name) for name in ("config.pbtxt", "configs/cpu.pbtxt"))
+    full, local = (config(name) for name in ("enhance", "enhance/configs/cpu.pbtxt"))
     assert full.ensemble_scheduling.max_inflight_requests > 0
     full.ensemble_scheduling.ClearField("max_inflight_requests")
     assert full == local
+
+
+def test_the_local_tiles_differ_only_in_how_many_are_on_the_way():
+    full, local = (config(name) for name in ("enhance_tiled", "enhance_tiled/configs/cpu.pbtxt"))
+    del full.parameters["tiles_in_flight"], local.parameters["tiles_in_flight"]
+    assert full == local
+
+
+def test_backpressure_ends_at_preprocess():
+    """max_inflight_requests is never reached in preprocess, and restormer's queues hold what it lets through."""
+    limit = config("enhance").ensemble_scheduling.max_inflight_requests
+    most_processes = 96
+    assert sum(policy.max_queue_size for policy in policies(config("preprocess")).values()) + most_processes <= limit
+    for name in ("restormer", "postprocess"):
+        assert all(policy.max_queue_size >= limit for policy in policies(config(name)).values())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_what_the_local_server_loads_has_no_field_it_does_not_know(path):
+    """It loads configs/cpu.pbtxt where a model has one, the others' config.pbtxt."""
+    if path.stem == "cpu" or (not (path.parent / "configs/cpu.pbtxt").exists() and path.parent.name != "configs"):
+        code = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
+        assert not [field for field in NEWER_THAN_THE_WHEEL if field in code]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_answers_are_kept_nowhere_unless_asked_for(path):
+    """The cache's key ignores request parameters; only the served copy of restormer may have it (server/served.py)."""
+    assert not parsed(path).response_cache.enable

@@ -1,5 +1,6 @@
 """What stands in the way of a start is said in one line, with what to do; nothing is left running."""
 
+import hashlib
 import json
 import shutil
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server import preflight, settings
+from server import machine, preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, bare_repository, free_port, server_command
@@ -168,9 +169,168 @@ def test_make_says_which_python_it_wants(tmp_path, python, message):
     assert "3.11" in done.stderr
 
 
-def test_every_flag_is_loopback_and_locked_down():
-    flags = Settings(repository=Path("r")).flags()
-    assert "--grpc-address=127.0.0.1" in flags
-    assert "--metrics-address=127.0.0.1" in flags
-    assert "--allow-http=false" in flags
-    assert "--model-control-mode=none" in flags
+A100, H100 = ("NVIDIA A100-SXM4-80GB", "8.0"), ("NVIDIA H100 80GB HBM3", "9.0")
+
+
+@pytest.fixture
+def plans(tmp_path):
+    """A repository with a plan for an A100 and one for an H100, as far as their JSON tells."""
+
+    def publish(version, capability, **changes):
+        folder = tmp_path / "restormer" / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = folder / f"model.sm{capability.replace('.', '')}.plan"
+        plan.write_bytes(f"plan for {capability}".encode())
+        document = {
+            "sha256": hashlib.sha256(plan.read_bytes()).hexdigest(),
+            "machine": {"gpu_compute_capability": capability},
+            "options": {"compatibility": "none"},
+            "runtime": {"name": "tensorrt", "version": "11.4.1.5"},
+            **changes,
+        }
+        plan.with_name(f"{plan.name}.json").write_text(json.dumps(document))
+        return plan
+
+    publish(1, "8.0")
+    publish(1, "9.0")
+    return publish
+
+
+def test_a_plan_that_fits_is_taken(plans, tmp_path):
+    assert preflight.check_engines(tmp_path, [H100], tensorrt="11.4.1").path.name == "model.sm90.plan"
+    assert preflight.check_engines(tmp_path, [A100, H100], tensorrt="").path.name == "model.sm80.plan"
+
+
+def test_every_gpu_needs_its_plan(plans, tmp_path):
+    with pytest.raises(
+        ServerError, match=r"no model\.sm89\.plan for NVIDIA L40S .* make engine TARGET=tensorrt VERSION=1"
+    ):
+        preflight.check_engines(tmp_path, [H100, ("NVIDIA L40S", "8.9")], tensorrt="")
+
+
+def test_a_plan_of_another_tensorrt_is_refused(plans, tmp_path):
+    with pytest.raises(ServerError, match=r"built by TensorRT 11\.4\.1\.5, here is 11\.3\.0"):
+        preflight.check_engines(tmp_path, [H100], tensorrt="11.3.0")
+
+
+def test_a_plan_under_the_wrong_name_is_refused_unless_it_is_portable(plans, tmp_path):
+    plans(2, "9.0", machine={"gpu_compute_capability": "8.0"})
+    with pytest.raises(ServerError, match=r"built for compute capability 8\.0, NVIDIA H100 80GB HBM3 has 9\.0"):
+        preflight.check_engines(tmp_path, [H100], tensorrt="")
+    plans(2, "9.0", machine={"gpu_compute_capability": "8.0"}, options={"compatibility": "ampere_plus"})
+    assert preflight.check_engines(tmp_path, [H100], tensorrt="").path.parent.name == "2"
+
+
+def test_a_changed_plan_is_refused(plans, tmp_path):
+    plans(1, "9.0").write_bytes(b"another")
+    with pytest.raises(ServerError, match="not the file its JSON describes"):
+        preflight.check_engines(tmp_path, [H100], tensorrt="")
+
+
+def test_a_version_that_is_asked_for_has_to_be_there(plans, tmp_path):
+    with pytest.raises(ServerError, match=r"version 3, 4 is not published .* make engines"):
+        preflight.check_engines(tmp_path, [H100], (1, 3, 4), tensorrt="")
+
+
+def rows(**options):
+    return {row.what: row for row in preflight.rows(Settings(**options))}
+
+
+def test_the_table_has_a_line_for_everything(repository, tmp_path):
+    command = server_command(
+        "preflight", repository=repository, state=tmp_path, grpc_port=free_port(), metrics_port=free_port()
+    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert all(line.startswith("ok  ") for line in lines)
+    assert len(lines) == 12
+    assert "model.onnx, fp32" in done.stdout
+    assert not (tmp_path / "served").exists()
+
+
+def test_the_table_shows_everything_that_is_wrong_at_once(tmp_path):
+    command = server_command("preflight", repository=tmp_path, wheel=tmp_path, state=tmp_path, hardware="h100")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("NO")]
+    assert done.returncode == 1
+    assert [line.split()[1] for line in wrong][:3] == ["Triton", "hardware", "engine"]
+    assert "Traceback" not in done.stderr
+
+
+def test_shared_memory_that_is_too_small_is_refused(monkeypatch, repository):
+    monkeypatch.setattr(machine, "shared_memory", lambda: 64 << 20)  # what Docker gives
+    mend = rows(repository=repository, hardware="cpu", preprocess_instances=2, postprocess_instances=3)[
+        "shared memory"
+    ].mend
+    assert "has 64 MiB, and 256 are needed" in mend
+    assert "--shm-size=256m" in mend
+
+
+def test_more_processes_need_more_shared_memory(repository):
+    few, many = (
+        preflight.shared_memory_need(Settings(repository=repository, preprocess_instances=n, postprocess_instances=n))
+        for n in (1, 8)
+    )
+    assert many[0] - few[0] == 14 * 32 << 20
+    assert few[0] < few[1] < many[1]
+
+
+def test_a_state_folder_that_cannot_be_written_is_named(repository, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "--state=..." in rows(repository=repository, state=tmp_path / "file/state")["state folder"].mend
+
+
+@pytest.mark.parametrize("content", ["", "short", "with a space in it 0123456789", "ümlaut-0123456789-0123456789"])
+def test_a_key_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / "key"
+    path.write_text(content)
+    with pytest.raises(ServerError, match="key"):
+        preflight.admin_key(Settings(admin_key_file=path))
+
+
+def test_a_key_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ServerError, match="--admin-key-file: .*No such file"):
+        preflight.admin_key(Settings(admin_key_file=tmp_path / "nothing"))
+
+
+def test_a_made_key_is_new_every_time_and_its_owners_alone(tmp_path):
+    settings = Settings(state=tmp_path)
+    first, second = preflight.admin_key(settings), preflight.admin_key(settings)
+    assert first != second
+    assert settings.admin_key.read_text().strip() == second
+    assert settings.admin_key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"control": "explicit"}, "--admin-key-file="),
+        ({"trace": "collector:4318"}, "http://collector:4318/v1/traces"),
+        ({"http_port": 8000, "tls_cert": Path("c"), "tls_key": Path("k"), "address": "0.0.0.0"}, "no TLS over HTTP"),
+    ],
+)
+def test_settings_that_open_a_door_are_refused(options, message):
+    assert message in rows(**options)["settings"].mend
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])
+def test_half_of_tls_is_refused(certificates, missing):
+    files = {
+        "tls_cert": certificates["server_cert"],
+        "tls_key": certificates["server_key"],
+        "tls_ca": certificates["ca"],
+    }
+    assert rows(**files)["TLS"].mend == ""
+    assert "needs both" in rows(**{**files, missing: None})["TLS"].mend
+    assert "belong together" in rows(**{**files, missing: certificates["ca"]})["TLS"].mend
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    assert "nvidia-smi shows no GPU" in rows(hardware="h100")["hardware"].mend
+    monkeypatch.setattr(machine, "gpus", lambda: (H100,))
+    assert "needs NVIDIA's Triton" in rows(hardware="auto")["hardware"].mend
+    assert (
+        rows(hardware="auto", triton=Path("/opt/tritonserver"))["hardware"].found == "h100: NVIDIA H100 80GB HBM3 (9.0)"
+    )

@@ -1,12 +1,20 @@
 """The server's life: started once, told apart from strangers, stopped for good."""
 
 import json
+import os
+import queue
+import signal
 import subprocess
+from pathlib import Path
 from urllib.request import urlopen
 
-from server.process import running
+import numpy as np
+import tritonclient.grpc as grpc
+
+from server.process import end_orphans, running
 from server.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, server_command
+from tests.photographs import encoded, pixels
 
 
 def test_a_second_start_is_refused_and_the_first_lives(triton):
@@ -40,3 +48,64 @@ def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):
 def test_metrics_are_served(triton):
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         assert b"nv_inference_request_success" in answer.read()
+
+
+def stubs(state):
+    """Process ids of the Python stubs that serve from this state folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except OSError:
+            continue
+        if b"python_backend_stub" in command and f"{state}/served/".encode() in command:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_after_a_killed_server_the_next_start_clears_up_and_serves(repository, tmp_path):
+    """The kernel kills Triton; its stubs stay behind for a while, each with its memory."""
+    command = server_command(
+        "start", repository=repository, state=tmp_path, grpc_port=free_port(), metrics_port=free_port()
+    )
+    subprocess.run(command, cwd=ROOT, check=True)
+    left = stubs(tmp_path)
+    assert len(left) >= 5
+    os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+        assert not set(left) & set(stubs(tmp_path))
+        assert len(stubs(tmp_path)) == len(left)
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+    assert stubs(tmp_path) == []
+
+
+def test_orphans_are_only_our_own(tmp_path, triton):
+    """Another state folder's stubs are left alone."""
+    before = stubs(triton.state)
+    assert end_orphans(Settings(state=tmp_path)) == 0
+    assert stubs(triton.state) == before
+
+
+def test_a_stop_answers_whoever_is_in_flight(repository, tmp_path):
+    """Triton ends the step that runs and refuses the ensemble's next one: an answer to be retried, and no hang."""
+    port = free_port()
+    command = server_command(
+        "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=120
+    )
+    subprocess.run(command, cwd=ROOT, check=True)
+    done = queue.SimpleQueue()
+    image = grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[encoded(pixels(48, 64))]], dtype=np.object_))
+    channel = [("grpc.enable_http_proxy", 0)]
+    try:
+        with grpc.InferenceServerClient(f"127.0.0.1:{port}", channel_args=channel) as client:
+            for _ in range(3):
+                client.async_infer("enhance", [image], lambda result, error: done.put(error))
+            assert done.get(timeout=120) is None  # the first is back, so the others have arrived
+            subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+            for error in [done.get(timeout=10) for _ in range(2)]:
+                assert error is None or ("UNAVAILABLE" in error.status() and "Server is stopping" in error.message())
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)

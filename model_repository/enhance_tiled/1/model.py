@@ -15,8 +15,10 @@ import triton_python_backend_utils as pb_utils
 from imaging import InvalidRequest, Limits, Options, decode, prepared, tiles
 from imaging.pipeline import encoded, look_of, require_finite, small
 
-#: Tiles share restormer's queue with everybody: a tile that finds it full comes back, for this long, in seconds.
+#: Tiles share restormer's queue with everybody: a tile that finds it full, or waits in it in vain, comes back, for this
+#: long, in seconds.
 PATIENCE, PAUSE = 20.0, 0.05
+OVERLOAD = ("xceeds maximum queue size", "Request timeout expired")
 
 
 class Cancelled(Exception):
@@ -101,7 +103,7 @@ class TritonPythonModel:
                 require_finite(restored)
                 return restored
             message = response.error().message()
-            if "xceeds maximum queue size" not in message:
+            if not any(words in message for words in OVERLOAD):
                 raise RuntimeError(message)
             if time.monotonic() > deadline:
                 raise Overloaded(message)

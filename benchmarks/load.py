@@ -1,0 +1,184 @@
+"""How the server bears more than it can do: `make test-load`, on a real Triton, with the goals that decide.
+
+The physics first. A server that does C photographs a second and is sent 4C has to turn three of four away. Whoever is
+turned away should know at once (his queue was full), whoever is taken should be done within what the queue holds, and
+turning away must not cost so much that fewer than C are done. In numbers, with a queue of Q before the network:
+
+    goodput                 >= 0.95 C
+    a rejection             < 50 ms at the median
+    an accepted photograph  <= (Q + 1) / 0.95 C + idle p99, 99 of 100 times
+    memory                  flat: the last quarter within 5 % of the second
+    somebody waiting        <= idle p99 + two batch times, 99 of 100 times, while bulk keeps the network busy
+
+C is measured first, in a closed loop with the same photographs on the same server. Prints a table, and one JSON object
+as the last line; exit 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import faults
+from benchmarks.traffic import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
+from benchmarks.traffic import throughput as done_a_second
+
+OVERLOAD, SKIP = 4.0, 5.0
+CORE_CONFIG = "restormer/configs/cpu.pbtxt"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A claim, the figure found, and what it has to be."""
+
+    claim: str
+    found: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side."""
+        return self.found >= self.bound if self.at_least else self.found <= self.bound
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
+    parser.add_argument("--seconds", type=float, default=120.0, help="of overload; the rest is measured half as long")
+    parser.add_argument("--only", choices=("overload", "faults"), help="usually both")
+    parser.add_argument("--record", type=Path, help="file to write the figures to; with --only the others stay in it")
+    options = parser.parse_args()
+    photographs = [path.read_bytes() for path in sorted(options.photos.glob("*.jpg"))]
+    if not photographs:
+        sys.exit(f"error: no JPEG in {options.photos}: name a folder with --photos")
+    figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "cpu": _cpu()}, "seconds": options.seconds}
+    goals: list[Goal] = []
+    if options.only != "faults":
+        with served(options.repository) as server:
+            figures["overload"] = asyncio.run(overload(server, photographs, options.seconds))
+        goals = goals_of(figures["overload"], queue_of(options.repository))
+        figures["goals"] = {goal.claim: [goal.found, goal.bound, goal.met] for goal in goals}
+        for goal in goals:
+            relation = ">=" if goal.at_least else "<="
+            print(f"{'met   ' if goal.met else 'MISSED'} {goal.claim}: {goal.found:.3g} {relation} {goal.bound:.3g}")
+    if options.only != "overload":
+        figures["faults"] = faults.run(options.repository, photographs)
+    if options.record:
+        kept = json.loads(options.record.read_text(encoding="utf-8")) if options.record.is_file() else {}
+        options.record.write_text(json.dumps({**kept, **figures}, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures))
+    return int(not all(goal.met for goal in goals))
+
+
+async def overload(server: Server, photographs: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Idle, capacity, four times the capacity, and somebody waiting while bulk keeps the network busy."""
+    half = seconds / 2
+    await closed_loop(server.url, photographs, workers=1, seconds=SKIP)  # what a first photograph pays
+    idle = await closed_loop(server.url, photographs, workers=1, seconds=half)
+    say("idle", idle)
+    full = await closed_loop(server.url, photographs, workers=4, seconds=half)
+    capacity = done_a_second(full, half, skip=SKIP)
+    say(f"capacity {capacity:.2f}/s", full)
+    memory = asyncio.create_task(_memory(server, seconds))
+    flood = await open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds)
+    say(f"{OVERLOAD:g} times that", flood)
+    samples = await memory
+    before = _worked(server)
+    bulk, waiting = await asyncio.gather(
+        closed_loop(server.url, photographs, workers=6, seconds=seconds, priority=BULK),
+        closed_loop(server.url, photographs, workers=1, seconds=seconds, priority=INTERACTIVE),
+    )
+    worked, runs = (after - then for after, then in zip(_worked(server), before, strict=True))
+    say("bulk", bulk)
+    say("somebody waiting", waiting)
+    return {
+        "idle": _latency(idle),
+        "capacity": capacity,
+        "rate": OVERLOAD * capacity,
+        "flood": {
+            **_latency(flood),
+            **outcomes(flood),
+            "goodput": done_a_second(flood, seconds, skip=SKIP),
+            "rejected_p50": percentile(flood, 50, "rejected"),
+            "rejected_p99": percentile(flood, 99, "rejected"),
+        },
+        "memory_mib": samples,
+        "bulk": {**_latency(bulk), **outcomes(bulk), "goodput": done_a_second(bulk, seconds, skip=SKIP)},
+        "waiting": {**_latency(waiting), **outcomes(waiting)},
+        "batch_seconds": worked / 1e6 / runs,
+    }
+
+
+def goals_of(found: dict[str, Any], queue: int) -> list[Goal]:
+    """The goals of this module's docstring, in its order."""
+    capacity, flood, idle = found["capacity"], found["flood"], found["idle"]
+    quarter = len(found["memory_mib"]) // 4
+    second, last = (
+        sum(part) / len(part) for part in (found["memory_mib"][quarter:][:quarter], found["memory_mib"][-quarter:])
+    )
+    within = (queue + 1) / (0.95 * capacity) + idle["p99"]
+    return [
+        Goal("goodput at four times the capacity, of the capacity", flood["goodput"] / capacity, 0.95, at_least=True),
+        Goal("a rejection at the median, s", flood["rejected_p50"], 0.05),
+        Goal("an accepted photograph, 99 of 100, s", flood["p99"], within),
+        Goal("memory, last quarter over second", last / second, 1.05),
+        Goal("failed for another reason", flood["failed"], 0),
+        Goal(
+            "somebody waiting beside bulk, 99 of 100, s",
+            found["waiting"]["p99"],
+            idle["p99"] + 2 * found["batch_seconds"],
+        ),
+    ]
+
+
+def queue_of(repository: Path) -> int:
+    """How many of level 1 may wait before the network."""
+    text = (repository / CORE_CONFIG).read_text(encoding="utf-8")
+    return int(re.findall(r"max_queue_size: (\d+)", text)[0])
+
+
+def say(what: str, answers: Sequence[Answer]) -> None:
+    """A line on the way."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in outcomes(answers).items() if count)
+    print(
+        f"  {what}: {kinds}; p50 {percentile(answers, 50):.2f} s, p99 {percentile(answers, 99):.2f} s", file=sys.stderr
+    )
+
+
+def _latency(answers: Sequence[Answer]) -> dict[str, float]:
+    return {"p50": percentile(answers, 50), "p99": percentile(answers, 99), "count": float(outcomes(answers)["ok"])}
+
+
+def _worked(server: Server) -> tuple[float, float]:
+    """Microseconds the network has run, and how often."""
+    names = ("nv_inference_compute_infer_duration_us", "nv_inference_exec_count")
+    return server.metric(names[0], model="restormer"), server.metric(names[1], model="restormer")
+
+
+async def _memory(server: Server, seconds: float) -> list[float]:
+    samples, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        samples.append(round(await asyncio.to_thread(server.memory_mib), 1))
+        await asyncio.sleep(seconds / 40)
+    return samples
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What this machine has: cores, GPUs, shared memory, TensorRT. Asked at every start, with nothing large imported."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+SHM = Path("/dev/shm")
+LIBRARIES = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu"), Path("/opt/tritonserver/lib"))
+
+
+def cores(cgroup: Path = CGROUP) -> int:
+    """Cores this process may use: those it may run on, or fewer where a container's quota is smaller; at least one."""
+    return max(1, min(len(os.sched_getaffinity(0)), _quota(cgroup)))
+
+
+def _quota(cgroup: Path) -> int:
+    """A container's ``cpus``, rounded down; without one, more than any machine has. cgroup v2, else v1."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text(encoding="ascii").strip()
+        except OSError:
+            quota = "max"
+    return int(quota) // int(period) if quota.isdecimal() else 1 << 16
+
+
+@functools.cache
+def gpus() -> tuple[tuple[str, str], ...]:
+    """Name and compute capability (``9.0``) of every GPU, as nvidia-smi lists them; empty without a driver."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = (line.rpartition(",") for line in found.stdout.splitlines())
+    return tuple((name.strip(), capability.strip()) for name, comma, capability in rows if comma)
+
+
+def hardware(cards: Iterable[tuple[str, str]]) -> str:
+    """The name of the configs for these GPUs: one of `settings.HARDWARE`, ``gpu`` where they differ or have none."""
+    names = {next((n for n in ("a100", "h100", "h200") if n in card.lower()), "gpu") for card, _ in cards}
+    return names.pop() if len(names) == 1 else "gpu" if names else "cpu"
+
+
+def shared_memory(folder: Path = SHM) -> int:
+    """Bytes of shared memory in all."""
+    held = os.statvfs(folder)
+    return held.f_frsize * held.f_blocks
+
+
+def tensorrt(folders: Iterable[Path] = LIBRARIES) -> str:
+    """TensorRT's version (``11.4.1``) by the name of its library; empty if it is not installed."""
+    for folder in folders:
+        for library in sorted(folder.glob("libnvinfer.so.*.*")):
+            return library.name.removeprefix("libnvinfer.so.")
+    return ""
+
+
+def options(binary: Path, environment: dict[str, str]) -> frozenset[str]:
+    """The names of the options this Triton has, from its own help; empty if it does not even tell those."""
+    try:
+        told = subprocess.run(
+            [str(binary), "--help"], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    return frozenset(re.findall(r"^\s*--([a-z0-9-]+)", told.stdout + told.stderr, re.MULTILINE))

@@ -1,0 +1,99 @@
+"""The repository that Triton is given: the published one, with the configs chosen for this machine.
+
+What was published is only read: it may be mounted read-only, and several servers may serve it. The copy holds each
+model's config (``configs/<hardware>.pbtxt`` where the model has one, else ``config.pbtxt``) with the few numbers that
+only this start knows, and links to everything else. Those numbers: how many processes prepare and finish photographs,
+which versions are served, and whether answers are kept.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from server import machine
+from server.errors import ServerError
+from server.settings import Settings
+
+#: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
+WORK_MS = {"preprocess": 37, "postprocess": 95}
+CORE = "restormer"
+
+
+def assemble(settings: Settings) -> None:
+    """Makes the served copy anew. Raises `ServerError` if the repository is not one of ours."""
+    models = sorted(path for path in settings.repository.glob("*") if (path / "config.pbtxt").is_file())
+    if CORE not in {model.name for model in models}:
+        raise ServerError(f"{settings.repository} is no model repository of ours: {CORE}/config.pbtxt is missing")
+    fresh, old = settings.served.with_name("served.new"), settings.served.with_name("served.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for model in models:
+        _assemble_model(settings, model, fresh / model.name)
+    if settings.served.exists():
+        settings.served.rename(old)
+    fresh.rename(settings.served)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _assemble_model(settings: Settings, model: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    (target / "config.pbtxt").write_text(config(settings, model), encoding="utf-8")
+    for path in model.iterdir():
+        if path.is_dir() and path.name.isdigit():
+            (target / path.name).symlink_to(path.resolve(), target_is_directory=True)
+
+
+def config(settings: Settings, model: Path) -> str:
+    """The text of the model's config for this machine and these settings."""
+    chosen = model / "configs" / f"{hardware(settings)}.pbtxt"
+    text = (chosen if chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
+    if model.name in WORK_MS:
+        text = with_instances(text, instances(settings)[model.name])
+    if model.name == CORE and settings.versions:
+        text = with_versions(text, settings.versions)
+    if model.name == CORE and settings.cache_mb:
+        text += "response_cache { enable: true }\n"
+    return text
+
+
+def hardware(settings: Settings) -> str:
+    """Which configs are served: as set, or by the GPUs found."""
+    return machine.hardware(machine.gpus()) if settings.hardware == "auto" else settings.hardware
+
+
+def instances(settings: Settings) -> dict[str, int]:
+    """Processes of preprocess and postprocess: as set, or by the cores and the work."""
+    sized = sized_instances(machine.cores(), on_gpu=hardware(settings) != "cpu")
+    asked = {"preprocess": settings.preprocess_instances, "postprocess": settings.postprocess_instances}
+    return {name: asked[name] or sized[name] for name in sized}
+
+
+def sized_instances(cores: int, *, on_gpu: bool) -> dict[str, int]:
+    """Processes for so many cores, shared out by the work.
+
+    Beside a GPU all cores but one prepare and finish photographs. On a CPU the network takes every core, and the two
+    steps need only keep it fed: a quarter of the cores. Never fewer than one of each.
+    """
+    share = max(2, cores - 1 if on_gpu else cores // 4)
+    preprocess = max(1, round(share * WORK_MS["preprocess"] / sum(WORK_MS.values())))
+    return {"preprocess": preprocess, "postprocess": max(1, share - preprocess)}
+
+
+def with_instances(text: str, count: int) -> str:
+    """The config with so many processes."""
+    return _replaced(r"(instance_group \[ \{ kind: KIND_CPU count: )\d+", rf"\g<1>{count}", text)
+
+
+def with_versions(text: str, versions: tuple[int, ...]) -> str:
+    """The config with exactly these versions in service."""
+    wanted = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, versions))} ] }} }}"
+    return _replaced(r"version_policy \{ latest \{ num_versions: 1 \} \}", wanted, text)
+
+
+def _replaced(pattern: str, replacement: str, text: str) -> str:
+    result, count = re.subn(pattern, replacement, text)
+    if count != 1:
+        raise ServerError(f"a config.pbtxt has {count} lines like {pattern!r} instead of one: take it from the project")
+    return result

@@ -1,0 +1,280 @@
+"""The containers, really: a clean clone is built, started, asked, watched, hurt and stopped (``make test-docker``).
+
+Needs a Docker engine with compose v2, the base image python:3.11-slim-bookworm (or CPU_BASE=another) and an engine
+published for the CPU. Where prom/prometheus cannot be pulled, Debian's Prometheus stands in for it. ``RECORD=file``
+writes how large the image is and why, and how long it took until a new server answered after a Python process had died.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, free_port
+
+PROJECT = "restormer-test"
+CONTAINER = f"{PROJECT}-triton-cpu-1"
+BASE = os.environ.get("CPU_BASE", "python:3.11-slim-bookworm")
+PROMETHEUS = "prom/prometheus:v3.13.5"
+PHOTOGRAPH = ROOT / "demo/photos/balcony.jpg"
+RECORD = {}
+
+#: Run inside the server's container: what a process there may do.
+INSIDE = """
+import json, os, socket, pathlib
+def tried(action):
+    try: action()
+    except OSError as error: return error.strerror or type(error).__name__
+    return "possible"
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(json.dumps({
+    "uid": os.getuid(), "capabilities": int(status["CapBnd"], 16), "no_new_privileges": status["NoNewPrivs"].strip(),
+    "root": tried(lambda: pathlib.Path("/x").touch()), "models": tried(lambda: pathlib.Path("/models/x").touch()),
+    "python": tried(lambda: pathlib.Path("/opt/venv/x").touch()),
+    "out": tried(lambda: socket.create_connection(("%s", %d), timeout=3)),
+    "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
+}))
+"""
+KILL = """
+import os
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    command = open(f"/proc/{pid}/cmdline").read()
+    if "python_backend_stub" in command.split("\\0")[0] and "/preprocess/" in command: os.kill(int(pid), 9); print(pid)
+"""
+
+
+def docker(*arguments, check=True, seconds=600.0, **options):
+    return subprocess.run(
+        ["docker", *map(str, arguments)], check=check, capture_output=True, text=True, timeout=seconds, **options
+    )
+
+
+def inspected(field):
+    return json.loads(docker("inspect", CONTAINER, "--format", f"{{{{json {field}}}}}").stdout)
+
+
+def eventually(wanted, seconds, what):
+    """Waits for ``wanted()`` to be true, and says what was waited for when it is not."""
+    deadline = time.monotonic() + seconds
+    while not (found := wanted()):
+        assert time.monotonic() < deadline, (
+            f"{what}: not within {seconds:.0f} s\n{docker('logs', '--tail', 40, CONTAINER, check=False)}"
+        )
+        time.sleep(1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What is committed, and the engine of this working tree: engines are built, not committed."""
+    folder = tmp_path_factory.mktemp("clone") / "restormer-triton"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    published = [
+        p for p in (ROOT / "model_repository/restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()
+    ]
+    assert published, "no engine for the CPU is published: make engine PRECISION=fp32 TARGET=cpu"
+    engine = max(published, key=lambda path: int(path.name))
+    shutil.copytree(
+        engine, folder / "model_repository/restormer" / engine.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    # The folders above belong to whoever runs the tests; the container's user only reads.
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ports():
+    return {"GRPC_PORT": free_port(), "PROMETHEUS_PORT": free_port()}
+
+
+@pytest.fixture(scope="module")
+def compose(clone, ports):
+    """``docker compose`` as a user calls it in the clone; everything is taken down at the end."""
+    environment = {**os.environ, "COMPOSE_PROJECT_NAME": PROJECT, **{name: str(port) for name, port in ports.items()}}
+    if (
+        docker("image", "inspect", PROMETHEUS, check=False).returncode
+        and docker("pull", PROMETHEUS, check=False).returncode
+    ):
+        stand_in = "restormer-test-prometheus:2"
+        docker(
+            "build",
+            "-q",
+            "-t",
+            stand_in,
+            "--build-arg",
+            f"BASE={BASE}",
+            "-f",
+            ROOT / "tests/docker/prometheus.Dockerfile",
+            ROOT / "tests/docker",
+        )
+        environment["PROMETHEUS_IMAGE"] = stand_in
+
+    def call(*arguments, **options):
+        return docker("compose", *arguments, cwd=clone, env=environment, **options)
+
+    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    call("build", "triton-cpu")
+    yield call
+    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    if path := os.environ.get("RECORD"):
+        Path(path).write_text(json.dumps(RECORD, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def server(compose):
+    """A healthy ``triton-cpu`` and its Prometheus, started by the owner's own words."""
+    compose("--profile", "cpu", "up", "-d", "triton-cpu")
+    compose("--profile", "watch", "up", "-d", "prometheus")
+    eventually(lambda: inspected(".State.Health.Status") == "healthy", 300, "healthy")
+    return compose
+
+
+def enhance(client_command, ports, output):
+    asked = [
+        *client_command,
+        "enhance",
+        str(PHOTOGRAPH),
+        str(output),
+        "--url",
+        f"127.0.0.1:{ports['GRPC_PORT']}",
+        "--timeout",
+        "60",
+    ]
+    return subprocess.run(asked, check=False, capture_output=True, text=True)
+
+
+def test_a_photograph_goes_through(server, client_command, ports, tmp_path):
+    done = enhance(client_command, ports, tmp_path / "out.jpg")
+    assert done.returncode == 0, done.stderr
+    with Image.open(PHOTOGRAPH) as before, Image.open(tmp_path / "out.jpg") as after:
+        assert (after.size, after.format) == (before.size, before.format)
+
+
+def test_a_process_inside_may_do_nothing_but_serve(server):
+    """Out: Prometheus' own neighbour on the host, which the default bridge reaches."""
+    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").stdout.strip()
+    outside = os.environ.get("OUTSIDE", gateway)
+    found = json.loads(docker("exec", CONTAINER, "python", "-c", INSIDE % (outside, 80)).stdout)
+    assert found["uid"] == 10001
+    assert found["capabilities"] == 0
+    assert found["no_new_privileges"] == "1"
+    assert found["root"] == found["models"] == "Read-only file system"
+    assert found["python"] in ("Read-only file system", "Permission denied")
+    assert found["out"] != "possible"
+    assert found["shm"] == 4 << 30
+    for command in (["python", "-m", "pip"], ["sh", "-c", "command -v gcc"]):
+        assert docker("exec", CONTAINER, *command, check=False).returncode
+
+
+def test_metrics_are_scraped_and_not_published(server, ports, client_command, tmp_path):
+    def asked(query):
+        with urlopen(
+            f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?{urlencode({'query': query})}", timeout=5
+        ) as answer:
+            return [float(one["value"][1]) for one in json.load(answer)["data"]["result"]]
+
+    def there(query):
+        try:
+            return asked(query)
+        except (URLError, OSError):
+            return []
+
+    eventually(lambda: there('up{job="triton"}') == [1.0], 60, "Prometheus reaches the server")
+    done = enhance(client_command, ports, tmp_path / "out.jpg")
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: max(there("restormer:enhanced:rate1m"), default=0) > 0, 60, "the photograph is counted")
+    state = ("inspect", f"{PROJECT}-prometheus-1", "--format", "{{.State.Health.Status}}")
+    eventually(lambda: docker(*state).stdout.strip() == "healthy", 90, "Prometheus is healthy")
+    bindings = inspected(".HostConfig.PortBindings")
+    assert set(bindings) == {"8001/tcp"}
+    assert bindings["8001/tcp"][0]["HostIp"] == "127.0.0.1"
+
+
+def test_the_log_holds_no_photograph(server):
+    log = docker("logs", CONTAINER)
+    text = log.stdout + log.stderr
+    assert "READY" in text
+    assert not [word for word in ("JFIF", "Exif", "/9j/", "GPS") if word in text]
+    assert len(max(text.splitlines(), key=len)) < 2000
+
+
+def test_a_dead_python_process_ends_in_a_new_server(server, client_command, ports, tmp_path):
+    began = time.monotonic()
+    assert docker("exec", CONTAINER, "python", "-c", KILL).stdout.split()
+    assert enhance(client_command, ports, tmp_path / "out.jpg").returncode == 1
+    eventually(lambda: inspected(".RestartCount") == 1, 150, "the health check ends the server")
+    eventually(
+        lambda: enhance(client_command, ports, tmp_path / "out.jpg").returncode == 0, 120, "the new server enhances"
+    )
+    RECORD["dead_process_seconds"] = round(time.monotonic() - began)
+
+
+def test_it_stops_in_time_and_in_order(server):
+    began = time.monotonic()
+    server("--profile", "cpu", "stop", "triton-cpu")
+    assert time.monotonic() - began < 45
+    assert inspected(".State.ExitCode") == 0
+
+
+def test_how_large_the_image_is(compose):
+    image = compose("--profile", "cpu", "config", "--images", "triton-cpu").stdout.split()
+    name = next(line for line in image if "triton-cpu" in line)
+    size = {what: int(docker("image", "inspect", what, "--format", "{{.Size}}").stdout) for what in (name, BASE)}
+    listed = docker(
+        "run",
+        "--rm",
+        "--entrypoint",
+        "sh",
+        name,
+        "-c",
+        "du -sm /opt/triton /opt/numba /opt/venv/lib/python3*/site-packages/*",
+    ).stdout
+    parts = {line.split("\t")[1].rsplit("/", 1)[-1]: int(line.split("\t")[0]) for line in listed.splitlines()}
+    RECORD["image"] = {
+        "total_mb": round(size[name] / 1e6),
+        "base_mb": round(size[BASE] / 1e6),
+        "parts_mb": {k: v for k, v in parts.items() if v >= 5},
+    }
+    assert "torch" not in parts
+    assert "pip" not in parts
+    assert (size[name] - size[BASE]) / 1e6 < 800
+
+
+def test_the_gpu_images_lines_run_on_another_base(clone):
+    """The lines that install are run, and what they made is asked, on Debian's Python in place of NVIDIA's image."""
+    docker(
+        "build",
+        "-q",
+        "-t",
+        "restormer-test-gpu:1",
+        "--build-arg",
+        f"BASE={BASE}",
+        "-f",
+        "docker/triton.Dockerfile",
+        ".",
+        cwd=clone,
+    )
+    asked = docker("run", "--rm", "restormer-test-gpu:1", "--triton", "/opt/tritonserver", "preflight", check=False)
+    assert asked.returncode == 1
+    assert "/opt/tritonserver" in asked.stdout + asked.stderr
+    assert "Traceback" not in asked.stdout + asked.stderr
+    docker("run", "--rm", "--entrypoint", "python", "restormer-test-gpu:1", "-c", "import imaging, restormer_client")
+
+
+def test_the_gpu_images_lock_has_wheels_for_its_python(tmp_path):
+    """3.12, of Ubuntu 24.04, where this machine may have another."""
+    subprocess.run(
+        ["python3", "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", tmp_path,
+         "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
+         "--only-binary", ":all:", "-r", ROOT / "requirements/server-gpu.txt"],
+        check=True,
+    )  # fmt: skip

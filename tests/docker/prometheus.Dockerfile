@@ -1,0 +1,6 @@
+# Stands in for prom/prometheus where no public registry is reached: Debian's Prometheus, at the paths of the image.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus \
+ && mkdir -p /prometheus && chown 65534:65534 /prometheus
+ENTRYPOINT ["/usr/bin/prometheus"]

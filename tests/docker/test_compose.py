@@ -1,0 +1,175 @@
+"""docker/compose.yaml: what every service has, what differs, and that Compose takes it. Nothing is started here."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from server.health import SECONDS
+from server.process import STOP_SECONDS
+from server.settings import Settings
+from tests.conftest import ROOT
+
+COMPOSE = ROOT / "docker/compose.yaml"
+FILE = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+SERVICES = FILE["services"]
+SERVERS = ("triton", "triton-cpu")
+
+
+def lock(name):
+    return set(
+        re.findall(r"^(\S+==\S+)", (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+def seconds(text):
+    """``45s``, or the default of ``${NAME:-45s}``."""
+    return float(re.fullmatch(r"(?:\$\{\w+:-)?(\d+)s\}?", text)[1])
+
+
+def test_the_services_are_those_of_the_manual():
+    assert set(SERVICES) == {"triton", "triton-cpu", "builder", "perf", "prometheus", "grafana"}
+    assert "profiles" not in SERVICES["triton"]  # docker compose up triton
+    assert SERVICES["triton-cpu"]["profiles"] == ["cpu"]
+    assert "COMPOSE_FILE=docker/compose.yaml" in (ROOT / ".env").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_locked_down(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["init"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.get("privileged")
+    user = service["user"].replace("${BUILDER_USER:-", "").rstrip("}")
+    assert user.split(":")[0] not in ("0", "root")
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
+    assert service["logging"]["options"]["max-size"]
+    assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
+    for tmpfs in service.get("tmpfs", []):
+        assert "size=" in tmpfs or name == "builder"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name):
+    """A tag of a release, or ours; never latest. A digest is put in front of it by a variable."""
+    image = SERVICES[name]["image"]
+    base = SERVICES[name].get("build", {}).get("args", {}).get("BASE", "")
+    for text in filter(None, (image, base)):
+        assert "latest" not in text
+        tag = re.sub(r"\$\{TRITON_RELEASE:-([\d.]+)\}", r"\1", text).rstrip("}").rsplit(":", 1)[1]
+        assert re.search(r"\d+\.\d+", tag), text
+
+
+def test_server_builder_and_load_are_of_one_release():
+    texts = [
+        SERVICES["triton"]["build"]["args"]["BASE"],
+        SERVICES["builder"]["build"]["args"]["BASE"],
+        SERVICES["perf"]["image"],
+    ]
+    assert all("${TRITON_RELEASE:-" in text for text in texts)
+    releases = set(re.findall(r"TRITON_RELEASE:-([\d.]+)", COMPOSE.read_text())) | set(
+        re.findall(r"TRITON_RELEASE=([\d.]+)", (ROOT / ".env").read_text())
+    )
+    assert len(releases) == 1
+    for dockerfile in ("triton", "builder"):
+        text = (ROOT / f"docker/{dockerfile}.Dockerfile").read_text(encoding="utf-8")
+        assert re.findall(r"^ARG BASE=.*:([\d.]+)-py3$", text, re.MULTILINE) == list(releases)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_reads_the_repository_and_publishes_only_grpc(name):
+    service = SERVICES[name]
+    assert [volume.endswith(":ro") for volume in service["volumes"]] == [True, True]
+    assert service["ports"] == ["${BIND_ADDRESS:-127.0.0.1}:${GRPC_PORT:-8001}:8001"]
+    assert service["restart"] == "unless-stopped"
+    assert set(service["networks"]) == {"clients", "metrics"}
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if "ports" in SERVICES[name]])
+def test_ports_are_on_loopback_unless_told(name):
+    assert all(re.match(r"(\$\{BIND_ADDRESS:-)?127\.0\.0\.1", port) for port in SERVICES[name]["ports"])
+
+
+def test_nothing_reaches_out():
+    for name, network in FILE["networks"].items():
+        options = network.get("driver_opts", {})
+        assert network.get("internal") or options.get("com.docker.network.bridge.enable_ip_masquerade") == "false", name
+    assert SERVICES["builder"]["network_mode"] == "none"
+
+
+def test_times_fit_the_server():
+    for name in SERVERS:
+        health = SERVICES[name]["healthcheck"]
+        assert seconds(SERVICES[name]["stop_grace_period"]) > Settings().exit_timeout
+        # A check that fails stops the server, and is not cut off while it does.
+        assert seconds(health["timeout"]) > SECONDS + Settings().exit_timeout + STOP_SECONDS
+        assert seconds(health["start_period"]) > 0
+
+
+def test_every_setting_of_the_server_that_compose_passes_on_exists():
+    passed = {name.removeprefix("RESTORMER_").lower() for name in SERVICES["triton"]["environment"]}
+    assert passed <= set(vars(Settings()))
+    #: What the image and the compose file decide themselves.
+    decided = {
+        "repository",
+        "state",
+        "wheel",
+        "triton",
+        "address",
+        "grpc_port",
+        "metrics_address",
+        "metrics_port",
+        "http_port",
+    }
+    assert set(vars(Settings())) - decided == passed
+
+
+def test_gpus_are_reserved_for_those_that_need_them():
+    def devices(name):
+        return SERVICES[name]["deploy"]["resources"].get("reservations", {}).get("devices")
+
+    assert devices("triton")[0]["count"] == "all"
+    assert devices("builder")[0]["count"] == 1
+    assert not any(devices(name) for name in SERVICES if name not in ("triton", "builder"))
+    for name in ("triton", "builder"):
+        assert SERVICES[name]["ulimits"]["memlock"] == -1
+        assert SERVICES[name]["ulimits"]["stack"] == 67108864
+
+
+def test_the_gpu_images_lock_is_the_cpu_images_less_openvino():
+    missing = {line.split("==")[0] for line in lock("server") - lock("server-gpu")}
+    assert lock("server-gpu") <= lock("server")
+    assert missing == {"openvino", "openvino-telemetry"}
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-cpu", "builder"])
+def test_dockerfiles_end_as_a_user_without_rights(name):
+    text = (ROOT / f"docker/{name}.Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^USER (\S+)", text, re.MULTILINE)[-1] == "10001:10001"
+    assert "curl" not in text
+    assert "wget" not in text
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="docker is not on PATH")
+def test_compose_takes_the_file():
+    """Needs the docker command with compose v2, and no engine."""
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker has no compose")
+    done = subprocess.run(
+        ["docker", "compose", "--profile", "*", "config", "--format", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["services"]
+    assert set(found) == set(SERVICES)
+    assert found["triton"]["build"]["args"]["BASE"] == "nvcr.io/nvidia/tritonserver:26.11-py3"
+    assert found["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == -1  # all

@@ -1,0 +1,142 @@
+"""The parts of the load test that decide: arrivals, percentiles, goals. The load itself is `make test-load`."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import canary, load, traffic
+from benchmarks.traffic import Answer
+from tests.conftest import ROOT
+from tests.photographs import encoded, pixels
+
+
+def test_arrivals_are_poisson():
+    """Their number and the spread of the gaps: an exponential's deviation is its mean."""
+    moments = traffic.arrivals(50, 200, seed=1)
+    gaps = np.diff(moments)
+    assert len(moments) == pytest.approx(50 * 200, rel=0.03)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert moments == sorted(moments)
+    assert traffic.arrivals(50, 200, seed=1) == moments
+
+
+def answers(*rows):
+    return [Answer(*row) for row in rows]
+
+
+def test_throughput_counts_what_came_back_in_the_window():
+    found = answers((0, 1, "ok"), (1, 4.5, "ok"), (6, 3, "ok"), (7, 0.01, "rejected"), (9, 2, "ok"))
+    assert traffic.throughput(found, 10, skip=5) == pytest.approx(2 / 5)
+
+
+def test_percentiles_are_of_one_kind():
+    found = answers((0, 1, "ok"), (0, 3, "ok"), (0, 0.01, "rejected"))
+    assert traffic.percentile(found, 50) == 2
+    assert traffic.percentile(found, 50, "rejected") == 0.01
+    assert traffic.percentile(found, 50, "failed") == 0
+    assert traffic.outcomes(found) == {"ok": 2, "rejected": 1, "expired": 0, "failed": 0}
+
+
+GOOD = {
+    "capacity": 1.0, "idle": {"p99": 1.2}, "batch_seconds": 0.9, "waiting": {"p99": 2.9},
+    "flood": {"goodput": 0.96, "rejected_p50": 0.03, "p99": 6.0, "failed": 0}, "memory_mib": [500.0] * 40,
+}  # fmt: skip
+
+
+def test_good_figures_meet_every_goal():
+    assert [goal.claim for goal in load.goals_of(GOOD, queue=4) if not goal.met] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"flood": {**GOOD["flood"], "goodput": 0.94}}, "goodput"),
+        ({"flood": {**GOOD["flood"], "rejected_p50": 0.06}}, "rejection"),
+        ({"flood": {**GOOD["flood"], "p99": 6.6}}, "accepted"),
+        ({"flood": {**GOOD["flood"], "failed": 1}}, "failed"),
+        ({"memory_mib": [500.0] * 30 + [540.0] * 10}, "memory"),
+        ({"waiting": {"p99": 3.1}}, "somebody waiting"),
+    ],
+)
+def test_every_goal_can_be_missed(changes, words):
+    missed = [goal.claim for goal in load.goals_of({**GOOD, **changes}, queue=4) if not goal.met]
+    assert len(missed) == 1
+    assert words in missed[0]
+
+
+def test_the_queue_is_read_off_the_config():
+    text = (ROOT / "model_repository" / load.CORE_CONFIG).read_text()
+    assert load.queue_of(ROOT / "model_repository") == int(re.search(r"max_queue_size: (\d+)", text)[1])
+
+
+def test_answers_of_a_real_server_are_told_apart(triton):
+    """One good photograph, one that is none, and one to nobody."""
+
+    async def three():
+        async with traffic.connected(triton.url) as client, traffic.connected("127.0.0.1:9") as nobody:
+            good = await traffic.enhance(client, encoded(pixels(48, 64)), 0.0)
+            bad = await traffic.enhance(client, b"a letter", 0.0)
+            lost = await traffic.enhance(nobody, b"", 0.0, timeout=5)
+        return good, bad, lost
+
+    good, bad, lost = asyncio.run(three())
+    assert good.outcome == "ok"
+    assert (bad.outcome, lost.outcome) == ("failed", "failed")
+    assert "INVALID_ARGUMENT" in bad.message
+    assert "UNAVAILABLE" in lost.message
+
+
+def test_the_servers_processes_are_found_and_weighed(triton, tmp_path):
+    status = subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pid = int(re.search(r'"pid": (\d+)', status)[1])
+    server = traffic.Server(pid, triton.grpc_port, triton.metrics_port, [], tmp_path)
+    assert len(server.stubs("restormer")) == 1
+    assert len(server.stubs("enhance_tiled")) == 2
+    assert server.memory_mib() > 100
+    assert server.metric("nv_inference_count", model="restormer") >= 1
+
+
+def test_the_canary_compares_two_versions(repository, tmp_path):
+    """The same engine twice: alike to the last bit, through a real server that serves both."""
+    copy = tmp_path / "models"
+    shutil.copytree(repository, copy)
+    shutil.copytree(copy / "restormer/1", copy / "restormer/2")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(ROOT / "demo/photos/balcony.jpg", photos)
+    command = [sys.executable, "-m", "benchmarks.canary", "--repository", str(copy), "--photos", str(photos)]
+    command += ["--repeat", "1", "--at-least", "100", "--record", str(tmp_path / "canary.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "canary.json").read_text())["photographs"]
+    assert row["between"] == 200
+    assert row["truth"]["1"] == row["truth"]["2"] > 20
+    assert "| balcony | 200.0 |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--photos", "docs/nothing"], "no photograph in docs/nothing"),
+        (["--candidate", "1"], "name two versions"),
+        (["--candidate", "77"], "version 77 is not published"),
+        (["--url", "127.0.0.1:9"], "error: "),
+    ],
+)
+def test_a_canary_that_cannot_is_one_line(options, message, repository):
+    command = [sys.executable, "-m", "benchmarks.canary", "--repository", str(repository), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_canarys_table_says_where_there_is_no_truth():
+    row = {"name": "a", "between": 50.0, "truth": {"1": None, "2": 30.0}, "ms": {"1": 10.0, "2": 20.0}}
+    assert canary.table([row], ("1", "2")).endswith("| a | 50.0 | – | 30.00 | 10 | 20 |")

@@ -1,0 +1,197 @@
+"""The one list of flags, and what is served: text in, text out."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server import machine, served
+from server.__main__ import _FLAGS, main
+from server.errors import ServerError
+from server.settings import RESTRICTED, Settings
+from tests.conftest import ROOT, SERVER_PYTHON
+
+TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
+NEWEST = frozenset({"allow-client-shm", "http-max-input-size"})
+
+
+def flags(known=(), **options):
+    return Settings(**options).flags("the-key", known)
+
+
+def test_unless_told_otherwise_everything_is_loopback_and_closed():
+    made = flags()
+    for flag in (
+        "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1", "--allow-http=false", "--model-control-mode=none",
+        "--disable-auto-complete-config", "--strict-readiness=true", "--exit-timeout-secs=30", "--log-verbose=0",
+        "--metrics-config=summary_latencies=true",
+    ):  # fmt: skip
+        assert flag in made
+    assert f"--grpc-restricted-protocol={','.join(RESTRICTED)}:admin-key=the-key" in made
+    assert not [flag for flag in made if re.match("--.*(ssl|trace-|cache|http-port|load-model|client-shm)", flag)]
+
+
+def test_each_setting_becomes_its_flags():
+    pem = Path("/a.pem")
+    assert "--grpc-use-ssl=true" in flags(tls_cert=pem, tls_key=pem)
+    assert "--grpc-use-ssl-mutual=true" not in flags(tls_cert=pem, tls_key=pem)
+    assert "--grpc-use-ssl-mutual=true" in flags(tls_cert=pem, tls_key=pem, tls_ca=pem)
+    assert "--trace-config=opentelemetry,url=http://c:4318/v1/traces" in flags(trace="http://c:4318/v1/traces")
+    assert "--cache-config=local,size=1048576" in flags(cache_mb=1)
+    assert "--load-model=*" in flags(control="explicit")
+    assert "--grpc-max-connection-age=60000" in flags(grpc_connection_age=60)
+    on = flags(http_port=8000)
+    assert f"--http-restricted-api={','.join(RESTRICTED)}:admin-key=the-key" in on
+    assert "--http-address=127.0.0.1" in on
+
+
+def test_what_only_newer_servers_know_is_said_to_them_alone():
+    newer = [flag for flag in flags(NEWEST, http_port=8000) if flag not in flags(http_port=8000)]
+    assert newer == ["--allow-client-shm=false", "--http-max-input-size=200000000"]
+
+
+def test_nvidias_installation_takes_the_place_of_the_wheel():
+    made = flags(triton=Path("/opt/tritonserver"), cache_mb=1)
+    assert made[0] == "/opt/tritonserver/bin/tritonserver"
+    assert "--backend-directory=/opt/tritonserver/backends" in made
+    assert "--cache-directory=/opt/tritonserver/caches" in made
+
+
+def test_the_local_triton_knows_every_flag_it_is_given(tmp_path):
+    from server.process import environment
+
+    known = machine.options(TRITON, environment(Settings()))
+    pem = tmp_path / "a.pem"
+    everything = flags(
+        known, tls_cert=pem, tls_key=pem, tls_ca=pem, http_port=8000, control="explicit", trace="http://c", cache_mb=1,
+        grpc_connection_age=1,
+    )  # fmt: skip
+    assert len(known) > 80
+    assert {flag.removeprefix("--").split("=")[0] for flag in everything[1:]} <= known
+
+
+def test_a_program_that_tells_no_options_knows_none(tmp_path):
+    assert machine.options(tmp_path / "nothing", {}) == frozenset()
+
+
+def test_every_setting_has_a_flag_and_a_variable(monkeypatch, capsys, tmp_path):
+    assert set(_FLAGS) == set(Settings.__dataclass_fields__)
+    monkeypatch.setenv("RESTORMER_GRPC_PORT", "70000")
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert ended.value.code == 2
+    assert "70000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("RESTORMER_CONTROL", "poll"), ("RESTORMER_HARDWARE", "abacus"), ("RESTORMER_CACHE_MB", "x")],
+)
+def test_a_wrong_variable_is_one_line(variable, value, tmp_path):
+    done = subprocess.run(
+        [SERVER_PYTHON, "-m", "server", "preflight"], cwd=ROOT, env={**os.environ, variable: value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert value in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cards", "name"),
+    [
+        ([], "cpu"), ([("NVIDIA A100-SXM4-80GB", "8.0")], "a100"), ([("NVIDIA H100 80GB HBM3", "9.0")] * 8, "h100"),
+        ([("NVIDIA H200", "9.0")], "h200"), ([("NVIDIA L40S", "8.9")], "gpu"),
+        ([("NVIDIA H100 PCIe", "9.0"), ("NVIDIA A100-PCIE-40GB", "8.0")], "gpu"),
+    ],
+)  # fmt: skip
+def test_the_configs_are_chosen_by_the_cards(cards, name):
+    assert machine.hardware(cards) == name
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 1 << 16), ("250000 100000", 2), ("50000 100000", 0)])
+def test_a_containers_quota_counts(tmp_path, quota, expected):
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert machine._quota(tmp_path) == expected
+    assert 1 <= machine.cores(tmp_path) <= max(1, expected)
+
+
+def test_an_older_cgroup_counts_too(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cores(tmp_path) == 1
+
+
+def test_tensorrt_is_told_by_its_librarys_name(tmp_path):
+    assert machine.tensorrt([tmp_path]) == ""
+    (tmp_path / "libnvinfer.so.11").touch()
+    (tmp_path / "libnvinfer.so.11.4.1").touch()
+    assert machine.tensorrt([tmp_path]) == "11.4.1"
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16, 64, 224])
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_processes_are_shared_out_by_the_work(cores, on_gpu):
+    sized = served.sized_instances(cores, on_gpu=on_gpu)
+    assert all(count >= 1 for count in sized.values())
+    assert sum(sized.values()) == max(2, cores - 1 if on_gpu else cores // 4)
+    if cores >= 16 and on_gpu:
+        ratio = served.WORK_MS["postprocess"] / served.WORK_MS["preprocess"]
+        assert sized["postprocess"] / sized["preprocess"] == pytest.approx(ratio, rel=0.3)
+
+
+def test_the_work_is_as_measured():
+    measured = json.loads((ROOT / "benchmarks/results/imaging.json").read_text())["sizes"]["12"]
+    assert {name: round(measured[name]) for name in served.WORK_MS} == served.WORK_MS
+
+
+REPOSITORY = ROOT / "model_repository"
+
+
+def config(model, **options):
+    return served.config(Settings(repository=REPOSITORY, **options), REPOSITORY / model)
+
+
+def test_the_served_config_is_the_published_one_but_for_what_this_start_knows():
+    published = (REPOSITORY / "preprocess/config.pbtxt").read_text()
+    assert config("preprocess", hardware="cpu", preprocess_instances=2) == published
+    assert "kind: KIND_CPU count: 7 " in config("preprocess", hardware="cpu", preprocess_instances=7)
+    assert config("restormer", hardware="h100") == (REPOSITORY / "restormer/configs/h100.pbtxt").read_text()
+    assert config("restormer", hardware="gpu") == (REPOSITORY / "restormer/config.pbtxt").read_text()
+    assert config("enhance", hardware="h100") == (REPOSITORY / "enhance/config.pbtxt").read_text()
+    assert config("enhance", hardware="cpu") == (REPOSITORY / "enhance/configs/cpu.pbtxt").read_text()
+
+
+def test_the_cache_is_restormers_alone():
+    asked = {"hardware": "cpu", "cache_mb": 64}
+    cached = {model.name: "response_cache" in config(model.name, **asked) for model in REPOSITORY.iterdir()}
+    assert [name for name, has in cached.items() if has] == ["restormer"]
+
+
+def test_versions_are_served_as_asked():
+    assert "specific { versions: [ 1, 2 ] }" in config("restormer", hardware="cpu", versions=(1, 2))
+
+
+def test_a_config_without_the_line_is_refused():
+    with pytest.raises(ServerError, match="take it from the project"):
+        served.with_instances("instance_group [ ]", 2)
+
+
+def test_what_is_published_is_only_read(repository, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    settings = Settings(repository=repository, state=tmp_path, hardware="cpu")
+    served.assemble(settings)
+    served.assemble(settings)  # over the first
+    assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
+    assert (tmp_path / "served/restormer/1/model.onnx").samefile(repository / "restormer/1/model.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["served"]
+
+
+def test_a_folder_that_is_no_repository_is_refused(tmp_path):
+    with pytest.raises(ServerError, match="no model repository of ours"):
+        served.assemble(Settings(repository=tmp_path, state=tmp_path / "state"))

@@ -1,0 +1,83 @@
+"""The dashboard's panels as one picture, from a running Prometheus: what Grafana would show, drawn without it.
+
+``python -m tests.watching.draw URL PICTURE [MINUTES]``
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+DASHBOARD = Path(__file__).parents[2] / "docker/grafana/dashboards/restormer.json"
+
+
+def series(url, expression, legend, minutes, step=1):
+    """``(name, [times], [values])`` for each series of a query over the last minutes; what is no number is left out."""
+    end = time.time()
+    query = urlencode({"query": expression, "start": end - 60 * minutes, "end": end, "step": step})
+    with urlopen(f"{url}/api/v1/query_range?{query}", timeout=30) as answer:
+        document = json.load(answer)
+    if document["status"] != "success":
+        raise ValueError(f"{expression}: {document}")
+    found = []
+    for one in document["data"]["result"]:
+        points = [(float(when), float(value)) for when, value in one["values"] if math.isfinite(float(value))]
+        name = legend
+        for label, value in one["metric"].items():
+            name = name.replace("{{" + label + "}}", value)
+        found.append((name, [when - end for when, _ in points], [value for _, value in points]))
+    return found
+
+
+def draw(url, picture, *, minutes=5, step=1):
+    """Writes the picture; returns how many numbers each panel showed, by title."""
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
+    figure = pyplot.figure(figsize=(20, height * 0.42))
+    shown = {}
+    for panel in panels:
+        place, defaults = panel["gridPos"], panel["fieldConfig"]["defaults"]
+        axes = figure.add_axes(
+            (place["x"] / 24 + 0.03, 1 - (place["y"] + place["h"] - 1.4) / height,
+             place["w"] / 24 - 0.045, (place["h"] - 2.6) / height)
+        )  # fmt: skip
+        lines = [
+            line
+            for target in panel["targets"]
+            for line in series(url, target["expr"], target["legendFormat"], minutes, step)
+        ]
+        shown[panel["title"]] = sum(len(values) for _, _, values in lines)
+        if "stacking" in defaults["custom"] and lines:
+            # One axis of times for all: a gap counts as nothing.
+            times = sorted({when for _, whens, _ in lines for when in (round(w) for w in whens)})
+            rows = [dict(zip((round(w) for w in whens), values, strict=True)) for _, whens, values in lines]
+            axes.stackplot(
+                times, [[row.get(when, 0.0) for when in times] for row in rows], labels=[n for n, _, _ in lines]
+            )
+        else:
+            for name, times, values in lines:
+                axes.plot(times, values, label=name)
+        if not shown[panel["title"]]:
+            axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
+        axes.set(title=f"{panel['title']} ({defaults['unit']})", xlim=(-60 * minutes, 0))
+        axes.set_ylim(bottom=defaults["min"], top=defaults.get("max"))
+        if lines:
+            axes.legend(loc="upper left", fontsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=80)
+    pyplot.close(figure)
+    return shown
+
+
+if __name__ == "__main__":
+    print(json.dumps(draw(sys.argv[1], sys.argv[2], minutes=float(sys.argv[3]) if len(sys.argv) > 3 else 5)))
