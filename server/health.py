@@ -14,7 +14,7 @@ from server import process
 from server.errors import ServerError
 from server.settings import Settings
 
-#: Longer than an interactive photograph may wait in the queues of the three steps: 5 s each, 10 s in a CPU's restormer.
+#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each, 10 s at a CPU restormer).
 #: Within it a failure is tried again every second, so that a queue that is full for a moment does not fail the check:
 #: overload alone does not end a server.
 SECONDS = 30.0
