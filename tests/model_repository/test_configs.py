@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from restormer_client import enhancer
+from restormer_client import calls
 from tritonclient.grpc import model_config_pb2
 
 from export import machine
@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(path for path in REPOSITORY.rglob("*.pbtxt") if not path.parts[-2].startswith("."))
 CORE = [3, SIDE, SIDE]
 ON_GPU = ("config.pbtxt", "configs/a100.pbtxt", "configs/h100.pbtxt", "configs/h200.pbtxt")
+CPU_CORE = ("restormer", "configs", "cpu.pbtxt")
 CORE_CONFIGS = (*ON_GPU, "configs/cpu.pbtxt")
 REJECT = model_config_pb2.ModelQueuePolicy.TimeoutAction.REJECT
 #: Fields that the server of the PyPI wheel (2.51) does not know: it drops a model that has one.
@@ -76,8 +77,12 @@ def test_every_queue_is_bounded_rejects_in_time_and_has_two_levels(path):
     if loaded.platform == "ensemble":
         return
     batcher = loaded.dynamic_batching
-    assert (batcher.priority_levels, batcher.default_priority_level) == (2, 1)
-    assert not batcher.preferred_batch_size
+    assert (batcher.priority_levels, batcher.default_priority_level) == (
+        len(calls.PRIORITIES),
+        calls.PRIORITIES["interactive"],
+    )
+    # NVIDIA advises against it for anything but this: on a CPU no batch is formed, and a sender's own is taken.
+    assert list(batcher.preferred_batch_size) == ([1] if path.parts[-3:] == CPU_CORE else [])
     for policy in policies(loaded).values():
         assert policy.timeout_action == REJECT
         assert policy.default_timeout_microseconds > 0
@@ -92,7 +97,7 @@ def test_whoever_waits_is_rejected_before_his_client_gives_up(core):
     """The steps' queues one after the other: the server's own answer comes first."""
     steps = (config("preprocess"), parsed(REPOSITORY / "restormer" / core), config("postprocess"))
     waits = sum(policies(step)[1].default_timeout_microseconds for step in steps)
-    assert waits / 1e6 < enhancer.TIMEOUT
+    assert waits / 1e6 < calls.TIMEOUT
 
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance", "enhance/configs/cpu.pbtxt"])
@@ -139,9 +144,9 @@ def test_the_highest_version_is_served_alone():
         assert parsed(REPOSITORY / "restormer" / name).version_policy.latest.num_versions == 1
 
 
-def test_the_cpu_is_warmed_with_what_it_takes():
+def test_the_cpu_takes_the_batches_of_a_gpu_and_is_warmed_with_what_it_runs():
     core = config("restormer/configs/cpu.pbtxt")
-    assert core.max_batch_size == 1  # the adapter works one by one
+    assert core.max_batch_size == MAX_BATCH
     assert [sample.batch_size for sample in core.model_warmup] == [1]
 
 
@@ -169,8 +174,8 @@ def test_the_ensemble_fits_its_steps_together():
 
 
 def test_the_client_speaks_the_ensembles_names():
-    text = Path(enhancer.__file__).read_text(encoding="utf-8")
-    for model in (enhancer.MODEL, enhancer.TILED_MODEL):
+    text = Path(calls.__file__).read_text(encoding="utf-8")
+    for model in (calls.MODEL, calls.TILED_MODEL):
         assert all(f'"{name}"' in text for name in signature(config(model)))
 
 
