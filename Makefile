@@ -154,7 +154,7 @@ benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around th
 	@$(BUILD) -m benchmarks.imaging $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
-	@$(BUILD) -m benchmarks.client --server-python $(SERVER) --repository "$(REPOSITORY)" \
+	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt

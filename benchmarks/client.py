@@ -21,7 +21,6 @@ import re
 import resource
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,15 +28,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import tritonclient.grpc
-from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
+from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls, wire
 
-from benchmarks.ports import free_port
+from benchmarks.traffic import Server, served
 
 IN_FLIGHT = 4
 SMALL, LARGE = 1_000, 6_000_000  #: bytes
@@ -46,45 +43,23 @@ LONG = 10_000  #: photographs through one `map`, for its memory
 OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "tritonclient", "perf_analyzer"
 
 
-@dataclass(frozen=True)
-class Server:
-    """The benchmark's Triton."""
-
-    grpc_port: int
-    metrics_port: int
-    perf_analyzer: str
-
-    @property
-    def url(self) -> str:
-        return f"127.0.0.1:{self.grpc_port}"
-
-    def counted(self, model: str) -> tuple[float, float]:
-        """Requests so far, and the seconds they spent in the server together."""
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        names = ("nv_inference_request_success", "nv_inference_request_duration_us")
-        found = [re.findall(rf'^{name}{{model="{model}",.*}} (\S+)$', text, re.MULTILINE) for name in names]
-        requests, microseconds = (sum(map(float, values)) for values in found)
-        return requests, microseconds / 1e6
-
-
 @contextmanager
-def served(server_python: Path, perf_analyzer: str, repository: Path) -> Iterator[Server]:
+def server_with_identity(repository: Path) -> Iterator[Server]:
     """A Triton with the published models and ``identity``, for as long as the block runs."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models")
         shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         shutil.copytree(Path(__file__).parent / "identity", models / "identity")
-        server = Server(free_port(), free_port(), perf_analyzer)
-        command = [
-            str(server_python), "-m", "server", "--repository", str(models), "--state", f"{folder}/state",
-            "--grpc-port", str(server.grpc_port), "--metrics-port", str(server.metrics_port),
-        ]  # fmt: skip
-        subprocess.run([*command, "start"], check=True)
-        try:
+        with served(models) as server:
             yield server
-        finally:
-            subprocess.run([*command, "stop"], check=True)
+
+
+def counted(server: Server, model: str) -> tuple[float, float]:
+    """Requests so far, and the seconds they spent in the server together."""
+    requests, microseconds = (
+        server.metric(f"nv_inference_request_{what}", model=model) for what in ("success", "duration_us")
+    )
+    return requests, microseconds / 1e6
 
 
 @contextmanager
@@ -97,9 +72,9 @@ def model_of_calls(model: str) -> Iterator[None]:
         calls.MODEL = usual
 
 
-def by_map(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+def by_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
     """Seconds that `Enhancer.map` takes."""
-    with model_of_calls(model), Enhancer(server.url) as enhancer:
+    with model_of_calls(model), Enhancer(url) as enhancer:
         enhancer.enhance(photo)
         started = time.perf_counter()
         for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
@@ -107,11 +82,11 @@ def by_map(server: Server, model: str, photo: bytes, count: int, in_flight: int)
         return time.perf_counter() - started
 
 
-def by_async_map(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+def by_async_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
     """Seconds that `AsyncEnhancer.map` takes."""
 
     async def run() -> float:
-        async with AsyncEnhancer(server.url) as enhancer:
+        async with AsyncEnhancer(url) as enhancer:
             await enhancer.enhance(photo)
             started = time.perf_counter()
             async for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
@@ -122,9 +97,9 @@ def by_async_map(server: Server, model: str, photo: bytes, count: int, in_flight
         return asyncio.run(run())
 
 
-def by_tritonclient(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
+def by_tritonclient(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
     """Seconds that plain tritonclient takes, as its examples use it, from as many threads."""
-    with tritonclient.grpc.InferenceServerClient(server.url) as client:
+    with tritonclient.grpc.InferenceServerClient(url) as client:
 
         def enhanced(_: int) -> bytes:
             image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
@@ -139,40 +114,40 @@ def by_tritonclient(server: Server, model: str, photo: bytes, count: int, in_fli
             return time.perf_counter() - started
 
 
-def by_perf_analyzer(server: Server, model: str, photo: bytes, count: int, in_flight: int) -> float:
-    """Seconds that perf_analyzer takes, from the throughput it reports."""
-    with tempfile.TemporaryDirectory() as folder:
-        # Its base64 of a BYTES element begins with the element's length.
-        element = base64.b64encode(struct.pack("<I", len(photo)) + photo).decode()
-        data = Path(folder, "photo.json")
-        data.write_text(json.dumps({"data": [{"IMAGE": {"content": {"b64": element}, "shape": [1]}}]}))
-        done = subprocess.run(
-            [
-                server.perf_analyzer, "-m", model, "-u", server.url, "-i", "grpc", "--input-data", str(data), "-b", "1",
-                "--concurrency-range", str(in_flight), "--request-count", str(count),
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    found = re.search(r"Throughput: ([\d.]+) infer/sec", done.stdout)
-    if done.returncode or not found:
-        raise SystemExit(f"error: perf_analyzer failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return count / float(found[1])
+def by_perf_analyzer(command: list[str]) -> Way:
+    """Seconds that perf_analyzer takes, from the throughput it reports. ``command``: it, and what it always needs."""
+
+    def seconds(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            element = b"".join(wire.one_file("IMAGE", photo).content)  # its length before it, as on the wire
+            data = Path(folder, "photo.json")
+            data.write_text(json.dumps({"data": [{"IMAGE": {"b64": base64.b64encode(element).decode()}}]}))
+            words = ["-m", model, "-u", url, "-i", "grpc", "--input-data", str(data), "-b", "1"]
+            words += ["--concurrency-range", str(in_flight), "--request-count", str(count)]
+            done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        found = re.search(r"Throughput: ([\d.]+) infer/sec", done.stdout)
+        if done.returncode or not found:
+            raise SystemExit(f"error: perf_analyzer failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        return count / float(found[1])
+
+    return seconds
 
 
-WAYS: dict[str, Callable[[Server, str, bytes, int, int], float]] = {
-    NVIDIA: by_perf_analyzer, OURS: by_map, ASYNC: by_async_map, PLAIN: by_tritonclient,
-}  # fmt: skip
+Way = Callable[[str, str, bytes, int, int], float]
+OUR_WAYS: dict[str, Way] = {OURS: by_map, ASYNC: by_async_map, PLAIN: by_tritonclient}
 
 
-def throughput(server: Server, model: str, photo: bytes, count: int, rounds: int) -> dict[str, dict[str, float]]:
+def throughput(
+    server: Server, ways: dict[str, Way], model: str, photo: bytes, count: int, rounds: int
+) -> dict[str, dict[str, float]]:
     """Photographs a second of each way, ``IN_FLIGHT`` at a time; the ways take turns."""
-    rates: dict[str, list[float]] = {name: [] for name in ("Triton alone", *WAYS)}
+    rates: dict[str, list[float]] = {name: [] for name in ("Triton alone", *ways)}
     for turn in range(rounds + 1):  # the first warms up
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             progress(f"{model}: round {turn}/{rounds}, {name}")
-            before = server.counted(model)
-            rate = count / way(server, model, photo, count, IN_FLIGHT)
-            requests, seconds = (now - then for now, then in zip(server.counted(model), before, strict=True))
+            before = counted(server, model)
+            rate = count / way(server.url, model, photo, count, IN_FLIGHT)
+            requests, seconds = (now - then for now, then in zip(counted(server, model), before, strict=True))
             if turn:
                 rates[name].append(rate)
             if turn and name == NVIDIA:
@@ -189,16 +164,18 @@ def throughput(server: Server, model: str, photo: bytes, count: int, rounds: int
     }
 
 
-def overhead(server: Server, photo: bytes, count: int, rounds: int) -> dict[str, dict[str, float]]:
+def overhead(
+    server: Server, ways: dict[str, Way], photo: bytes, count: int, rounds: int
+) -> dict[str, dict[str, float]]:
     """Microseconds a call, one at a time: beyond the time in the server, and of the client's CPU."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in (NVIDIA, OURS, PLAIN)}
     for turn in range(rounds + 1):
         for name, measured in found.items():
             progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
-            before, cpu = server.counted("identity"), cpu_seconds()
-            wall = WAYS[name](server, "identity", photo, count, 1) / count
+            before, cpu = counted(server, "identity"), cpu_seconds()
+            wall = ways[name](server.url, "identity", photo, count, 1) / count
             spent = cpu_seconds() - cpu
-            requests, seconds = (now - then for now, then in zip(server.counted("identity"), before, strict=True))
+            requests, seconds = (now - then for now, then in zip(counted(server, "identity"), before, strict=True))
             if turn:
                 measured.append((wall - seconds / requests, spent / requests))
     return {
@@ -216,18 +193,17 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def held(server_url: str, way: str) -> dict[str, float]:
+def held(url: str, way: str) -> dict[str, float]:
     """Bytes held at the peak of one call with 64 MB, in photographs; the photograph itself was held before.
 
     In a process of its own: the high-water mark is the process's.
     """
     photo = os.urandom(64_000_000)
-    server = Server(int(server_url.rsplit(":", 1)[1]), 0, "")
-    WAYS[way](server, "identity", photo[:SMALL], 3, 1)
+    OUR_WAYS[way](url, "identity", photo[:SMALL], 3, 1)
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmHWM")
     with_one_call = {OURS: one_of_ours, PLAIN: one_of_tritonclient}[way]
-    with_one_call(server.url, photo)
+    with_one_call(url, photo)
     return {"photographs_held": (memory("VmHWM") - before) / len(photo)}
 
 
@@ -243,11 +219,11 @@ def one_of_tritonclient(url: str, photo: bytes) -> None:
         client.infer("identity", [image], client_timeout=30).as_numpy("ENHANCED").item()
 
 
-def long_map(server_url: str) -> dict[str, float]:
+def long_map(url: str) -> dict[str, float]:
     """MiB of this process after a tenth of ``LONG`` photographs, and after all. The photographs are made as they are
     sent, so none is there twice."""
     photographs = (number.to_bytes(8, "little") * 12_500 for number in range(LONG))  # 100 kB each
-    with model_of_calls("identity"), Enhancer(server_url) as enhancer:
+    with model_of_calls("identity"), Enhancer(url) as enhancer:
         for result in enhancer.map(photographs, max_in_flight=16):
             result.unwrap()
             if result.index == LONG // 10:
@@ -261,11 +237,11 @@ def memory(what: str) -> float:
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
-def late(server: Server, times: int) -> dict[str, float]:
+def late(url: str, times: int) -> dict[str, float]:
     """Milliseconds by which a deadline of 200 ms is overrun on a server that takes longer."""
     photo = Path("demo/photos/reading-corner.jpg").read_bytes()
     overrun = []
-    with Enhancer(server.url) as enhancer:
+    with Enhancer(url) as enhancer:
         enhancer.enhance(photo, timeout=120)
         for _ in range(times):
             started = time.perf_counter()
@@ -310,20 +286,24 @@ def progress(line: str) -> None:
         print(file=sys.stderr)
 
 
-def report(server: Server, rounds: int) -> dict[str, object]:
+def report(server: Server, perf_analyzer: str, rounds: int) -> dict[str, object]:
     """Everything, as the JSON line has it."""
+    key = server.log.with_name("admin.key").read_text(encoding="utf-8").strip()  # it asks for statistics
+    command = [perf_analyzer, "-H", f"triton-grpc-protocol-admin-key:{key}"]
+    ways = {NVIDIA: by_perf_analyzer(command), **OUR_WAYS}
     photo, noise = Path("demo/photos/coffee-table.jpg").read_bytes(), os.urandom(LARGE)
     return {
         "in_flight": IN_FLIGHT,
         "cores": len(os.sched_getaffinity(0)),
-        "identity": throughput(server, "identity", noise, 150, rounds),
-        "enhance": throughput(server, "enhance", photo, 24, max(3, rounds // 2)),
+        "identity": throughput(server, ways, "identity", noise, 150, rounds),
+        "enhance": throughput(server, ways, "enhance", photo, 12, max(3, rounds // 2)),
         "one_at_a_time": {
-            str(size): overhead(server, noise[:size], count, rounds) for size, count in ((SMALL, 400), (LARGE, 40))
+            str(size): overhead(server, ways, noise[:size], count, rounds)
+            for size, count in ((SMALL, 400), (LARGE, 40))
         },
         "held": {way: in_a_process("held", server.url, way) for way in (OURS, PLAIN)},
         "long": in_a_process("long", server.url),
-        "deadline": late(server, 20),
+        "deadline": late(server.url, 20),
         "start": first_moments(),
     }
 
@@ -358,7 +338,6 @@ def lines(found: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server-python", type=Path, help="interpreter of the server's environment")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
     parser.add_argument("--rounds", type=int, default=7)
@@ -371,10 +350,10 @@ def main() -> None:
     if shutil.which(arguments.perf_analyzer) is None:
         raise SystemExit(f"error: {arguments.perf_analyzer} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
     try:
-        with served(arguments.server_python, arguments.perf_analyzer, arguments.repository) as server:
-            found = report(server, arguments.rounds)
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(error.returncode) from None  # the server has said why
+        with server_with_identity(arguments.repository) as server:
+            found = report(server, arguments.perf_analyzer, arguments.rounds)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
     print("\n".join(lines(found)))
     if arguments.record:
         arguments.record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

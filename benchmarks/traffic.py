@@ -13,7 +13,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from urllib.request import urlopen
 import numpy as np
 import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
+
+from benchmarks.ports import free_ports
 
 SERVER_PYTHON = Path(".envs/server/bin/python")
 INTERACTIVE, BULK = 1, 2
@@ -95,7 +96,7 @@ class Server:
 def served(repository: Path, *options: str, verb: str = "start", wrapper: Sequence[str] = ()) -> Iterator[Server]:
     """A server of one's own on free ports, stopped afterwards. Ends the command with the server's line if it cannot."""
     with tempfile.TemporaryDirectory() as state:
-        grpc_port, metrics_port = _free_ports()
+        grpc_port, metrics_port = free_ports(2)
         command = [str(SERVER_PYTHON), "-m", "server", "--repository", str(repository), "--state", state]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), "--exit-timeout", "5", *options]
         started = subprocess.run([*wrapper, *command, verb], capture_output=True, text=True, check=False)
@@ -194,10 +195,3 @@ def percentile(answers: Sequence[Answer], share: float, outcome: str = "ok") -> 
 def outcomes(answers: Sequence[Answer]) -> dict[str, int]:
     """How many of each kind."""
     return {kind: sum(a.outcome == kind for a in answers) for kind in ("ok", "rejected", "expired", "failed")}
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]

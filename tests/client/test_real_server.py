@@ -6,11 +6,13 @@ On a server of its own, with queues of four; the session's server is left alone.
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -41,8 +43,14 @@ from tests.photographs import encoded, opened, pixels
 PHOTO = encoded(pixels(48, 64))
 
 
+@dataclass(frozen=True)
 class Restartable(Triton):
-    """A Triton that a test may kill."""
+    """A Triton that a test may kill, and that speaks HTTP as well."""
+
+    http_port: int
+
+    def command(self, verb):
+        return [*super().command(verb)[:-1], "--http-port", str(self.http_port), verb]
 
     def start(self):
         subprocess.run(self.command("start"), cwd=ROOT, check=True)
@@ -65,7 +73,7 @@ def own(repository, tmp_path_factory):
             for policy in (config.dynamic_batching.default_queue_policy, *policies):
                 policy.max_queue_size = 4
             path.write_text(text_format.MessageToString(config), encoding="utf-8")
-    triton = Restartable(free_port(), free_port(), folder / "state", served)
+    triton = Restartable(free_port(), free_port(), folder / "state", served, free_port())
     triton.start()
     yield triton
     triton.stop()
@@ -125,6 +133,26 @@ def test_fifty_threads_on_one_client(enhancer):
         thread.join()
     assert outcomes[True] >= 4
     assert outcomes[True] + outcomes["overloaded"] == 50
+
+
+def bash_block(word):
+    """The README's example of this tool."""
+    text = (ROOT / "client/README.md").read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"sh {word}.sh" in block)
+
+
+@pytest.mark.parametrize("photo", [PHOTO, b"a letter"], ids=["a photograph", "none"])
+def test_the_readmes_curl(own, tmp_path, photo):
+    (tmp_path / "in.jpg").write_bytes(photo)
+    command = ["sh", "-c", bash_block("curl"), "curl.sh", f"127.0.0.1:{own.http_port}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if photo is PHOTO:
+        assert done.returncode == 0, done.stderr
+        assert opened((tmp_path / "out.jpg").read_bytes()).size == (64, 48)
+    else:
+        assert done.returncode == 1
+        assert "HTTP 400" in done.stderr
+        assert not (tmp_path / "out.jpg").exists()
 
 
 def _size(enhancer):
