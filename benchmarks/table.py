@@ -84,8 +84,9 @@ def client_tables() -> str:
     """What `make benchmark-client` found: throughput, then a call by itself, then the rest."""
     found = _document("client")
     lines = [
-        f"| photographs a second, {found['in_flight']} in flight | `identity`, {LARGE / 1e6:.0f} MB | least–most "
-        "| of perf_analyzer | `enhance` | least–most | of perf_analyzer |",
+        f"| photographs a second | `identity`, {LARGE / 1e6:.0f} MB, {found['in_flight']['identity']} in flight "
+        f"| least–most | of perf_analyzer | `enhance`, {found['in_flight']['enhance']} in flight | least–most "
+        "| of perf_analyzer |",
         "|---" * 7 + "|",
     ]
     for name in found["identity"]:

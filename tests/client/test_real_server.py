@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import text_format
 from restormer_client import (
     DeadlineExceeded,
     EnhanceError,
@@ -33,7 +32,6 @@ from restormer_client import (
 )
 from restormer_client.calls import Deadline
 from restormer_client.testing import FakeTriton
-from tritonclient.grpc import model_config_pb2
 
 from server.process import running
 from server.settings import Settings
@@ -67,12 +65,8 @@ def own(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     served = copied(repository, folder / "model_repository")
     for path in served.rglob("*.pbtxt"):
-        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        if config.HasField("dynamic_batching"):
-            policies = config.dynamic_batching.priority_queue_policy.values()
-            for policy in (config.dynamic_batching.default_queue_policy, *policies):
-                policy.max_queue_size = 4
-            path.write_text(text_format.MessageToString(config), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 4", text), encoding="utf-8")
     triton = Restartable(free_port(), free_port(), folder / "state", served, free_port())
     triton.start()
     yield triton
