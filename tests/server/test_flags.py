@@ -54,7 +54,7 @@ def test_each_setting_becomes_its_flags():
 
 def test_what_only_newer_servers_know_is_said_to_them_alone():
     newer = [flag for flag in flags(NEWEST, http_port=8000) if flag not in flags(http_port=8000)]
-    assert newer == ["--allow-client-shm=false", f"--http-max-input-size={Limits().max_bytes}"]
+    assert newer == ["--allow-client-shm=false", f"--http-max-input-size={Limits().bytes}"]
 
 
 def test_nvidias_installation_takes_the_place_of_the_wheel():
