@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from restormer_client import wire
 from restormer_client.calls import Calls, Flow, Options, Priority, Send, Step, Work
 from restormer_client.connection import TLS, Connection
-from restormer_client.enhancer import OF_ONE_PHOTOGRAPH, checked_for_map, documented
+from restormer_client.enhancer import OF_ONE_PHOTOGRAPH, checked_for_map, documented, without_frames
 from restormer_client.photo import Photo
 from restormer_client.result import Result
 
@@ -42,8 +44,7 @@ def awaitable(
 class AsyncEnhancer:
     """`Enhancer` for asyncio: the same arguments, the same methods with ``await``, ``async with`` and ``async for``.
 
-    A cancelled task cancels its call, and the server hears of it. Belongs to the event loop it is used in; used in
-    another, it connects anew.
+    A cancelled task cancels its call, and the server hears of it. Connects in each event loop it is used in.
     """
 
     def __init__(
@@ -55,8 +56,7 @@ class AsyncEnhancer:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
-        self._channel: grpc.aio.Channel | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, grpc.aio.Channel] = WeakKeyDictionary()
         self._closed = False
 
     enhance = awaitable(Calls.enhance)
@@ -73,7 +73,7 @@ class AsyncEnhancer:
         ordered: bool = True,
         priority: Priority = "bulk",
         **options: Unpack[Options],
-    ) -> AsyncIterator[Result[AnyPhoto]]:
+    ) -> AsyncGenerator[Result[AnyPhoto], None]:
         """`Enhancer.map` for ``async for``; ``photos`` may be asynchronous too.
 
         To cancel what is under way when the loop is left early, close it: ``async with
@@ -88,7 +88,7 @@ class AsyncEnhancer:
         max_in_flight: int,
         ordered: bool,
         flow: Callable[[AnyPhoto], Flow[bytes]],
-    ) -> AsyncIterator[Result[AnyPhoto]]:
+    ) -> AsyncGenerator[Result[AnyPhoto], None]:
         places = asyncio.Semaphore(max_in_flight)
 
         async def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
@@ -97,7 +97,7 @@ class AsyncEnhancer:
                 try:
                     data = await self._run(flow(photo))
                 except OF_ONE_PHOTOGRAPH as error:
-                    return Result(index, photo, error=error, seconds=time.monotonic() - started)
+                    return Result(index, photo, error=without_frames(error), seconds=time.monotonic() - started)
                 return Result(index, photo, data, seconds=time.monotonic() - started)
 
         # As many again may wait, so that a slow photograph at the head leaves no place idle.
@@ -132,11 +132,11 @@ class AsyncEnhancer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection of this loop; those of loops that have ended went with them."""
         self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
-        self._channel = None
+        channel = self._channels.pop(asyncio.get_running_loop(), None)
+        if channel is not None:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,21 +165,22 @@ class AsyncEnhancer:
         if self._closed:
             raise RuntimeError("this AsyncEnhancer was closed")
         loop = asyncio.get_running_loop()
-        if self._channel is None or self._loop is not loop:
+        if loop not in self._channels:
             import grpc.aio
 
             connection = self._calls.connection
             credentials, options = connection.credentials(), connection.options()
-            self._loop = loop
-            self._channel = (
+            self._channels[loop] = (
                 grpc.aio.secure_channel(connection.url, credentials, options)
                 if credentials
                 else grpc.aio.insecure_channel(connection.url, options)
             )
-        return self._channel
+        return self._channels[loop]
 
     async def _run(self, flow: Flow[T]) -> T:
         """Drives a flow to its end, in this task."""
+        if "tritonclient.grpc" not in sys.modules:
+            await asyncio.to_thread(wire.messages)  # the import would hold up the loop
         import grpc
 
         resume: Callable[[], Step] = partial(next, flow)
@@ -200,7 +201,12 @@ class AsyncEnhancer:
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Send):
             method = self._connected().unary_unary(wire.path(step.rpc))
-            return await method(step.request, timeout=step.timeout, metadata=step.metadata)
+            try:
+                return await method(step.request, timeout=step.timeout, metadata=step.metadata)
+            except asyncio.CancelledError:
+                if self._closed:  # that is how gRPC tells it
+                    raise RuntimeError("this AsyncEnhancer was closed") from None
+                raise
         if isinstance(step, Work):
             return await asyncio.to_thread(step.function)
         return await asyncio.sleep(step.seconds)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 from restormer_client import tracing, wire
 from restormer_client.connection import Connection
 from restormer_client.errors import (
+    NO_VERSIONS,
+    UNTOUCHED,
     DeadlineExceeded,
     EnhanceError,
     Failure,
@@ -38,8 +40,11 @@ T = TypeVar("T")
 MODEL, TILED_MODEL, CORE_MODEL = "enhance", "enhance_tiled", "restormer"
 STEPS = ("preprocess", CORE_MODEL, "postprocess")  #: of the ensemble; asked only to say which is missing
 TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
+LONGEST = 86_400.0  #: seconds that a timeout may say
 PRIORITIES = {"interactive": 1, "bulk": 2}  #: as in the models' config.pbtxt
 _BACK_OFF, _LONGEST_BACK_OFF = 0.1, 2.0  #: seconds; the first doubles up to the second
+_BREAKS = 3  #: connections that may break over one photograph: it may be what breaks them
+_DIAGNOSIS = 1.0  #: seconds, at the least, to ask which model it is that is missing
 _POLL = 0.2  #: seconds between two looks at a server that is not ready
 
 Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
@@ -109,8 +114,8 @@ class Deadline:
     """A point in time, ``seconds`` from now."""
 
     def __init__(self, seconds: float) -> None:
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"timeout is {seconds!r}: it has to be a number of seconds above 0")
+        if not 0 < seconds <= LONGEST:
+            raise ValueError(f"timeout is {seconds!r}: it has to be a number of seconds above 0, a day at the most")
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
@@ -123,7 +128,7 @@ class Calls:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._typical: float | None = None  # seconds of recent calls that succeeded
+        self._typical: dict[str, float] = {}  # by model, seconds of recent calls that succeeded
         self._core_tensors: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
     def enhance(
@@ -175,21 +180,26 @@ class Calls:
     ) -> Flow[npt.NDArray[np.float32]]:
         """The network alone, for services that decode for themselves.
 
-        ``tensor``: RGB, float32, ``[N, 3, 512, 512]`` in [0, 1], N at most the server's batch. Returns the same shape,
-        not clamped, writable. What the server's metadata do not take is refused before it is sent. Raises
-        `InvalidTensor`, or another `EnhanceError`.
+        ``tensor``: RGB, float32, ``[N, 3, 512, 512]`` in [0, 1]. Returns the same shape, not clamped, writable. A type
+        or shape that the server's metadata do not have is refused before it is sent; how large N may be (8 as
+        configured) they do not tell, so the server does. Raises `InvalidTensor`, or another `EnhanceError`.
         """
         deadline = Deadline(timeout)
         if self._core_tensors is None:
-            self._core_tensors = yield from self._tensors(CORE_MODEL, deadline)
-        datatype, shape = _checked(tensor, self._core_tensors.get("input"))
+            tensors = yield from self._tensors(CORE_MODEL, deadline)
+            if "input" not in tensors:
+                raise ServerError(
+                    f"{self.connection.url}: {CORE_MODEL!r} there has no tensor 'input'", model=CORE_MODEL
+                )
+            self._core_tensors = tensors
+        datatype, shape = _checked(tensor, self._core_tensors["input"])
         sent = wire.Tensor("input", datatype, shape, (_contiguous(tensor),))
         try:
             answer = yield from self._infer(CORE_MODEL, sent, {}, _level(priority), deadline)
         except InvalidRequest as error:
             raise InvalidTensor(str(error), status=error.status, model=CORE_MODEL, attempts=error.attempts) from error
         found = wire.output(answer, "output")
-        if found is None or found.shape != shape:
+        if found is None or (found.datatype, found.shape) != ("FP32", shape):
             raise ServerError(f"{self.connection.url} gave no output of shape {list(shape)}", model=CORE_MODEL)
         import numpy as np
 
@@ -221,12 +231,12 @@ class Calls:
                 error: EnhanceError = ModelNotReady("", model=MODEL)
             except (ServerUnavailable, DeadlineExceeded) as unreachable:
                 error = unreachable
-            if deadline.left() <= _POLL:
+            if deadline.left() <= min(_DIAGNOSIS, timeout / 2):
                 break
             yield Pause(_POLL)
         if isinstance(error, ModelNotReady):
-            health = yield from self.health()
-            missing = next((model for model in STEPS if not health.models.get(model)), MODEL)
+            health = yield from self.health(timeout=max(deadline.left(), _DIAGNOSIS))
+            missing = next((model for model in STEPS if health.models.get(model) is False), MODEL)
             raise ModelNotReady(
                 f"{self.connection.url} answers, but model {missing!r} is not ready after {timeout:g} s", model=missing
             )
@@ -252,15 +262,7 @@ class Calls:
             return wire.infer_request(model, tensor, {**parameters, **known})
 
         with tracing.span(model, self.connection.url) as headers:
-            started = time.monotonic()
-            try:
-                answer = yield from self._call("ModelInfer", request, deadline, model=model, headers=headers)
-            except Overloaded as error:
-                error.retry_after = self._typical or Overloaded.retry_after
-                raise
-            seconds = time.monotonic() - started
-            self._typical = seconds if self._typical is None else 0.9 * self._typical + 0.1 * seconds
-            return answer
+            return (yield from self._call("ModelInfer", request, deadline, model=model, headers=headers))
 
     def _call(
         self,
@@ -275,23 +277,44 @@ class Calls:
         """Sends until it is answered: again after a broken connection only, with a growing, jittered pause."""
         import grpc
 
-        attempts, longest = 0, _BACK_OFF
+        attempts, broken, longest = 0, 0, _BACK_OFF
         while left := deadline.left():
             attempts += 1
-            metadata = [*self.connection.metadata(), *(headers or [])]
+            metadata = yield from self._metadata()
+            started = time.monotonic()
             try:
-                answer: bytes = yield Send(rpc, request(left), left, metadata)
+                answer: bytes = yield Send(rpc, request(left), left, [*metadata, *(headers or [])])
             except grpc.RpcError as failed:
+                cause = failed.with_traceback(None)  # whose frames hold the photograph
                 failure = Failure(failed.code().name, failed.details() or "no reason given")
-                error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
-                pause = random.uniform(0, longest)
-                if not (retry and isinstance(error, ServerUnavailable)) or pause >= deadline.left():
-                    raise error from failed
             else:
+                self._learn(model, time.monotonic() - started)
                 return answer
+            error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
+            broken += not any(words in failure.said for words in UNTOUCHED)
+            pause = random.uniform(0, longest)
+            passes = isinstance(error, ServerUnavailable) or NO_VERSIONS in failure.said
+            if not (retry and passes) or broken == _BREAKS or pause >= deadline.left():
+                if isinstance(error, Overloaded):
+                    error.retry_after = random.uniform(1, 1.5) * self._typical.get(model or "", Overloaded.retry_after)
+                try:
+                    raise error from cause
+                finally:
+                    del error, cause  # else they and this frame, which holds the photograph, keep each other alive
             yield Pause(pause)
             longest = min(2 * longest, _LONGEST_BACK_OFF)
         raise DeadlineExceeded(f"{self.connection.url} did not answer in time", model=model, attempts=attempts)
+
+    def _learn(self, model: str | None, seconds: float) -> None:
+        """How long a call to this model takes, recent ones counting most."""
+        self._typical[model or ""] = 0.9 * self._typical.get(model or "", seconds) + 0.1 * seconds
+
+    def _metadata(self) -> Flow[list[tuple[str, str]]]:
+        """The headers of a call; a token that has to be fetched may take a while."""
+        if callable(self.connection.token):
+            headers: list[tuple[str, str]] = yield Work(self.connection.metadata)
+            return headers
+        return self.connection.metadata()
 
     def _ask(self, rpc: str, deadline: Deadline, *, retry: bool = False, **fields: Any) -> Flow[Any]:
         """One of the small calls; asked once unless told otherwise."""
@@ -317,14 +340,18 @@ def _level(priority: Priority) -> int:
     return PRIORITIES[priority]
 
 
-def _checked(tensor: Any, wanted: tuple[str, tuple[int, ...]] | None) -> tuple[str, tuple[int, ...]]:
+def _checked(tensor: Any, wanted: tuple[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...]]:
     """Datatype and shape of the tensor, if the server's input takes them (-1 there stands for any)."""
-    datatype, shape = wanted or ("none", ())
+    datatype, shape = wanted
     found = tuple(getattr(tensor, "shape", ()))
     if getattr(tensor, "dtype", None) != "float32" or datatype != "FP32":
         kind = getattr(tensor, "dtype", type(tensor).__name__)
         raise InvalidTensor(f"the tensor is {kind}, the model takes {datatype}: tensor.astype(numpy.float32)")
-    if len(found) != len(shape) or not all(have == want or want == -1 for have, want in zip(found, shape, strict=True)):
+    if (
+        0 in found
+        or len(found) != len(shape)
+        or not all(have == want or want == -1 for have, want in zip(found, shape, strict=True))
+    ):
         raise InvalidTensor(f"the tensor is {list(found)}, the model takes {list(shape)} (-1: the batch)")
     return datatype, found
 

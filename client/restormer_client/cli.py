@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from restormer_client import folder
-from restormer_client.calls import TIMEOUT
+from restormer_client.calls import LONGEST, TIMEOUT
 from restormer_client.connection import TLS
 from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError
@@ -105,11 +105,12 @@ def _add_server(verb: argparse.ArgumentParser) -> None:
     server.add_argument("--tls-ca", type=Path, metavar="PEM", help="speak TLS; who signed the server's certificate")
     server.add_argument("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
     server.add_argument("--tls-key", type=Path, metavar="PEM", help="our key, for mutual TLS")
+    server.add_argument("--tls-name", metavar="NAME", help="on the server's certificate, where --url differs")
     server.add_argument("--token-file", type=Path, metavar="FILE", help="sent as authorization: Bearer")
 
 
 def _enhancer(options: argparse.Namespace) -> Enhancer:
-    paths = {"ca": options.tls_ca, "cert": options.tls_cert, "key": options.tls_key}
+    paths = {"ca": options.tls_ca, "cert": options.tls_cert, "key": options.tls_key, "name": options.tls_name}
     token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
     return Enhancer(options.url, tls=TLS(**paths) if any(paths.values()) else None, token=token)
 
@@ -128,26 +129,31 @@ def _enhance(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -
         wrong = "is a folder" if target.is_dir() else "is in a folder that does not exist"
         raise ValueError(f"{target} {wrong}: name a file to write, in a folder that is there")
     photograph = source.read_bytes()
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the photograph itself: name another file to write")
     enhancer.wait_until_ready(min(PATIENCE, options.timeout))
     write(target, enhancer.enhance(photograph, **asked))
     return 0
 
 
 def _folder(enhancer: Enhancer, options: argparse.Namespace, asked: dict[str, object]) -> int:
-    if options.report and not options.report.parent.is_dir():
-        raise ValueError(f"{options.report} is in a folder that does not exist")
+    if options.report and (options.report.is_dir() or not options.report.parent.is_dir()):
+        wrong = "is a folder" if options.report.is_dir() else "is in a folder that does not exist"
+        raise ValueError(f"{options.report} {wrong}: name a file to write")
     found = jobs(options.input_dir, options.output_dir, options.format)
     if not found:
         raise ValueError(f"no photographs in {options.input_dir}")
     todo = [job for job in found if not job.is_done]
     if len(todo) < len(found):
         print(f"{len(found) - len(todo)} of {len(found)} are done already", file=sys.stderr)
-    failures = []
-    if todo:
-        enhancer.wait_until_ready(min(PATIENCE, options.timeout))
-        failures = folder.enhance_all(enhancer, todo, parallel=options.jobs, options=asked)  # type: ignore[arg-type]
-    if options.report:
-        folder.report(options.report, failures)
+    failures: list[folder.Failed] = []
+    try:
+        if todo:
+            enhancer.wait_until_ready(min(PATIENCE, options.timeout))
+            folder.enhance_all(enhancer, todo, failures, parallel=options.jobs, options=asked)  # type: ignore[arg-type]
+    finally:
+        if options.report:
+            folder.report(options.report, failures)
     if failures:
         print(f"error: {len(failures)} of {len(found)} failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0
@@ -177,8 +183,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0, a day at the most")
     return seconds
 
 

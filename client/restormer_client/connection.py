@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 
 #: Targets that gRPC resolves to several addresses: the photographs go round them.
 _SEVERAL = ("dns:", "ipv4:", "ipv6:", "xds:")
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "ipv4:127.", "dns:///localhost:", "dns:///127.")
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # None of our own: the server's bound holds. (tritonclient's `channel_args` bring gRPC's 4 MiB back.)
     ("grpc.max_send_message_length", -1),
@@ -62,11 +63,20 @@ class Connection:
             raise ValueError(f"{self.url!r} is no gRPC address: host:port without http:// (Triton's is port 8001)")
         if self.token is not None and self.tls is None and not self.is_loopback:
             raise ValueError("a token would travel in the clear: give tls=TLS(...) as well")
+        if not callable(self.token):
+            self.metadata()
 
     @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
-        return self.url.startswith(_LOOPBACK)
+        if self.url.startswith("unix:"):
+            return True
+        address = re.sub(r"^(dns|ipv4|ipv6):/*", "", self.url)
+        host = address.rpartition(":")[0].strip("[]") or address
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
     def options(self) -> list[tuple[str, Any]]:
         """The channel's options."""
@@ -89,9 +99,12 @@ class Connection:
         return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
 
     def metadata(self) -> list[tuple[str, str]]:
-        """The headers of a call."""
+        """The headers of a call. Raises `ValueError` where one cannot travel; it names the header, not its value."""
         pairs = [(name.lower(), value) for name, value in self.headers.items()]
         if self.token is not None:
             token = self.token() if callable(self.token) else self.token
-            pairs.append(("authorization", f"Bearer {token}"))
+            pairs.append(("authorization", f"Bearer {token.strip()}"))
+        for name, value in pairs:
+            if not re.fullmatch(r"[0-9a-z_.-]+", name) or not (value.isascii() and value.isprintable()):
+                raise ValueError(f"header {name!r}: names are letters, digits, _ . -, values one line of ASCII")
         return pairs

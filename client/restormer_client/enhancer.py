@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -62,6 +63,14 @@ def checked_for_map(
     return flow
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error without its traceback: the frames hold the photograph, and a result may be kept."""
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            each.__traceback__ = None
+    return error
+
+
 class Enhancer:
     """A server, by the address of its gRPC endpoint; a context manager, safe to share between threads.
 
@@ -99,7 +108,7 @@ class Enhancer:
         ordered: bool = True,
         priority: Priority = "bulk",
         **options: Unpack[Options],
-    ) -> Iterator[Result[AnyPhoto]]:
+    ) -> Generator[Result[AnyPhoto], None, None]:
         """Enhances many, ``max_in_flight`` at a time, and yields a `Result` for each.
 
         ``photos`` is read as places become free, so it may be endless; what is held is bounded by ``max_in_flight``.
@@ -112,7 +121,7 @@ class Enhancer:
 
     def _mapped(
         self, photos: Iterable[AnyPhoto], max_in_flight: int, ordered: bool, flow: Callable[[AnyPhoto], Flow[bytes]]
-    ) -> Iterator[Result[AnyPhoto]]:
+    ) -> Generator[Result[AnyPhoto], None, None]:
         under_way = _UnderWay()
 
         def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
@@ -120,7 +129,7 @@ class Enhancer:
             try:
                 data = self._run(flow(photo), under_way)
             except OF_ONE_PHOTOGRAPH as error:
-                return Result(index, photo, error=error, seconds=time.monotonic() - started)
+                return Result(index, photo, error=without_frames(error), seconds=time.monotonic() - started)
             return Result(index, photo, data, seconds=time.monotonic() - started)
 
         pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="restormer-map")
@@ -131,7 +140,7 @@ class Enhancer:
         pending = 0
         try:
             for index, photo in enumerate(photos):
-                future = pool.submit(enhanced, index, photo)
+                future = pool.submit(contextvars.copy_context().run, enhanced, index, photo)  # a caller's trace goes on
                 pending += 1
                 if ordered:
                     waiting.append(future)
@@ -149,9 +158,8 @@ class Enhancer:
     def close(self) -> None:
         """Closes the connection; calls under way in other threads fail."""
         self._closed = True
-        for channel in self._channels.values():
-            channel.close()
-        self._channels.clear()
+        while self._channels:
+            self._channels.popitem()[1].close()
 
     def __enter__(self) -> Self:
         return self
@@ -176,14 +184,16 @@ class Enhancer:
         return self._calls.connection.url
 
     def _channel(self) -> _Channel:
-        if self._closed:
-            raise RuntimeError("this Enhancer was closed")
-        process = os.getpid()
-        if process not in self._channels:
+        channel = self._channels.get(process := os.getpid())
+        if channel is None and not self._closed:
             made = _Channel(self._calls.connection)
-            if self._channels.setdefault(process, made) is not made:  # another thread was first
+            channel = self._channels.setdefault(process, made)
+            if channel is not made:  # another thread was first
                 made.close()
-        return self._channels[process]
+        if channel is None or self._closed:
+            self.close()  # what was made while another thread closed
+            raise RuntimeError("this Enhancer was closed")
+        return channel
 
     def _run(self, flow: Flow[T], under_way: _UnderWay | None = None) -> T:
         """Drives a flow to its end, in this thread."""
@@ -204,8 +214,15 @@ class Enhancer:
             flow.close()
 
     def _do(self, step: Step, under_way: _UnderWay | None) -> Any:
+        import grpc
+
         if isinstance(step, Send):
-            return self._channel().send(step, under_way)
+            try:
+                return self._channel().send(step, under_way)
+            except (grpc.RpcError, ValueError):
+                if self._closed:
+                    raise RuntimeError("this Enhancer was closed") from None
+                raise
         if isinstance(step, Work):
             return step.function()
         if under_way is None:

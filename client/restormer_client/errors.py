@@ -1,14 +1,14 @@
 """What can go wrong, and the one gate at which gRPC's and Triton's errors become ours.
 
 EnhanceError                 base of them all
-  InvalidRequest             sending the same again will fail again
+  InvalidRequest             sending the same again will fail again (also: larger than a message may be)
     InvalidPhotograph        these bytes are no photograph the server takes
     InvalidOption            an option is unknown to the server, or out of its range
     InvalidTensor            `core`: the tensor is not what the model takes
   Overloaded                 a queue is full; ``retry_after`` is the hint in seconds; never retried by this client
   DeadlineExceeded           no answer within the timeout
-  ServerUnavailable          nobody answers at this address, the connection broke, or the server is starting or
-                             stopping: nothing was done; the one kind that is retried, within the deadline
+  ServerUnavailable          nobody answers at this address, the connection broke, or the server is stopping; the one
+                             kind that is retried, within the deadline, since enhancing twice gives the same
   ModelNotReady              the server is there, the model is not
   AccessDenied               the server wants a token, a header or a certificate it did not get
   ServerError                the server failed on its own account, or answered what makes no sense
@@ -90,28 +90,48 @@ _ENSEMBLE = "in ensemble '"
 _TRITONS_OWN = "[request id: "
 #: How our models word a bad option.
 _OPTION = ("unknown parameter", "it has to be")
-#: How Triton says that it has no versions of a model now: between start and ready, and while it shuts down.
-_PASSING = "has no available versions"
-#: UNAVAILABLE that Triton means, and what it means by it; every other UNAVAILABLE is the connection's.
-_TRITONS_UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
+#: How Triton says that it has no versions of a model now: between start and ready, while it shuts down, and for good
+#: where the model failed to load.
+NO_VERSIONS = "has no available versions"
+#: What is meant by UNAVAILABLE, by its words. Only what the connection, or a server that stops, says of itself is
+#: retried: a proxy, too, says UNAVAILABLE when it is overloaded.
+_UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("xceeds maximum queue size", Overloaded),
     ("timeout expired", Overloaded),  # waited longer than the queue's policy allows; our own deadline comes as gRPC's
+    ("status: 429", Overloaded),
+    ("overflow", Overloaded),
     ("unknown model", ModelNotReady),
     ("is not ready", ModelNotReady),
     ("not at ready state", ModelNotReady),
     ("protocol is restricted", AccessDenied),
+    ("erver is stopping", ServerUnavailable),
+    ("ailed to connect", ServerUnavailable),
+    ("onnection refused", ServerUnavailable),
+    ("onnection reset", ServerUnavailable),
+    ("onnection timed out", ServerUnavailable),
+    ("onnection dropped", ServerUnavailable),
+    ("ocket closed", ServerUnavailable),
+    ("roken pipe", ServerUnavailable),
+    ("GOAWAY", ServerUnavailable),
+    ("tream removed", ServerUnavailable),
+    ("ndpoint closing", ServerUnavailable),
+    ("esolution failed", ServerUnavailable),
+    ("recvmsg", ServerUnavailable),
+    ("sendmsg", ServerUnavailable),
 )
+#: Of these it is certain that nothing was done.
+UNTOUCHED = ("ailed to connect", "onnection refused", "esolution failed", "erver is stopping", NO_VERSIONS)
 _BY_STATUS: dict[str, type[EnhanceError]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "NOT_FOUND": ModelNotReady,
     "UNAUTHENTICATED": AccessDenied,
     "PERMISSION_DENIED": AccessDenied,
-    "RESOURCE_EXHAUSTED": InvalidRequest,  # a message above a limit
+    "RESOURCE_EXHAUSTED": Overloaded,  # a rate limiter; of a message above a limit, see below
 }
 _SENTENCES: dict[type[EnhanceError], str] = {
     Overloaded: "{url} is overloaded: {said}",
     DeadlineExceeded: "{url} did not answer in time",
-    ServerUnavailable: "no server at {url} that is ready: is it running? ({said})",
+    ServerUnavailable: "no server answers at {url}: is it running? ({said})",
     ModelNotReady: "{url} does not serve {model!r}: {said}",
     AccessDenied: "{url} refuses: {said}",
     ServerError: "{url}: {said}",
@@ -129,10 +149,10 @@ def error_from_failure(failure: Failure, *, url: str, model: str | None, attempt
 
 
 def _kind(status: str, said: str) -> type[EnhanceError]:
-    if _PASSING in said:
-        return ServerUnavailable
     if status == "UNAVAILABLE":
-        return next((kind for words, kind in _TRITONS_UNAVAILABLE if words in said), ServerUnavailable)
+        return next((kind for words, kind in _UNAVAILABLE if words in said), ServerError)
+    if status == "RESOURCE_EXHAUSTED" and "larger than max" in said:
+        return InvalidRequest
     if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in said:
         return InvalidOption if any(words in said for words in _OPTION) else InvalidPhotograph
     if status == "INVALID_ARGUMENT":

@@ -38,8 +38,8 @@ def jobs(source: Path, target: Path, format: str | None) -> list[Job]:
     """
     if not source.is_dir():
         raise NotADirectoryError(f"{source} is not a folder of photographs")
-    if source.resolve() == target.resolve():
-        raise ValueError(f"{target} is where the photographs are: give another folder to write to")
+    if target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{target} is where the photographs are, or above: give another folder to write to")
     found = [Job(path, target / _renamed(path.relative_to(source), format)) for path in _photographs(source, target)]
     taken: dict[Path, Path] = {}
     for job in found:
@@ -51,12 +51,16 @@ def jobs(source: Path, target: Path, format: str | None) -> list[Job]:
 
 def _photographs(source: Path, target: Path) -> Iterator[Path]:
     inside = target.resolve()
-    for folder, folders, names in os.walk(source):
+    for folder, folders, names in os.walk(source, onerror=_raise):
         # What was written before is not enhanced again.
         folders[:] = [name for name in folders if (Path(folder) / name).resolve() != inside]
-        yield from (
-            Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
+        named = (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        yield from (path for path in named if path.is_file())
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read is not left out in silence."""
+    raise error
 
 
 def _renamed(path: Path, format: str | None) -> Path:

@@ -7,7 +7,8 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError, Overloaded
 from restormer_client.files import Job, write
 
-#: How often a photograph that found the queue full is tried in all; each round waits as long as the server hints.
-ROUNDS = 5
+#: Seconds without one success after which a server that stays overloaded is given up.
+PATIENCE = 600.0
+_LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
@@ -31,30 +33,71 @@ class Failed:
     attempts: int
 
 
-def enhance_all(enhancer: Enhancer, todo: Sequence[Job], *, parallel: int, options: Options) -> list[Failed]:
-    """Enhances and writes each; returns what failed. Progress goes to standard error."""
+def enhance_all(
+    enhancer: Enhancer, todo: Sequence[Job], failures: list[Failed], *, parallel: int, options: Options
+) -> None:
+    """Enhances and writes each; adds what failed to ``failures`` as it happens. Progress goes to standard error.
+
+    A photograph that finds the queue full comes back at the end, and nothing is sent for as long as the server hints,
+    longer each time: a folder must not make an overload worse.
+    """
+    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), _Pace()
+
+    def sources() -> Iterator[Path]:
+        while waiting and not pace.is_exhausted():
+            pace.wait()
+            yield waiting.popleft().source
+
+    def failed(job: Job, error: Exception) -> None:
+        failures.append(_failed(job, error))
+        progress.say(f"failed: {job.source}: {failures[-1].message}")
+
     with Progress(len(todo)) as progress:
-        failures: list[Failed] = []
-        for number in range(ROUNDS):
-            rejected: list[tuple[Job, Overloaded]] = []
-            by_source = {job.source: job for job in todo}
-            results = enhancer.map(by_source, max_in_flight=parallel, ordered=False, **options)
-            with closing(results):  # type: ignore[type-var]
+        while waiting:
+            with closing(enhancer.map(sources(), max_in_flight=parallel, ordered=False, **options)) as results:
                 for result in results:
                     job, error = by_source[result.photo], result.error
-                    if isinstance(error, Overloaded) and number < ROUNDS - 1:
-                        rejected.append((job, error))
+                    if isinstance(error, Overloaded):
+                        pace.rejected(error)
+                        waiting.append(job)
                         continue
+                    pace.taken()
                     error = error or _written(job, result.unwrap())
                     if error:
-                        failures.append(_failed(job, error))
-                        progress.say(f"failed: {job.source}: {failures[-1].message}")
+                        failed(job, error)
                     progress.count(failed=bool(error))
-            if not rejected:
-                break
-            todo = [job for job, _ in rejected]
-            time.sleep(max(error.retry_after for _, error in rejected))
-        return failures
+            while pace.last and pace.is_exhausted() and waiting:
+                failed(waiting.popleft(), pace.last)
+                progress.count(failed=True)
+
+
+class _Pace:
+    """When the next photograph may be sent to a server whose queue was full."""
+
+    def __init__(self) -> None:
+        self.last: Overloaded | None = None
+        self._since = self._until = self._pause = 0.0
+
+    def rejected(self, error: Overloaded) -> None:
+        """One was: all wait. Those that were on their way with it do not make the wait longer."""
+        now = time.monotonic()
+        if self.last is None:
+            self._since = now
+        if now >= self._until:
+            self._pause = min(max(2 * self._pause, error.retry_after), _LONGEST_PAUSE)
+            self._until = now + self._pause
+        self.last = error
+
+    def taken(self) -> None:
+        """One found its place."""
+        self.last, self._pause = None, 0.0
+
+    def is_exhausted(self) -> bool:
+        """Whether the server was overloaded for too long."""
+        return self.last is not None and time.monotonic() - self._since > PATIENCE
+
+    def wait(self) -> None:
+        time.sleep(max(self._until - time.monotonic(), 0.0))
 
 
 def report(path: Path, failures: Sequence[Failed]) -> None:
@@ -68,7 +111,7 @@ def report(path: Path, failures: Sequence[Failed]) -> None:
         table.writeheader()
         table.writerows(rows)
         text = buffer.getvalue()
-    write(path, text.encode())
+    write(path, text.encode("utf-8", "surrogateescape"))  # names of files need not be text
 
 
 def _written(job: Job, data: bytes) -> OSError | None:
@@ -87,7 +130,7 @@ def _failed(job: Job, error: Exception) -> Failed:
 
 def said(error: Exception) -> str:
     """An error in one line, without Python's errno."""
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, EnhanceError):
+    if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
@@ -116,6 +159,10 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
+        line = line.encode("ascii" if sys.stderr.encoding is None else sys.stderr.encoding, "backslashreplace").decode(
+            sys.stderr.encoding or "ascii"
+        )
+        line = line.replace("\n", "\\n")
         sys.stderr.write(f"\r\033[K{line}\n" if self._is_terminal else f"{line}\n")
 
     def _show(self, *, last: bool = False) -> None:

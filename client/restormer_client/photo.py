@@ -22,8 +22,10 @@ def photo_bytes(photo: Photo) -> bytes | bytearray | memoryview:
     file where there is one: it is smaller, and comes back in its own format. Raises `OSError` where a file cannot be
     read, `TypeError` where ``photo`` is none of these, `ValueError` for an array of another shape.
     """
-    if isinstance(photo, (bytes, bytearray, memoryview)):
+    if isinstance(photo, (bytes, bytearray)):
         return photo
+    if isinstance(photo, memoryview):
+        return photo.cast("B")  # TypeError where it is not contiguous
     if isinstance(photo, (str, os.PathLike)):
         with open(photo, "rb") as file:
             return file.read()

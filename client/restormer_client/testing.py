@@ -34,6 +34,8 @@ _FILE_SHAPE: tuple[int, ...] = (-1, 1)
 _CORE_SHAPE: tuple[int, ...] = (-1, 3, 512, 512)
 #: What Triton says, and with which status, when it means one of our errors.
 _AS_TRITON: dict[type[errors.EnhanceError], tuple[str, str]] = {
+    errors.InvalidRequest: ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'IMAGE'"),
+    errors.InvalidTensor: ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'input'"),
     errors.InvalidPhotograph: ("INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph"),
     errors.InvalidOption: ("INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x'"),
     errors.Overloaded: ("UNAVAILABLE", "in ensemble 'enhance', [request id: <id_unknown>] Exceeds maximum queue size"),
@@ -46,8 +48,9 @@ _AS_TRITON: dict[type[errors.EnhanceError], tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What arrived: ``photo`` the bytes sent, ``parameters`` the options as text, ``timeout`` the queue's, in seconds,
-    ``priority`` 1 (interactive) or 2 (bulk), ``headers`` the call's metadata."""
+    """What arrived: ``photo`` the file sent (of `core`, the tensor's bytes), ``parameters`` the options as text,
+    ``timeout`` the queue's, in seconds, ``priority`` 1 (interactive) or 2 (bulk), ``headers`` the call's metadata.
+    """
 
     model: str
     photo: bytes
@@ -66,14 +69,15 @@ class FakeTriton:
     """A server for the length of a ``with`` block. ``answers`` are given in turn, then photographs come back as sent.
 
     ``requests`` are those for photographs, in order. Models named in ``missing`` are not ready. `stop` and `start` take
-    it away and bring it back on the same port.
+    it away and bring it back on the same port. ``credentials`` (`grpc.ssl_server_credentials`) make it speak TLS.
     """
 
-    def __init__(self, *answers: Answer, port: int = 0) -> None:
+    def __init__(self, *answers: Answer, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.answers: deque[Answer] = deque(answers)
         self.requests: list[Request] = []
         self.missing: set[str] = set()
         self._port = port
+        self._credentials = credentials
         self._server: grpc.Server | None = None
         self.stopping = threading.Event()
 
@@ -90,7 +94,10 @@ class FakeTriton:
             options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
         )
         add_GRPCInferenceServiceServicer_to_server(_Service(self), self._server)
-        self._port = self._server.add_insecure_port(self.url)
+        if self._credentials is None:
+            self._port = self._server.add_insecure_port(self.url)
+        else:
+            self._port = self._server.add_secure_port(self.url, self._credentials)
         self._server.start()
 
     def stop(self) -> None:
@@ -138,23 +145,25 @@ class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
         return pb.ModelMetadataResponse(name=request.name, inputs=sides[:1], outputs=sides[1:])
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if request.model_name == CORE_MODEL:
-            return _answer(request, "output", "FP32", request.inputs[0].shape, request.raw_input_contents[0])
-        sent = wire.Tensor("IMAGE", request.inputs[0].datatype, (1, 1), tuple(request.raw_input_contents))
-        parameters = {name: value.string_param for name, value in request.parameters.items()}
+        if request.model_name in self._fake.missing:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: {request.model_name!r} is not found")
+        is_core = request.model_name == CORE_MODEL
+        raw, tensor = request.raw_input_contents[0], request.inputs[0]
+        sent = raw if is_core else wire.file_of(wire.Tensor("IMAGE", tensor.datatype, (1, 1), (raw,))) or b""
         timeout, priority = (request.parameters[name].int64_param for name in ("timeout", "priority"))
         arrived = Request(
             model=request.model_name,
-            photo=wire.file_of(sent) or b"",
-            parameters={name: text for name, text in parameters.items() if name not in ("timeout", "priority")},
+            photo=sent,
+            parameters={n: v.string_param for n, v in request.parameters.items() if n not in ("timeout", "priority")},
             timeout=timeout / 1e6,
             priority=priority,
             headers={name: str(value) for name, value in context.invocation_metadata()},
         )
         self._fake.requests.append(arrived)
-        enhanced = self._enhanced(arrived, context)
-        content = b"".join(wire.one_file("ENHANCED", enhanced).content)
-        return _answer(request, "ENHANCED", "BYTES", (1, 1), content)
+        made = self._enhanced(arrived, context)
+        if is_core:
+            return _answer(request, "output", "FP32", tensor.shape, made)
+        return _answer(request, "ENHANCED", "BYTES", (1, 1), b"".join(wire.one_file("ENHANCED", made).content))
 
     def _enhanced(self, arrived: Request, context: grpc.ServicerContext) -> bytes:
         try:
@@ -176,8 +185,12 @@ class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
         if isinstance(error, errors.DeadlineExceeded):
             self._fake.stopping.wait(context.time_remaining())
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        status, words = _AS_TRITON.get(type(error), ("INTERNAL", str(error)))
-        context.abort(grpc.StatusCode[status], str(error) or words)
+        status, words = _AS_TRITON.get(type(error), ("INTERNAL", ""))
+        if isinstance(error, errors.InvalidPhotograph) and str(error):
+            words = f"in ensemble 'enhance', {error}"  # the sentence is our models' own
+        elif str(error):
+            words = f"{words}: {error}"
+        context.abort(grpc.StatusCode[status], words)
         raise AssertionError("abort raises")
 
 

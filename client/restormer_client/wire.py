@@ -64,8 +64,11 @@ def infer_request(model: str, tensor: Tensor, parameters: Mapping[str, str | int
 
 def output(answer: bytes, name: str) -> Tensor | None:
     """The output tensor ``name`` of a ``ModelInferResponse``, None if it is not in it."""
-    rest, contents = _without_contents(answer)
-    response = messages().ModelInferResponse.FromString(rest)
+    try:
+        rest, contents = _without_contents(answer)
+        response = messages().ModelInferResponse.FromString(rest)
+    except (IndexError, ValueError):  # protobuf's DecodeError is a ValueError where it is not IndexError
+        return None
     for tensor, content in zip(response.outputs, contents, strict=False):
         if tensor.name == name:
             return Tensor(name, tensor.datatype, tuple(tensor.shape), (content,))

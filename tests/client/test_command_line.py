@@ -98,12 +98,64 @@ def test_a_full_queue_is_waited_for(folder, run, fake, tmp_path):
     assert len(written(tmp_path / "out")) == 3
 
 
-def test_a_queue_that_stays_full_is_a_failure(folder, run, fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("restormer_client.folder.ROUNDS", 2)
-    fake.answers.extend([Overloaded] * 6)
-    code, said = run("enhance", "--input_dir", folder, "--output_dir", tmp_path / "out")
+def test_a_queue_that_stays_full_is_not_flooded_and_ends_in_failures(run, fake, tmp_path, monkeypatch):
+    """A hundred photographs: some are tried a few times, none at the speed of the line."""
+    monkeypatch.setattr("restormer_client.folder.PATIENCE", 4.0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(100):
+        (photos / f"{number}.jpg").write_bytes(b"x")
+    fake.answers.extend([Overloaded] * 5000)
+    code, said = run("enhance", "--input_dir", photos, "--output_dir", tmp_path / "out", "--jobs", "2")
     assert code == 1
-    assert said.count("is overloaded") == 3
+    assert said.count("is overloaded") == 100
+    assert len(fake.requests) < 30
+
+
+def test_the_photographs_own_folders_are_not_written_over(run, fake, tmp_path):
+    """A folder above the photographs holds others of the same name."""
+    (tmp_path / "p/sub").mkdir(parents=True)
+    (tmp_path / "p/a.jpg").write_bytes(b"another")
+    (tmp_path / "p/sub/a.jpg").write_bytes(b"x")
+    code, said = run("enhance", "--input_dir", tmp_path / "p/sub", "--output_dir", tmp_path / "p")
+    assert (code, said.count("\n")) == (1, 1)
+    code, said = run("enhance", tmp_path / "p/a.jpg", tmp_path / "p/sub/../a.jpg")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "is the photograph itself" in said
+    assert (tmp_path / "p/a.jpg").read_bytes() == b"another"
+    assert not fake.requests
+
+
+def test_names_that_are_no_text(run, fake, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
+    (photos / "two\nlines.jpg").write_bytes(b"x")
+    fake.answers.extend([InvalidPhotograph] * 2)
+    report = tmp_path / "r.csv"
+    code, said = run("enhance", "--input_dir", photos, "--output_dir", tmp_path / "out", "--report", report)
+    assert code == 1
+    assert len([line for line in said.splitlines() if line.startswith("failed: ")]) == 2
+    assert b"\xff.jpg" in report.read_bytes()
+
+
+def test_a_folder_that_cannot_be_read_is_no_success(run, fake, folder, tmp_path, monkeypatch):
+    def scandir(path):
+        if str(path).endswith("garden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, said = run("enhance", "--input_dir", folder, "--output_dir", tmp_path / "out")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "garden: Permission denied" in said
+
+
+def test_what_is_no_file_is_left_alone(run, folder, fake, tmp_path):
+    os.mkfifo(folder / "pipe.jpg")
+    assert run("enhance", "--input_dir", folder, "--output_dir", tmp_path / "out")[0] == 0
+    assert len(fake.requests) == 3
 
 
 def test_another_format_has_another_name(folder, run, tmp_path):
@@ -159,6 +211,8 @@ def test_the_owners_flags_for_one_photograph(folder, run, tmp_path):
         (("enhance", "--input_dir", ".", "--output_dir", "out"), 1, "no photographs in ."),
         (("enhance", "--input_dir", ".", "--output_dir", "."), 1, "give another folder to write to"),
         (("enhance", "--input_dir", ".", "--output_dir", "o", "--report", "no/r.csv"), 1, "does not exist"),
+        (("enhance", "--input_dir", ".", "--output_dir", "o", "--report", "."), 1, "is a folder"),
+        (("status", "--wait", "1e300"), 2, "a day at the most"),
         (("enhance", "a.jpg", "b.jpg", "--tls-cert", "c.pem"), 1, "mutual TLS needs both"),
         (("enhance", "a.jpg", "b.jpg", "--tls-ca", "absent.pem"), 1, "absent.pem: No such file"),
         (("enhance", "a.jpg", "b.jpg", "--token-file", "absent"), 1, "absent: No such file"),

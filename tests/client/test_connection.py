@@ -1,10 +1,14 @@
 """Where the server is, and what must not be seen."""
 
+import asyncio
 import pickle
 
+import grpc
 import pytest
-from restormer_client import TLS, AsyncEnhancer, Enhancer
+import trustme
+from restormer_client import TLS, AsyncEnhancer, Enhancer, ServerUnavailable
 from restormer_client.connection import Connection
+from restormer_client.testing import FakeTriton
 
 
 @pytest.mark.parametrize("client", [Enhancer, AsyncEnhancer])
@@ -51,6 +55,67 @@ def test_several_addresses_go_round():
 @pytest.mark.parametrize("url", ["127.0.0.1:1", "localhost:1", "dns:///localhost:1", "[::1]:1"])
 def test_loopback_does_not_go_through_a_proxy(url):
     assert dict(Connection(url).options())["grpc.enable_http_proxy"] == 0
+
+
+@pytest.mark.parametrize("url", ["127.example.com:8001", "localhost.example.com:1", "10.0.0.1:8001", "dns:///h:1"])
+def test_what_only_looks_like_loopback(url):
+    assert not Connection(url).is_loopback
+
+
+@pytest.mark.parametrize("url", ["127.3.2.1:1", "unix:///run/triton.sock", "ipv4:127.0.0.1:1", "localhost"])
+def test_what_is_loopback(url):
+    assert Connection(url).is_loopback
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"token": "a\nb"}, {"token": "gehe\u00efm"}, {"headers": {"a b": "c"}}, {"headers": {"a": "b\nc"}}]
+)
+def test_headers_that_cannot_travel_are_named_without_their_value(wrong):
+    with pytest.raises(ValueError, match="header '") as caught:
+        Enhancer("127.0.0.1:1", **wrong)
+    assert "gehe" not in str(caught.value)
+
+
+@pytest.fixture
+def authority():
+    return trustme.CA()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("mutual", [False, True])
+def test_tls_from_paths(authority, tmp_path, mutual, asynchronous):
+    ours, theirs = authority.issue_cert("client.example"), authority.issue_cert("triton.example")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ours.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    ours.private_key_pem.write_to_path(tmp_path / "key.pem")
+    pair = (theirs.private_key_pem.bytes(), theirs.cert_chain_pems[0].bytes())
+    credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=mutual)
+    files = {"cert": tmp_path / "cert.pem", "key": tmp_path / "key.pem"} if mutual else {}
+    tls = TLS(ca=tmp_path / "ca.pem", name="triton.example", **files)
+    with FakeTriton(credentials=credentials) as fake:
+        if asynchronous:
+            assert asyncio.run(AsyncEnhancer(fake.url, tls=tls, token="t").enhance(b"x")) == b"x"
+        else:
+            with Enhancer(fake.url, tls=tls, token="t") as enhancer:
+                assert enhancer.enhance(b"x") == b"x"
+        assert fake.requests[0].headers["authorization"] == "Bearer t"
+        with Enhancer(fake.url) as plain, pytest.raises(ServerUnavailable):
+            plain.enhance(b"x", timeout=1)
+        if mutual:
+            with Enhancer(fake.url, tls=TLS(ca=tls.ca, name=tls.name)) as nobody, pytest.raises(ServerUnavailable):
+                nobody.enhance(b"x", timeout=1)
+
+
+def test_a_token_that_has_to_be_fetched_is_fetched_for_each_call(fake):
+    tokens = iter(["one\n", "two\n"])
+
+    async def twice():
+        async with AsyncEnhancer(fake.url, token=lambda: next(tokens)) as enhancer:
+            await enhancer.enhance(b"x")
+            await enhancer.enhance(b"x")
+
+    asyncio.run(twice())
+    assert [request.headers["authorization"] for request in fake.requests] == ["Bearer one", "Bearer two"]
 
 
 def test_the_traps_of_grpc_are_set_aside():

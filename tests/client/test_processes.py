@@ -41,6 +41,26 @@ def test_a_global_client_is_inherited_by_a_fork(fake, enhancer):
     assert os.read(reader, 100) == b"child"
 
 
+def test_a_fork_while_other_threads_are_at_work(fake, enhancer):
+    stop, made = threading.Event(), []
+
+    def work():
+        while not stop.is_set():
+            made.append(enhancer.enhance(b"x"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.starmap(_enhanced, [(enhancer, b"%d" % n) for n in range(4)]) == [b"%d" % n for n in range(4)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(made) == {b"x"}
+
+
 def test_importing_does_not_import_grpc():
     """A fork after the import is a fork of nothing, and the import takes a moment."""
     heavy = {"grpc", "numpy", "PIL", "tritonclient"}

@@ -212,7 +212,8 @@ def test_a_server_killed_in_the_middle_is_waited_for_and_each_file_is_written_on
     monkeypatch.setattr(folder, "write", write)
     todo = files.jobs(photos, tmp_path / "out", None)
     with Enhancer(own.url) as enhancer:
-        failures = folder.enhance_all(enhancer, todo, parallel=3, options={"timeout": 120})
+        failures = []
+        folder.enhance_all(enhancer, todo, failures, parallel=3, options={"timeout": 120})
     assert restarted.wait(120)
     assert failures == []
     assert sorted(written.items()) == [(path.name, 1) for path in sorted(photos.iterdir())]

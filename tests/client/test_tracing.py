@@ -33,6 +33,14 @@ def test_a_call_is_a_span_and_the_server_hears_of_it(fake, enhancer, spans):
     ]
 
 
+def test_the_calls_of_a_map_belong_to_their_callers_span(fake, enhancer, spans):
+    spans.clear()
+    with trace.get_tracer("test").start_as_current_span("batch") as batch:
+        list(enhancer.map([b"x", b"y"]))
+    calls = [span for span in spans.get_finished_spans() if span.name == "restormer enhance"]
+    assert [span.parent.span_id for span in calls] == [batch.context.span_id] * 2
+
+
 def test_a_failed_call_is_a_failed_span(fake, enhancer, spans):
     spans.clear()
     fake.answers.append(InvalidPhotograph)
