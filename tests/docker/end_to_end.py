@@ -29,6 +29,7 @@ CONTAINER = f"{PROJECT}-triton-cpu-1"
 BASE = os.environ.get("CPU_BASE", "python:3.11-slim-bookworm")
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))
 PROMETHEUS = re.fullmatch(r"\$\{PROMETHEUS_IMAGE:-(.*)\}", COMPOSE["services"]["prometheus"]["image"])[1]
+WAY_OUT = ("-f", "docker/compose.yaml", "-f", "docker/egress.yaml")
 #: A repository with a CPU engine of the demo package; `make test-docker` builds one of its own.
 ENGINES = Path(os.environ.get("ENGINES_FOR_TEST", ROOT / "model_repository"))
 PHOTOGRAPH = ROOT / "demo/photos/balcony.jpg"
@@ -131,10 +132,10 @@ def compose(clone, ports):
     def call(*arguments, **options):
         return docker("compose", *arguments, cwd=clone, env=environment, **options)
 
-    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
     call("build", "triton-cpu")
     yield call
-    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
     if path := os.environ.get("RECORD"):
         Path(path).write_text(json.dumps(RECORD, indent=1) + "\n", encoding="utf-8")
 
@@ -198,8 +199,7 @@ def test_the_way_out_is_opened_by_its_own_file_alone(compose, outside):
         CONNECT % outside,
     )
     assert compose(*asked).stdout.strip() != "possible"
-    files = ("-f", "docker/compose.yaml", "-f", "docker/egress.yaml")
-    assert compose(*files, *asked).stdout.strip() == "possible"
+    assert compose(*WAY_OUT, *asked).stdout.strip() == "possible"
 
 
 def test_a_process_inside_may_do_nothing_but_serve(server, outside):
@@ -254,7 +254,9 @@ def test_the_log_holds_no_photograph(server, client_command, ports, tmp_path):
     for name, data in sent.items():
         (tmp_path / name).write_bytes(data)
         for more in ((), ("--tiled",)):
-            codes[name, more] = enhance(client_command, ports, tmp_path / "out", tmp_path / name, *more).returncode
+            codes[name, more] = enhance(
+                client_command, ports, tmp_path / f"out-{name}", tmp_path / name, *more
+            ).returncode
     assert {name for (name, _), code in codes.items() if code == 0} >= {"whole.jpg", "whole.png"}
     assert {name for (name, _), code in codes.items() if code} >= {"cut.png", "broken.jpg", "letter.jpg"}
     log = docker("logs", CONTAINER)

@@ -78,6 +78,14 @@ def test_every_label_that_is_asked_for_exists(live):
     assert {(label, one) for label, values in asked for one in values.split("|")} - there == set()
 
 
+def test_what_is_missing_is_no_excuse_in_ci(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    assert needs("no-such-command").args == (True,)
+    monkeypatch.setenv("CI", "1")
+    assert needs("no-such-command").args == (False,)
+    assert "export CI=1" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
 @needs_promtool
 def test_promtool_takes_rules_and_configuration(tmp_path):
     subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
