@@ -136,10 +136,15 @@ fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process
 	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
 		--server-python $(SERVER) -- $(SERVER_FLAGS)
 
+# A repository and engines of its own: what is published here stays as it is.
 test-docker: TARGET = cpu
-test-docker: setup $(ENVS)/dev.done engine  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
+test-docker: REPOSITORY = $(abspath $(OUTPUT))/test-docker/model_repository
+test-docker: ENGINES = $(abspath $(OUTPUT))/test-docker/engines
+test-docker: setup $(ENVS)/dev.done  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
 	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
-	@$(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
+	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
+	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
+	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
 
 verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
 	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
@@ -179,4 +184,4 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
 clean: stop  ## Remove environments, outputs and published engines
-	@rm -rf $(ENVS) .run out engines model_repository/restormer/[0-9]*
+	@rm -rf $(ENVS) .run out engines/* engines/.cache model_repository/restormer/[0-9]*

@@ -44,6 +44,32 @@ def run(repository: Path, photographs: Sequence[bytes]) -> dict[str, Any]:
     return found
 
 
+def claims_of(found: dict[str, Any]) -> dict[str, bool]:
+    """What has to be so whatever the machine: a part that dies is noticed, and what does not fit hurts nobody else.
+
+    Without the right to mount, nothing is claimed about shared memory.
+    """
+    claims = {
+        "100 megapixels are enhanced, and whoever comes beside and after": found["large"]["outcome"] == "ok"
+        and not found["large"]["beside"]["failed"] + found["large"]["after"]["failed"],
+        "a killed server is started again, and leaves nothing behind": found["the server killed"]["started_again"]
+        and not found["the server killed"]["processes_left_then"],
+    }
+    for model in ("preprocess", "restormer"):
+        row = found[f"{model}'s process killed"]
+        claims[f"the deep check sees that the process of {model} has died"] = not row["deep_check"]
+        claims[f"whoever meets the dead process of {model} is told so"] = row["after"]["failed"] > 0
+    shared = found["shared memory filled"]
+    if "not run" not in shared:
+        claims["in the shared memory asked for, only the too large one fails"] = (
+            shared["fits"], shared["too_large"][0], shared["between"], shared["after"]
+        ) == ("ok", "failed", "ok", "ok")  # fmt: skip
+        claims["in full shared memory, only the large one fails"] = [kind for kind, _ in shared["full"]] == [
+            "ok", "failed", "ok",
+        ]  # fmt: skip
+    return claims
+
+
 async def _large(server: Server, small: bytes) -> dict[str, Any]:
     """A photograph of 100 megapixels among small ones."""
     large = _photograph(LARGE_SIDE)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,7 @@ def main() -> int:
     if options.only != "faults":
         with served(options.repository) as server:
             figures["overload"] = asyncio.run(overload(server, photographs, options.seconds))
+        figures["config_sha256"] = config_sha256(options.repository)
         goals = goals_of(figures["overload"], queue_of(options.repository))
         figures["goals"] = {goal.claim: [goal.found, goal.bound, goal.met] for goal in goals}
         for goal in goals:
@@ -75,11 +77,14 @@ def main() -> int:
             print(f"{'met   ' if goal.met else 'MISSED'} {goal.claim}: {goal.found:.3g} {relation} {goal.bound:.3g}")
     if options.only != "overload":
         figures["faults"] = faults.run(options.repository, photographs)
+        figures["claims"] = claims = faults.claims_of(figures["faults"])
+        for claim, holds in claims.items():
+            print(f"{'met   ' if holds else 'MISSED'} {claim}")
     if options.record:
         kept = json.loads(options.record.read_text(encoding="utf-8")) if options.record.is_file() else {}
         options.record.write_text(json.dumps({**kept, **figures}, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))
-    return int(not all(goal.met for goal in goals))
+    return int(not all((*(goal.met for goal in goals), *figures.get("claims", {}).values())))
 
 
 async def overload(server: Server, photographs: Sequence[bytes], seconds: float) -> dict[str, Any]:
@@ -147,6 +152,13 @@ def queue_of(repository: Path) -> int:
     """How many of level 1 may wait before the network."""
     text = (repository / CORE_CONFIG).read_text(encoding="utf-8")
     return int(re.findall(r"max_queue_size: (\d+)", text)[0])
+
+
+def config_sha256(repository: Path) -> str:
+    """Checksum of what the network's config says, without comments: by it a record tells what it was measured with."""
+    lines = (repository / CORE_CONFIG).read_text(encoding="utf-8").splitlines()
+    said = "\n".join(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def say(what: str, answers: Sequence[Answer]) -> None:

@@ -152,9 +152,6 @@ def load_sentences() -> str:
 def faults_table() -> str:
     """What was done to the server, what clients saw, and what helped."""
     found = _document("load")["faults"]
-    large, killed, shared = found["large"], found["the server killed"], found["shared memory filled"]
-    before, peak, after = large["memory_mib"]
-    beside, left = large["beside"], killed["processes_left"]
     lines = ["| what was done | what clients saw | afterwards |", "|---|---|---|"]
     for model in ("preprocess", "restormer"):
         row = found[f"{model}'s process killed"]
@@ -165,24 +162,39 @@ def faults_table() -> str:
             f"back after it failed: `{words}` | Triton says ready: {_yes(row['ready_says'])}; the deep check {deep}; "
             f"processes that came back by themselves: {row['processes_now']} |"
         )
-    lines += [
+    killed = found["the server killed"]
+    lines.append(
         f"| Triton killed, two photographs in flight | both fail at once ({killed['in_flight']:.1f} s after "
-        "they were sent, killed after 3), "
-        f"`UNAVAILABLE`; then connections are refused | {left} of its Python processes still there a minute later; "
-        f"the next start ends them ({killed['processes_left_then']} left) and serves after "
-        f"{killed['seconds_to_start']:.0f} s |",
+        f"they were sent, killed after 3), `UNAVAILABLE`; then connections are refused | {killed['processes_left']} of "
+        f"its Python processes still there a minute later; the next start ends them ({killed['processes_left_then']} "
+        f"left) and serves after {killed['seconds_to_start']:.0f} s |"
+    )
+    return "\n".join([*lines, *shared_memory_rows(found["shared memory filled"]), _large_row(found["large"])])
+
+
+def shared_memory_rows(shared: dict[str, Any]) -> list[str]:
+    """The rows of filled shared memory, or the reason why there are no figures."""
+    if reason := shared.get("not run"):
+        return [f"| /dev/shm filled | not run: {reason} | |"]
+    return [
         f"| /dev/shm of the {shared['mib']} MiB asked for, and a file of {shared['file_mb']:.0f} MB | "
         f"{'it fails' if shared['too_large'][0] == 'failed' else 'it is enhanced'}, with Triton's sentence about "
         f"`--shm-size`; the next small one: {shared['between']} | nothing to do, {shared['processes_now']} processes "
         "live |",
         f"| the rest of /dev/shm filled | small, large, small: {', '.join(kind for kind, _ in shared['full'])} | "
         f"emptied again: {shared['after']} |",
+    ]
+
+
+def _large_row(large: dict[str, Any]) -> str:
+    before, peak, after = large["memory_mib"]
+    beside = large["beside"]
+    return (
         f"| 100 megapixels ({large['megabytes']:.0f} MB) among small ones | {large['outcome']} after "
         f"{large['seconds']:.1f} s; {beside['ok']} of {sum(beside.values())} small ones beside it ok, the slowest "
         f"{large['beside_slowest']:.1f} s (alone {large['before_p50']:.1f} s) | memory {before:.0f} MiB before, "
-        f"{peak:.0f} at the peak, {after:.0f} after |",
-    ]
-    return "\n".join(lines)
+        f"{peak:.0f} at the peak, {after:.0f} after |"
+    )
 
 
 def batches_sentence() -> str:

@@ -152,6 +152,7 @@ _FLAGS: dict[str, tuple[Any, str]] = {
     "tls_cert": (_file, "PEM file: gRPC over TLS"),
     "tls_key": (_file, "PEM file of its key"),
     "tls_ca": (_file, "PEM file of the authority whose clients are let in: mutual TLS"),
+    "tls_name": (str, "the name on the server's certificate that the health check asks for, if not its address"),
     "admin_key_file": (_file, "file with the key of the restricted groups; usually a random key in the state folder"),
     "control": (CONTROLS, "explicit: whoever has the key may load and unload models"),
     "trace": (str, "OpenTelemetry collector, http://host:4318/v1/traces"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -10,6 +12,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,7 +143,23 @@ def _hardware(settings: Settings) -> str:
 def _engine(settings: Settings) -> str:
     engine = check_engines(settings.repository, served_on(settings), settings.versions)
     document = json.loads(engine.path.with_name(f"{engine.path.name}.json").read_bytes())
-    return f"{engine.path}, {document.get('precision')}, {document['sha256'][:12]}"
+    found = [str(engine.path), str(document.get("precision")), document["sha256"][:12]]
+    if served_on(settings):
+        folders = ", ".join(map(str, machine.LIBRARIES))
+        here = machine.tensorrt()
+        found.append(f"TensorRT {here}" if here else f"TensorRT not compared: no libnvinfer in {folders}")
+    return ", ".join(found + _unfit(settings))
+
+
+def _unfit(settings: Settings) -> list[str]:
+    """Published versions that are not served now and could not be: a rollback to them would fail."""
+    complaints = []
+    for version in sorted(set(_published(settings.repository)) - set(_wanted(settings.repository, settings.versions))):
+        try:
+            check_engines(settings.repository, served_on(settings), [version])
+        except ServerError as error:
+            complaints.append(f"and one that is not served: {error}")
+    return complaints
 
 
 def _instances(settings: Settings) -> str:
@@ -223,7 +242,45 @@ def _tls(settings: Settings) -> str:
         raise ServerError(
             f"TLS: {files}: {error}: give PEM files that belong together and can be read by this user"
         ) from None
+    _only_ours(key)
+    _shake_hands(settings, cert, key)
     return f"{'mutual, clients signed by ' + str(ca) if ca else 'on'}: {cert}"
+
+
+def _shake_hands(settings: Settings, cert: Path, key: Path) -> None:
+    """The health check's handshake with this server, in memory: a certificate it would refuse is known now."""
+    name = settings.tls_name or settings.local_url.rpartition(":")[0].strip("[]")
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context in (server, client):
+        context.load_cert_chain(cert, key, password=_no_password)
+    client.load_verify_locations(cert)
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # as gRPC does
+    if settings.tls_ca:
+        server.load_verify_locations(settings.tls_ca)
+        server.verify_mode = ssl.CERT_REQUIRED
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there, server_hostname=name), server.wrap_bio(there, back, server_side=True)]
+    for end in ends * 4:  # a flight each way, twice
+        try:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                end.read(0)
+        except ssl.SSLError as error:
+            why = (getattr(error, "verify_message", "") or str(error)).rstrip(".")
+            if end is ends[0]:
+                mend = "give the name on it with --tls-name" if "match" in why or "not valid for" in why else "renew it"
+                raise ServerError(f"TLS: the health check asks for {name}, and refuses {cert}: {why}: {mend}") from None
+            raise ServerError(
+                f"TLS: the health check shows {cert} as its own, which {settings.tls_ca} does not let in: {why}: "
+                "the server's certificate has to be of that authority, and good for a client too"
+            ) from None
+
+
+def _only_ours(key: Path) -> None:
+    """A key that others may read is none. The group may: that is how a cluster hands out its secrets."""
+    mode = stat.S_IMODE(key.stat().st_mode)
+    if mode & stat.S_IRWXO:
+        raise ServerError(f"{key} is open to every user of the host (mode {mode:04o}): chmod o= {key}")
 
 
 def _no_password() -> str:
@@ -244,6 +301,7 @@ def admin_key(settings: Settings) -> str:
             key = settings.admin_key_file.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise ServerError(f"--admin-key-file: {error}") from None
+        _only_ours(settings.admin_key_file)
         if not KEY.fullmatch(key):
             raise ServerError(
                 f"{settings.admin_key_file} has to hold one key, 16 or more of A-Z a-z 0-9 . _ ~ + / = -: "
@@ -280,21 +338,32 @@ def check_numpy() -> None:
 def check_engines(
     repository: Path, gpus: Sequence[tuple[str, str]] = (), wanted: Sequence[int] = (), tensorrt: str | None = None
 ) -> Engine:
-    """At least one published engine, each fit for this machine and its bytes as its JSON says. Returns the highest.
+    """The versions to be served are published, fit for this machine, and their bytes as their JSON says.
 
-    ``gpus`` are those that serve, none where the CPU does; ``wanted`` are versions that have to be there. ``tensorrt``
-    is the version plans have to be built by, usually the one found here.
+    ``gpus`` are those that serve, none where the CPU does; ``wanted`` are the versions, usually the highest alone.
+    ``tensorrt`` is the version plans have to be built by, usually the one found here; empty: not compared. Returns the
+    engine of the highest.
     """
-    folders = {int(p.name): p for p in (repository / "restormer").glob("*") if p.name.isdigit()}
+    folders = _published(repository)
     if missing := [str(version) for version in wanted if version not in folders]:
         raise ServerError(f"version {', '.join(missing)} is not published in {repository}: make engines lists them")
     engines: list[Engine] = []
-    for version, folder in sorted(folders.items()):
-        engines = [_plan(version, folder, gpu, tensorrt) for gpu in gpus] or [_graph(version, folder)]
+    for version in _wanted(repository, wanted):
+        folder = folders[version]
+        engines = [_plan(version, folder, gpu, tensorrt) for gpu in dict.fromkeys(gpus)] or [_graph(version, folder)]
     if not engines:
         target = "PRECISION=fp16 TARGET=tensorrt" if gpus else "PRECISION=fp32"
         raise ServerError(f"no engine in {repository / 'restormer'}: make engine {target}")
     return engines[0]
+
+
+def _published(repository: Path) -> dict[int, Path]:
+    return {int(p.name): p for p in (repository / "restormer").glob("*") if p.name.isdigit()}
+
+
+def _wanted(repository: Path, versions: Sequence[int]) -> list[int]:
+    """The versions Triton will load, in their order."""
+    return sorted(set(versions)) or sorted(_published(repository))[-1:]
 
 
 def _graph(version: int, folder: Path) -> Engine:
@@ -337,13 +406,20 @@ def _checked(path: Path) -> tuple[Engine, dict[str, Any]]:
         text = path.with_name(f"{path.name}.json").read_bytes()
         document = json.loads(text)
         expected = document["sha256"]
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        held = path.stat()
+        found = _sha256(path, held.st_mtime_ns, held.st_size)
     except (OSError, ValueError, KeyError, TypeError):
         raise ServerError(f"{path} or its JSON is missing or unreadable: build the engine again: make engine") from None
     if found != expected:
         raise ServerError(f"{path} is not the file its JSON describes: build the engine again: make engine")
     return Engine(path, hashlib.sha256(text).hexdigest()), document
+
+
+@functools.cache
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """The file's checksum, read once as long as the file is the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_port(address: str, port: int, variable: str) -> None:

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from server import machine, preflight, served
 from server.errors import ServerError
@@ -24,19 +26,18 @@ STOP_SECONDS = 5.0  #: what Triton gets on top of its own exit timeout
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """The server of a state folder as it was started: where it answers, and the engine it loaded."""
+    """The server of a state folder as it was started: where it answers, the engine it loaded, what decided that."""
 
     pid: int
     url: str
     engine: str
     engine_sha256: str
+    chosen: dict[str, Any]
 
 
 def start(settings: Settings, *, seconds: float = 120.0) -> Running:
     """Starts Triton and returns once ``enhance`` has enhanced a photograph."""
-    settings.state.mkdir(parents=True, exist_ok=True)
-    with (settings.state / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the second finds the first's server running
+    with _locked(settings):  # two starts at once: the second finds the first's server running
         if server := running(settings):
             raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): make stop")
         engine = preflight.check(settings)
@@ -47,9 +48,8 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
                 command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        server = Running(pid=triton.pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
+        server = _record(settings, triton.pid, engine)
         try:
-            _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
             _await(settings, triton, seconds)
         except BaseException:
             stop(settings)
@@ -59,19 +59,20 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
 
 def run(settings: Settings) -> None:
     """Becomes Triton: for containers and supervisors, which want the process itself. Does not return."""
-    if server := running(settings):
-        raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): stop it first")
-    engine = preflight.check(settings)
-    end_orphans(settings)
-    command = prepare(settings)
-    # The process id stays: `stop` and the health check find the server by it.
-    server = Running(pid=os.getpid(), url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256)
-    _state(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
-    os.execve(settings.binary, command, environment(settings))
+    with _locked(settings):  # let go by the kernel when the process becomes Triton
+        if server := running(settings):
+            raise ServerError(f"a server is already running on {server.url} (state in {settings.state}): stop it first")
+        engine = preflight.check(settings)
+        end_orphans(settings)
+        command = prepare(settings)
+        # The process id stays: `stop` and the health check find the server by it.
+        _record(settings, os.getpid(), engine)
+        os.execve(settings.binary, command, environment(settings))
 
 
 def prepare(settings: Settings) -> list[str]:
     """Puts into the state folder what Triton is given, and returns its command line."""
+    (settings.state / "healthy").unlink(missing_ok=True)  # that was the last server
     served.assemble(settings)
     if not settings.triton:
         assemble_backends(settings)
@@ -80,29 +81,46 @@ def prepare(settings: Settings) -> list[str]:
 
 
 def refresh(settings: Settings) -> None:
-    """Makes the served copy anew under a running server, which loads it when told (``--control=explicit``)."""
-    if not running(settings):
-        raise ServerError(f"no server is running (state in {settings.state}): make serve")
-    preflight.check_engines(settings.repository, preflight.served_on(settings), settings.versions)
-    served.assemble(settings)
+    """Makes the served copy anew under a running server, which loads it when told (``--control=explicit``).
+
+    With the settings the server was started with, whatever is given now.
+    """
+    with _locked(settings):
+        server = running(settings)
+        if server is None:
+            raise ServerError(f"no server is running (state in {settings.state}): make serve")
+        started = replace(
+            settings, **{
+                **server.chosen, "repository": Path(server.chosen["repository"]),
+                "versions": tuple(server.chosen["versions"]),
+            }
+        )  # fmt: skip
+        preflight.check_engines(started.repository, preflight.served_on(started), started.versions)
+        served.assemble(started)
 
 
-def stop(settings: Settings) -> bool:
-    """Ends the server of this state folder; false if none was running."""
+def stop(settings: Settings, *, at_most: float | None = None) -> bool:
+    """Ends the server of this state folder; false if none was running.
+
+    It is killed when it takes longer than its exit timeout, or than ``at_most`` seconds, and some. Without the lock: a
+    start that hangs can be stopped. A server that was started meanwhile is left alone.
+    """
     server = running(settings)
     if server:
         _signal(server.pid, signal.SIGTERM)
-        deadline = time.monotonic() + settings.exit_timeout + STOP_SECONDS
-        while running(settings) and time.monotonic() < deadline:
+        grace = settings.exit_timeout if at_most is None else min(settings.exit_timeout, at_most)
+        deadline = time.monotonic() + grace + STOP_SECONDS
+        while running(settings) == server and time.monotonic() < deadline:
             _reap(server.pid)
             time.sleep(0.1)
-        if running(settings):
+        if running(settings) == server:
             _signal(server.pid, signal.SIGKILL)
             _reap(server.pid)
         # Stubs that were starting up do not notice that their parent has gone; they are in its process group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)
-    _state(settings).unlink(missing_ok=True)
+    if not running(settings):
+        record(settings).unlink(missing_ok=True)
     return server is not None
 
 
@@ -122,29 +140,31 @@ def end_orphans(settings: Settings) -> int:
 
 
 def running(settings: Settings) -> Running | None:
-    """The running server, if the recorded process is there and is a Triton."""
+    """The running server, if the recorded process is there and is a Triton that serves from this state folder."""
     try:
-        server = Running(**json.loads(_state(settings).read_text(encoding="utf-8")))
-        command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        server = Running(**json.loads(record(settings).read_text(encoding="utf-8")))
+        program, *options = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except (OSError, ValueError, TypeError):
         return None
-    return server if b"tritonserver" in command else None
+    flag = "--model-repository="
+    given = [option.removeprefix(flag) for option in options if option.startswith(flag)]
+    is_ours = [Path(path).resolve() for path in given] == [settings.served.resolve()]
+    return server if Path(program).name == "tritonserver" and is_ours else None
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """Triton's environment: this interpreter first on PATH, and for the wheel its libraries and our libpython.
 
-    The stub ignores PYTHONPATH and PYTHONHOME; it takes the environment whose ``bin`` is first on PATH.
+    The stub ignores PYTHONPATH and PYTHONHOME; it takes the environment whose ``bin`` is first on PATH. Its OpenBLAS
+    would start a thread a core in each of them, for work that is shared out by processes; OpenVINO's threads are TBB's
+    and heed none of the two variables.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    given = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
     if settings.triton:
-        return {**os.environ, "PATH": path}
+        return given
     libraries = [settings.wheel.absolute() / "nvidia_pytriton.libs", libpython_folder()]
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
-        "PATH": path,
-    }
+    return {**given, "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
 
 
 def assemble_backends(settings: Settings) -> None:
@@ -178,38 +198,64 @@ def _await(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) 
 def deep_check(settings: Settings, seconds: float) -> list[str]:
     """The client's command that sends a tiny photograph through ``enhance``, within so many seconds in all.
 
-    Under mutual TLS it shows the server's own certificate, which therefore has to be good for a client too.
+    It trusts the server's own certificate and nobody else's: ``tls_ca`` says who may be a client, not who we are. Under
+    mutual TLS it shows that certificate too, which therefore has to be good for a client.
     """
-    command = [str(Path(sys.executable).with_name("restormer-client")), "status"]
-    command += [
-        "--url",
-        settings.url.replace("0.0.0.0", "127.0.0.1"),
-        "--wait",
-        str(seconds),
-        "--timeout",
-        str(seconds),
-    ]
+    command = [str(Path(sys.executable).with_name("restormer-client")), "status", "--url", settings.local_url]
+    command += ["--wait", str(seconds), "--timeout", str(seconds)]
     if settings.tls_cert:
-        command += ["--tls-ca", str(settings.tls_ca or settings.tls_cert)]
+        command += ["--tls-ca", str(settings.tls_cert)]
+    if settings.tls_name:
+        command += ["--tls-name", settings.tls_name]
     if settings.tls_ca:
         command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
     return command
 
 
+#: How Triton begins a line of its log (``--log-format=ISO8601``, the letter says how bad it is).
+_PREFIX = r"^\d{4}-\d\d-\d\dT[\d:.]+Z? [%s] \d+ \S+\] "
 #: Lines of a failed start's log that tell why, the most telling kind first.
-_TELLING = (r"failed to load '.*version", r"failed to start", r"^error: ", r"^[EF]\d{4} ")
+_TELLING = (
+    r"failed to load '.*version",
+    r"failed to start",
+    r"^error: ",
+    _PREFIX % "EF" + "(?!.*CudaDriverHelper)",
+)
 
 
 def _reason(log: Path) -> str:
     """The most telling line of a failed start's log, without Triton's prefix and without a stack trace."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     found = (line for pattern in _TELLING for line in lines if re.search(pattern, line))
-    line = re.sub(r"^[EFIW]\d{4} [\d:.]+ \d+ \S+\] ", "", next(found, "it left no message"))
+    line = re.sub(_PREFIX % "EFIW", "", next(found, "it left no message"))
     said = line.split("\\n\\nAt:")[0].replace("\\n", " ")
     return " ".join(said.split()).strip('" ')[:400]
 
 
-def _state(settings: Settings) -> Path:
+@contextlib.contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """Nobody else starts a server from this state folder or changes what is served from it."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with (settings.state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _record(settings: Settings, pid: int, engine: preflight.Engine) -> Running:
+    """Writes down which server this state folder has."""
+    chosen = {name: getattr(settings, name) for name in served.DECIDE} | {
+        "repository": str(settings.repository.absolute())
+    }
+    server = Running(
+        pid=pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256,
+        chosen={**chosen, "versions": list(settings.versions)},
+    )  # fmt: skip
+    record(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
+    return server
+
+
+def record(settings: Settings) -> Path:
+    """The file that says which server this state folder has; it is as old as the server."""
     return settings.state / "server.json"
 
 

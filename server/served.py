@@ -19,10 +19,20 @@ from server.settings import Settings
 #: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
 WORK_MS = {"preprocess": 37, "postprocess": 95}
 CORE = "restormer"
+#: Processes of the two steps together, at the most, however many cores there are: by the work above they prepare and
+#: finish 64 / 0.132 s = 485 photographs of 12 megapixels a second (a calculation), which is eight GPUs at 60 each. More
+#: would only hold memory: each takes 32 MiB of /dev/shm from the start. `--preprocess-instances` asks for more.
+MOST = 64
+#: The settings that decide what is served: `refresh` takes them as they were at the start.
+DECIDE = ("repository", "hardware", "versions", "preprocess_instances", "postprocess_instances", "cache_mb")
 
 
 def assemble(settings: Settings) -> None:
-    """Makes the served copy anew. Raises `ServerError` if the repository is not one of ours."""
+    """Makes the served copy anew; to be called under the state folder's lock.
+
+    Between its two renames there is no copy for a moment: Triton is told to load when this has returned. Raises
+    `ServerError` if the repository is not one of ours.
+    """
     models = sorted(path for path in settings.repository.glob("*") if (path / "config.pbtxt").is_file())
     if CORE not in {model.name for model in models}:
         raise ServerError(f"{settings.repository} is no model repository of ours: {CORE}/config.pbtxt is missing")
@@ -74,9 +84,9 @@ def sized_instances(cores: int, *, on_gpu: bool) -> dict[str, int]:
     """Processes for so many cores, shared out by the work.
 
     Beside a GPU all cores but one prepare and finish photographs. On a CPU the network takes every core, and the two
-    steps need only keep it fed: a quarter of the cores. Never fewer than one of each.
+    steps need only keep it fed: a quarter of the cores. Never fewer than one of each, never more than `MOST` together.
     """
-    share = max(2, cores - 1 if on_gpu else cores // 4)
+    share = min(MOST, max(2, cores - 1 if on_gpu else cores // 4))
     preprocess = max(1, round(share * WORK_MS["preprocess"] / sum(WORK_MS.values())))
     return {"preprocess": preprocess, "postprocess": max(1, share - preprocess)}
 

@@ -44,6 +44,7 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    tls_name: str = ""
     admin_key_file: Path | None = None
     control: str = "none"
     trace: str = ""
@@ -55,8 +56,18 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """Where clients reach it."""
-        return f"{self.address}:{self.grpc_port}"
+        """Where it listens, as gRPC writes it."""
+        return f"{_bracketed(self.address)}:{self.grpc_port}"
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine reaches it: an address that means all of them is asked for on loopback."""
+        return f"{_bracketed(_reachable(self.address))}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where this machine reads its metrics."""
+        return f"http://{_bracketed(_reachable(self.metrics_address or self.address))}:{self.metrics_port}/metrics"
 
     @property
     def root(self) -> Path:
@@ -116,7 +127,7 @@ class Settings:
         yield "--allow-sagemaker=false"
         yield "--allow-vertex-ai=false"
         yield "--allow-grpc=true"
-        yield f"--grpc-address={self.address}"
+        yield f"--grpc-address={_bracketed(self.address)}"
         yield f"--grpc-port={self.grpc_port}"
         yield f"--grpc-infer-allocation-pool-size={self.grpc_pool}"
         yield "--allow-metrics=true"
@@ -166,6 +177,15 @@ class Settings:
         # Photographs go by gRPC in one piece; HTTP is for health and for trying out, at most max_bytes of the configs.
         if self.http_port and "http-max-input-size" in known:
             yield "--http-max-input-size=200000000"
+
+
+def _bracketed(address: str) -> str:
+    """An IPv6 address as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
+def _reachable(address: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
 def libpython_folder() -> Path:

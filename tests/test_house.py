@@ -1,6 +1,7 @@
 """The rooms keep apart, and the README tells the truth about the house."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import load
 from benchmarks import table as figures
 from demo import table
 from server.settings import Settings
@@ -101,6 +103,13 @@ def test_the_figures_of_the_clients_readme_are_the_measured_ones():
 )
 def test_the_figures_of_the_production_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/production.md").read_text(encoding="utf-8")
+
+
+def test_the_load_was_measured_with_the_config_that_is_served():
+    """A record of before this was written down does not say."""
+    recorded = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
+    served = load.config_sha256(ROOT / "model_repository")
+    assert recorded.get("config_sha256", served) == served, "make test-load RECORD=benchmarks/results/load.json"
 
 
 def test_every_setting_of_the_server_is_on_the_production_page():

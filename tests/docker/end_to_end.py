@@ -5,8 +5,10 @@ published for the CPU. Where prom/prometheus cannot be pulled, Debian's Promethe
 writes how large the image is and why, and how long it took until a new server answered after a Python process had died.
 """
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -16,14 +18,20 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
-from PIL import Image
+import yaml
+from PIL import Image, PngImagePlugin
 
 from tests.conftest import ROOT, free_port
+from tests.photographs import encoded, exif_with, pixels
 
 PROJECT = "restormer-test"
 CONTAINER = f"{PROJECT}-triton-cpu-1"
 BASE = os.environ.get("CPU_BASE", "python:3.11-slim-bookworm")
-PROMETHEUS = "prom/prometheus:v3.13.5"
+COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))
+PROMETHEUS = re.fullmatch(r"\$\{PROMETHEUS_IMAGE:-(.*)\}", COMPOSE["services"]["prometheus"]["image"])[1]
+WAY_OUT = ("-f", "docker/compose.yaml", "-f", "docker/egress.yaml")
+#: A repository with a CPU engine of the demo package; `make test-docker` builds one of its own.
+ENGINES = Path(os.environ.get("ENGINES_FOR_TEST", ROOT / "model_repository"))
 PHOTOGRAPH = ROOT / "demo/photos/balcony.jpg"
 RECORD = {}
 
@@ -39,9 +47,14 @@ print(json.dumps({
     "uid": os.getuid(), "capabilities": int(status["CapBnd"], 16), "no_new_privileges": status["NoNewPrivs"].strip(),
     "root": tried(lambda: pathlib.Path("/x").touch()), "models": tried(lambda: pathlib.Path("/models/x").touch()),
     "python": tried(lambda: pathlib.Path("/opt/venv/x").touch()),
-    "out": tried(lambda: socket.create_connection(("%s", %d), timeout=3)),
+    "out": tried(lambda: socket.create_connection(("%s", %s), timeout=3)),
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
 }))
+"""
+CONNECT = """
+import socket
+try: socket.create_connection(("%s", %s), timeout=3); print("possible")
+except OSError as error: print(error)
 """
 KILL = """
 import os
@@ -77,9 +90,7 @@ def clone(tmp_path_factory):
     """What is committed, and the engine of this working tree: engines are built, not committed."""
     folder = tmp_path_factory.mktemp("clone") / "restormer-triton"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    published = [
-        p for p in (ROOT / "model_repository/restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()
-    ]
+    published = [p for p in (ENGINES / "restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()]
     assert published, "no engine for the CPU is published: make engine PRECISION=fp32 TARGET=cpu"
     engine = max(published, key=lambda path: int(path.name))
     shutil.copytree(
@@ -121,10 +132,10 @@ def compose(clone, ports):
     def call(*arguments, **options):
         return docker("compose", *arguments, cwd=clone, env=environment, **options)
 
-    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
     call("build", "triton-cpu")
     yield call
-    call("--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
     if path := os.environ.get("RECORD"):
         Path(path).write_text(json.dumps(RECORD, indent=1) + "\n", encoding="utf-8")
 
@@ -138,16 +149,17 @@ def server(compose):
     return compose
 
 
-def enhance(client_command, ports, output):
+def enhance(client_command, ports, output, photograph=PHOTOGRAPH, *more):
     asked = [
         *client_command,
         "enhance",
-        str(PHOTOGRAPH),
+        str(photograph),
         str(output),
         "--url",
         f"127.0.0.1:{ports['GRPC_PORT']}",
         "--timeout",
         "60",
+        *more,
     ]
     return subprocess.run(asked, check=False, capture_output=True, text=True)
 
@@ -159,18 +171,46 @@ def test_a_photograph_goes_through(server, client_command, ports, tmp_path):
         assert (after.size, after.format) == (before.size, before.format)
 
 
-def test_a_process_inside_may_do_nothing_but_serve(server):
-    """Out: Prometheus' own neighbour on the host, which the default bridge reaches."""
-    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").stdout.strip()
-    outside = os.environ.get("OUTSIDE", gateway)
-    found = json.loads(docker("exec", CONTAINER, "python", "-c", INSIDE % (outside, 80)).stdout)
+@pytest.fixture(scope="module")
+def outside():
+    """A listener beyond this host that a container of the default bridge reaches: OUTSIDE=host:port, or the name server
+    that this host asks (TCP)."""
+    named = re.findall(r"^nameserver (?!127\.)([\d.]+)", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
+    listener = tuple(os.environ.get("OUTSIDE", f"{(*named, '9.9.9.9')[0]}:53").rsplit(":", 1))
+    if docker("run", "--rm", BASE, "python", "-c", CONNECT % listener).stdout.strip() != "possible":
+        pytest.skip(
+            f"no container here reaches {':'.join(listener)}: give a listener beyond this host, OUTSIDE=host:port"
+        )
+    return listener
+
+
+def test_the_way_out_is_opened_by_its_own_file_alone(compose, outside):
+    """The server, without it and with it: a trace collector is reached with it only."""
+    asked = (
+        "--profile",
+        "cpu",
+        "run",
+        "--rm",
+        "--no-deps",
+        "--entrypoint",
+        "python",
+        "triton-cpu",
+        "-c",
+        CONNECT % outside,
+    )
+    assert compose(*asked).stdout.strip() != "possible"
+    assert compose(*WAY_OUT, *asked).stdout.strip() == "possible"
+
+
+def test_a_process_inside_may_do_nothing_but_serve(server, outside):
+    found = json.loads(docker("exec", CONTAINER, "python", "-c", INSIDE % outside).stdout)
     assert found["uid"] == 10001
     assert found["capabilities"] == 0
     assert found["no_new_privileges"] == "1"
     assert found["root"] == found["models"] == "Read-only file system"
     assert found["python"] in ("Read-only file system", "Permission denied")
     assert found["out"] != "possible"
-    assert found["shm"] == 4 << 30
+    assert found["shm"] == int(re.fullmatch(r"\$\{SHM_SIZE:-(\d+)g\}", COMPOSE["x-server"]["shm_size"])[1]) << 30
     for command in (["python", "-m", "pip"], ["sh", "-c", "command -v gcc"]):
         assert docker("exec", CONTAINER, *command, check=False).returncode
 
@@ -199,11 +239,31 @@ def test_metrics_are_scraped_and_not_published(server, ports, client_command, tm
     assert bindings["8001/tcp"][0]["HostIp"] == "127.0.0.1"
 
 
-def test_the_log_holds_no_photograph(server):
+def test_the_log_holds_no_photograph(server, client_command, ports, tmp_path):
+    """After photographs with a place and a name in them, whole, damaged, and none at all, one by one and in tiles."""
+    whole = encoded(pixels(240, 320), exif=exif_with(1, place=True), comment=b"Wilhelmina Undset")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", "Wilhelmina Undset")
+    png = io.BytesIO()
+    Image.fromarray(pixels(240, 320)).save(png, "PNG", pnginfo=text)
+    sent = {
+        "whole.jpg": whole, "cut.jpg": whole[: len(whole) // 2], "broken.jpg": whole[:200] + b"Wilhelmina" * 20,
+        "whole.png": png.getvalue(), "cut.png": png.getvalue()[:2000], "letter.jpg": b"Wilhelmina Undset" * 9,
+    }  # fmt: skip
+    codes = {}
+    for name, data in sent.items():
+        (tmp_path / name).write_bytes(data)
+        for more in ((), ("--tiled",)):
+            codes[name, more] = enhance(
+                client_command, ports, tmp_path / f"out-{name}", tmp_path / name, *more
+            ).returncode
+    assert {name for (name, _), code in codes.items() if code == 0} >= {"whole.jpg", "whole.png"}
+    assert {name for (name, _), code in codes.items() if code} >= {"cut.png", "broken.jpg", "letter.jpg"}
     log = docker("logs", CONTAINER)
     text = log.stdout + log.stderr
     assert "READY" in text
     assert not [word for word in ("JFIF", "Exif", "/9j/", "GPS") if word in text]
+    assert not [word for word in ("Wilhelmina", "Undset", "Camera maker", "whole.", "letter.") if word in text]
     assert len(max(text.splitlines(), key=len)) < 2000
 
 

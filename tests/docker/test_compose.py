@@ -1,13 +1,18 @@
 """docker/compose.yaml: what every service has, what differs, and that Compose takes it. Nothing is started here."""
 
+import ast
+import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 
+from benchmarks import verify_gpu
 from server.health import SECONDS
 from server.process import STOP_SECONDS
 from server.settings import Settings
@@ -17,6 +22,9 @@ COMPOSE = ROOT / "docker/compose.yaml"
 FILE = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
 SERVICES = FILE["services"]
 SERVERS = ("triton", "triton-cpu")
+_spec = importlib.util.spec_from_file_location("perf", ROOT / "docker/perf.py")
+perf = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(perf)
 
 
 def lock(name):
@@ -51,8 +59,8 @@ def test_every_service_is_locked_down(name):
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
     assert service["logging"]["options"]["max-size"]
     assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
-    for tmpfs in service.get("tmpfs", []):
-        assert "size=" in tmpfs or name == "builder"
+    assert service["ulimits"]["core"] == 0
+    assert all("size=" in tmpfs for tmpfs in service.get("tmpfs", []))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -96,7 +104,81 @@ def test_ports_are_on_loopback_unless_told(name):
     assert all(re.match(r"(\$\{BIND_ADDRESS:-)?127\.0\.0\.1", port) for port in SERVICES[name]["ports"])
 
 
-def test_nothing_reaches_out():
+def test_what_is_mounted_for_writing_is_there_in_a_fresh_clone():
+    """Docker would make it as root, and the builder is not root."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = [re.fullmatch(r"\$\{\w+:-\.\./(\w+)\}:\S+", volume)[1] for volume in SERVICES["builder"]["volumes"]]
+    assert folders == ["model_repository", "engines"]
+    for folder in folders:
+        assert re.search(f"^{folder}/", tracked, re.MULTILINE), folder
+
+
+def test_perf_sees_the_key_alone():
+    secrets = [volume for volume in SERVICES["perf"]["volumes"] if "/run/secrets" in str(volume)]
+    assert [volume["target"] for volume in secrets] == [str(perf.KEY_FILE)]
+    assert secrets[0]["read_only"] is True
+    assert secrets[0]["bind"]["create_host_path"] is False  # else Docker makes a folder in its place
+
+
+def test_the_manual_has_the_defaults_of_the_file():
+    manual = (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| ([^|]+) \|", manual.split("## Settings")[1], re.MULTILINE)
+    said = {}
+    for names, values in rows:
+        names = re.findall(r"\w+", names)
+        said |= dict(zip(names, values.split(","), strict=False)) if len(names) > 1 else {names[0]: values}
+    text = COMPOSE.read_text(encoding="utf-8")
+    names = "BIND_ADDRESS GRPC_PORT SHM_SIZE TRITON_MEMORY TRITON_CPUS STOP_GRACE TRITON_RELEASE BUILDER_USER"
+    for name in (*names.split(), "METRICS_RETENTION", "METRICS_SIZE"):
+        default = re.search(rf"\$\{{{name}:-([^}}]*)\}}", text)[1]
+        assert re.match(rf"\s*{re.escape(default)}(\D|$)", said[name]), name
+    assert f"`RESTORMER_EXIT_TIMEOUT` ({Settings().exit_timeout:g})" in manual
+
+
+def test_the_key_is_made_the_same_way_everywhere():
+    assert perf.MAKE_KEY in (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+    assert any(perf.MAKE_KEY in step.command for step in verify_gpu.steps())
+
+
+def run_perf(*arguments):
+    return subprocess.run([sys.executable, perf.__file__, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_perf_says_how_to_make_the_key_that_is_missing(tmp_path):
+    done = run_perf("--photographs", ROOT / "demo/photos", "--key-file", tmp_path / "none")
+    assert done.returncode == 1
+    assert perf.MAKE_KEY in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_perf_hands_key_and_certificates_to_perf_analyzer(tmp_path):
+    """An executable of that name writes down what it was called with."""
+    analyzer = tmp_path / "perf_analyzer"
+    analyzer.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
+    analyzer.chmod(0o755)
+    (tmp_path / "key").write_text("abc\n")
+    done = subprocess.run(
+        [sys.executable, perf.__file__, "--photographs", ROOT / "demo/photos", "--key-file", tmp_path / "key",
+         "--tls-ca", "ca.crt", "--", "--concurrency-range", "1"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PATH": str(tmp_path)},
+    )  # fmt: skip
+    called = ast.literal_eval(done.stdout)
+    assert "triton-grpc-protocol-admin-key:abc" in called
+    assert called[-5:] == ["--ssl-grpc-use-ssl", perf.TLS["tls_ca"], "ca.crt", "--concurrency-range", "1"]
+
+
+def test_the_way_out_is_the_first_network_by_the_alphabet():
+    """Docker takes the default gateway from it; the internal ones aside."""
+    more = yaml.safe_load((ROOT / "docker/egress.yaml").read_text(encoding="utf-8"))
+    (name,) = more["networks"]
+    assert not more["networks"][name]  # an ordinary one, which masquerades
+    assert set(more["services"]) == {*SERVERS, "prometheus"}
+    for service, added in more["services"].items():
+        assert added == {"networks": [name]}
+        assert all(name < other for other in SERVICES[service]["networks"])
+
+
+def test_nothing_gets_an_answer_from_the_internet():
     for name, network in FILE["networks"].items():
         options = network.get("driver_opts", {})
         assert network.get("internal") or options.get("com.docker.network.bridge.enable_ip_masquerade") == "false", name

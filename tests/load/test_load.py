@@ -1,5 +1,6 @@
 """The parts of the load test that decide: arrivals, percentiles, goals. The load itself is `make test-load`."""
 
+import ast
 import asyncio
 import json
 import re
@@ -9,8 +10,9 @@ import sys
 
 import numpy as np
 import pytest
+from restormer_client import errors
 
-from benchmarks import canary, load, traffic
+from benchmarks import canary, faults, load, table, traffic
 from benchmarks.traffic import Answer
 from tests.conftest import ROOT
 from tests.photographs import encoded, pixels
@@ -73,6 +75,64 @@ def test_every_goal_can_be_missed(changes, words):
 def test_the_queue_is_read_off_the_config():
     text = (ROOT / "model_repository" / load.CORE_CONFIG).read_text()
     assert load.queue_of(ROOT / "model_repository") == int(re.search(r"max_queue_size: (\d+)", text)[1])
+
+
+def test_the_configs_checksum_is_of_what_it_says(tmp_path):
+    path = tmp_path / load.CORE_CONFIG
+    path.parent.mkdir(parents=True)
+    text = (ROOT / "model_repository" / load.CORE_CONFIG).read_text()
+    found = []
+    for changed in (text, f"# a word more\n\n{text}", text.replace("max_queue_size: 4", "max_queue_size: 5")):
+        path.write_text(changed)
+        found.append(load.config_sha256(tmp_path))
+    assert found[0] == found[1] != found[2]
+
+
+RECORDED = json.loads((ROOT / "benchmarks/results/load.json").read_text())["faults"]
+
+
+def test_every_claim_about_faults_held_when_it_was_recorded():
+    assert [claim for claim, holds in faults.claims_of(RECORDED).items() if not holds] == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes", "words"),
+    [
+        ("large", {"outcome": "failed"}, "100 megapixels"),
+        ("large", {"after": {**RECORDED["large"]["after"], "failed": 1}}, "100 megapixels"),
+        ("preprocess's process killed", {"deep_check": True}, "deep check sees that the process of preprocess"),
+        ("restormer's process killed", {"deep_check": True}, "deep check sees that the process of restormer"),
+        ("the server killed", {"started_again": False}, "started again"),
+        ("shared memory filled", {"between": "failed"}, "only the too large one"),
+        ("shared memory filled", {"full": [["failed", ""]] * 3}, "only the large one"),
+    ],
+)
+def test_every_claim_about_faults_can_fail(scenario, changes, words):
+    found = {**RECORDED, scenario: {**RECORDED[scenario], **changes}}
+    missed = [claim for claim, holds in faults.claims_of(found).items() if not holds]
+    assert len(missed) == 1
+    assert words in missed[0]
+
+
+def test_a_scenario_that_was_not_run_is_said_and_claimed_nothing_of():
+    reason = {"not run": "needs unshare and the right to mount"}
+    assert not [c for c in faults.claims_of({**RECORDED, "shared memory filled": reason}) if "shared memory" in c]
+    (row,) = table.shared_memory_rows(reason)
+    assert "not run: needs unshare" in row
+
+
+def test_an_overload_is_told_by_the_same_words_everywhere():
+    """By the client, by the tiles, and by the load test; a real server says them in tests/client."""
+    tree = ast.parse((ROOT / "model_repository/enhance_tiled/1/model.py").read_text())
+    (tiles,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OVERLOAD"
+    )
+    assert tiles == (traffic.REJECTED, traffic.EXPIRED)
+    for words in tiles:
+        failure = errors.Failure("UNAVAILABLE", f"E{words}: more of it")
+        assert isinstance(errors.error_from_failure(failure, url="", model="enhance", attempts=1), errors.Overloaded)
 
 
 def test_answers_of_a_real_server_are_told_apart(triton):

@@ -74,6 +74,7 @@ def certificates(tmp_path_factory) -> dict[str, Path]:
         files |= {f"{name}_cert": folder / f"{name}.pem", f"{name}_key": folder / f"{name}.key"}
         made.cert_chain_pems[0].write_to_path(str(files[f"{name}_cert"]))
         made.private_key_pem.write_to_path(str(files[f"{name}_key"]))
+        files[f"{name}_key"].chmod(0o600)
     return files
 
 
@@ -134,6 +135,7 @@ def fortress(repository, certificates, collector, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fortress")
     key = folder / "key"
     key.write_text(KEY + "\n")
+    key.chmod(0o600)
     ports = {"grpc_port": free_port(), "metrics_port": free_port(), "http_port": free_port()}
     tls = certificates
     knock = client(f"127.0.0.1:{ports['grpc_port']}", tls["ca"], tls["client_cert"], tls["client_key"])

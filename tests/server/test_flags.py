@@ -1,5 +1,6 @@
 """The one list of flags, and what is served: text in, text out."""
 
+import itertools
 import json
 import os
 import re
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from server import machine, served
+from benchmarks.imaging import GPU_RATE
+from imaging import Limits
+from server import machine, preflight, served
 from server.__main__ import _FLAGS, main
 from server.errors import ServerError
+from server.process import deep_check, environment
 from server.settings import RESTRICTED, Settings
 from tests.conftest import ROOT, SERVER_PYTHON
 
@@ -50,7 +54,7 @@ def test_each_setting_becomes_its_flags():
 
 def test_what_only_newer_servers_know_is_said_to_them_alone():
     newer = [flag for flag in flags(NEWEST, http_port=8000) if flag not in flags(http_port=8000)]
-    assert newer == ["--allow-client-shm=false", "--http-max-input-size=200000000"]
+    assert newer == ["--allow-client-shm=false", f"--http-max-input-size={Limits().bytes}"]
 
 
 def test_nvidias_installation_takes_the_place_of_the_wheel():
@@ -61,8 +65,6 @@ def test_nvidias_installation_takes_the_place_of_the_wheel():
 
 
 def test_the_local_triton_knows_every_flag_it_is_given(tmp_path):
-    from server.process import environment
-
     known = machine.options(TRITON, environment(Settings()))
     pem = tmp_path / "a.pem"
     everything = flags(
@@ -139,10 +141,57 @@ def test_tensorrt_is_told_by_its_librarys_name(tmp_path):
 def test_processes_are_shared_out_by_the_work(cores, on_gpu):
     sized = served.sized_instances(cores, on_gpu=on_gpu)
     assert all(count >= 1 for count in sized.values())
-    assert sum(sized.values()) == max(2, cores - 1 if on_gpu else cores // 4)
+    assert sum(sized.values()) == min(served.MOST, max(2, cores - 1 if on_gpu else cores // 4))
     if cores >= 16 and on_gpu:
         ratio = served.WORK_MS["postprocess"] / served.WORK_MS["preprocess"]
         assert sized["postprocess"] / sized["preprocess"] == pytest.approx(ratio, rel=0.3)
+
+
+def test_however_many_cores_the_shared_memory_of_compose_is_enough(monkeypatch):
+    """224 of them would start 223 processes, which begin with 7 GB."""
+    monkeypatch.setattr(machine, "cores", lambda: 224)
+    compose = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
+    given = int(re.search(r"^  shm_size: \$\{SHM_SIZE:-(\d+)g\}", compose, re.MULTILINE)[1]) << 30
+    need, _ = preflight.shared_memory_need(Settings(repository=REPOSITORY, hardware="h100"))
+    assert need == (served.MOST + 3) * 32 << 20
+    assert need <= given
+
+
+def test_the_cap_leaves_eight_gpus_fed():
+    seconds = sum(served.WORK_MS.values()) / 1000
+    assert served.MOST / seconds >= 8 * GPU_RATE
+
+
+def test_a_pythons_stub_starts_no_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr("server.process.libpython_folder", lambda: Path("/lib"))
+    for settings in (Settings(), Settings(triton=Path("/opt/tritonserver"))):
+        assert environment(settings)["OPENBLAS_NUM_THREADS"] == environment(settings)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(Settings())["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("address", "listens", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1:8001", "127.0.0.1:8001"), ("0.0.0.0", "0.0.0.0:8001", "127.0.0.1:8001"),
+        ("::", "[::]:8001", "[::1]:8001"), ("fd00::2", "[fd00::2]:8001", "[fd00::2]:8001"),
+    ],
+)  # fmt: skip
+def test_an_address_that_means_all_is_asked_on_loopback(address, listens, asked):
+    settings = Settings(address=address)
+    assert (settings.url, settings.local_url) == (listens, asked)
+    assert settings.metrics_url == f"http://{asked.replace('8001', '8002')}/metrics"
+    assert f"--grpc-address={listens.removesuffix(':8001')}" in flags(address=address)
+    assert asked in deep_check(settings, 1)
+
+
+def test_the_deep_check_trusts_the_servers_own_certificate_under_its_name():
+    """``tls_ca`` says who may be a client, and may have nothing to do with the server's certificate."""
+    cert, key, ca = Path("s.pem"), Path("s.key"), Path("clients.pem")
+    made = deep_check(Settings(tls_cert=cert, tls_key=key, tls_ca=ca, tls_name="triton.example"), 1)
+    given = dict(itertools.pairwise(made))
+    assert (given["--tls-ca"], given["--tls-cert"], given["--tls-key"]) == ("s.pem", "s.pem", "s.key")
+    assert given["--tls-name"] == "triton.example"
 
 
 def test_the_work_is_as_measured():

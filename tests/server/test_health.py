@@ -1,13 +1,25 @@
 """The health check of a container, against the session's real Triton and against none."""
 
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
 import time
 
 import pytest
+import tritonclient.grpc as grpc
+from restormer_client import errors
 
+from benchmarks import traffic
 from server import health, process
 from server.errors import ServerError
 from server.settings import Settings
-from tests.conftest import ROOT, SERVER_PYTHON, free_port
+from tests.conftest import ROOT, SERVER_PYTHON, free_port, server_command
+from tests.photographs import encoded, pixels
+from tests.server.test_secured import enhanced
 
 
 @pytest.fixture
@@ -20,7 +32,7 @@ def python(monkeypatch):
 def stopped(monkeypatch):
     """Which servers were stopped; the session's Triton is for the other tests."""
     found = []
-    monkeypatch.setattr(process, "stop", found.append)
+    monkeypatch.setattr(process, "stop", lambda settings, **options: found.append((settings, options)))
     return found
 
 
@@ -43,7 +55,104 @@ def test_a_server_that_was_healthy_is_stopped(tmp_path, python, stopped):
     (tmp_path / "healthy").touch()
     with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced: "):
         health.check(settings, seconds=1)
-    assert stopped == [settings]
+    assert stopped == [(settings, {"at_most": health.STOP_AT_MOST})]
+
+
+def test_a_server_that_is_never_healthy_is_stopped_after_its_time(tmp_path, python, stopped):
+    settings = Settings(state=tmp_path, grpc_port=free_port())
+    record = process.record(settings)
+    record.touch()
+    with pytest.raises(ServerError, match="not healthy yet: "):
+        health.check(settings, seconds=1)
+    os.utime(record, (0, time.time() - health.START_SECONDS))
+    with pytest.raises(ServerError, match="not healthy 300 s after its start, and stopped"):
+        health.check(settings, seconds=1)
+    assert len(stopped) == 1
+
+
+def test_a_server_has_longer_to_start_than_compose_counts_no_failures():
+    compose = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
+    assert 2 * int(re.search(r"start_period: (\d+)s", compose)[1]) <= health.START_SECONDS
+
+
+def test_a_check_ends_in_time_whatever_the_exit_timeout():
+    """The check is not cut off in the middle of a stop."""
+    compose = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
+    allowed = int(re.search(r"server\", \"health\"\].*?timeout: (\d+)s", compose, re.DOTALL)[1])
+    assert allowed > health.SECONDS + health.STOP_AT_MOST + process.STOP_SECONDS
+
+
+def test_a_stop_may_be_told_to_wait_for_less_than_the_exit_timeout(tmp_path, monkeypatch):
+    """A real process that heeds no SIGTERM, taken for the server."""
+    stubborn = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60 & wait; wait"], start_new_session=True)
+    server = process.Running(pid=stubborn.pid, url="", engine="", engine_sha256="", chosen={})
+    monkeypatch.setattr(process, "running", lambda settings: server if stubborn.poll() is None else None)
+    monkeypatch.setattr(process, "STOP_SECONDS", 0.5)
+    began = time.monotonic()
+    assert process.stop(Settings(state=tmp_path, exit_timeout=600), at_most=1)
+    assert stubborn.wait(5) == -signal.SIGKILL
+    assert time.monotonic() - began < 60
+
+
+OVERLOADED = "error: 127.0.0.1:8001 is overloaded: [request id: <id_unknown>] Exceeds maximum queue size"
+
+
+def test_overload_ends_no_server_that_goes_on_enhancing(triton, tmp_path, stopped, monkeypatch):
+    """The client's words, and the real server's counters."""
+    monkeypatch.setattr(health, "_complaint", lambda settings, seconds: OVERLOADED)
+    settings = Settings(state=tmp_path, grpc_port=triton.grpc_port, metrics_port=triton.metrics_port)
+    (tmp_path / "healthy").write_text(json.dumps(health._counts(settings)))
+    with grpc.InferenceServerClient(triton.url, channel_args=[("grpc.enable_http_proxy", 0)]) as made:
+        for _ in range(2):
+            enhanced(made, encoded(pixels(48, 64)))
+            health.check(settings)
+    assert not stopped
+    with pytest.raises(ServerError, match="no longer healthy, and stopped .*overloaded"):
+        health.check(settings)  # nothing was enhanced since
+    assert len(stopped) == 1
+
+
+@pytest.mark.parametrize(
+    ("finished", "failed", "restored", "moved"),
+    [(1, 0, 1, True), (1, 9, 9, True), (0, 0, 0, False), (0, 0, 5, True), (0, 5, 5, False), (0, 5, 0, False)],
+)
+def test_what_counts_as_going_on(finished, failed, restored, moved):
+    """The network's own callers count; a last step that only fails does not."""
+    now = {"finished": 10.0 + finished, "failed": 10.0 + failed, "restored": 10.0 + restored}
+    assert health.has_moved(dict.fromkeys(now, 10.0), now) == moved
+
+
+def test_the_clients_words_for_a_busy_server_are_known():
+    busy = (errors.Overloaded, errors.DeadlineExceeded)
+    assert all(words in errors._SENTENCES[kind] for kind, words in zip(busy, health.BUSY, strict=True))
+    others = [sentence for kind, sentence in errors._SENTENCES.items() if kind not in busy]
+    assert not [sentence for sentence in others if health._is_busy(sentence)]
+
+
+def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(repository, tmp_path, python):
+    ports = {"grpc_port": free_port(), "metrics_port": free_port()}
+    command = server_command("start", repository=repository, state=tmp_path, exit_timeout=2, **ports)
+    subprocess.run(command, cwd=ROOT, check=True)
+    settings = Settings(state=tmp_path, exit_timeout=2, **ports)
+    try:
+        health.check(settings)
+        load = traffic.closed_loop(settings.url, [encoded(pixels(48, 64))], workers=24, seconds=50, priority=1)
+        answers = []
+        flood = threading.Thread(target=lambda: answers.extend(asyncio.run(load)))
+        flood.start()
+        time.sleep(5)
+        for _ in range(3):
+            health.check(settings, seconds=6)
+        server = traffic.Server(process.running(settings).pid, *ports.values(), [], settings.log)
+        for stub in server.stubs("restormer"):
+            traffic.kill(stub)
+        with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced"):
+            health.check(settings, seconds=6)
+        assert process.running(settings) is None
+        flood.join()
+        assert traffic.outcomes(answers)["rejected"] > 10
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
 
 
 def test_a_failure_is_tried_again_until_the_deadline(tmp_path, python, stopped):

@@ -1,7 +1,9 @@
 """What stands in the way of a start is said in one line, with what to do; nothing is left running."""
 
+import datetime
 import hashlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import trustme
 
 from server import machine, preflight, settings
 from server.errors import ServerError
@@ -88,6 +91,7 @@ def test_a_model_that_fails_to_load_is_told_from_tritons_log(tmp_path, repositor
     assert code == 1
     assert "restormer" in errors[0]
     assert "NO_SUCH_SETTING" in errors[0]
+    assert re.match(r"error: Triton ended with code \d+: failed to load 'restormer' version 1", errors[0]), errors[0]
     assert not (tmp_path / "state/server.json").exists()
 
 
@@ -221,6 +225,39 @@ def test_a_plan_under_the_wrong_name_is_refused_unless_it_is_portable(plans, tmp
     assert preflight.check_engines(tmp_path, [H100], tensorrt="").path.parent.name == "2"
 
 
+def test_a_tensorrt_that_is_not_found_is_said_to_be_not_compared(plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: (H100, H100))
+    asked = {"repository": tmp_path, "hardware": "h100", "triton": tmp_path}
+    monkeypatch.setattr(machine, "tensorrt", lambda: "")
+    assert "TensorRT not compared: no libnvinfer in /usr/lib" in rows(**asked)["engine"].found
+    monkeypatch.setattr(machine, "tensorrt", lambda: "11.4.1")
+    assert rows(**asked)["engine"].found.endswith(", TensorRT 11.4.1")
+
+
+def test_only_what_is_served_has_to_fit_and_the_rest_is_told(plans, tmp_path, monkeypatch):
+    """Version 1 has no plan for the L40S; 2, which is served, has one."""
+    card = ("NVIDIA L40S", "8.9")
+    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    monkeypatch.setattr(machine, "tensorrt", lambda: "11.4.1")
+    plans(2, "8.9")
+    assert preflight.check_engines(tmp_path, [card], tensorrt="11.4.1").path.parent.name == "2"
+    row = rows(repository=tmp_path, hardware="gpu", triton=tmp_path)["engine"]
+    assert row.mend == ""
+    assert "one that is not served: version 1 has no model.sm89.plan" in row.found
+    assert (
+        "version 1 has no" in rows(repository=tmp_path, hardware="gpu", triton=tmp_path, versions=(1,))["engine"].mend
+    )
+
+
+def test_an_engine_is_read_once(plans, tmp_path, monkeypatch):
+    reads = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: reads.append(file.name) or digest(file, name))
+    for _ in range(3):
+        preflight.check_engines(tmp_path, [H100] * 8, tensorrt="")
+    assert len(reads) == 1
+
+
 def test_a_changed_plan_is_refused(plans, tmp_path):
     plans(1, "9.0").write_bytes(b"another")
     with pytest.raises(ServerError, match="not the file its JSON describes"):
@@ -285,7 +322,8 @@ def test_a_state_folder_that_cannot_be_written_is_named(repository, tmp_path):
 def test_a_key_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "key"
     path.write_text(content)
-    with pytest.raises(ServerError, match="key"):
+    path.chmod(0o600)
+    with pytest.raises(ServerError, match="has to hold one key|admin-key-file"):
         preflight.admin_key(Settings(admin_key_file=path))
 
 
@@ -312,6 +350,44 @@ def test_a_made_key_is_new_every_time_and_its_owners_alone(tmp_path):
 )
 def test_settings_that_open_a_door_are_refused(options, message):
     assert message in rows(**options)["settings"].mend
+
+
+def test_a_key_that_others_may_read_is_refused(certificates, tmp_path):
+    path = tmp_path / "key"
+    path.write_text("a-key-of-the-tests-0123456789")
+    for mode, is_refused in ((0o600, False), (0o440, False), (0o644, True), (0o604, True)):
+        path.chmod(mode)
+        mend = rows(admin_key_file=path)["admin key"].mend
+        assert bool(mend) == is_refused
+        assert not mend or f"chmod o= {path}" in mend
+    shutil.copy(certificates["server_key"], path)
+    path.chmod(0o644)
+    assert "chmod o=" in rows(tls_cert=certificates["server_cert"], tls_key=path)["TLS"].mend
+
+
+def test_a_certificate_that_the_health_check_would_refuse_is_known_before(tmp_path):
+    """One for triton.example only, one that has expired, and one of an authority that is not the clients'."""
+    authority, other = trustme.CA(), trustme.CA()
+    other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    files = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "cert.key"}
+
+    def issue(*names, **options):
+        made = authority.issue_cert(*names, **options)
+        made.cert_chain_pems[0].write_to_path(str(files["tls_cert"]))
+        made.private_key_pem.write_to_path(str(files["tls_key"]))
+        files["tls_key"].chmod(0o600)
+
+    issue("triton.example")
+    assert "asks for 127.0.0.1" in (mend := rows(**files)["TLS"].mend)
+    assert "--tls-name" in mend
+    assert rows(**files, tls_name="triton.example")["TLS"].mend == ""
+    assert rows(**files, tls_name="triton.example", tls_ca=tmp_path / "ca.pem")["TLS"].mend == ""
+    assert "does not let in" in rows(**files, tls_name="triton.example", tls_ca=tmp_path / "other.pem")["TLS"].mend
+    issue("::1")
+    assert rows(**files, address="::")["TLS"].mend == ""
+    issue("127.0.0.1", not_after=datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC))
+    assert "expired: renew it" in rows(**files)["TLS"].mend
 
 
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])

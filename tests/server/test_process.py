@@ -1,5 +1,6 @@
 """The server's life: started once, told apart from strangers, stopped for good."""
 
+import fcntl
 import json
 import os
 import queue
@@ -9,8 +10,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+import pytest
 import tritonclient.grpc as grpc
 
+from server import process
 from server.process import end_orphans, running
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
@@ -33,9 +36,46 @@ def test_status_tells_where_the_running_server_answers(triton):
 
 
 def test_a_recycled_process_id_is_not_our_server(tmp_path):
-    record = {"pid": 1, "url": "127.0.0.1:8001", "engine": "model.onnx", "engine_sha256": ""}
+    record = {"pid": 1, "url": "127.0.0.1:8001", "engine": "model.onnx", "engine_sha256": "", "chosen": {}}
     (tmp_path / "server.json").write_text(json.dumps(record))
     assert running(Settings(state=tmp_path)) is None
+
+
+def test_another_state_folders_triton_is_not_our_server(triton, tmp_path):
+    """Its process id, recycled or copied, is recorded here too; under another name of its own folder it is found."""
+    record = (triton.state / "server.json").read_text()
+    (tmp_path / "server.json").write_text(record)
+    assert running(Settings(state=tmp_path)) is None
+    (tmp_path / "alias").symlink_to(triton.state)
+    assert running(Settings(state=tmp_path / "alias")).url == triton.url
+
+
+def test_refresh_takes_what_the_server_was_started_with(triton, tmp_path):
+    """Whatever flags are given to it."""
+    before = (triton.state / "served/preprocess/config.pbtxt").read_text()
+    done = subprocess.run(
+        [*triton.command("refresh")[:-1], "--preprocess-instances", "7", "--versions", "9", "refresh"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (triton.state / "served/preprocess/config.pbtxt").read_text() == before
+
+
+def test_a_start_waits_while_another_changes_the_state_folder(tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refresh = subprocess.Popen(server_command("refresh", state=tmp_path), cwd=ROOT, stderr=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            refresh.wait(2)
+    assert refresh.wait(30) == 1
+    assert b"no server is running" in refresh.stderr.read()
+    refresh.stderr.close()
+
+
+def test_a_new_server_is_not_healthy_because_the_last_was(repository, tmp_path):
+    (tmp_path / "healthy").write_text("{}")
+    process.prepare(Settings(repository=repository, state=tmp_path, hardware="cpu", wheel=ROOT / ".envs/triton"))
+    assert not (tmp_path / "healthy").exists()
 
 
 def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):

@@ -14,11 +14,12 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+import trustme
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from server.settings import RESTRICTED
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, server_command
 from tests.photographs import encoded, opened, pixels
 from tests.server.conftest import KEY, KEY_HEADER, client
 
@@ -60,6 +61,25 @@ def with_a_place(width=64, height=48):
 def test_the_client_with_a_certificate_is_served(fortress):
     with fortress.client() as made:
         assert opened(enhanced(made, encoded(pixels(48, 64)))).size == (64, 48)
+
+
+def test_a_certificate_for_a_name_is_enough_for_the_deep_check(repository, tmp_path):
+    """Of triton.example only, mutual, on all addresses: a start returns when the health check's photograph is back."""
+    authority = trustme.CA()
+    made = authority.issue_cert("triton.example")
+    files = {"tls_ca": tmp_path / "ca.pem", "tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "cert.key"}
+    authority.cert_pem.write_to_path(str(files["tls_ca"]))
+    made.cert_chain_pems[0].write_to_path(str(files["tls_cert"]))
+    made.private_key_pem.write_to_path(str(files["tls_key"]))
+    files["tls_key"].chmod(0o600)
+    command = server_command(
+        "start", repository=repository, state=tmp_path / "state", address="0.0.0.0", grpc_port=free_port(),
+        metrics_port=free_port(), tls_name="triton.example", **files,
+    )  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    stopped = subprocess.run([*command[:-1], "stop"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Triton stopped" in stopped.stderr
 
 
 @pytest.mark.parametrize("who", ["in the clear", "without a certificate", "a stranger", "trusting another authority"])

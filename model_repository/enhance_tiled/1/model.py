@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from imaging import InvalidRequest, Limits, Options, decode, prepared, tiles
 from imaging.pipeline import encoded, look_of, require_finite, small
+from imaging.watch import Watch
 
 #: Tiles share restormer's queue with everybody: a tile that finds it full, or waits in it in vain, comes back, for this
 #: long, in seconds.
@@ -32,6 +33,7 @@ class Overloaded(Exception):
 class TritonPythonModel:
     def initialize(self, args):
         self.limits = Limits.parsed(args["model_config"])
+        self.watch = Watch(pb_utils.MetricFamily, args)
         parameters = json.loads(args["model_config"])["parameters"]
         self.tiles_in_flight, self.photographs_in_flight = (
             int(parameters[f"{what}_in_flight"]["string_value"]) for what in ("tiles", "photographs")
@@ -42,6 +44,7 @@ class TritonPythonModel:
         return await asyncio.gather(*(self._response(request, slots, desks) for request in requests))
 
     async def _response(self, request, slots, desks):
+        started = time.perf_counter()
         try:
             files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             options = Options.parsed(json.loads(request.parameters()))
@@ -50,13 +53,18 @@ class TritonPythonModel:
                 async with desks:
                     done.append([await self._enhanced(file, options, request, slots)])
         except InvalidRequest as error:
+            self.watch.ended("refused", started)
             return _failed(str(error), pb_utils.TritonError.INVALID_ARG)
         except Cancelled:
+            self.watch.ended("cancelled", started)
             return _failed("enhance_tiled: the request was cancelled", pb_utils.TritonError.CANCELLED)
         except Overloaded as error:
+            self.watch.ended("overloaded", started)
             return _failed(f"enhance_tiled: {error}", pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:  # noqa: BLE001  the edge of the process: raising would fail the neighbours in the batch
+            self.watch.ended("internal", started)
             return _failed(f"enhance_tiled: {type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+        self.watch.ended("done", started)
         return pb_utils.InferenceResponse([pb_utils.Tensor("ENHANCED", np.array(done, dtype=np.object_))])
 
     async def _enhanced(self, file, options, request, slots):

@@ -7,20 +7,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from imaging import InvalidRequest, Limits, Options, finished
+from imaging.watch import Watch
 
 
 class TritonPythonModel:
     def initialize(self, args):
         self.limits = Limits.parsed(args["model_config"])
-        buckets = json.loads(args["model_config"])["parameters"]["histogram_ms"]["string_value"]
-        # The family is kept too: its metrics die with it.
-        self.family = pb_utils.MetricFamily(
-            name="restormer_photograph_ms",
-            description="Time a step worked on a photograph, in ms",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.worked = self.family.Metric(labels=labels, buckets=[float(edge) for edge in buckets.split()])
+        self.watch = Watch(pb_utils.MetricFamily, args)
 
     def execute(self, requests):
         return [self._response(request) for request in requests]
@@ -32,11 +25,13 @@ class TritonPythonModel:
             options = Options.parsed(json.loads(request.parameters()))
             files = [[finished(image[0], pixels, restored, options, self.limits)] for image, pixels, restored in batch]
         except InvalidRequest as error:
+            self.watch.ended("refused", started)
             code = pb_utils.TritonError.INVALID_ARG
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         except Exception as error:  # noqa: BLE001  the edge of the process: raising would fail the neighbours in the batch
+            self.watch.ended("internal", started)
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(f"postprocess: {type(error).__name__}: {error}")
             )
-        self.worked.observe((time.perf_counter() - started) * 1000)
+        self.watch.ended("done", started)
         return pb_utils.InferenceResponse([pb_utils.Tensor("ENHANCED", np.array(files, dtype=np.object_))])
