@@ -93,7 +93,7 @@ def client_tables() -> str:
         cells = []
         for model in ("identity", "enhance"):
             row = found[model][name]
-            cells += [f"{row['photographs_a_second']:.1f}", f"{row['least']:.1f}–{row['most']:.1f}"]
+            cells += [f"{row['photographs_a_second']:.3g}", f"{row['least']:.3g}–{row['most']:.3g}"]
             cells.append(f"{row['of_perf_analyzer']:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sizes = list(found["one_at_a_time"])

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-try:
-    from opentelemetry import propagate, trace
-except ModuleNotFoundError:
-    _tracer = None
-else:
-    _tracer = trace.get_tracer("restormer_client")
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 
 @contextmanager
 def span(model: str, url: str) -> Iterator[list[tuple[str, str]]]:
     """A client span around a call; yields the headers that carry its context on to Triton."""
-    if _tracer is None:
+    found = _opentelemetry()
+    if found is None:
         yield []
         return
+    trace, propagate, tracer = found
     attributes = {"rpc.system": "grpc", "rpc.method": "ModelInfer", "server.address": url, "triton.model_name": model}
-    with _tracer.start_as_current_span(f"restormer {model}", kind=trace.SpanKind.CLIENT, attributes=attributes):
+    with tracer.start_as_current_span(f"restormer {model}", kind=trace.SpanKind.CLIENT, attributes=attributes):
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         yield [(name.lower(), value) for name, value in carrier.items()]
+
+
+@cache
+def _opentelemetry() -> tuple[ModuleType, ModuleType, Any] | None:
+    """Its API and our tracer; imported with the first call, because that takes a while."""
+    try:
+        from opentelemetry import propagate, trace
+    except ModuleNotFoundError:
+        return None
+    return trace, propagate, trace.get_tracer("restormer_client")
