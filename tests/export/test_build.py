@@ -23,7 +23,7 @@ from PIL import Image
 from export import machine
 from export.__main__ import main
 from export.build import Request, _origin, build, command
-from export.cpu import require_precision
+from export.cpu import require_precision, why_not
 from export.errors import ExportError
 from export.fidelity import Fidelity, Yardstick, require_fidelity
 from export.metrics import Distance
@@ -301,6 +301,10 @@ def test_every_precision_is_published_with_its_proof(published):
     assert documents["bf16"]["onnx"]["opset"] == 22
 
 
+#: Where INT8 is built here: a CPU without VNNI is refused, TensorRT for RTX builds anywhere.
+INT8_TARGET = "rtx" if why_not(PRECISIONS["int8"]) else "cpu"
+
+
 def test_a_plan_can_be_pinned(published, tiny, tmp_path):
     """Nothing is calibrated: an empty folder would be refused."""
     plan = published["engines"] / "restormer/5/model.rtx.int8.json"
@@ -309,11 +313,14 @@ def test_a_plan_can_be_pinned(published, tiny, tmp_path):
         shutil.copy(path, tmp_path / "calibration")
     places = {"repository": published["repository"], "engines": tmp_path / "engines"}
     settings = {**tiny, **places, "precision": "int8", "plan": plan}
-    [engine] = build(Request(**settings, target="cpu"))
+    if INT8_TARGET == "rtx":
+        with pytest.raises(ExportError, match=r"no INT8 arithmetic \(VNNI\)"):
+            build(Request(**settings, target="cpu"))
+    [engine] = build(Request(**settings, target=INT8_TARGET))
     document = provenance(engine)
     assert document["int8"] == json.loads(plan.read_text(encoding="utf-8"))
     assert not (tmp_path / "engines/.cache").exists()
-    assert document["runtime"]["work_executed_in"]["INT8"] > 0.3
+    assert INT8_TARGET == "rtx" or document["runtime"]["work_executed_in"]["INT8"] > 0.3
     shutil.rmtree(engine.parent)
 
 
@@ -326,7 +333,7 @@ def test_a_floor_is_not_for_sale(published, tiny, tmp_path, capsys):
     with pytest.raises(
         ExportError, match=r"only \d+% of the 1x1 convolutions' work .*at least 50% is needed.*nothing was"
     ):
-        build(Request(**settings, precision="int8", target="cpu", gate=110.0))
+        build(Request(**settings, precision="int8", target=INT8_TARGET, gate=110.0))
     assert "share of the 1x1 work -> dB expected:" in capsys.readouterr().err
     assert not list((published["repository"] / "restormer").glob("[0-9]*"))
 
