@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import LARGE, LONG
+from benchmarks.client import GOAL, LARGE, LONG, OURS
 from benchmarks.imaging import GPU_RATE, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
@@ -111,6 +111,13 @@ def client_tables() -> str:
     long, deadline, start = found["long"], found["deadline"], found["start"]
     lines += [
         "",
+        f"- The goal, {GOAL} of perf_analyzer's throughput: "
+        + ", ".join(
+            f"{'reached' if (ratio := found[model][OURS]['of_perf_analyzer']) >= GOAL else 'missed'} for `{model}` "
+            f"({ratio:.2f})"
+            for model in ("identity", "enhance")
+        )
+        + ".",
         "- Held at the peak of a call, beside the photograph itself: "
         + ", ".join(f"{name} {row['photographs_held']:.1f} photographs" for name, row in found["held"].items())
         + ".",
