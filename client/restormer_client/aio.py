@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from restormer_client import wire
-from restormer_client.calls import Calls, Flow, Options, Priority, Send, Step, Work
+from restormer_client.calls import Calls, Client, Flow, Options, Priority, Send, Step, Work
 from restormer_client.connection import TLS, Connection
 from restormer_client.enhancer import OF_ONE_PHOTOGRAPH, checked_for_map, documented, without_frames
 from restormer_client.photo import Photo
@@ -41,7 +41,7 @@ def awaitable(
     return method
 
 
-class AsyncEnhancer:
+class AsyncEnhancer(Client):
     """`Enhancer` for asyncio: the same arguments, the same methods with ``await``, ``async with`` and ``async for``.
 
     A cancelled task cancels its call, and the server hears of it. Connects in each event loop it is used in.
@@ -145,20 +145,6 @@ class AsyncEnhancer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
-    def __getstate__(self) -> Connection:
-        return self._calls.connection
-
-    def __setstate__(self, connection: Connection) -> None:
-        self.__init__(**vars(connection))  # type: ignore[misc]
-
-    @property
-    def url(self) -> str:
-        """Where the server is."""
-        return self._calls.connection.url
 
     def _connected(self) -> grpc.aio.Channel:
         """gRPC's channel of the running loop."""

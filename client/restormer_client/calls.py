@@ -334,6 +334,26 @@ class Calls:
         return {tensor.name: (tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
 
 
+class Client:
+    """What both clients are, beside their calls: an address, and settings that travel to other processes."""
+
+    _calls: Calls
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def __getstate__(self) -> Connection:
+        return self._calls.connection
+
+    def __setstate__(self, connection: Connection) -> None:
+        self.__init__(**vars(connection))  # type: ignore[misc]
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._calls.connection.url
+
+
 def _level(priority: Priority) -> int:
     if priority not in PRIORITIES:
         raise ValueError(f"priority is {priority!r}: it has to be one of {', '.join(PRIORITIES)}")

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from restormer_client import wire
-from restormer_client.calls import Calls, Flow, Options, Priority, Send, Step, Work
+from restormer_client.calls import Calls, Client, Flow, Options, Priority, Send, Step, Work
 from restormer_client.connection import TLS, Connection
 from restormer_client.errors import EnhanceError
 from restormer_client.photo import Photo
@@ -71,7 +71,7 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-class Enhancer:
+class Enhancer(Client):
     """A server, by the address of its gRPC endpoint; a context manager, safe to share between threads.
 
     ``url``: ``host:port``, or ``dns:///host:port`` for round robin over all addresses of a name. ``tls``: certificates
@@ -168,20 +168,6 @@ class Enhancer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
-
-    def __getstate__(self) -> Connection:
-        return self._calls.connection
-
-    def __setstate__(self, connection: Connection) -> None:
-        self.__init__(**vars(connection))  # type: ignore[misc]
-
-    @property
-    def url(self) -> str:
-        """Where the server is."""
-        return self._calls.connection.url
 
     def _channel(self) -> _Channel:
         channel = self._channels.get(process := os.getpid())
