@@ -148,6 +148,7 @@ def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path)
 def test_a_running_server_with_an_older_engine_is_not_measured_as_the_new_one(triton, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
+    (state / "served").symlink_to(triton.state / "served")  # a record counts only beside what its process serves
     record = json.loads((triton.state / "server.json").read_text())
     (state / "server.json").write_text(json.dumps({**record, "engine_sha256": "0" * 64}))
     command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--", "--state", str(state)]
