@@ -3,11 +3,17 @@
 One server of its own, and on it two models: ``enhance`` with the demo engine, where the network is what takes time, and
 ``identity``, the same contract with nothing behind it and photographs of 6 MB, where nothing hides the client. The ways
 take turns, round after round, with the same photograph, the same number in flight and the same number of requests; the
-table has medians over the rounds and the spread. *Triton alone* is a calculation: photographs in flight, divided by the
-time a request spends in the server by its own counters, which is what a client that costs nothing would reach.
+table has medians over the rounds and the spread.
+
+Every rate is the server's: what its counters say it answered, from the tenth of the requests that came first to the
+tenth that came last. So start and end of a way are nobody's advantage, and no way is taken at its own word (with four
+in flight perf_analyzer's mean latency promises a third more than the server saw: it does not contain what
+perf_analyzer does between two requests). *Triton alone* is a calculation: photographs in flight, divided by the time a
+request spends in the server, which is what a client that costs nothing would reach.
 
 Server and clients share the machine's cores, so what a client wastes the server lacks. *Overhead* is what a caller
 waits beyond the time in the server, one photograph at a time. *CPU* is user and system time of the client's process.
+*Copied* are the bytes that it copies in memory: benchmarks/copies.c counts them, without the kernel's own copies.
 """
 
 from __future__ import annotations
@@ -15,19 +21,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import ctypes
 import json
 import os
-import re
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +49,8 @@ from benchmarks.traffic import Server, served
 IN_FLIGHT = {"identity": 4, "enhance": 2}
 SMALL, LARGE = 1_000, 6_000_000  #: bytes
 GOAL = 0.95  #: of perf_analyzer's throughput
+POLL = 0.05  #: seconds between two looks at the server's counters
+COPIES = Path(__file__).with_name("copies.c")
 LONG = 10_000  #: photographs through one `map`, for its memory
 OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "tritonclient", "perf_analyzer"
 
@@ -73,33 +84,27 @@ def model_of_calls(model: str) -> Iterator[None]:
         calls.MODEL = usual
 
 
-def by_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
-    """Seconds that `Enhancer.map` takes."""
+def by_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
+    """`Enhancer.map`."""
     with model_of_calls(model), Enhancer(url) as enhancer:
-        enhancer.enhance(photo)
-        started = time.perf_counter()
         for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
             result.unwrap()
-        return time.perf_counter() - started
 
 
-def by_async_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
-    """Seconds that `AsyncEnhancer.map` takes."""
+def by_async_map(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
+    """`AsyncEnhancer.map`."""
 
-    async def run() -> float:
+    async def run() -> None:
         async with AsyncEnhancer(url) as enhancer:
-            await enhancer.enhance(photo)
-            started = time.perf_counter()
             async for result in enhancer.map([photo] * count, max_in_flight=in_flight, ordered=False):
                 result.unwrap()
-            return time.perf_counter() - started
 
     with model_of_calls(model):
-        return asyncio.run(run())
+        asyncio.run(run())
 
 
-def by_tritonclient(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
-    """Seconds that plain tritonclient takes, as its examples use it, from as many threads."""
+def by_tritonclient(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
+    """Plain tritonclient, as its examples use it, from as many threads."""
     with tritonclient.grpc.InferenceServerClient(url) as client:
 
         def enhanced(_: int) -> bytes:
@@ -107,40 +112,73 @@ def by_tritonclient(url: str, model: str, photo: bytes, count: int, in_flight: i
             image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
             return bytes(client.infer(model, [image], client_timeout=30).as_numpy("ENHANCED").item())
 
-        enhanced(0)
         with ThreadPoolExecutor(in_flight) as pool:
-            started = time.perf_counter()
             for _ in pool.map(enhanced, range(count)):
                 pass
-            return time.perf_counter() - started
 
 
-def by_perf_analyzer(command: list[str]) -> Way:
-    """Seconds that perf_analyzer takes. ``command``: it, and what it always needs.
+def by_perf_analyzer(command: list[str], **environment: str) -> Way:
+    """perf_analyzer. ``command``: it, and what it always needs."""
 
-    From the mean latency it reports, since so many are always on their way: the throughput it reports with a number of
-    requests contains its own start, which would flatter everybody else.
-    """
-
-    def seconds(url: str, model: str, photo: bytes, count: int, in_flight: int) -> float:
+    def run(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             element = b"".join(wire.one_file("IMAGE", photo).content)  # its length before it, as on the wire
             data = Path(folder, "photo.json")
             data.write_text(json.dumps({"data": [{"IMAGE": {"b64": base64.b64encode(element).decode()}}]}))
             words = ["-m", model, "-u", url, "-i", "grpc", "--input-data", str(data), "-b", "1"]
             words += ["--concurrency-range", str(in_flight), "--request-count", str(count)]
-            done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-        found = re.search(r"Avg latency: (\d+) usec", done.stdout)
-        if done.returncode or not found:
+            done = subprocess.run(
+                [*command, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+            )
+        if done.returncode or "Avg latency" not in done.stdout:
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             raise SystemExit(f"error: perf_analyzer failed: {said[-1]}")
-        return count * float(found[1]) / 1e6 / in_flight
 
-    return seconds
+    return run
 
 
-Way = Callable[[str, str, bytes, int, int], float]
+#: Sends so many requests (url, model, photograph, how many, how many in flight) and returns when all are answered.
+Way = Callable[[str, str, bytes, int, int], None]
 OUR_WAYS: dict[str, Way] = {OURS: by_map, ASYNC: by_async_map, PLAIN: by_tritonclient}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A way's run: requests a second, seconds of a request in the server, seconds of our CPU a request."""
+
+    rate: float
+    in_server: float
+    cpu: float
+
+
+def watched(server: Server, model: str, count: int, run: Callable[[], None]) -> Watched:
+    """What the server's counters say while ``run`` sends ``count`` requests, less the first and the last tenth."""
+    moments: list[tuple[float, float, float]] = []
+    over = threading.Event()
+    requests_before, seconds_before = counted(server, model)
+
+    def watch() -> float:
+        while not over.wait(POLL):
+            requests, seconds = counted(server, model)
+            moments.append((time.perf_counter(), requests - requests_before, seconds))
+        return time.thread_time()
+
+    with ThreadPoolExecutor(1) as pool:
+        watcher, cpu = pool.submit(watch), cpu_seconds()
+        try:
+            run()
+        finally:
+            over.set()
+        cpu = cpu_seconds() - cpu - watcher.result()
+    patience = time.perf_counter() + 5
+    while (now := counted(server, model))[0] - requests_before < count and time.perf_counter() < patience:
+        time.sleep(POLL)  # the last answer is counted after it was sent
+    sent, seconds = now[0] - requests_before, now[1]
+    begin, end = (next((each for each in moments if each[1] >= share * sent), None) for share in (0.1, 0.9))
+    if sent != count or begin is None or end is None or begin[1] == end[1]:
+        raise SystemExit(f"error: the server counted {sent:.0f} requests of {count}, or too fast to be watched")
+    rate = (end[1] - begin[1]) / (end[0] - begin[0])
+    return Watched(rate, (seconds - seconds_before) / sent, cpu / sent)
 
 
 def throughput(
@@ -151,22 +189,20 @@ def throughput(
     for turn in range(rounds + 1):  # the first warms up
         for name, way in ways.items():
             progress(f"{model}: round {turn}/{rounds}, {name}")
-            before = counted(server, model)
-            rate = count / way(server.url, model, photo, count, IN_FLIGHT[model])
-            requests, seconds = (now - then for now, then in zip(counted(server, model), before, strict=True))
+            found = watched(server, model, count, partial(way, server.url, model, photo, count, IN_FLIGHT[model]))
             if turn:
-                rates[name].append(rate)
+                rates[name].append(found.rate)
             if turn and name == NVIDIA:
-                rates["Triton alone"].append(IN_FLIGHT[model] * requests / seconds)
+                rates["Triton alone"].append(IN_FLIGHT[model] / found.in_server)
     against = rates[NVIDIA]
     return {
         name: {
-            "photographs_a_second": statistics.median(found),
-            "least": min(found),
-            "most": max(found),
-            "of_perf_analyzer": statistics.median(ours / theirs for ours, theirs in zip(found, against, strict=True)),
+            "photographs_a_second": statistics.median(each),
+            "least": min(each),
+            "most": max(each),
+            "of_perf_analyzer": statistics.median(ours / theirs for ours, theirs in zip(each, against, strict=True)),
         }
-        for name, found in rates.items()
+        for name, each in rates.items()
     }
 
 
@@ -174,20 +210,19 @@ def overhead(
     server: Server, ways: dict[str, Way], photo: bytes, count: int, rounds: int
 ) -> dict[str, dict[str, float]]:
     """Microseconds a call, one at a time: beyond the time in the server, and of the client's CPU."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (NVIDIA, OURS, PLAIN)}
+    found: dict[str, list[Watched]] = {name: [] for name in (NVIDIA, OURS, PLAIN)}
     for turn in range(rounds + 1):
         for name, measured in found.items():
             progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
-            before, cpu = counted(server, "identity"), cpu_seconds()
-            wall = ways[name](server.url, "identity", photo, count, 1) / count
-            spent = cpu_seconds() - cpu
-            requests, seconds = (now - then for now, then in zip(counted(server, "identity"), before, strict=True))
+            run = partial(ways[name], server.url, "identity", photo, count, 1)
             if turn:
-                measured.append((wall - seconds / requests, spent / requests))
+                measured.append(watched(server, "identity", count, run))
+            else:
+                run()
     return {
         name: {
-            "overhead_us": statistics.median(each[0] for each in measured) * 1e6,
-            **({} if name == NVIDIA else {"cpu_us": statistics.median(each[1] for each in measured) * 1e6}),
+            "overhead_us": statistics.median(1 / each.rate - each.in_server for each in measured) * 1e6,
+            **({} if name == NVIDIA else {"cpu_us": statistics.median(each.cpu for each in measured) * 1e6}),
         }
         for name, measured in found.items()
     }
@@ -223,6 +258,38 @@ def one_of_tritonclient(url: str, photo: bytes) -> None:
         image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
         image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
         client.infer("identity", [image], client_timeout=30).as_numpy("ENHANCED").item()
+
+
+def copied(url: str, perf_analyzer: list[str]) -> dict[str, float]:
+    """Bytes that a call with ``LARGE`` copies in memory, in photographs, by way: what ten calls more copy more."""
+    photo = os.urandom(LARGE)
+    with tempfile.TemporaryDirectory() as folder:
+        counter, path = Path(folder, "copies.so"), Path(folder, "copies.txt")
+        flags = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-shared", "-fPIC"]
+        subprocess.run(["cc", *flags, "-o", str(counter), str(COPIES)], check=True)
+        environment = {"LD_PRELOAD": str(counter), "COPIES": str(path)}
+
+        def by_perf_analyzer_once(count: int) -> float:
+            by_perf_analyzer(perf_analyzer, **environment)(url, "identity", photo, count, 1)
+            return float(path.read_text(encoding="ascii"))
+
+        few, more = (by_perf_analyzer_once(count) for count in (10, 20))
+        found = {NVIDIA: (more - few) / 10 / LARGE}
+        for way in (OURS, PLAIN):
+            found |= in_a_process("copied", url, way, **environment)
+    return found
+
+
+def copied_by(url: str, way: str) -> dict[str, float]:
+    """The same of one of the ways in Python, in a process that counts."""
+    count = ctypes.CDLL(None).copied_bytes
+    count.restype = ctypes.c_ulonglong
+    photo, sums = os.urandom(LARGE), []
+    for calls_made in (10, 20):
+        before = count()
+        OUR_WAYS[way](url, "identity", photo, calls_made, 1)
+        sums.append(count() - before)
+    return {way: (sums[1] - sums[0]) / 10 / LARGE}
 
 
 def long_map(url: str) -> dict[str, float]:
@@ -277,14 +344,15 @@ def first_moments() -> dict[str, float]:
     return {"import_ms": imported - empty, "first_call_imports_ms": first - imported}
 
 
-PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_map}
+PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_map, "copied": copied_by}
 
 
-def in_a_process(part: str, *arguments: str) -> dict[str, float]:
+def in_a_process(part: str, *arguments: str, **environment: str) -> dict[str, float]:
     """A part whose memory is measured, alone in a process."""
     progress(f"{part} {' '.join(arguments[1:])}")
     command = [sys.executable, "-m", "benchmarks.client", "--part", part, *arguments]
-    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **environment})
+    found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
@@ -303,13 +371,14 @@ def report(server: Server, perf_analyzer: str, rounds: int) -> dict[str, object]
     return {
         "in_flight": IN_FLIGHT,
         "cores": len(os.sched_getaffinity(0)),
-        "identity": throughput(server, ways, "identity", noise, 150, rounds),
-        "enhance": throughput(server, ways, "enhance", photo, 8, max(3, rounds // 2)),
+        "identity": throughput(server, ways, "identity", noise, 300, rounds),
+        "enhance": throughput(server, ways, "enhance", photo, 12, rounds),
         "one_at_a_time": {
             str(size): overhead(server, ways, noise[:size], count, rounds)
-            for size, count in ((SMALL, 400), (LARGE, 40))
+            for size, count in ((SMALL, 2000), (LARGE, 100))
         },
         "held": {way: in_a_process("held", server.url, way) for way in (OURS, PLAIN)},
+        "copied": copied(server.url, command),
         "long": in_a_process("long", server.url),
         "deadline": late(server.url, 20),
         "start": first_moments(),
@@ -334,6 +403,7 @@ def lines(found: dict) -> list[str]:
             cpu = f"{row['cpu_us']:8.0f}" if "cpu_us" in row else "       –"
             made.append(f"  {name:<28} {row['overhead_us']:8.0f} {cpu}")
     made += [f"held at the peak of a call: {name} {row['photographs_held']:.1f}" for name, row in found["held"].items()]
+    made += [f"copied in memory by a call: {name} {row:.1f} photographs" for name, row in found["copied"].items()]
     long, deadline, start = found["long"], found["deadline"], found["start"]
     made += [
         f"memory of a map over {LONG:,}: {long['after_a_tenth_mib']:.0f} MiB after a tenth, "
@@ -355,6 +425,8 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
         return
+    if shutil.which("cc") is None:
+        raise SystemExit("error: cc is missing, a C compiler for benchmarks/copies.c: apt-get install gcc")
     if shutil.which(arguments.perf_analyzer) is None:
         raise SystemExit(f"error: {arguments.perf_analyzer} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
     try:

@@ -39,6 +39,7 @@ def test_written_and_read_again_is_the_same(exif):
     assert parsed(exif.block()) == exif
 
 
+@pytest.mark.filterwarnings("ignore:Metadata Warning, tag 296")  # Pillow's, about what is given on purpose
 @given(BLOCKS)
 def test_added_to_a_tiff_it_is_read_by_us_and_by_pillow(exif):
     """In either byte order; the picture stays."""
