@@ -86,6 +86,7 @@ class Failure:
 
 #: The ensemble's own words, before those of the step that failed.
 _ENSEMBLE = "in ensemble '"
+_WHERE = "\n\nAt:\n"  #: after it Triton's Python backend names lines of the server's files
 #: How Triton itself begins to complain about a request; our models do not.
 _TRITONS_OWN = "[request id: "
 #: How our models word a bad option.
@@ -140,7 +141,7 @@ _SENTENCES: dict[type[EnhanceError], str] = {
 
 def error_from_failure(failure: Failure, *, url: str, model: str | None, attempts: int) -> EnhanceError:
     """Ours for gRPC's. One status stands for several troubles, so the message is asked first."""
-    said = failure.said
+    said = failure.said.partition(_WHERE)[0]
     if said.startswith(_ENSEMBLE):
         said = said.split("', ", 1)[-1]
     kind = _kind(failure.status, said)

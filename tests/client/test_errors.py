@@ -48,6 +48,11 @@ SAID = [
     ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-k'", AccessDenied),
     ("UNAUTHENTICATED", "no token", AccessDenied),
     ("INTERNAL", "Stub process 'postprocess_0_0' is not healthy.", ServerError),
+    (
+        "INTERNAL",
+        "Failed to process the request(s), message: RuntimeError: no\n\nAt:\n  /m/model.py(3): execute\n",
+        ServerError,
+    ),
     ("UNKNOWN", "what?", ServerError),
 ]
 
@@ -58,6 +63,7 @@ def test_each_error_has_its_name(status, said, kind):
     assert type(error) is kind
     assert (error.status, error.model, error.attempts) == (status, "enhance", 3)
     assert "in ensemble" not in str(error)
+    assert "\n" not in str(error)
 
 
 def tree(kind, depth=0):

@@ -1,0 +1,84 @@
+"""What docs/watching.md says that Triton counts, on a real one whose network breaks on white photographs."""
+
+import asyncio
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+from restormer_client import AsyncEnhancer, Enhancer, ServerError
+
+from benchmarks.traffic import Server, served
+from tests.conftest import ROOT
+
+PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server(triton, tmp_path_factory) -> Iterator[Server]:
+    models = tmp_path_factory.mktemp("breaking") / "models"
+    shutil.copytree(triton.repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    model = models / "restormer/1/model.py"
+    line = "        outputs = np"
+    code = model.read_text(encoding="utf-8")
+    assert code.count(line) == 1
+    broken = f"        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n{line}"
+    model.write_text(code.replace(line, broken), encoding="utf-8")
+    with served(models) as running:
+        yield running
+
+
+def failures(server):
+    """Failures so far, by model and reason."""
+    with urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
+        lines = [
+            line for line in answer.read().decode().splitlines() if line.startswith("nv_inference_request_failure")
+        ]
+    labels = [dict(pair.split("=") for pair in line.partition("{")[2].partition("}")[0].split(",")) for line in lines]
+    return {
+        (each["model"].strip('"'), each["reason"].strip('"')): float(line.rpartition(" ")[2])
+        for each, line in zip(labels, lines, strict=True)
+    }
+
+
+def counted_since(server, before, wanted):
+    """What was counted since then; waits for it, because an answer is counted after it was sent."""
+    until = time.monotonic() + 60
+    while (found := {k: n - before[k] for k, n in failures(server).items() if n != before[k]}) != wanted:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def test_an_engine_that_fails_is_counted_as_the_engines_fault(server):
+    before = failures(server)
+    white = io.BytesIO()
+    Image.new("RGB", (64, 48), "white").save(white, "PNG")
+    with Enhancer(server.url) as enhancer:
+        with pytest.raises(ServerError, match="RuntimeError: the engine fails$"):
+            enhancer.enhance(white.getvalue())
+        wanted = {("restormer", "BACKEND"): 1, ("enhance", "OTHER"): 2}
+        assert counted_since(server, before, wanted) == wanted
+        assert enhancer.enhance(PHOTOGRAPH, timeout=60)  # and the process goes on
+
+
+def test_a_sender_who_goes_away_is_counted_as_that(server):
+    before = failures(server)
+
+    async def cancelled():
+        async with AsyncEnhancer(server.url) as enhancer:
+            began = server.metric("nv_inference_request_success", model="preprocess")
+            task = asyncio.create_task(enhancer.enhance(PHOTOGRAPH, timeout=60))
+            while server.metric("nv_inference_request_success", model="preprocess") == began:
+                await asyncio.sleep(0.01)  # now the network has it, for a second
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancelled())
+    wanted = {("postprocess", "CANCELED"): 1, ("enhance", "OTHER"): 2}
+    assert counted_since(server, before, wanted) == wanted
