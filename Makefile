@@ -38,7 +38,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
-	benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 lint format lock clean check-python
+	benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 roofline lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -161,6 +161,9 @@ benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around th
 benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
+	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"

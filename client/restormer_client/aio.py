@@ -146,7 +146,7 @@ class AsyncEnhancer(Client):
     ) -> None:
         await self.close()
 
-    def _connected(self) -> grpc.aio.Channel:
+    async def _connected(self) -> grpc.aio.Channel:
         """gRPC's channel of the running loop."""
         if self._closed:
             raise RuntimeError("this AsyncEnhancer was closed")
@@ -155,12 +155,17 @@ class AsyncEnhancer(Client):
             import grpc.aio
 
             connection = self._calls.connection
-            credentials, options = connection.credentials(), connection.options()
-            self._channels[loop] = (
-                grpc.aio.secure_channel(connection.url, credentials, options)
-                if credentials
-                else grpc.aio.insecure_channel(connection.url, options)
-            )
+            options = connection.options()
+            # Files are read, which would hold up the loop.
+            credentials = await asyncio.to_thread(connection.credentials) if connection.tls else None
+            if self._closed:
+                raise RuntimeError("this AsyncEnhancer was closed")
+            if loop not in self._channels:  # unless another task was first
+                self._channels[loop] = (
+                    grpc.aio.secure_channel(connection.url, credentials, options)
+                    if credentials
+                    else grpc.aio.insecure_channel(connection.url, options)
+                )
         return self._channels[loop]
 
     async def _run(self, flow: Flow[T]) -> T:
@@ -186,7 +191,7 @@ class AsyncEnhancer(Client):
 
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Send):
-            method = self._connected().unary_unary(wire.path(step.rpc))
+            method = (await self._connected()).unary_unary(wire.path(step.rpc))
             try:
                 return await method(step.request, timeout=step.timeout, metadata=step.metadata)
             except asyncio.CancelledError:

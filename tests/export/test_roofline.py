@@ -1,0 +1,91 @@
+"""The calculation of what a GPU allows, held against counts that are known otherwise."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks import roofline
+from export import int8, report
+from export.architecture import restormer
+from export.network import Restormer
+from imaging import SIDE
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Restormer(restormer(dim=16, blocks=(1, 1, 1, 1), refinement=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def graphs(network):
+    return {precision: roofline.graph_in(network, precision) for precision in ("fp32", "fp16", "int8")}
+
+
+def block() -> onnx.ModelProto:
+    """x -> 1x1 convolution (8 to 16) -> gelu -> 1x1 convolution (16 to 8) -> + x, on 4x4 pixels in float32."""
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), name)
+               for name, shape in (("a", (16, 8, 1, 1)), ("b", (8, 16, 1, 1)))]  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["wide"]),
+        helper.make_node("Gelu", ["wide"], ["bent"]),
+        helper.make_node("Conv", ["bent", "b"], ["narrow"]),
+        helper.make_node("Add", ["narrow", "x"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8, 4, 4]) for name in "xy"]
+    graph = helper.make_graph(nodes, "block", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_fused_layers_read_what_others_left_and_write_what_others_need():
+    found = roofline.layers(block(), fused=True)
+    x, wide, weight, macs = 8 * 16 * 4, 16 * 16 * 4, 8 * 16 * 4, 8 * 16 * 16
+    assert [(layer.read, layer.written, layer.weights, layer.macs) for layer in found] == [
+        (x, wide, weight, macs),
+        (wide + x, x, weight, macs),
+    ]
+
+
+def test_unfused_every_node_passes_memory():
+    found = roofline.layers(block(), fused=False)
+    x, wide = 8 * 16 * 4, 16 * 16 * 4
+    assert [(layer.read, layer.written) for layer in found] == [(x, wide), (wide, wide), (wide, x), (2 * x, x)]
+
+
+def test_a_layer_takes_the_longer_of_its_two_times():
+    gpu = roofline.GPUS["h100"]
+    layer = roofline.Layer("1x1 convolution", "FLOAT16", macs=10**12, weights=8 * 10**9, read=10**9, written=10**9)
+    arithmetic, memory = layer.seconds(gpu, BATCH)
+    assert arithmetic == pytest.approx(2e12 / 989.4e12)
+    assert memory == pytest.approx(3e9 / 3.35e12)
+    assert roofline.least_ms([layer], gpu, BATCH) == pytest.approx(max(arithmetic, memory) * 1e3)
+
+
+def test_the_work_is_what_the_package_report_counts(network, graphs):
+    counted = sum(layer.macs for layer in roofline.layers(graphs["fp32"], fused=True))
+    convolutions = report.convolutions(roofline.rewritten(network), SIDE)
+    _, products = report.multiply_accumulates(network.architecture, SIDE)
+    assert counted == sum(layer.macs for layer in convolutions) + products
+
+
+def test_the_graph_says_the_types(network, graphs):
+    found = {name: roofline.layers(graph, fused=True) for name, graph in graphs.items()}
+    of_convolutions = {
+        name: {layer.arithmetic for layer in made if "convolution" in layer.kind} for name, made in found.items()
+    }
+    assert of_convolutions == {"fp32": {"FLOAT"}, "fp16": {"FLOAT16"}, "int8": {"FLOAT16", "INT8"}}
+    eights = [layer for layer in found["int8"] if layer.arithmetic == "INT8"]
+    assert len(eights) == len(int8.candidates(network))
+    moved = {name: sum(layer.bytes(BATCH) for layer in made) for name, made in found.items()}
+    assert moved["int8"] < moved["fp16"] < 0.7 * moved["fp32"]
+
+
+@pytest.mark.parametrize("gpu", roofline.GPUS.values(), ids=roofline.GPUS)
+def test_fusing_costs_no_time(graphs, gpu):
+    for graph in graphs.values():
+        fused, standing = (roofline.least_ms(roofline.layers(graph, fused=each), gpu, BATCH) for each in (True, False))
+        assert fused < standing
