@@ -273,7 +273,7 @@ def test_probes_fit_the_check_they_call(container):
         assert probe["timeoutSeconds"] > SECONDS + STOP_AT_MOST + STOP_SECONDS
     # The check ends a server that has not been healthy after its start; before that the kubelet has patience.
     assert start["failureThreshold"] * start["periodSeconds"] > START_SECONDS
-    # The check stops the server by itself. It fails without that where the metrics do not tell whether it is only busy, so
+    # The check stops the server by itself. It fails without that where the metrics do not tell if it is only busy, so
     # once is not enough for the kubelet, who is for a server that does not stop; and then it does not sleep first.
     assert live["failureThreshold"] == 2
     for probe in (start, live):
