@@ -38,23 +38,38 @@ def test_every_claim_can_fail(scenario, changes, words):
     assert words in missed
 
 
-def test_the_name_server_gives_grpc_the_ready_addresses():
-    """Through gRPC's own resolver; without an address nobody is reached."""
+async def asked(triton, during):
+    """A name server for a Triton, a client of the name, and what happens to both."""
+    server = SimpleNamespace(command=["--grpc-port", "1", "--grpc-port", triton.url.rpartition(":")[2]])
+    with rolling.NameServer({"127.0.0.1": server}) as names:
+        async with AsyncEnhancer(names.target) as enhancer:
+            return await during(names, enhancer)
 
-    async def asked(address):
-        port = triton.url.rpartition(":")[2]
-        server = SimpleNamespace(command=["--grpc-port", "1", "--grpc-port", port])
-        with rolling.NameServer({address: server}) as names:
-            async with AsyncEnhancer(names.target) as enhancer:
-                came = await enhancer.enhance(b"a photograph")
-            names.ready.clear()
-            async with AsyncEnhancer(names.target) as enhancer:
-                with pytest.raises(ServerUnavailable):
-                    await enhancer.enhance(b"another", timeout=1)
-        return came
+
+def test_the_name_server_gives_grpc_the_ready_addresses():
+    """Through gRPC's own resolver. Without an address nobody is reached, and it is said so."""
+
+    async def there(names, enhancer):
+        return await enhancer.enhance(b"a photograph")
+
+    async def nobody(names, enhancer):
+        names.ready.clear()
+        with pytest.raises(ServerUnavailable, match="no server answers at"):
+            await enhancer.enhance(b"a photograph", timeout=1)
 
     with FakeTriton(b"enhanced") as triton:
-        assert asyncio.run(asked("127.0.0.1")) == b"enhanced"
+        assert asyncio.run(asked(triton, there)) == b"enhanced"
+        asyncio.run(asked(triton, nobody))
+
+
+def test_who_comes_while_no_server_is_ready_is_answered_by_the_first_that_is():
+    async def later(names, enhancer):
+        names.ready.clear()
+        asyncio.get_running_loop().call_later(0.5, names.ready.add, "127.0.0.1")
+        return await enhancer.enhance(b"a photograph", timeout=60)
+
+    with FakeTriton(b"enhanced") as triton:
+        assert asyncio.run(asked(triton, later)) == b"enhanced"
 
 
 def test_photographs_are_told_apart_by_their_size():
