@@ -10,6 +10,8 @@ again. So:
                   addresses, goes on for the seconds of the Deployment's preStop, and is stopped: by then nobody may be
                   there
     at once       the same client, and no seconds: what the sleep is for (some are lost, or this test could not fail)
+    dead          a server that is process 1, as in a container, and whose Python process is killed: the Deployment's
+                  liveness check has to end it, or nobody replaces it
 
 The name is answered by a name server of this module's own, as a headless Service's is by the cluster's: the ready
 servers' addresses, kept for 5 s at the most. Age of connections, sleep and exit timeout are those of
@@ -28,6 +30,7 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,13 +47,14 @@ from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.ports import free_ports
-from benchmarks.traffic import Server, served
+from benchmarks.traffic import SERVER_PYTHON, Server, kill, served
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "deploy/kubernetes/base"
 NAME = "restormer.test"
 WORK = 0.05  #: seconds that `identity` takes for a photograph here
 AROUND = 10.0  #: seconds of traffic before each replacement and after the last: the Deployment's minReadySeconds
+STOP_AT_MOST = 60.0  #: seconds that a server may take to end when the check has stopped it
 QUIET = 5.0  #: the last seconds of the sleep, in which nobody may be there
 Send = Callable[[bytes], Awaitable[bytes]]
 
@@ -59,9 +63,16 @@ def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rolling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--only", choices=("replaced", "dead"), help="usually both")
     parser.add_argument("--record", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    found = asyncio.run(run(options.repository))
+    found: dict[str, Any] = {}
+    if options.only and options.record and options.record.is_file():  # the rest stays as it was
+        found = json.loads(options.record.read_text(encoding="utf-8"))
+    if options.only != "dead":
+        found |= asyncio.run(run(options.repository))
+    if options.only != "replaced":
+        found["dead"] = dead(options.repository)
     claims = claims_of(found)
     for claim, holds in claims.items():
         print(f"{'met   ' if holds else 'MISSED'} {claim}")
@@ -73,18 +84,24 @@ def main() -> int:
 
 
 def claims_of(found: dict[str, Any]) -> dict[str, bool]:
-    """What has to be so whatever the machine."""
-    whole, many, drained = (found[name] for name in ("resent, enhance", "resent, identity", "drained"))
-    return {
-        "servers stopped in use, the whole pipeline: no photograph is lost": not whole["failed"],
-        "servers stopped in use, thousands of photographs: none is lost": not many["failed"],
-        "each photograph is answered once, with its own": all(
-            row["sent"] == row["answered"] + row["failed"] and not row["another's"] for row in (whole, many, drained)
-        ),
-        "drained as the Deployment says, a client that never sends twice loses none": not drained["failed"],
-        "drained as the Deployment says, nobody is there when the server stops": not drained["in the last seconds"],
-        "stopped at once, the same client loses some": found["at once"]["failed"] > 0,
-    }
+    """What has to be so whatever the machine, of what was run."""
+    claims = {}
+    if "drained" in found:
+        whole, many, drained = (found[name] for name in ("resent, enhance", "resent, identity", "drained"))
+        claims = {
+            "servers stopped in use, the whole pipeline: no photograph is lost": not whole["failed"],
+            "servers stopped in use, thousands of photographs: none is lost": not many["failed"],
+            "each photograph is answered once, with its own": all(
+                row["sent"] == row["answered"] + row["failed"] and not row["another's"]
+                for row in (whole, many, drained)
+            ),
+            "drained as the Deployment says, a client that never sends twice loses none": not drained["failed"],
+            "drained as the Deployment says, nobody is there when the server stops": not drained["in the last seconds"],
+            "stopped at once, the same client loses some": found["at once"]["failed"] > 0,
+        }
+    if "seconds" in found.get("dead", {}):
+        claims["the liveness check ends a server whose Python process died"] = found["dead"]["ended"]
+    return claims
 
 
 async def run(repository: Path) -> dict[str, Any]:
@@ -116,6 +133,46 @@ def as_deployed() -> dict[str, int]:
         "exit timeout": (settings, r"RESTORMER_EXIT_TIMEOUT=(\d+)"),
     }
     return {name: int(re.findall(pattern, text)[0]) for name, (text, pattern) in patterns.items()}
+
+
+def dead(repository: Path) -> dict[str, Any]:
+    """Kills a Python process of a server that is process 1 and asks the liveness check; or says why that is not run."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode:
+        return {"not run": "needs unshare and the right to use it"}
+    ports = [str(port) for port in free_ports(2)]
+    with tempfile.TemporaryDirectory() as state:
+        command = [str(SERVER_PYTHON), "-m", "server", "--repository", str(repository), "--state", state]
+        command += ["--grpc-port", ports[0], "--metrics-port", ports[1]]
+        isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command, "run"]
+        with Path(state, "log").open("wb") as log, subprocess.Popen(isolated, stdout=log, stderr=log) as container:
+            try:
+                first = _child(container.pid)
+                check = ["nsenter", "--target", str(first), "--pid", "--mount", "--wd", *command, "health"]
+                deadline = time.monotonic() + 180
+                while subprocess.run(check, capture_output=True, check=False).returncode:
+                    if container.poll() is not None or time.monotonic() > deadline:
+                        sys.exit(f"error: the server does not become healthy: {Path(state, 'log').read_text()[-500:]}")
+                (stub, *_) = Server(first, int(ports[0]), int(ports[1]), command, Path(state, "log")).stubs(
+                    "preprocess"
+                )
+                began = time.monotonic()
+                kill(stub)
+                subprocess.run(check, capture_output=True, check=False)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    container.wait(timeout=STOP_AT_MOST)
+                found = {"ended": container.poll() is not None, "seconds": time.monotonic() - began}
+            finally:
+                container.kill()
+    print(f"a dead Python process under process 1: {found}", file=sys.stderr)
+    return found
+
+
+def _child(pid: int) -> int:
+    """The process that ``unshare`` has made."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    while not path.read_text(encoding="ascii").split():
+        time.sleep(0.05)
+    return int(path.read_text(encoding="ascii").split()[0])
 
 
 @contextlib.contextmanager

@@ -270,6 +270,12 @@ def rolling_table() -> str:
     return "\n".join(lines)
 
 
+def dead_sentence() -> str:
+    """How long a server with a dead Python process takes to end, as process 1."""
+    found = _document("rolling")["dead"]
+    return f"{found['seconds']:.0f} s after its Python process was killed and the check was called, it had ended"
+
+
 def _document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
@@ -278,6 +284,6 @@ def _document(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     for made in (
         transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table, load_sentences, faults_table,
-        batches_sentence, image_table, replaced_sentence, rolling_table,
+        batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")

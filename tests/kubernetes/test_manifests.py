@@ -126,21 +126,33 @@ def back(document):
 # Locked down.
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_nothing_runs_as_root_or_can_write_or_become_more(overlay):
-    spec = pod(overlay)
+def pods():
+    """The spec of every pod that comes of these files; KServe's is put together from its two."""
+    runtime, service = kserve()["ServingRuntime"]["spec"], kserve()["InferenceService"]["spec"]["predictor"]
+    theirs = {**service, "containers": runtime["containers"], "volumes": runtime["volumes"]}
+    return {**{name: pod(name) for name in OVERLAYS}, "publisher": kserve()["Pod"]["spec"], "kserve": theirs}
+
+
+@pytest.mark.parametrize("name", [*OVERLAYS, "publisher", "kserve"])
+def test_nothing_runs_as_root_or_can_write_or_become_more(name):
+    """What the namespace's Pod Security standard `restricted` asks for, and a read-only root and limits on top."""
+    spec = pods()[name]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] == 10001
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & set(spec)
-    for container in spec["initContainers"] + spec["containers"] + kserve()["ServingRuntime"]["spec"]["containers"]:
+    kinds = {kind for volume in spec["volumes"] for kind in volume} - {"name"}
+    assert kinds <= {"emptyDir", "persistentVolumeClaim", "secret"}
+    assert all("sizeLimit" in volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume)
+    for container in spec.get("initContainers", []) + spec["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         }  # fmt: skip
-        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
-    labels = one(overlay, "Namespace")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    for overlay in OVERLAYS:
+        labels = one(overlay, "Namespace")["metadata"]["labels"]
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -30,6 +30,7 @@ def test_every_claim_held_when_it_was_recorded():
         ("drained", {"failed": 1, "answered": RECORDED["drained"]["answered"] - 1}, "never sends twice loses none"),
         ("drained", {"in the last seconds": 1}, "nobody is there"),
         ("at once", {"failed": 0}, "loses some"),
+        ("dead", {"ended": False}, "whose Python process died"),
     ],
 )
 def test_every_claim_can_fail(scenario, changes, words):
@@ -44,6 +45,11 @@ async def asked(triton, during):
     with rolling.NameServer({"127.0.0.1": server}) as names:
         async with AsyncEnhancer(names.target) as enhancer:
             return await during(names, enhancer)
+
+
+def test_what_was_not_run_is_claimed_nothing_of():
+    claims = rolling.claims_of({**RECORDED, "dead": {"not run": "needs unshare"}})
+    assert set(RECORDED["claims"]) - set(claims) == {"the liveness check ends a server whose Python process died"}
 
 
 def test_the_name_server_gives_grpc_the_ready_addresses():
