@@ -37,8 +37,8 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
-	benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 roofline lint format lock clean check-python
+.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load test-rolling canary fuzz \
+	benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 roofline lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 
 test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
 	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
+
+test-rolling: setup $(ENVS)/dev.done  ## Two real Tritons behind round robin, replaced while photographs are on their way; none may be lost
+	@$(BUILD) -m benchmarks.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
 
 canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
 	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \

@@ -1,7 +1,7 @@
 """Prints the measured figures of the pages from the recorded results (``python -m benchmarks.table``).
 
 The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
-``make benchmark-client``, ``make test-load`` and ``make fuzz``, each with ``RECORD=…``.
+``make benchmark-client``, ``make test-load``, ``make test-rolling`` and ``make fuzz``, each with ``RECORD=…``.
 """
 
 from __future__ import annotations
@@ -252,6 +252,33 @@ def replaced_sentence() -> str:
     return f"{seconds} seconds after its Python process was killed, a new server answered"
 
 
+def rolling_table() -> str:
+    """What was lost while servers were replaced."""
+    found = _document("rolling")
+    titles = {
+        "resent, enhance": "the whole pipeline, the project's client, servers stopped in use",
+        "resent, identity": "`identity` in its place, the project's client, servers stopped in use",
+        "drained": "`identity`, a client that never sends twice, drained as the Deployment says",
+        "at once": "the same client, not drained",
+    }
+    lines = [
+        "| | servers replaced | photographs sent | lost | a server was away (s) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in titles.items():
+        row = found[name]
+        seconds = sorted(row["seconds without it"])
+        away = f"{seconds[0]:.0f}" if len(seconds) == 1 else f"{seconds[0]:.0f} to {seconds[-1]:.0f}"
+        lines.append(f"| {title} | {row['replaced']} | {row['sent']:,} | {row['failed']} | {away} |")
+    return "\n".join(lines)
+
+
+def dead_sentence() -> str:
+    """How long a server with a dead Python process takes to end, as process 1."""
+    found = _document("rolling")["dead"]
+    return f"{found['seconds']:.0f} s after its Python process was killed and the check was called, it had ended"
+
+
 def _document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return document
@@ -260,6 +287,6 @@ def _document(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     for made in (
         transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table, load_sentences, faults_table,
-        batches_sentence, image_table, replaced_sentence,
+        batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")

@@ -125,3 +125,8 @@ def test_ci_calls_the_readmes_test_command():
 @pytest.mark.parametrize("made", [figures.image_table, figures.replaced_sentence])
 def test_the_figures_of_the_containers_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("made", [figures.rolling_table, figures.dead_sentence])
+def test_the_figures_of_the_kubernetes_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")

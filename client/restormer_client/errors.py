@@ -117,11 +117,14 @@ _UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("tream removed", ServerUnavailable),
     ("ndpoint closing", ServerUnavailable),
     ("esolution failed", ServerUnavailable),
+    ("rrors resolving", ServerUnavailable),  # gRPC 1.85: no such name, or one without an address now
     ("recvmsg", ServerUnavailable),
     ("sendmsg", ServerUnavailable),
 )
 #: Of these it is certain that nothing was done.
-UNTOUCHED = ("ailed to connect", "onnection refused", "esolution failed", "erver is stopping", NO_VERSIONS)
+UNTOUCHED = (
+    "ailed to connect", "onnection refused", "esolution failed", "rrors resolving", "erver is stopping", NO_VERSIONS
+)  # fmt: skip
 _BY_STATUS: dict[str, type[EnhanceError]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "NOT_FOUND": ModelNotReady,

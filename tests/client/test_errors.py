@@ -37,6 +37,11 @@ SAID = [
     ("UNAVAILABLE", "Stream removed (Socket closed (GOAWAY received; Error code: 0))", ServerUnavailable),
     (
         "UNAVAILABLE",
+        "errors resolving a.test:8001: [field:hostname lookup error:DNS server returned answer with no data]",
+        ServerUnavailable,
+    ),
+    (
+        "UNAVAILABLE",
         "[request id: <id_unknown>] Server is stopping, scheduler for model has stopped",
         ServerUnavailable,
     ),

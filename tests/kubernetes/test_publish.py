@@ -1,0 +1,112 @@
+"""publish.sh against a folder: `kubectl exec` is stood in for by a script that runs the command here."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from server.preflight import check_engines
+from tests.conftest import ROOT, bare_repository
+from tests.kubernetes.test_manifests import kserve
+
+KUBECTL = """#!/bin/sh
+# What reaches a pod: kubectl exec -i -n restormer restormer-publisher -- COMMAND...
+[ -e "$MODELS" ] || { echo "Error from server (NotFound): pods not found" >&2; exit 1; }
+[ "$1 $2 $3 $4 $5 $6" = "exec -i -n restormer $PUBLISHER --" ] || { echo "unknown: $*" >&2; exit 1; }
+shift 6
+[ -e "$MODELS/full" ] && case "$3" in *mkdir*) head -c 10 | sh -c "$3"; exit 1 ;; esac
+exec "$@"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A model repository here, an empty one there, and a `kubectl` between the two."""
+    shutil.copytree(bare_repository(tmp_path / "bare"), tmp_path / "here")
+    for version in ("1", "2"):
+        folder = tmp_path / "here/restormer" / version
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(version.encode())
+        (folder / "__pycache__").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kubectl").write_text(KUBECTL)
+    (tmp_path / "bin/kubectl").chmod(0o755)
+    return tmp_path
+
+
+def publish(cluster, *arguments):
+    environment = {
+        **os.environ, "PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "MODELS": str(cluster / "there"),
+        "REPOSITORY": str(cluster / "here"), "PUBLISHER": kserve()["Pod"]["metadata"]["name"],
+    }  # fmt: skip
+    command = ["sh", str(ROOT / "deploy/kubernetes/publish.sh"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_the_first_version_brings_configs_and_adapters_and_the_next_itself_alone(cluster):
+    done = publish(cluster, "1")
+    assert done.returncode == 0, done.stderr
+    there = cluster / "there"
+    assert tree(there) == sorted([*tree(cluster / "bare"), "restormer/1", "restormer/1/model.onnx"])
+    (there / "enhance/config.pbtxt").write_text("as it is there")
+    assert publish(cluster, "2").returncode == 0
+    assert (there / "restormer/2/model.onnx").read_bytes() == b"2"
+    assert (there / "enhance/config.pbtxt").read_text() == "as it is there"
+    assert not list(there.glob("restormer/.*"))
+
+
+def test_what_arrives_is_what_the_preflight_wants(cluster, repository):
+    shutil.rmtree(cluster / "here")
+    shutil.copytree(repository, cluster / "here")
+    assert publish(cluster, "1").returncode == 0
+    assert check_engines(cluster / "there").path == cluster / "there/restormer/1/model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say which version"), (["1", "2"], "say which version"), (["../1"], "../1 is no version"),
+        (["7"], "make engine VERSION=7"),
+    ],
+)  # fmt: skip
+def test_a_wrong_version_is_one_line(cluster, arguments, words):
+    done = publish(cluster, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert tree(cluster / "there") == []
+
+
+def test_a_version_that_is_there_is_left_alone(cluster):
+    assert publish(cluster, "1").returncode == 0
+    (cluster / "here/restormer/1/model.onnx").write_bytes(b"another")
+    done = publish(cluster, "1")
+    assert done.returncode == 1
+    assert "is there already" in done.stderr
+    assert (cluster / "there/restormer/1/model.onnx").read_bytes() == b"1"
+
+
+def test_half_a_version_is_never_seen_and_does_not_stand_in_the_way(cluster):
+    assert publish(cluster, "1").returncode == 0
+    (cluster / "there/full").touch()
+    done = publish(cluster, "2")
+    assert done.returncode == 1
+    assert "what is served is as it was" in done.stderr
+    assert not (cluster / "there/restormer/2").exists()
+    (cluster / "there/full").unlink()
+    assert publish(cluster, "2").returncode == 0
+    assert (cluster / "there/restormer/2/model.onnx").read_bytes() == b"2"
+
+
+def test_without_the_publisher_it_says_what_to_apply(cluster):
+    (cluster / "there").rmdir()
+    done = publish(cluster, "1")
+    assert done.returncode == 1
+    assert "kubectl apply -n restormer -f deploy/kubernetes/publisher.yaml" in done.stderr
