@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -32,9 +33,8 @@ def series(url, expression, legend, minutes, step=1):
     found = []
     for one in document["data"]["result"]:
         points = [(float(when), float(value)) for when, value in one["values"] if math.isfinite(float(value))]
-        name = legend
-        for label, value in one["metric"].items():
-            name = name.replace("{{" + label + "}}", value)
+        # As Grafana: a label that a series has not is nothing.
+        name = re.sub(r"{{(\w+)}}", lambda match, labels=one["metric"]: labels.get(match[1], ""), legend)
         found.append((name, [when - end for when, _ in points], [value for _, value in points]))
     return found
 
