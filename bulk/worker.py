@@ -44,8 +44,6 @@ HELD = 2
 #: How often a photograph may break the connection, find no answer in time or make the server fail; it may be what
 #: breaks them.
 TRIES = 3
-#: Photographs in a row that failed for reasons not their own, after which the job is stopped.
-IN_VAIN = 20
 ENGINE_AGE = 10.0  #: seconds for which what the server said of its engine is believed
 
 
@@ -68,7 +66,8 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pace = Pace(settings.patience)
-        self._in_vain = 0
+        self._answered: set[asyncio.Task[Any] | None] = set()
+        self._engine_lock = asyncio.Lock()
         self._said: str | None = None
         self._asked = -ENGINE_AGE
         self._held = asyncio.Semaphore(HELD * settings.in_flight)
@@ -85,8 +84,10 @@ class Worker:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()
+                if task not in self._answered:  # what the server did is written, whatever happened to the others
+                    task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self._answered.difference_update(tasks)
             rows = [row for row in ended if isinstance(row, Row)]
             if rows:
                 await self._write(partial(manifest.write_part, self._settings.output, rows), "the manifest")
@@ -117,18 +118,18 @@ class Worker:
                 except (InvalidOption, AccessDenied) as error:  # would be said of every photograph
                     raise BulkError(said(error)) from None
                 except InvalidRequest as error:
-                    return self._failed(key, source, error, turned_away, its_own=True)
+                    return _row(key, source, status=manifest.FAILED, error=_line(error), turned_away=turned_away)
                 except (Overloaded, ModelNotReady) as error:
                     turned_away += isinstance(error, Overloaded)
                     self._pace.rejected(error)
                 except (ServerUnavailable, DeadlineExceeded, ServerError) as error:
                     tries += not any(words in str(error) for words in UNTOUCHED)
-                    if tries == TRIES:
-                        return self._failed(key, source, error, turned_away, its_own=False)
                     self._pace.rejected(error)
+                    if tries == TRIES:
+                        return _row(key, source, status=manifest.FAILED, error=_line(error), turned_away=turned_away)
             seconds = time.monotonic() - started
         self._pace.taken()
-        self._in_vain = 0
+        self._answered.add(asyncio.current_task())
         await self._write(partial(self._settings.output.write, key, data), key)
         return _row(
             key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._engine(),
@@ -142,21 +143,15 @@ class Worker:
         if self._pace.last and self._pace.is_exhausted():
             raise BulkError(f"nothing was enhanced for {self._settings.patience:g} s: {said(self._pace.last)}")
 
-    def _failed(self, key: str, source: str, error: EnhanceError, turned_away: int, *, its_own: bool) -> Row:
-        if not its_own:
-            self._in_vain += 1
-            if self._in_vain == IN_VAIN:
-                raise BulkError(f"{IN_VAIN} photographs in a row failed, the last with: {said(error)}")
-        return _row(key, source, status=manifest.FAILED, error=_line(error), turned_away=turned_away)
-
     async def _engine(self) -> str | None:
         """What the server says it runs. Asked now and then, since it may be replaced meanwhile."""
-        if time.monotonic() - self._asked > ENGINE_AGE:
-            self._asked = time.monotonic()
-            with contextlib.suppress(EnhanceError):  # it enhanced a photograph just now: what it said last holds
-                found = await self._settings.enhancer.metadata()
-                self._said = f"restormer {'+'.join(found.versions[CORE_MODEL])}, Triton {found.version}"
-        return self._said
+        async with self._engine_lock:
+            if time.monotonic() - self._asked > ENGINE_AGE:
+                with contextlib.suppress(EnhanceError):  # it enhanced a photograph just now: what it said last holds
+                    found = await self._settings.enhancer.metadata()
+                    self._said = f"restormer {'+'.join(found.versions[CORE_MODEL])}, Triton {found.version}"
+                self._asked = time.monotonic()
+            return self._said
 
     async def _write(self, write: Callable[[], None], what: str) -> None:
         try:
