@@ -25,6 +25,7 @@ OUTPUT      ?= out
 
 ENVS   ?= .envs
 BUILD  := $(ENVS)/build/bin/python
+BULK   := $(ENVS)/bulk/bin/python
 SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)"
@@ -37,7 +38,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
+.PHONY: help setup setup-gpu setup-bulk test-bulk benchmark-bulk inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load canary fuzz benchmark-runtimes \
 	benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 lint format lock clean check-python
 
 help:  ## This list
@@ -83,6 +84,13 @@ $(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 	@if [ -e $(ENVS)/gpu.done ]; then rm $(ENVS)/gpu.done; $(MAKE) setup-gpu; fi
 	@touch $@
 
+$(ENVS)/bulk.done: requirements/bulk.txt
+	@$(MAKE) check-python
+	@echo "installing Ray and the client ..." >&2
+	@$(PYTHON) -m venv --clear $(ENVS)/bulk
+	@$(BULK) $(PIP_INSTALL) -r requirements/bulk.txt
+	@touch $@
+
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
@@ -91,6 +99,8 @@ $(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
 	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
 	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
 	@touch $@
+
+setup-bulk: $(ENVS)/bulk-ours.done  ## Ray and what else `.envs/bulk/bin/python -m bulk enhance` needs
 
 inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
@@ -128,6 +138,9 @@ test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
 	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
 
+test-bulk: setup setup-bulk $(ENVS)/dev.done  ## Bulk jobs killed on the way: the driver, an actor, a node, Triton; real Ray, real Triton
+	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
+
 canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
 	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
@@ -162,6 +175,9 @@ benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: th
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
+benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client; two servers; planning a million; a simulation of 1 to 100 GPU nodes
+	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"
 
@@ -179,6 +195,7 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@$(COMPILE) --extra imaging --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
+	@$(COMPILE) --extra bulk -c requirements/client.txt pyproject.toml client/pyproject.toml -o requirements/bulk.txt
 	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt

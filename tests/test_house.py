@@ -15,7 +15,7 @@ from demo import table
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
+ROOMS = {"bulk", "export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
 #: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
 FORBIDDEN = {
     # tritonclient is allowed: the ladder's last rung asks a real Triton (export/served.py).
@@ -25,6 +25,7 @@ FORBIDDEN = {
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
     "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
     "demo": {"server", "tests"},
+    "bulk": (ROOMS - {"bulk", "restormer_client"}) | {"torch", "tritonclient"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
