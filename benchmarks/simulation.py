@@ -14,14 +14,16 @@ import argparse
 import heapq
 import json
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.imaging import GPU_RATE, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
-NODES = (1, 10, 100)
+#: GPU nodes, and prefixes of the object store that the photographs lie under.
+CASES = ((1, 1), (10, 1), (100, 1), (100, 10))
+GPUS = "GPUs"
 PHOTOGRAPHS = 2000  #: a node, of which the first fifth warms up
 
 
@@ -71,7 +73,7 @@ def stations(costs: dict[str, float], assumed: Assumptions, nodes: int) -> list[
         Station("network of the Ray actors", nodes, both / bytes_a_second),
         Station("network of the GPU nodes", nodes, max(costs["bytes_in"], costs["bytes_out"]) / bytes_a_second),
         Station("cores that decode and encode", assumed.cores * nodes, costs["server"]),
-        Station("GPUs", nodes, 1 / assumed.gpu_rate),
+        Station(GPUS, nodes, 1 / assumed.gpu_rate),
         Station("object store, writes", 1, 1 / (assumed.writes * assumed.prefixes), latency),
     ]
 
@@ -134,20 +136,28 @@ def costs_of_a_photograph() -> dict[str, float]:
 
 
 def report(assumed: Assumptions) -> dict[str, Any]:
-    """Every number of nodes."""
-    costs, found = costs_of_a_photograph(), {}
-    for nodes in NODES:
-        row = simulated(stations(costs, assumed, nodes), assumed.in_flight * nodes, PHOTOGRAPHS * nodes)
-        row["of_the_gpus"] = row["photographs_a_second"] / (assumed.gpu_rate * nodes)
-        row["bottleneck"] = max(row["busy"], key=row["busy"].__getitem__)
-        found[str(nodes)] = row
-    return {"assumed": asdict(assumed), "costs": costs, "nodes": found}
+    """Every case."""
+    costs, found = costs_of_a_photograph(), []
+    for nodes, prefixes in CASES:
+        line = stations(costs, replace(assumed, prefixes=prefixes), nodes)
+        row = simulated(line, assumed.in_flight * nodes, PHOTOGRAPHS * nodes)
+        # The GPUs are meant to be the busiest; what comes after them, or before them, is what to look at next.
+        others = {name: share for name, share in row["busy"].items() if name != GPUS}
+        found.append(
+            {
+                "nodes": nodes, "prefixes": prefixes, **row, "next": max(others, key=others.__getitem__),
+                "hours_for_a_hundred_million": 1e8 / row["photographs_a_second"] / 3600,
+            }
+        )  # fmt: skip
+    return {"assumed": {n: v for n, v in asdict(assumed).items() if n != "prefixes"}, "costs": costs, "cases": found}
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in asdict(Assumptions()).items():
+        if name == "prefixes":
+            continue  # is part of the cases
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="default %(default)s")
     parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
     options = vars(parser.parse_args())
@@ -156,10 +166,10 @@ def main() -> None:
     if wrong:
         parser.error(f"--{wrong[0].replace('_', '-')} has to be above 0")
     found = report(Assumptions(**options))
-    for nodes, row in found["nodes"].items():
+    for row in found["cases"]:
         print(
-            f"{nodes:>4} GPU nodes: {row['photographs_a_second']:8.1f} photographs a second, {row['of_the_gpus']:.0%} "
-            f"of the GPUs; {row['bottleneck']} {row['busy'][row['bottleneck']]:.0%} busy"
+            f"{row['nodes']:>4} GPU nodes, {row['prefixes']} prefixes: {row['photographs_a_second']:8.1f} photographs "
+            f"a second; GPUs {row['busy'][GPUS]:.0%} busy, next {row['next']}, {row['busy'][row['next']]:.0%}"
         )
     if record:
         record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

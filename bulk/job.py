@@ -132,6 +132,8 @@ def _through_ray(job: Job, output: storage.Place, todo: list[plan.Photograph], s
     # Ray reports how it is used to its makers unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not job.verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     _begin(job)
@@ -157,15 +159,13 @@ def _begin(job: Job) -> None:
     """Joins the cluster, or begins a Ray of one's own."""
     import ray
 
-    level = logging.INFO if job.verbose else logging.ERROR
-    logging.getLogger("ray.data").setLevel(level)
     # Nodes of a cluster need what bulk imports, not bulk itself: it comes along.
     modules = [str(Path(module.__file__ or "").parent) for module in (bulk, restormer_client)]
     where: dict[str, Any] = {"address": "local", "include_dashboard": False}
     if job.ray_address:
         where = {"address": job.ray_address, "runtime_env": {"py_modules": modules}}
     try:
-        ray.init(log_to_driver=job.verbose, logging_level=level, **where)
+        ray.init(log_to_driver=job.verbose, logging_level=logging.INFO if job.verbose else logging.ERROR, **where)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BulkError(f"no Ray cluster at {job.ray_address}: {' '.join(str(error).split())}") from error
     cores = int(ray.cluster_resources().get("CPU", 0))
@@ -177,6 +177,8 @@ def _begin(job: Job) -> None:
 def _dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> Any:
     import ray.data
 
+    if not job.verbose:  # what ends a job is told in one line
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -204,6 +206,6 @@ def _reason(error: BaseException | None) -> BulkError:
     while seen is not None and not isinstance(seen, BulkError):
         seen = getattr(seen, "cause", None) or seen.__cause__
     if isinstance(seen, BulkError):
-        return BulkError(*seen.args)
+        return BulkError(str(seen).splitlines()[0])  # Ray adds lines of its own
     line = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
     return BulkError(f"Ray: {line} (--verbose tells more)")

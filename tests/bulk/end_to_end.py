@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from restormer_client import Enhancer
 from benchmarks.traffic import Server, kill, served
 from bulk import manifest, storage
 from bulk.__main__ import IN_FLIGHT
-from tests.conftest import ROOT, copied
+from tests.conftest import ROOT, copied, free_port
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
 MANY = 160
@@ -252,6 +253,53 @@ def test_more_in_flight_than_the_queue_takes(triton, real_photos, output):
     summary = Command(real_photos, output, triton.url, in_flight=24).end()
     assert summary["turned_away"] > 0
     assert (summary["enhanced"], summary["failed"]) == (24, 0)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An object store that speaks S3 (moto), and a command in the bulk environment that copies to it and from it."""
+    port = free_port()
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    store = subprocess.Popen(
+        [PYTHON.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def copy(verb, source, target):
+        call = f"import fsspec; fsspec.filesystem('s3').{verb}({str(source)!r}, {str(target)!r}, recursive=True)"
+        subprocess.run([PYTHON, "-c", call], check=True)
+
+    try:
+        wait_for(lambda: is_open(port))
+        subprocess.run([PYTHON, "-c", "import fsspec; fsspec.filesystem('s3').mkdir('homes')"], check=True)
+        yield copy
+    finally:
+        store.terminate()
+        store.wait()
+
+
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_from_an_object_store_to_an_object_store(server, many, bucket, tmp_path):
+    bucket("put", f"{many}/", "homes/in/")
+    output = storage.Place(None, "s3://homes/out")
+    before = sent(server)
+    job = Command("s3://homes/in", output, server.url)
+    wait_for(lambda: sent(server) - before >= MANY // 3)
+    kill(job.process.pid)
+    job.process.wait()
+    wait_for(lambda: not job.processes(), seconds=60)
+    summary = Command("s3://homes/in", output, server.url).end()
+    assert 0 < summary["enhanced"] < MANY
+    assert sent(server) - before <= MANY + 2 * TINY + IN_FLIGHT
+    bucket("get", "homes/out/", f"{tmp_path}/out")
+    check_all_done(many, storage.place(f"{tmp_path}/out"))
 
 
 def test_a_server_that_stays_away_ends_the_job_in_one_line(waiting, many, output):
