@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (BulkError, EnhanceError, OSError, ValueError) as error:
         print(f"error: {said(error)}", file=sys.stderr)
         return 1
+    except Exception as error:  # noqa: BLE001 - file systems raise what the libraries below them do
+        print(f"error: {type(error).__name__}: {said(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130

@@ -200,12 +200,12 @@ def _dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> An
     )
 
 
-def _reason(error: BaseException | None) -> BulkError:
-    """Ours, if it is behind what Ray raised; else Ray's first line."""
-    first, seen = error, error
-    while seen is not None and not isinstance(seen, BulkError):
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    if isinstance(seen, BulkError):
-        return BulkError(str(seen).splitlines()[0])  # Ray adds lines of its own
-    line = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
-    return BulkError(f"Ray: {line} (--verbose tells more)")
+def _reason(error: BaseException) -> BulkError:
+    """Ours, if it is behind what Ray raised; else what is behind it, or Ray's own."""
+    seen = error
+    while not isinstance(seen, BulkError) and (behind := getattr(seen, "cause", None) or seen.__cause__):
+        seen = behind
+    line = str(seen).splitlines()[0] if str(seen) else ""  # Ray adds lines of its own
+    return BulkError(
+        line if isinstance(seen, BulkError) else f"Ray: {type(seen).__name__}: {line} (--verbose tells more)"
+    )

@@ -84,12 +84,13 @@ class Place:
 
     def sizes(self) -> dict[str, int]:
         """Every file in it and in its folders, with its bytes; none where it is not there."""
-        self.fs.invalidate_cache(self.root)
+        self.fs.invalidate_cache()  # others write, too
         found = self.fs.find(self.root, detail=True)
         return {self._name(path): int(info["size"] or 0) for path, info in found.items()}
 
     def names(self) -> Iterator[str]:
         """The same, without sizes."""
+        self.fs.invalidate_cache()
         yield from (self._name(path) for path in self.fs.find(self.root))
 
     def remove(self, name: str) -> None:

@@ -90,17 +90,17 @@ class Worker:
             self._answered.difference_update(tasks)
             rows = [row for row in ended if isinstance(row, Row)]
             if rows:
-                await self._write(partial(manifest.write_part, self._settings.output, rows), "the manifest")
+                await self._done(partial(manifest.write_part, self._settings.output, rows), "the manifest")
         yield manifest.table(rows)
 
     async def _row(self, key: str, source: str) -> Row:
         async with self._held:
-            if await self._in_thread(partial(self._settings.output.exists, key)):
-                data = await self._in_thread(partial(self._settings.output.read, key))
+            if await self._done(partial(self._settings.output.exists, key), key):
+                data = await self._done(partial(self._settings.output.read, key), key)
                 return _row(key, source, status=manifest.ENHANCED, **_of(data))
             try:
                 photograph = await self._in_thread(partial(storage.read, source))
-            except (OSError, ValueError, ImportError) as error:
+            except Exception as error:  # noqa: BLE001 - file systems raise what the libraries below them do
                 return _row(key, source, status=manifest.FAILED, error=_line(error))
             return await self._enhanced(key, source, photograph)
 
@@ -130,7 +130,7 @@ class Worker:
             seconds = time.monotonic() - started
         self._pace.taken()
         self._answered.add(asyncio.current_task())
-        await self._write(partial(self._settings.output.write, key, data), key)
+        await self._done(partial(self._settings.output.write, key, data), key)
         return _row(
             key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._engine(),
             turned_away=turned_away, **_of(data),
@@ -153,11 +153,12 @@ class Worker:
                 self._asked = time.monotonic()
             return self._said
 
-    async def _write(self, write: Callable[[], None], what: str) -> None:
+    async def _done(self, function: Callable[[], T], what: str) -> T:
+        """Something with the output, without which the job cannot go on."""
         try:
-            await self._in_thread(write)
-        except OSError as error:
-            raise BulkError(f"{what} cannot be written to {self._settings.output.url}: {said(error)}") from error
+            return await self._in_thread(function)
+        except Exception as error:
+            raise BulkError(f"{self._settings.output.url}, {what}: {_line(error)}") from error
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

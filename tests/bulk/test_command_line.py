@@ -1,15 +1,17 @@
 """``python -m bulk`` before there is any Ray: usage, what is wrong at the start, and when nothing is left to do."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from restormer_client import InvalidOption
 from restormer_client.testing import FakeTriton
 
-from bulk import manifest, storage
-from bulk.__main__ import IN_FLIGHT, main
+from bulk import manifest, storage, worker
+from bulk.__main__ import AN_ACTOR, IN_FLIGHT, PATIENCE, _parser, main
 from tests.bulk.test_manifest import row
 
 NOBODY = "127.0.0.1:9"
@@ -122,6 +124,27 @@ def test_it_starts_without_ray_and_without_torch():
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert not {"ray", "torch", "server", "export", "imaging", "pandas"} & set(loaded)
+
+
+def test_the_scaling_page_knows_the_options_and_the_figures():
+    """Every option it names is one, every option of the job is named, and what the code does stands there as it is."""
+    page = Path("docs/scaling.md").read_text(encoding="utf-8")
+    known = {flag for action in verb()._actions for flag in action.option_strings}
+    others = {"--input_dir", "--output_dir", "--gpu-rate"}  # the client's, the simulation's
+    assert set(re.findall(r"--[a-z][a-z_-]+", page)) - others <= known
+    jobs = {"--input", "--output", "--server", "--in-flight", "--shard", "--patience", "--price-per-hour"}
+    assert jobs | {"--ray-address", "--actors"} <= set(re.findall(r"--[a-z][a-z-]+", page))
+    assert f"within `--patience` ({PATIENCE:.0f} s)" in page
+    assert f"`--in-flight {IN_FLIGHT}`, the default" in page
+    assert f"one for every {AN_ACTOR} in flight" in page
+    assert worker.TRIES == 3
+    assert "met no answer or a failing server, three times" in page
+    assert not [name for name in manifest.SCHEMA.names if f"`{name}`" not in page]
+
+
+def verb():
+    (verbs,) = (action for action in _parser()._actions if action.dest == "verb")
+    return verbs.choices["enhance"]
 
 
 def test_as_many_in_flight_as_a_cpu_servers_queue_takes():
