@@ -91,6 +91,11 @@ $(ENVS)/bulk.done: requirements/bulk.txt
 	@$(BULK) $(PIP_INSTALL) -r requirements/bulk.txt
 	@touch $@
 
+$(ENVS)/bulk-test.done: requirements/bulk-test.txt $(ENVS)/bulk-ours.done
+	@echo "installing an object store to test against ..." >&2
+	@$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt
+	@touch $@
+
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
@@ -138,7 +143,7 @@ test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
 test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
 	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
 
-test-bulk: setup setup-bulk $(ENVS)/dev.done  ## Bulk jobs killed on the way: the driver, an actor, a node, Triton; real Ray, real Triton
+test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Bulk jobs killed on the way: the driver, an actor, a node, Triton; real Ray, real Triton
 	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
 
 canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
@@ -196,6 +201,7 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
 	@$(COMPILE) --extra bulk -c requirements/client.txt pyproject.toml client/pyproject.toml -o requirements/bulk.txt
+	@$(COMPILE) --extra bulk-test -c requirements/bulk.txt pyproject.toml -o requirements/bulk-test.txt
 	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt

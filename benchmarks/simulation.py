@@ -85,19 +85,16 @@ def simulated(line: list[Station], in_flight: int, photographs: int, seed: int =
         station.free, station.busy = [0.0] * station.servers, 0.0
     # (when, who, at which station); who breaks the tie.
     events = [(0.0, number, 0) for number in range(in_flight)]
-    ended: list[float] = []
-    started, warm = in_flight, 0.0
-    while events:
+    warming, ended, now, began = photographs // 5, 0, 0.0, 0.0
+    while ended < photographs:
         now, number, place = heapq.heappop(events)
         if place == len(line):
-            ended.append(now)
-            if len(ended) == photographs // 5:
-                warm = now
+            ended += 1
+            if ended == warming:
+                began = now
                 for station in line:
                     station.busy = 0.0
-            if started < photographs:
-                heapq.heappush(events, (now, started, 0))
-                started += 1
+            heapq.heappush(events, (now, ended + in_flight, 0))  # the next one
             continue
         station = line[place]
         begin = max(now, heapq.heappop(station.free))
@@ -105,11 +102,8 @@ def simulated(line: list[Station], in_flight: int, photographs: int, seed: int =
         station.busy += lasts
         heapq.heappush(station.free, begin + lasts)
         heapq.heappush(events, (begin + lasts + station.delay, number, place + 1))
-    # The end, where fewer and fewer are on their way, does not count.
-    last = ended[photographs - in_flight - 1]
-    rate = (photographs - in_flight - photographs // 5) / (last - warm)
-    full = {s.name: min(1.0, s.busy / (ended[-1] - warm) / s.servers) for s in line}
-    return {"photographs_a_second": rate, "busy": full}
+    busy = {station.name: min(1.0, station.busy / (now - began) / station.servers) for station in line}
+    return {"photographs_a_second": (photographs - warming) / (now - began), "busy": busy}
 
 
 def costs_of_a_photograph() -> dict[str, float]:
