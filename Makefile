@@ -181,7 +181,8 @@ benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: th
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client; two servers; planning a million; a simulation of 1 to 100 GPU nodes
-	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)"); \
+		reached=$$?; $(BUILD) -m benchmarks.simulation $(if $(RECORD),--record "$(dir $(RECORD))simulation.json") && exit $$reached
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"
