@@ -203,7 +203,8 @@ def _dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> An
 def _reason(error: BaseException) -> BulkError:
     """Ours, if it is behind what Ray raised; else what is behind it, or Ray's own."""
     seen = error
-    while not isinstance(seen, BulkError) and (behind := getattr(seen, "cause", None) or seen.__cause__):
+    # Ray's error is of our class as well, but says what Ray says; ``cause`` is what the actor raised.
+    while behind := getattr(seen, "cause", None) or (None if isinstance(seen, BulkError) else seen.__cause__):
         seen = behind
     line = str(seen).splitlines()[0] if str(seen) else ""  # Ray adds lines of its own
     return BulkError(
