@@ -41,7 +41,7 @@ def enhance_all(
     A photograph that finds the queue full comes back at the end, and nothing is sent for as long as the server hints,
     longer each time: a folder must not make an overload worse.
     """
-    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), Pace()
+    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), Pace(PATIENCE)
 
     def sources() -> Iterator[Path]:
         while waiting and not pace.is_exhausted():
@@ -74,7 +74,7 @@ def enhance_all(
 class Pace:
     """When the next photograph may be sent to a server whose queue was full."""
 
-    def __init__(self, patience: float = PATIENCE) -> None:
+    def __init__(self, patience: float) -> None:
         self._patience = patience
         self.last: EnhanceError | None = None
         self._since = self._until = self._pause = 0.0
