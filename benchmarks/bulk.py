@@ -114,7 +114,7 @@ def in_turns(server: Server, photos: Path, rounds: int, core: int) -> dict[str, 
             runs.append(timed(way, photos, server.url, IN_FLIGHT, {core}))
     made: dict[str, Any] = {way: _summed(runs) for way, runs in found.items()}
     ratios = [b["photographs_a_second"] / c["photographs_a_second"] for c, b in zip(*found.values(), strict=True)]
-    return {**made, "ratio": statistics.median(ratios), "ratios": ratios}
+    return {**made, "ratio": statistics.median(ratios), "ratios": ratios, "rounds": rounds}
 
 
 def _summed(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -138,7 +138,7 @@ def scaled(repository: Path, paths: Sequence[Path], rounds: int, cores: list[int
             one.append(timed("bulk", photos, first.url, IN_FLIGHT, {cores[1]}))
             two.append(timed("bulk", photos, both, 2 * IN_FLIGHT, set(cores)))
     ratios = [t["photographs_a_second"] / o["photographs_a_second"] for o, t in zip(one, two, strict=True)]
-    found = {"one": _summed(one), "two": _summed(two), "ratio": statistics.median(ratios), "ratios": ratios}
+    found = {"one": _summed(one), "two": _summed(two), "ratio": statistics.median(ratios), "rounds": rounds}
     return {"servers": found}
 
 
@@ -247,7 +247,7 @@ def main() -> int:
     if len(cores) < 2 or not photos or not BULK.is_file():
         sys.exit(f"error: needs two cores, photographs in {options.photos} and {BULK} (make setup-bulk)")
     os.sched_setaffinity(0, {cores[1]})
-    found: dict[str, Any] = {"cpu": _cpu(), "in_flight": IN_FLIGHT, "rounds": options.rounds, "count": COUNT}
+    found: dict[str, Any] = {"cpu": _cpu(), "in_flight": IN_FLIGHT, "count": COUNT}
     try:
         for part in [options.only] if options.only else PARTS:
             found |= PARTS[part](options.repository, photos, options.rounds, cores)
