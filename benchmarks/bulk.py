@@ -38,7 +38,7 @@ from benchmarks.traffic import Server, served
 BULK = Path(".envs/bulk/bin/python")
 IN_FLIGHT = 8
 GOAL = 0.95  #: of the plain client's rate
-COUNT = {"enhance": 16, "identity": 600, "servers": 24}
+COUNT = {"enhance": 28, "identity": 600, "servers": 24}
 
 
 @contextmanager

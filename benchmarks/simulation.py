@@ -24,7 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 #: GPU nodes, and prefixes of the object store that the photographs lie under.
 CASES = ((1, 1), (10, 1), (100, 1), (100, 10))
 GPUS = "GPUs"
-PHOTOGRAPHS = 2000  #: a node, of which the first fifth warms up
+#: Of which the first fifth warms up: so many at the least, and so many a node.
+PHOTOGRAPHS, A_NODE = 50_000, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def report(assumed: Assumptions) -> dict[str, Any]:
     costs, found = costs_of_a_photograph(), []
     for nodes, prefixes in CASES:
         line = stations(costs, replace(assumed, prefixes=prefixes), nodes)
-        row = simulated(line, assumed.in_flight * nodes, PHOTOGRAPHS * nodes)
+        row = simulated(line, assumed.in_flight * nodes, max(PHOTOGRAPHS, A_NODE * nodes))
         # The GPUs are meant to be the busiest; what comes after them, or before them, is what to look at next.
         others = {name: share for name, share in row["busy"].items() if name != GPUS}
         found.append(

@@ -242,12 +242,12 @@ def bulk_table() -> str:
 def bulk_sentences() -> str:
     """The rest of what `make benchmark-bulk` found."""
     found = _document("bulk")
-    ratio, rounds = found["enhance"]["ratio"], found["enhance"]["rounds"]
+    ratio, rounds = found["enhance"]["ratio"], ", ".join(f"{each:.2f}" for each in found["enhance"]["ratios"])
     servers, plan = found["servers"], found["planning"]
     return "\n".join(
         [
             f"- The goal, {BULK_GOAL} of the plain client's rate: {'reached' if ratio >= BULK_GOAL else 'missed'} "
-            f"({ratio:.3f}; medians of {rounds} rounds of {found['count']['enhance']} photographs).",
+            f"({ratio:.3f}; by round, {found['count']['enhance']} photographs each: {rounds}).",
             f"- Two servers, a core each, with everything else on the same two cores: {servers['ratio']:.2f} times one "
             f"server with the",
             f"  other core for everything else ({servers['two']['photographs_a_second']:.3g} and "
