@@ -25,6 +25,7 @@ OUTPUT      ?= out
 
 ENVS   ?= .envs
 BUILD  := $(ENVS)/build/bin/python
+BULK   := $(ENVS)/bulk/bin/python
 SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)"
@@ -37,8 +38,9 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu inspect engine engines rollback serve stop demo test test-docker verify-gpu test-load test-rolling canary fuzz \
-	benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-int8 roofline lint format lock clean check-python
+.PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
+	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
+	lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +85,18 @@ $(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
 	@if [ -e $(ENVS)/gpu.done ]; then rm $(ENVS)/gpu.done; $(MAKE) setup-gpu; fi
 	@touch $@
 
+$(ENVS)/bulk.done: requirements/bulk.txt
+	@$(MAKE) check-python
+	@echo "installing Ray and the client ..." >&2
+	@$(PYTHON) -m venv --clear $(ENVS)/bulk
+	@$(BULK) $(PIP_INSTALL) -r requirements/bulk.txt
+	@touch $@
+
+$(ENVS)/bulk-test.done: requirements/bulk-test.txt $(ENVS)/bulk-ours.done
+	@echo "installing an object store to test against ..." >&2
+	@$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt
+	@touch $@
+
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
 
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
@@ -91,6 +105,8 @@ $(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
 	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
 	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
 	@touch $@
+
+setup-bulk: $(ENVS)/bulk-ours.done  ## Ray and what else `.envs/bulk/bin/python -m bulk enhance` needs
 
 inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
@@ -131,6 +147,9 @@ test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, 
 test-rolling: setup $(ENVS)/dev.done  ## Two real Tritons behind round robin, replaced while photographs are on their way; none may be lost
 	@$(BUILD) -m benchmarks.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
 
+test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Bulk jobs killed on the way: the driver, an actor, a node, Triton; real Ray, real Triton
+	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
+
 canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
 	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
@@ -168,6 +187,10 @@ benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: th
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
+benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client; two servers; planning a million; a simulation of 1 to 100 GPU nodes
+	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)"); \
+		reached=$$?; $(BUILD) -m benchmarks.simulation $(if $(RECORD),--record "$(dir $(RECORD))simulation.json") && exit $$reached
+
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"
 
@@ -185,6 +208,8 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@$(COMPILE) --extra imaging --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
+	@$(COMPILE) --extra bulk -c requirements/client.txt pyproject.toml client/pyproject.toml -o requirements/bulk.txt
+	@$(COMPILE) --extra bulk-test -c requirements/bulk.txt pyproject.toml -o requirements/bulk-test.txt
 	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt

@@ -15,7 +15,7 @@ from demo import table
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
+ROOMS = {"bulk", "export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
 #: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
 FORBIDDEN = {
     # tritonclient is allowed: the ladder's last rung asks a real Triton (export/served.py).
@@ -25,6 +25,7 @@ FORBIDDEN = {
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
     "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
     "demo": {"server", "tests"},
+    "bulk": (ROOMS - {"bulk", "restormer_client"}) | {"torch", "tritonclient"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -126,6 +127,13 @@ def test_every_setting_of_the_server_is_on_the_production_page():
 def test_ci_calls_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make test" in shell_commands()
+
+
+@pytest.mark.parametrize(
+    "made", [figures.bulk_table, figures.bulk_sentences, figures.simulation_table, figures.simulation_sentence]
+)
+def test_the_figures_of_the_scaling_page_are_the_measured_ones(made):
+    assert made() in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("made", [figures.image_table, figures.replaced_sentence])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
@@ -103,11 +103,13 @@ class Health:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Name and version of the server, and the tensors of its models: ``{model: {tensor: (datatype, shape)}}``."""
+    """Name and version of the server, and of its models the tensors, ``{model: {tensor: (datatype, shape)}}``, and the
+    versions in service (of ``restormer``: the engine's)."""
 
     name: str
     version: str
     models: dict[str, dict[str, tuple[str, tuple[int, ...]]]]
+    versions: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Deadline:
@@ -186,7 +188,7 @@ class Calls:
         """
         deadline = Deadline(timeout)
         if self._core_tensors is None:
-            tensors = yield from self._tensors(CORE_MODEL, deadline)
+            tensors = _tensors((yield from self._model(CORE_MODEL, deadline)))
             if "input" not in tensors:
                 raise ServerError(
                     f"{self.connection.url}: {CORE_MODEL!r} there has no tensor 'input'", model=CORE_MODEL
@@ -245,13 +247,14 @@ class Calls:
         ) from error
 
     def metadata(self, *, timeout: float = TIMEOUT) -> Flow[Metadata]:
-        """The server's version, and the tensors of ``enhance`` and ``restormer``."""
+        """The server's version, and tensors and versions of ``enhance`` and ``restormer``."""
         deadline = Deadline(timeout)
         server = yield from self._ask("ServerMetadata", deadline)
-        models = {}
+        models, versions = {}, {}
         for model in (MODEL, CORE_MODEL):
-            models[model] = yield from self._tensors(model, deadline)
-        return Metadata(name=server.name, version=server.version, models=models)
+            found = yield from self._model(model, deadline)
+            models[model], versions[model] = _tensors(found), tuple(found.versions)
+        return Metadata(name=server.name, version=server.version, models=models, versions=versions)
 
     def _infer(
         self, model: str, tensor: wire.Tensor, parameters: dict[str, str], level: int, deadline: Deadline
@@ -328,10 +331,8 @@ class Calls:
         except ModelNotReady:
             return False
 
-    def _tensors(self, model: str, deadline: Deadline) -> Flow[dict[str, tuple[str, tuple[int, ...]]]]:
-        metadata = yield from self._ask("ModelMetadata", deadline, retry=True, name=model)
-        tensors = (*metadata.inputs, *metadata.outputs)
-        return {tensor.name: (tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
+    def _model(self, model: str, deadline: Deadline) -> Flow[Any]:
+        return (yield from self._ask("ModelMetadata", deadline, retry=True, name=model))
 
 
 class Client:
@@ -352,6 +353,12 @@ class Client:
     def url(self) -> str:
         """Where the server is."""
         return self._calls.connection.url
+
+
+def _tensors(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors in a model's metadata, in and out."""
+    tensors = (*model.inputs, *model.outputs)
+    return {tensor.name: (tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
 
 
 def _level(priority: Priority) -> int:

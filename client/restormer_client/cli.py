@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from restormer_client import folder
 from restormer_client.calls import LONGEST, TIMEOUT
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        with _enhancer(options) as enhancer:
+        with Enhancer(**server_of(options)) as enhancer:
             return int(options.run(enhancer, options, parser))
     except (EnhanceError, OSError, ValueError) as error:
         print(f"error: {said(error)}", file=sys.stderr)
@@ -61,15 +61,15 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     _add_files(enhance)
-    _add_wishes(enhance)
+    add_wishes(enhance)
     enhance.set_defaults(run=_enhance)
     status = verbs.add_parser("status", help="say whether the server enhances: sends a tiny photograph through it")
     status.add_argument(
-        "--wait", type=_seconds, metavar="SECONDS", help="wait so long for the server to be ready and to enhance"
+        "--wait", type=seconds, metavar="SECONDS", help="wait so long for the server to be ready and to enhance"
     )
     status.set_defaults(run=_status)
     for verb in (enhance, status):
-        _add_server(verb)
+        add_server(verb)
     return parser
 
 
@@ -82,11 +82,12 @@ def _add_files(verb: argparse.ArgumentParser) -> None:
     many = verb.add_argument_group("a folder of photographs")
     many.add_argument("--input_dir", "--input-dir", type=Path, metavar="FOLDER", help="read with its subfolders")
     many.add_argument("--output_dir", "--output-dir", type=Path, metavar="FOLDER", help="same names; made if missing")
-    many.add_argument("--jobs", type=_count, default=8, help="photographs on their way at a time (default %(default)s)")
+    many.add_argument("--jobs", type=count, default=8, help="photographs on their way at a time (default %(default)s)")
     many.add_argument("--report", type=Path, metavar="FILE", help="what failed and why, .csv or .json")
 
 
-def _add_wishes(verb: argparse.ArgumentParser) -> None:
+def add_wishes(verb: argparse.ArgumentParser) -> None:
+    """What is asked of each photograph; `wishes_of` reads it."""
     wishes = verb.add_argument_group("what comes back")
     formats = ("jpeg", "png", "webp", "tiff", "avif")
     wishes.add_argument("--format", choices=formats, help="default: the input's own, whatever the output is called")
@@ -97,11 +98,13 @@ def _add_wishes(verb: argparse.ArgumentParser) -> None:
     wishes.add_argument("--tiled", action="store_true", help="run over the full resolution in tiles; much slower")
 
 
-def _add_server(verb: argparse.ArgumentParser) -> None:
+def add_server(verb: argparse.ArgumentParser, flag: str = "--url", timeout: float = TIMEOUT) -> None:
+    """Where the server is and who we are; `server_of` reads it."""
     server = verb.add_argument_group("the server")
     url = os.environ.get("RESTORMER_URL", "127.0.0.1:8001")
-    server.add_argument("--url", default=url, help="host:port, dns:///host:port (default $RESTORMER_URL, %(default)s)")
-    server.add_argument("--timeout", type=_seconds, default=TIMEOUT, help="seconds a photograph (default %(default)g)")
+    where = "host:port, dns:///host:port (default $RESTORMER_URL, %(default)s)"
+    server.add_argument(flag, dest="url", metavar="URL", default=url, help=where)
+    server.add_argument("--timeout", type=seconds, default=timeout, help="seconds a photograph (default %(default)g)")
     server.add_argument("--tls-ca", type=Path, metavar="PEM", help="speak TLS; who signed the server's certificate")
     server.add_argument("--tls-cert", type=Path, metavar="PEM", help="our certificate, for mutual TLS")
     server.add_argument("--tls-key", type=Path, metavar="PEM", help="our key, for mutual TLS")
@@ -109,17 +112,21 @@ def _add_server(verb: argparse.ArgumentParser) -> None:
     server.add_argument("--token-file", type=Path, metavar="FILE", help="sent as authorization: Bearer")
 
 
-def _enhancer(options: argparse.Namespace) -> Enhancer:
+def wishes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_wishes` was given, as the arguments of `Enhancer.enhance`."""
+    return {name: getattr(options, name) for name in ("format", "quality", "size", "strength", "gps", "tiled")}
+
+
+def server_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_server` was given, as the arguments of `Enhancer`. Raises `OSError` where the token cannot be read."""
     paths = {"ca": options.tls_ca, "cert": options.tls_cert, "key": options.tls_key, "name": options.tls_name}
     token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
-    return Enhancer(options.url, tls=TLS(**paths) if any(paths.values()) else None, token=token)
+    return {"url": options.url, "tls": TLS(**paths) if any(paths.values()) else None, "token": token}
 
 
 def _enhance(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
     source, target = options.input or options.positional_input, options.output or options.positional_output
-    asked = {
-        name: getattr(options, name) for name in ("format", "quality", "size", "strength", "gps", "tiled", "timeout")
-    }
+    asked = {**wishes_of(options), "timeout": options.timeout}
     one, many = (source, target), (options.input_dir, options.output_dir)
     if all(many) and not any(one):
         return _folder(enhancer, options, asked)
@@ -178,17 +185,19 @@ def _status(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) ->
     return 0
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time on a command line."""
     try:
-        seconds = float(text)
+        found = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= LONGEST:
+        found = 0.0
+    if not 0 < found <= LONGEST:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0, a day at the most")
-    return seconds
+    return found
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of things on a command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number from 1 up")
     return int(text)

@@ -6,7 +6,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 #: Names that photographs have, as the server reads them.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -40,7 +43,7 @@ def jobs(source: Path, target: Path, format: str | None) -> list[Job]:
         raise NotADirectoryError(f"{source} is not a folder of photographs")
     if target.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{target} is where the photographs are, or above: give another folder to write to")
-    found = [Job(path, target / _renamed(path.relative_to(source), format)) for path in _photographs(source, target)]
+    found = [Job(path, target / renamed(path.relative_to(source), format)) for path in _photographs(source, target)]
     taken: dict[Path, Path] = {}
     for job in found:
         if other := taken.get(job.target):
@@ -63,7 +66,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _renamed(path: Path, format: str | None) -> Path:
+def renamed(path: AnyPath, format: str | None) -> AnyPath:
+    """The name an enhanced photograph has: its own, with the suffix of the format asked for (JPEG for HEIC)."""
     asked = format or _COMES_BACK_AS.get(path.suffix.lower())
     return path.with_suffix(_SUFFIX_OF[asked]) if asked else path
 

@@ -41,11 +41,11 @@ def enhance_all(
     A photograph that finds the queue full comes back at the end, and nothing is sent for as long as the server hints,
     longer each time: a folder must not make an overload worse.
     """
-    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), _Pace()
+    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), Pace(PATIENCE)
 
     def sources() -> Iterator[Path]:
         while waiting and not pace.is_exhausted():
-            pace.wait()
+            time.sleep(pace.left())
             yield waiting.popleft().source
 
     def failed(job: Job, error: Exception) -> None:
@@ -71,20 +71,22 @@ def enhance_all(
                 progress.count(failed=True)
 
 
-class _Pace:
+class Pace:
     """When the next photograph may be sent to a server whose queue was full."""
 
-    def __init__(self) -> None:
-        self.last: Overloaded | None = None
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self.last: EnhanceError | None = None
         self._since = self._until = self._pause = 0.0
 
-    def rejected(self, error: Overloaded) -> None:
-        """One was: all wait. Those that were on their way with it do not make the wait longer."""
+    def rejected(self, error: EnhanceError) -> None:
+        """One was turned away: all wait. Those that were on their way with it do not make the wait longer."""
         now = time.monotonic()
         if self.last is None:
             self._since = now
         if now >= self._until:
-            self._pause = min(max(2 * self._pause, error.retry_after), _LONGEST_PAUSE)
+            hint = getattr(error, "retry_after", Overloaded.retry_after)
+            self._pause = min(max(2 * self._pause, hint), _LONGEST_PAUSE)
             self._until = now + self._pause
         self.last = error
 
@@ -94,10 +96,11 @@ class _Pace:
 
     def is_exhausted(self) -> bool:
         """Whether the server was overloaded for too long."""
-        return self.last is not None and time.monotonic() - self._since > PATIENCE
+        return self.last is not None and time.monotonic() - self._since > self._patience
 
-    def wait(self) -> None:
-        time.sleep(max(self._until - time.monotonic(), 0.0))
+    def left(self) -> float:
+        """Seconds until then."""
+        return max(self._until - time.monotonic(), 0.0)
 
 
 def report(path: Path, failures: Sequence[Failed]) -> None:

@@ -142,7 +142,7 @@ class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
         if request.name == CORE_MODEL:
             names, datatype, shape = ("input", "output"), "FP32", _CORE_SHAPE
         sides = [tensor(name=name, datatype=datatype, shape=shape) for name in names]
-        return pb.ModelMetadataResponse(name=request.name, inputs=sides[:1], outputs=sides[1:])
+        return pb.ModelMetadataResponse(name=request.name, versions=["1"], inputs=sides[:1], outputs=sides[1:])
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         if request.model_name in self._fake.missing:

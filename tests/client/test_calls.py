@@ -207,6 +207,7 @@ def test_metadata(enhancer):
     found = enhancer.metadata()
     assert found.name == "triton"
     assert found.models["restormer"]["input"] == ("FP32", (-1, 3, 512, 512))
+    assert found.versions["restormer"] == ("1",)
 
 
 def test_a_closed_client_says_so(fake):

@@ -1,0 +1,20 @@
+"""A Ray cluster of three nodes on this machine: a head without work, and two that work. Run by the bulk environment.
+
+Prints the address; kills one of the two, as when a machine is lost, for the line ``kill``; ends with its input.
+"""
+
+import sys
+
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+try:
+    for line in sys.stdin:
+        if line.strip() == "kill":
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+            print("killed", flush=True)
+finally:
+    cluster.shutdown()

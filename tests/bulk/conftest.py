@@ -1,0 +1,22 @@
+"""An output, and photographs that `FakeTriton` and the memory file system take."""
+
+import pytest
+
+from bulk import storage
+
+
+@pytest.fixture
+def output(tmp_path):
+    return storage.place(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five photographs in two folders, and what is none."""
+    folder = tmp_path / "photos"
+    (folder / "house/rooms").mkdir(parents=True)
+    for name in ("a.jpg", "b.PNG", "house/c.heic", "house/rooms/d.tif", "house/rooms/e.webp"):
+        (folder / name).write_bytes(name.encode())
+    for name in ("notes.txt", ".hidden.jpg"):
+        (folder / name).write_bytes(b"none")
+    return folder
