@@ -396,8 +396,8 @@ def _document(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for made in (
-        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, roofline_table, roofline_layers, ledger_table,
-        load_table, load_sentences, faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
-        bulk_table, bulk_sentences, simulation_table, simulation_sentence,
+        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, roofline_table, roofline_layers,
+        ledger_table, load_table, load_sentences, faults_table, batches_sentence, image_table, replaced_sentence,
+        rolling_table, dead_sentence, bulk_table, bulk_sentences, simulation_table, simulation_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")
