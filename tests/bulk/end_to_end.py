@@ -130,7 +130,7 @@ def test_the_driver_is_killed(server, many, output):
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
     kill(job.process.pid)
     job.process.wait()
-    wait_for(lambda: not job.processes(), seconds=60)  # its Ray went with it
+    wait_for(lambda: not job.processes(), seconds=240)  # its Ray goes with it, on a busy machine in its own time
     kept = len(photographs(output))
     assert kept < MANY
     summary = Command(many, output, server.url).end()
@@ -147,7 +147,7 @@ def test_interrupted(server, many, output):
     assert job.process.returncode == 130
     assert said.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
     assert "Traceback" not in said
-    wait_for(lambda: not job.processes(), seconds=60)
+    wait_for(lambda: not job.processes(), seconds=240)
     Command(many, output, server.url).end()
     check_all_done(many, output)
 
@@ -234,7 +234,7 @@ def test_the_real_pipeline_killed_on_the_way(triton, real_photos, output):
     wait_for(lambda: len(photographs(output)) >= 2, seconds=200)
     kill(job.process.pid)
     job.process.wait()
-    wait_for(lambda: not job.processes(), seconds=60)
+    wait_for(lambda: not job.processes(), seconds=240)
     summary = Command(real_photos, output, triton.url).end(code=1)
     assert (summary["failed"], summary["turned_away"]) == (1, 0)
     rows = {row["key"]: row for row in manifest.read(output).to_pylist()}
@@ -294,7 +294,7 @@ def test_from_an_object_store_to_an_object_store(server, many, bucket, tmp_path)
     wait_for(lambda: sent(server) - before >= MANY // 3)
     kill(job.process.pid)
     job.process.wait()
-    wait_for(lambda: not job.processes(), seconds=60)
+    wait_for(lambda: not job.processes(), seconds=240)
     summary = Command("s3://homes/in", output, server.url).end()
     assert 0 < summary["enhanced"] < MANY
     assert sent(server) - before <= MANY + 2 * TINY + IN_FLIGHT
