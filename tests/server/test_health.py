@@ -86,7 +86,8 @@ def test_a_stop_may_be_told_to_wait_for_less_than_the_exit_timeout(tmp_path, mon
     """A real process that heeds no SIGTERM, taken for the server."""
     deaf = ["sh", "-c", "trap '' TERM; echo deaf; sleep 60 & wait; wait"]
     stubborn = subprocess.Popen(deaf, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    assert stubborn.stdout.readline() == "deaf\n"  # from now on
+    with stubborn.stdout as said:
+        assert said.readline() == "deaf\n"  # from now on
     server = process.Running(pid=stubborn.pid, url="", engine="", engine_sha256="", chosen={})
     monkeypatch.setattr(process, "running", lambda settings: server if stubborn.poll() is None else None)
     monkeypatch.setattr(process, "STOP_SECONDS", 0.5)
