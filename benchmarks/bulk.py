@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -33,25 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.traffic import Server, served
+from benchmarks.traffic import Server, served, with_identity
+from export.machine import cpu_name
 
 BULK = Path(".envs/bulk/bin/python")
 IN_FLIGHT = 8
 GOAL = 0.95  #: of the plain client's rate
 COUNT = {"enhance": 28, "identity": 600, "servers": 24}
-
-
-@contextmanager
-def with_identity(repository: Path) -> Iterator[Path]:
-    """The published models, with ``enhance`` giving back what it is sent."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder, "models")
-        shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        shutil.rmtree(models / "enhance")
-        shutil.copytree(Path(__file__).parent / "identity", models / "enhance")
-        config = models / "enhance/config.pbtxt"
-        config.write_text(config.read_text(encoding="utf-8").replace('name: "identity"', 'name: "enhance"', 1))
-        yield models
 
 
 @contextmanager
@@ -198,7 +185,7 @@ def through_the_pipeline(repository: Path, photos: Sequence[Path], rounds: int, 
 
 def carried(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
     """*Carried*; and the bytes of a photograph."""
-    with photographs(photos, COUNT["identity"]) as folder, with_identity(repository) as models:
+    with photographs(photos, COUNT["identity"]) as folder, with_identity(repository, "enhance") as models:
         size = sum(path.stat().st_size for path in folder.iterdir()) / COUNT["identity"]
         with _pinned(models, cores[0]) as server:
             found = in_turns(server, folder, rounds, cores[1])
@@ -226,11 +213,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     return made
 
 
-def _cpu() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return found[1] if found else "unknown"
-
-
 def main() -> int:
     """Runs the command line; exit 1 if the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -247,7 +229,7 @@ def main() -> int:
     if len(cores) < 2 or not photos or not BULK.is_file():
         sys.exit(f"error: needs two cores, photographs in {options.photos} and {BULK} (make setup-bulk)")
     os.sched_setaffinity(0, {cores[1]})
-    found: dict[str, Any] = {"cpu": _cpu(), "in_flight": IN_FLIGHT, "count": COUNT}
+    found: dict[str, Any] = {"cpu": cpu_name(), "in_flight": IN_FLIGHT, "count": COUNT}
     try:
         for part in [options.only] if options.only else PARTS:
             found |= PARTS[part](options.repository, photos, options.rounds, cores)

@@ -43,7 +43,7 @@ import numpy as np
 import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls, wire
 
-from benchmarks.traffic import Server, served
+from benchmarks.traffic import Server, served, with_identity
 
 #: Photographs on their way at a time. A CPU takes a second or more for each of `enhance`, and its queue is short.
 IN_FLIGHT = {"identity": 4, "enhance": 2}
@@ -53,17 +53,6 @@ POLL = 0.05  #: seconds between two looks at the server's counters
 COPIES = Path(__file__).with_name("copies.c")
 LONG = 10_000  #: photographs through one `map`, for its memory
 OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "tritonclient", "perf_analyzer"
-
-
-@contextmanager
-def server_with_identity(repository: Path) -> Iterator[Server]:
-    """A Triton with the published models and ``identity``, for as long as the block runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder, "models")
-        shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        shutil.copytree(Path(__file__).parent / "identity", models / "identity")
-        with served(models) as server:
-            yield server
 
 
 def counted(server: Server, model: str) -> tuple[float, float]:
@@ -430,7 +419,7 @@ def main() -> None:
     if shutil.which(arguments.perf_analyzer) is None:
         raise SystemExit(f"error: {arguments.perf_analyzer} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
     try:
-        with server_with_identity(arguments.repository) as server:
+        with with_identity(arguments.repository, "identity") as models, served(models) as server:
             found = report(server, arguments.perf_analyzer, arguments.rounds)
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None

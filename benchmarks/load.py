@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks import faults
 from benchmarks.traffic import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
 from benchmarks.traffic import throughput as done_a_second
+from export.machine import cpu_name
 
 OVERLOAD, SKIP = 4.0, 5.0
 CORE_CONFIG = "restormer/configs/cpu.pbtxt"
@@ -64,7 +65,7 @@ def main() -> int:
     photographs = [path.read_bytes() for path in sorted(options.photos.glob("*.jpg"))]
     if not photographs:
         sys.exit(f"error: no JPEG in {options.photos}: name a folder with --photos")
-    figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "cpu": _cpu()}, "seconds": options.seconds}
+    figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "cpu": cpu_name()}, "seconds": options.seconds}
     goals: list[Goal] = []
     if options.only != "faults":
         with served(options.repository) as server:
@@ -185,11 +186,6 @@ async def _memory(server: Server, seconds: float) -> list[float]:
         samples.append(round(await asyncio.to_thread(server.memory_mib), 1))
         await asyncio.sleep(seconds / 40)
     return samples
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.ports import free_ports
-from benchmarks.traffic import SERVER_PYTHON, Server, kill, served
+from benchmarks.traffic import SERVER_PYTHON, Server, kill, served, with_identity
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "deploy/kubernetes/base"
@@ -195,13 +195,9 @@ def pair(repository: Path, chosen: dict[str, int]) -> Iterator[dict[str, Server]
 @contextlib.contextmanager
 def quick(repository: Path) -> Iterator[Path]:
     """The published models with `identity` in the place of ``enhance``, which takes `WORK` seconds and no processor."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder, "models")
-        shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        shutil.rmtree(models / "enhance")
-        shutil.copytree(ROOT / "benchmarks/identity", models / "enhance", ignore=shutil.ignore_patterns("__pycache__"))
+    with with_identity(repository, "enhance") as models:
         for path, changes in (
-            ("config.pbtxt", {'"identity"': '"enhance"', "count: 1": "count: 4"}),
+            ("config.pbtxt", {"count: 1": "count: 4"}),
             ("1/model.py", {"import triton_python": "import time\n\nimport triton_python",
                             "        photographs =": f"        time.sleep({WORK})\n        photographs ="}),
         ):  # fmt: skip

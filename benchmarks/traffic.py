@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def served(repository: Path, *options: str, verb: str = "start", wrapper: Sequen
             yield Server(pid, grpc_port, metrics_port, command, Path(state, "triton.log"))
         finally:
             subprocess.run([*command, "stop"], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def with_identity(repository: Path, name: str) -> Iterator[Path]:
+    """A copy of the published models with `identity` as ``name``, beside them or in the place of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder, "models")
+        shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.rmtree(models / name, ignore_errors=True)
+        shutil.copytree(Path(__file__).parent / "identity", models / name, ignore=shutil.ignore_patterns("__pycache__"))
+        config = models / name / "config.pbtxt"
+        config.write_text(config.read_text(encoding="utf-8").replace('name: "identity"', f'name: "{name}"', 1))
+        yield models
 
 
 def kill(pid: int) -> None:

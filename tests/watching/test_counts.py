@@ -5,7 +5,6 @@ import io
 import shutil
 import time
 from collections.abc import Iterator
-from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -33,14 +32,10 @@ def server(triton, tmp_path_factory) -> Iterator[Server]:
 
 def failures(server):
     """Failures so far, by model and reason."""
-    with urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
-        lines = [
-            line for line in answer.read().decode().splitlines() if line.startswith("nv_inference_request_failure")
-        ]
-    labels = [dict(pair.split("=") for pair in line.partition("{")[2].partition("}")[0].split(",")) for line in lines]
     return {
-        (each["model"].strip('"'), each["reason"].strip('"')): float(line.rpartition(" ")[2])
-        for each, line in zip(labels, lines, strict=True)
+        (model, reason): server.metric("nv_inference_request_failure", model=model, reason=reason)
+        for model in ("enhance", "enhance_tiled", "preprocess", "restormer", "postprocess")
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
     }
 
 
