@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
 from export import int8
 from export.architecture import restormer
 from export.errors import ExportError
+from export.factory import HALVES
 from export.graph import onnx_from_network
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
-from export.rewrites import fold_norms, pad_feed_forward, rewritten, typed
+from export.rewrites import fold_norms, rewritten, typed
 
 IMAGING = Path(__file__).parent / "results/imaging.json"
 MEGAPIXELS = "12"  #: of the photographs whose preparing and finishing take cores
@@ -77,7 +77,8 @@ GPUS = {
     "b200": _gpu("B200, HGX", 7.7, 1100, 2250, 4500, 75, 150,
                  "NVIDIA HGX B200 datasheet (2025), halved where it counts sparsity; half on CUDA cores: 2x float32"),
 }  # fmt: skip
-PRECISIONS = {"fp32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+EXPORTED = ("fp32", "fp16", "bf16")  #: the others are made of these
 #: Nodes that begin a layer, however well the rest is fused.
 ANCHORS = ("Conv", "MatMul", "LayerNormalization", "Softmax")
 #: Nodes that make no tensor: another name for their first input. Of a quantized one the eight bits travel.
@@ -107,18 +108,23 @@ class Layer:
         rates = gpu.vector if self.kind == DEPTHWISE else {**gpu.vector, **gpu.tensor}
         return 2 * self.macs / rates[self.arithmetic] if self.macs else 0.0, self.bytes(batch) / gpu.bandwidth
 
+    def is_bound_by_memory(self, gpu: Gpu, batch: int) -> bool:
+        """Which of the two it is."""
+        arithmetic, memory = self.seconds(gpu, batch)
+        return memory > arithmetic
+
     def bytes(self, batch: int) -> float:
         """What passes memory for one image of a batch."""
         return self.read + self.written + self.weights / batch
 
 
-def graph_in(network: Restormer, precision: str) -> onnx.ModelProto:
-    """The graph that a TensorRT engine of this precision is built from. INT8: every convolution a plan may take."""
+def graphs(network: Restormer) -> dict[str, onnx.ModelProto]:
+    """The graph that a TensorRT engine of each precision is built from. INT8: every convolution a plan may take."""
     ready = rewritten(network)
-    half = PRECISIONS[precision]
-    model = onnx_from_network(typed(ready, half) if half else ready)
+    made = {name: onnx_from_network(typed(ready, HALVES[name]) if name in HALVES else ready) for name in EXPORTED}
     # The scales do not matter here: what a plan leaves out, it leaves out for fidelity.
-    return int8.quantized_graph(model, dict.fromkeys(int8.candidates(ready), 1.0)) if precision == "int8" else model
+    eights = int8.quantized_graph(made["fp16"], dict.fromkeys(int8.candidates(ready), 1.0))
+    return {**made, "tf32": made["fp32"], "int8": eights}
 
 
 def layers(model: onnx.ModelProto, *, fused: bool, tf32: bool = False) -> list[Layer]:
@@ -198,24 +204,23 @@ def by_kind(found: Iterable[Layer], gpu: Gpu, batch: int) -> dict[str, dict[str,
             "gmacs": sum(layer.macs for layer in members) / 1e9,
             "megabytes": sum(layer.bytes(batch) for layer in members) / 1e6,
             "ms": least_ms(members, gpu, batch),
-            "bound_by_memory": sum(
-                bytes_ > arithmetic for arithmetic, bytes_ in (m.seconds(gpu, batch) for m in members)
-            ),
+            "bound_by_memory": sum(member.is_bound_by_memory(gpu, batch) for member in members),
         }
         for kind, members in kinds.items()
     }
     return dict(sorted(table.items(), key=lambda item: -item[1]["ms"]))
 
 
-def ledger(network: Restormer) -> dict[str, dict[str, float]]:
+def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, dict[str, float]]:
     """What each step leaves in the graph: nodes, casts, and the megabytes that pass memory for what is neither a
     convolution nor a product, nothing fused."""
-    folded, steps = fold_norms(network), {}
-    steps["as in the paper, products normalised"] = onnx_from_network(network)
-    steps["norms folded"] = onnx_from_network(folded)
-    steps["feed-forward padded"] = onnx_from_network(pad_feed_forward(folded))
-    steps["float16"] = graph_in(network, "fp16")
-    steps["INT8"] = graph_in(network, "int8")
+    steps = {
+        "as in the paper, products normalised": onnx_from_network(network),
+        "norms folded": onnx_from_network(fold_norms(network)),
+        "feed-forward padded": made["fp32"],
+        "float16": made["fp16"],
+        "INT8": made["int8"],
+    }
     table = {}
     for step, model in steps.items():
         others = [each for each in layers(model, fused=False) if not each.macs]
@@ -235,15 +240,14 @@ def cores_beside(rate: float) -> float | None:
     return float(rate * (row["preprocess"] + row["postprocess"]) / 1e3)
 
 
-def report(network: Restormer, gpu: Gpu, batch: int, price: float | None) -> dict[str, Any]:
+def report(made: dict[str, onnx.ModelProto], gpu: Gpu, batch: int, price: float | None) -> dict[str, Any]:
     """By precision, as the JSON line has it."""
     found: dict[str, Any] = {}
     for precision in PRECISIONS:
-        print(f"  {precision} ...", file=sys.stderr)
-        model, tf32 = graph_in(network, precision), precision == "tf32"
+        model, tf32 = made[precision], precision == "tf32"
         fused, standing = (layers(model, fused=each, tf32=tf32) for each in (True, False))
         ms = least_ms(fused, gpu, batch)
-        of_memory = least_ms((each for each in fused if (t := each.seconds(gpu, batch))[1] > t[0]), gpu, batch)
+        of_memory = least_ms((each for each in fused if each.is_bound_by_memory(gpu, batch)), gpu, batch)
         found[precision] = {
             "fused_ms": ms,
             "standing_ms": least_ms(standing, gpu, batch),
@@ -306,12 +310,14 @@ def main() -> None:
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     gpu = GPUS[arguments.gpu]
+    print("  exporting the graphs ...", file=sys.stderr)
+    made = graphs(network)
     document = {
         "gpu": gpu.name,
         "batch": arguments.batch,
         "calculation": True,
-        "precisions": report(network, gpu, arguments.batch, arguments.price),
-        "ledger": ledger(network),
+        "precisions": report(made, gpu, arguments.batch, arguments.price),
+        "ledger": ledger(network, made),
     }
     print("\n".join(lines(document, gpu.source)))
     if arguments.record:

@@ -23,7 +23,8 @@ def network():
 
 @pytest.fixture(scope="module")
 def graphs(network):
-    return {precision: roofline.graph_in(network, precision) for precision in ("fp32", "fp16", "int8")}
+    made = roofline.graphs(network)
+    return {precision: made[precision] for precision in ("fp32", "fp16", "int8")}
 
 
 def block() -> onnx.ModelProto:
