@@ -22,6 +22,7 @@ from server.errors import ServerError
 from server.settings import Settings, libpython_folder
 
 STOP_SECONDS = 5.0  #: what Triton gets on top of its own exit timeout
+KILLED_SECONDS = 10.0  #: what the kernel gets to clear away what was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,11 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
             time.sleep(0.1)
         if running(settings) == server:
             _signal(server.pid, signal.SIGKILL)
-            _reap(server.pid)
+            # The kernel takes a while to clear away a process with gigabytes; until then it still looks alive.
+            deadline = time.monotonic() + KILLED_SECONDS
+            while running(settings) == server and time.monotonic() < deadline:
+                _reap(server.pid)
+                time.sleep(0.05)
         # Stubs that were starting up do not notice that their parent has gone; they are in its process group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)

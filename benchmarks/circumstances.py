@@ -1,0 +1,100 @@
+"""Where and how figures were measured, for the head of every result; and whether the machine was quiet meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import machine
+
+PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "numpy", "tensorrt-rtx", "tritonclient", "grpcio")
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
+NOISY = 0.15  #: of the median: how far the probes of a quiet machine lie apart at most
+PROBES = 7
+
+
+def circumstances(command: str = "") -> dict[str, Any]:
+    """Machine, versions, commit and command of a run, and how steady the machine is at this moment.
+
+    ``command``: what anyone can run again; by default the module and its arguments. Warns on standard error where the
+    machine is noisy: then its figures drift by as much.
+    """
+    found = noise()
+    if found["spread"] > NOISY or found["stolen"] > NOISY / 3:
+        print(
+            f"  warning: this machine is noisy: the same work took {found['spread']:.0%} longer or shorter, "
+            f"{found['stolen']:.0%} of the time went to other tenants",
+            file=sys.stderr,
+        )
+    return {
+        "cpu": machine.cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "isa": [flag for flag in ISA if flag in machine.cpu_flags()],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": [name for name, _ in machine.gpus()],
+        "system": platform.platform(terse=True),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+        "command": command or shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "noise": found,
+    }
+
+
+def noise() -> dict[str, float]:
+    """How unsteady the machine is: ``spread`` of a fixed piece of work, (most - least) / median over a few tries, and
+    ``stolen``, the share of the processors' time that a hypervisor gave to others meanwhile."""
+    square = np.random.default_rng(0).random((700, 700), np.float32)
+    before, seconds = _ticks(), []
+    for _ in range(PROBES + 1):
+        began = time.perf_counter()
+        for _ in range(4):
+            square @ square
+        seconds.append(time.perf_counter() - began)
+    (stolen, total), warm = (now - then for now, then in zip(_ticks(), before, strict=True)), seconds[1:]
+    return {
+        "spread": (max(warm) - min(warm)) / statistics.median(warm),
+        "stolen": stolen / total if total else 0.0,
+    }
+
+
+def _ticks() -> tuple[int, int]:
+    """Ticks stolen and ticks in all since the machine was started; zeros where the kernel does not count them."""
+    try:
+        counts = [int(each) for each in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+    return counts[7], sum(counts)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """The checkout's commit, with a plus where tracked files were changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _module() -> str:
+    """The module that was started with ``python -m``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
