@@ -90,6 +90,7 @@ def test_a_stop_may_be_told_to_wait_for_less_than_the_exit_timeout(tmp_path, mon
         assert said.readline() == "deaf\n"  # from now on
     server = process.Running(pid=stubborn.pid, url="", engine="", engine_sha256="", chosen={})
     monkeypatch.setattr(process, "running", lambda settings: server if stubborn.poll() is None else None)
+    monkeypatch.setattr(process, "_reap", lambda pid: None)  # it is the test's child, and to be asked how it ended
     monkeypatch.setattr(process, "STOP_SECONDS", 0.5)
     began = time.monotonic()
     assert process.stop(Settings(state=tmp_path, exit_timeout=600), at_most=1)
