@@ -39,12 +39,12 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
+	verify-gpu canary fuzz benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
 	lint format lock clean check-python
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
+	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
 	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
@@ -171,8 +171,8 @@ test-docker: setup $(ENVS)/dev.done  ## The containers, really: a clean clone bu
 verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
 	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
-benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
-	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
+benchmark-core: $(ENVS)/build-ours.done  ## The network alone in every runtime and precision side by side; what each rewrite brings
+	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-transfer: $(ENVS)/build-ours.done  ## Ways to full resolution: the transfer, tiles, enlarging, the network at full size
 	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from export.build import CALIBRATORS, TARGETS, Request, build
+from export.build import AUTO, CALIBRATORS, TARGETS, Request, build
 from export.engines import rollback, table
 from export.errors import ExportError
 from export.precision import PRECISIONS
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
-    engine.add_argument("--precision", default=USUAL.precision, help=", ".join(PRECISIONS))
+    engine.add_argument("--precision", default=USUAL.precision, help=", ".join((*PRECISIONS, AUTO)))
     engine.add_argument("--target", default=USUAL.target, help=", ".join(TARGETS))
     engine.add_argument("--version", type=_version, default=USUAL.version, help="version folder to publish as")
     engine.add_argument("--photographs", type=Path, default=USUAL.photographs, help="folder to measure fidelity on")

@@ -13,7 +13,7 @@ import importlib.util
 import math
 import platform
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +31,8 @@ ADAPTER = "cpu_model.py"  #: in model_repository/restormer/: becomes model.py of
 CALIBRATORS = ("percentile", "entropy", "minmax")
 #: GPUs that restormer/config.pbtxt maps to plans; a test holds them together.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0")
-TARGETS = ("auto", "cpu", "rtx", "tensorrt")
+AUTO = "auto"  #: of a target and of a precision: what this machine can, and does fastest
+TARGETS = (AUTO, "cpu", "rtx", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class Place:
 
 def build(request: Request) -> list[Path]:
     """Builds and publishes the engines asked for, or finds them unchanged; returns them. Raises `ExportError`."""
+    if request.precision == AUTO:
+        return _build_fastest(request)
     precision = precision_from_name(request.precision)
     ort.require_one()
     _require_settings(request)
@@ -96,6 +99,26 @@ def build(request: Request) -> list[Path]:
         if request.target == "auto" and "tensorrt" not in targets:
             _say_what_is_left(request)
     return [place.path for place in places.values()]
+
+
+def _build_fastest(request: Request) -> list[Path]:
+    """In the precision that is fastest here: measured on a CPU, and if it is not faithful enough the next."""
+    if request.target == "tensorrt" or (request.target == AUTO and machine.gpus()):
+        say("PRECISION=auto: fp16, the fastest that needs no calibration on every GPU since Turing")
+        return build(replace(request, precision="fp16"))
+    if request.target == "rtx":
+        raise ExportError("PRECISION=auto measures on this CPU, which TARGET=rtx is not for: give PRECISION=fp16")
+    ort.require_one()
+    _require_settings(request)
+    from export.fastest import fastest_first  # PyTorch
+
+    *names, last = fastest_first(request.package)
+    for name in names:
+        try:
+            return build(replace(request, precision=name, target="cpu"))
+        except ExportError as error:
+            say(f"PRECISION=auto: {name} is not taken: {error}")
+    return build(replace(request, precision=last, target="cpu"))
 
 
 def _make(request: Request, precision: Precision, places: dict[str, Place], todo: dict[str, dict[str, str]]) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, report, served, tensorrt
 from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, tool_versions
+from export.channels import channels_last
 from export.coverage import Convolution
 from export.errors import ExportError
 from export.fidelity import Fidelity, NotRun
@@ -211,7 +212,9 @@ class Factory:
         """The typed ONNX graph of a target."""
         name = self._floating(target)
         if target == "cpu":  # OpenVINO takes floating-point types by a hint: its graph stays float32
-            network = split_projections(self._rewritten)
+            # An INT8 plan may take the output projection, which the other form multiplies into the attention.
+            form = split_projections if self._precision.name == "int8" else channels_last
+            network = form(self._rewritten)
         else:
             network = typed(self._rewritten, HALVES[name]) if name in HALVES else self._rewritten
         with step("ONNX"):

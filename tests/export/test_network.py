@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from benchmarks import paper
 from export.architecture import restormer
 from export.network import Restormer, projected
 from export.rewrites import fold_norms, pad_feed_forward, split_projections
-from tests import paper
 
 SMALL = {"dim": 8, "blocks": (1, 2, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8)}
 VARIANTS = {

@@ -1,0 +1,97 @@
+"""The network as a CPU runs it fastest: the same function, with maps that stay channels-last and pass memory less.
+
+On a CPU the convolutions run near the processor's peak; what costs is everything between them. OpenVINO keeps maps
+channels-last, pixel by pixel, as its convolutions want them, and any operation that asks for another order (a reshape
+into heads, a LayerNorm over a transposed view) is paid with copies of the widest maps. So here
+
+* LayerNorm is reductions over the channel axis, in place, after its weight and bias went into the next convolution
+  (``export.rewrites.fold_norms``);
+* q, k and v meet as ``[pixels, channels]`` matrices, all heads at once: a mask leaves of the product what belongs to
+  one head. That multiplies more than needed, on the smallest of the products, and moves nothing;
+* the output projection is multiplied into the attention matrix, W(Av) = (WA)v: two small matrices instead of a pass
+  over the map.
+
+All are identities in real arithmetic. ``make benchmark-core`` says what each brings.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from export.network import EPSILON, NORM_FLOOR, Attention, LayerNorm, Restormer, TransformerBlock
+from export.rewrites import split_projections
+
+_MASKED = -1e4  #: added to what belongs to two heads: softmax makes zero of it, and half precision holds it
+
+
+def channels_last(network: Restormer) -> Restormer:
+    """The network as the CPU's engine is built from it. Its norms have to be folded (``export.rewrites``)."""
+    return masked_attention(channel_norms(split_projections(network)))
+
+
+def channel_norms(network: Restormer) -> Restormer:
+    """LayerNorm in the form of `ChannelNorm`."""
+    result = copy.deepcopy(network)
+    for layer in result.modules():
+        if isinstance(layer, TransformerBlock):
+            layer.norm1, layer.norm2 = ChannelNorm(layer.norm1), ChannelNorm(layer.norm2)  # type: ignore[assignment]
+    return result
+
+
+def masked_attention(network: Restormer) -> Restormer:
+    """Attention in the form of `MaskedAttention`. The projections have to be split."""
+    result = copy.deepcopy(network)
+    for layer in result.modules():
+        if isinstance(layer, TransformerBlock):
+            layer.attn = MaskedAttention(layer.attn)  # type: ignore[assignment]
+    return result
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of every pixel, NCHW in and out, without weight and bias."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        super().__init__()
+        weight, bias = norm.body.weight, norm.body.bias
+        if not torch.all(weight == 1) or (bias is not None and torch.any(bias != 0)):
+            raise ValueError("fold_norms first: this form has no weight and no bias")
+        self.is_centred = bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        apart = x - x.mean(1, keepdim=True)
+        deviation = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
+        scale = torch.rsqrt(deviation * deviation / x.shape[1] + EPSILON)
+        return (apart if self.is_centred else x) * scale
+
+
+class MaskedAttention(nn.Module):
+    """`export.network.Attention` over ``[N, pixels, channels]`` matrices, the output projection multiplied in."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        if not (isinstance(attention.qkv, nn.ModuleList) and isinstance(attention.qkv_dwconv, nn.ModuleList)):
+            raise TypeError("split_projections first")
+        self.qkv, self.qkv_dwconv = copy.deepcopy(attention.qkv), copy.deepcopy(attention.qkv_dwconv)
+        weight, bias = attention.project_out.weight, attention.project_out.bias
+        # In their final shapes, so that the graph holds them and no reshapes.
+        self.projection = nn.Parameter(weight.detach().flatten(1))
+        self.bias = None if bias is None else nn.Parameter(bias.detach()[:, None, None])
+        head = torch.arange(len(weight)) // (len(weight) // attention.heads)
+        self.mask: Tensor
+        self.register_buffer("mask", torch.where(head[:, None] == head, 0.0, _MASKED))
+        self.temperature = nn.Parameter(attention.temperature.detach()[head, :, 0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, height, columns = x.shape[1:]
+        maps = (deep(point(x)) for point, deep in zip(self.qkv, self.qkv_dwconv, strict=True))
+        q, k, v = (each.permute(0, 2, 3, 1).reshape(-1, height * columns, width) for each in maps)
+        lengths = [torch.linalg.vector_norm(each, dim=1) for each in (q, k)]
+        products = (lengths[0][:, :, None] * lengths[1][:, None, :]).clamp_min(NORM_FLOOR**0.5)
+        similarity = q.transpose(1, 2) @ k / products
+        attention = (similarity * self.temperature + self.mask).softmax(-1)
+        mixing = (self.projection @ attention).transpose(1, 2)
+        mixed: Tensor = (v @ mixing).reshape(-1, height, columns, width).permute(0, 3, 1, 2)
+        return mixed if self.bias is None else mixed + self.bias
