@@ -39,7 +39,8 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
+	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
+	benchmark-scale profile roofline \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -183,6 +184,11 @@ benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around th
 benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+# PROFILE="--standard", or any other option of the module.
+profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine, and of its graph in ONNX Runtime
+	@$(BUILD) -m benchmarks.layers --repository "$(REPOSITORY)" $(PROFILE) $(if $(ROUNDS),--rounds "$(ROUNDS)") \
+		$(if $(RECORD),--record "$(RECORD)")
 
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
