@@ -40,7 +40,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
-	benchmark-scale profile roofline \
+	profile roofline \
 	lint format lock clean check-python
 
 help:  ## This list

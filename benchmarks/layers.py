@@ -305,8 +305,9 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
     for found in (document, *document["others"]):
         made += [
             "",
-            f"{found['runtime']}: {found['plain_ms']:.0f} ms a run ({found['least_ms']:.0f} to {found['most_ms']:.0f}), with "
-            f"counters {found['counted_ms']:.0f}; its layers together {found['total_ms']:.0f} ms",
+            f"{found['runtime']}: {found['plain_ms']:.0f} ms a run ({found['least_ms']:.0f} to "
+            f"{found['most_ms']:.0f}), {found['counted_ms']:.0f} with counters; "
+            f"its layers together {found['total_ms']:.0f} ms",
             f"  {'kind':<24} {'layers':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8} {'GB/s':>6}",
         ]
         for row in found["kinds"]:
@@ -421,7 +422,7 @@ def measured(
         }
         wanted = [make for name, make in makers.items() if arguments.runtime in ("both", name)]
         try:
-            # One after the other: ONNX Runtime's threads spin for a while after a run, and would slow the next down.
+            # One after the other, so that neither finds the other's threads or tensors in its caches.
             found = [profiled(make(), image, arguments.rounds) for make in wanted]
         except RuntimeError as error:  # OpenVINO knows a setting or does not
             raise ExportError(
