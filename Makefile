@@ -40,7 +40,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
-	profile roofline \
+	benchmark-scale profile roofline \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -185,10 +185,14 @@ benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: th
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-# PROFILE="--standard", or any other option of the module.
-profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine, and of its graph in ONNX Runtime
-	@$(BUILD) -m benchmarks.layers --repository "$(REPOSITORY)" $(PROFILE) $(if $(ROUNDS),--rounds "$(ROUNDS)") \
+benchmark-scale: setup  ## How cost grows with megapixels, batch, clients and server instances, and why a line bends
+	@$(BUILD) -m benchmarks.scale --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(ROUNDS),--rounds "$(ROUNDS)") \
 		$(if $(RECORD),--record "$(RECORD)")
+
+profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, or STANDARD=1), by kind
+	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
+		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" \
+		$(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")

@@ -4,10 +4,8 @@ The published ``cpu`` engine, with the settings its JSON states, in OpenVINO and
 graph in ONNX Runtime and its profiler. ``--package`` and ``--standard`` (the paper's network, random weights) take the
 graph that `make engine TARGET=cpu` would build instead.
 
-A *layer* is what the runtime runs as one: often several nodes of the graph. It is named after the kind of the most
-costly of them, so a convolution with its gelu is a convolution, and an attention product with its softmax a product.
-*Reorder* is what the runtime itself put in, to lay a tensor out as the next layer wants it; *moves* are those of the
-graph: transposes, concatenations, pixel shuffles. Megabytes are what a layer reads and writes at the least.
+Layers are told apart by kind (benchmarks/kinds.py), with the arithmetic and the memory traffic that they reach.
+``--trtexec`` makes the same tables of what trtexec timed on a GPU: two files of its own, and the graph it was given.
 
 The counters cost time themselves: the table says what a run takes without them. Times are medians over the rounds.
 """
@@ -20,9 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,9 +29,22 @@ import onnx
 import onnxruntime
 import openvino
 import torch
+from google.protobuf.message import DecodeError
 
 from benchmarks.circumstances import circumstances
-from benchmarks.roofline import DEPTHWISE, KINDS
+from benchmarks.kinds import (
+    ELEMENTWISE,
+    FROM_NORM,
+    NORM,
+    REORDER,
+    Layer,
+    Node,
+    by_kind,
+    layer,
+    layers_of_onnxruntime,
+    layers_of_trtexec,
+    nodes,
+)  # fmt: skip
 from export import cpu
 from export.architecture import restormer
 from export.build import MODEL
@@ -50,95 +60,6 @@ from export.rewrites import rewritten, split_projections
 from imaging import SIDE
 
 STANDARD_SIDE = 256  #: of the standard network, as the papers' figures are
-PRODUCT, NORM, SOFTMAX, MOVES = (KINDS[each] for each in ("MatMul", "LayerNormalization", "Softmax", "Transpose"))
-SUMS, ELEMENTWISE, REORDER = "attention norms", "elementwise", "reorder"
-#: Of a layer made of several nodes the first kind that is in it counts.
-RANK = ("3x3 convolution", "1x1 convolution", DEPTHWISE, PRODUCT, NORM, SOFTMAX, SUMS, ELEMENTWISE, MOVES, REORDER)
-OPERATIONS = {
-    "ReduceMean": NORM, "LayerNormalization": NORM, "Softmax": SOFTMAX, "ReduceSum": SUMS, "ReduceL2": SUMS,
-    **dict.fromkeys(("Transpose", "Concat", "Gather", "Split", "Slice", "Reshape", "DepthToSpace", "SpaceToDepth"),
-                    MOVES),
-}  # fmt: skip
-PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: ONNX Runtime's names in OpenVINO's words
-#: What OpenVINO makes of a LayerNormalization, under names of its own.
-FROM_NORM = ("MVN", "ReduceMean", "Subtract", "RMS")
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the graph: its kind, its multiply-accumulates for one image, and the module its weights are of."""
-
-    kind: str
-    macs: int = 0
-    module: str = ""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a runtime runs as one. ``ms``: median over the rounds; ``bytes``: read and written at the least;
-    ``type``: the runtime's own word for it; ``precision``: what it computes in."""
-
-    name: str
-    kind: str
-    ms: float
-    type: str
-    precision: str
-    macs: int
-    bytes: int
-    module: str
-
-
-def nodes(model: onnx.ModelProto) -> dict[str, Node]:
-    """The graph's nodes by name, and by the name of their first output, which ONNX Runtime calls some after."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(copy, strict_mode=True).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    readers: dict[str, list[str]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            readers[name].append(node.op_type)
-    made: dict[str, Node] = {}
-    for node in graph.node:
-        found = _node(node, shapes, weights)
-        if found.kind == ELEMENTWISE:
-            before = [made[name] for name in node.input if name in made]
-            # What is made of a mean is LayerNorm's; what only a sum reads is the norm's of q or k.
-            if any(each.kind == NORM and not each.module for each in before):
-                found = Node(NORM)
-            elif set(readers[node.output[0]]) and set(readers[node.output[0]]) <= {"ReduceSum", "ReduceL2"}:
-                found = Node(SUMS)
-        made[node.name] = made[node.output[0]] = found
-    return made
-
-
-def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> Node:
-    """A node by itself."""
-    if node.op_type == "Conv":
-        weight = weights.get(node.input[1]) or shapes[node.input[1]]
-        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-        kind = DEPTHWISE if group > 1 else f"{weight[-1]}x{weight[-1]} convolution"
-        return Node(kind, prod(shapes[node.output[0]]) * prod(weight[1:]), node.input[1].removesuffix(".weight"))
-    if node.op_type in ("MatMul", "Gemm"):
-        is_weight = next((name for name in node.input if name in weights), "")
-        depth = (weights.get(node.input[0]) or shapes[node.input[0]])[-1]
-        return Node("1x1 convolution" if is_weight else PRODUCT, prod(shapes[node.output[0]]) * depth, is_weight)
-    # A whole LayerNormalization bears a module's name, so that what follows it is not counted to it.
-    return Node(OPERATIONS.get(node.op_type, ELEMENTWISE), 0, node.name if node.op_type == "LayerNormalization" else "")
-
-
-def layer(name: str, originals: Iterable[str], kind: str, known: dict[str, Node], **rest: Any) -> Layer:
-    """A runtime's layer, from the nodes it was made of. ``kind``: where it was made of none of the graph's."""
-    # Runtimes name what they make of a node after it, with something behind a stroke; a node counts once.
-    parts = {original.partition("/")[0] for original in originals}
-    members = [known[part] for part in sorted(parts) if part in known]
-    if members:
-        kind = min((member.kind for member in members), key=lambda each: RANK.index(each) if each in RANK else 0)
-    module = next((member.module for member in members if member.macs and member.module), "")
-    return Layer(name, kind, macs=sum(member.macs for member in members), module=module, **rest)
 
 
 class OpenVino:
@@ -221,59 +142,6 @@ class OnnxRuntime:
         return layers_of_onnxruntime(events, self._known)
 
 
-def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Node]) -> list[Layer]:
-    """The layers of a profile as ONNX Runtime writes it: one event a node and run, in microseconds."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            found[event["name"].removesuffix("_kernel_time") + " " + event["args"]["node_index"]].append(event)
-    made = []
-    for turns in found.values():
-        name, of = turns[0]["name"].removesuffix("_kernel_time"), turns[0]["args"]
-        operation = of["op_name"]
-        kind = REORDER if operation.startswith("Reorder") else OPERATIONS.get(operation, ELEMENTWISE)
-        sizes = [prod(shape) * _width(each) for key in ("input_type_shape", "output_type_shape")
-                 for typed in of[key] for each, shape in typed.items()]  # fmt: skip
-        written = next((each for typed in of["output_type_shape"] for each in typed), "")
-        made.append(
-            layer(
-                name, [] if kind == REORDER else [name, name.removesuffix("_nchwc")], kind, known,
-                ms=statistics.median(turn["dur"] for turn in turns[1:] or turns) / 1e3, type=operation,
-                precision=PRECISION.get(written, written), bytes=sum(sizes),
-            )
-        )  # fmt: skip
-    return made
-
-
-def _width(name: str) -> int:
-    """Bytes of an element as ONNX Runtime names its type."""
-    return {"double": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}.get(name, 4)
-
-
-def by_kind(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """The kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s, GB/s."""
-    kinds: dict[str, list[Layer]] = defaultdict(list)
-    for each in layers:
-        kinds[each.kind].append(each)
-    total = sum(each.ms for each in layers) or 1.0
-    rows = []
-    for kind, members in kinds.items():
-        ms = sum(each.ms for each in members)
-        rows.append(
-            {
-                "kind": kind,
-                "count": len(members),
-                "ms": ms,
-                "share": ms / total,
-                "gflop": 2 * sum(each.macs for each in members) / 1e9,
-                "megabytes": sum(each.bytes for each in members) / 1e6,
-                "gflop_s": 2 * sum(each.macs for each in members) / 1e6 / ms if ms else 0.0,
-                "gb_s": sum(each.bytes for each in members) / 1e6 / ms if ms else 0.0,
-            }
-        )
-    return sorted(rows, key=lambda row: -row["ms"])
-
-
 def profiled(runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int) -> dict[str, Any]:
     """A runtime's figures, as the JSON has them. With counters and without take turns; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {"plain": [], "counted": []}
@@ -285,17 +153,23 @@ def profiled(runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int) ->
             seconds[what].append(time.perf_counter() - began)
     print(file=sys.stderr)
     plain, counted = ([second * 1e3 for second in seconds[what][1:]] for what in ("plain", "counted"))
-    layers = sorted(runtime.layers(), key=lambda each: -each.ms)
     return {
         "runtime": runtime.name,
         "rounds": rounds,
-        "total_ms": sum(each.ms for each in layers),
         "counted_ms": statistics.median(counted),
         "plain_ms": statistics.median(plain),
         "least_ms": min(plain),
         "most_ms": max(plain),
+        **told(runtime.layers()),
+    }
+
+
+def told(layers: list[Layer]) -> dict[str, Any]:
+    """The layers as the JSON has them, the costliest first, and their kinds."""
+    return {
+        "total_ms": sum(each.ms for each in layers),
         "kinds": by_kind(layers),
-        "layers": [asdict(each) for each in layers],
+        "layers": [asdict(each) for each in sorted(layers, key=lambda each: -each.ms)],
     }
 
 
@@ -303,22 +177,25 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
     """The tables."""
     made = [f"{document['network']}, {document['side']}x{document['side']}, {document['precision']}"]
     for found in (document, *document["others"]):
+        whole = (
+            f"{found['plain_ms']:.0f} ms a run ({found['least_ms']:.0f} to {found['most_ms']:.0f}), "
+            f"{found['counted_ms']:.0f} with counters; "
+            if "plain_ms" in found
+            else ""
+        )
         made += [
             "",
-            f"{found['runtime']}: {found['plain_ms']:.0f} ms a run ({found['least_ms']:.0f} to "
-            f"{found['most_ms']:.0f}), {found['counted_ms']:.0f} with counters; "
-            f"its layers together {found['total_ms']:.0f} ms",
+            f"{found['runtime']}: {whole}its layers together {found['total_ms']:.1f} ms",
             f"  {'kind':<24} {'layers':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8} {'GB/s':>6}",
         ]
         for row in found["kinds"]:
-            rate = f"{row['gflop_s']:8.0f}" if row["gflop"] else f"{'–':>8}"
-            made.append(
-                f"  {row['kind']:<24} {row['count']:6} {row['ms']:9.2f} {row['share']:6.1%} {rate} {row['gb_s']:6.1f}"
-            )
+            rates = f"{row['gflop_s'] or '–':>8{'.0f' if row['gflop_s'] else ''}}"
+            rates += f" {row['gb_s'] or '–':>6{'.1f' if row['gb_s'] else ''}}"
+            made.append(f"  {row['kind']:<24} {row['count']:6} {row['ms']:9.2f} {row['share']:6.1%} {rates}")
         made += ["", f"  {'the costliest layers':<44} {'ms':>9}  {'kind':<22} {'runs as'}"]
         for each in found["layers"][:top]:
             title = each["module"] or each["name"]
-            made.append(f"  {title[-44:]:<44} {each['ms']:9.2f}  {each['kind']:<22} {each['type']}")
+            made.append(f"  {title[-44:]:<44} {each['ms']:9.3f}  {each['kind']:<22} {each['type']}")
     return made
 
 
@@ -372,11 +249,32 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
     }  # fmt: skip
 
 
+def timed_by_trtexec(profile: Path, info: Path, graph: Path) -> dict[str, Any]:
+    """What trtexec timed, as the JSON has it; `ExportError` if its files are not what they should be."""
+    try:
+        model = onnx.load(graph)
+        found = layers_of_trtexec(
+            *(json.loads(path.read_text(encoding="utf-8")) for path in (profile, info)), nodes(model)
+        )
+    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+        raise ExportError(
+            "these are not trtexec's --exportProfile, its --exportLayerInfo and its graph: "
+            f"{type(error).__name__} {error}"
+        ) from error
+    side = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
+    words = {"network": str(graph), "side": side, "precision": "as the graph is typed", "runtime": "TensorRT"}
+    return {**words, **told(found), "others": []}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--engine", type=Path, help="an engine file, its JSON beside it (default: the published one)")
     which.add_argument("--package", type=Path, help="a model package")
+    which.add_argument(
+        "--trtexec", type=Path, nargs=3, metavar=("PROFILE", "LAYERS", "GRAPH"),
+        help="files of trtexec's --exportProfile and --exportLayerInfo, with batch 1, and the ONNX graph it was given",
+    )  # fmt: skip
     which.add_argument("--standard", action="store_true", help="the paper's network, 26.1 M parameters, random weights")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--precision", help="of a package or the standard network: fp32, bf16 or fp16")
@@ -392,14 +290,16 @@ def main() -> None:
     if wrong := [each for each in arguments.setting if "=" not in each]:
         parser.error(f"--setting {wrong[0]}: write NAME=VALUE")
     try:
-        model, settings, document = subject(arguments)
-        document = {
-            "circumstances": circumstances(),
-            **document,
-            **measured(model, settings, document["side"], arguments),
-        }
+        if arguments.trtexec:
+            found = timed_by_trtexec(*arguments.trtexec)
+            about = circumstances()
+        else:
+            model, settings, found = subject(arguments)
+            about = circumstances()
+            found |= measured(model, settings, found["side"], arguments)
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
+    document = {"circumstances": about, **found}
     print("\n".join(lines(document, arguments.top)))
     if arguments.record:
         write_bytes(arguments.record, (json.dumps(document, indent=2) + "\n").encode())
