@@ -186,13 +186,14 @@ benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: th
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-scale: setup  ## How cost grows with megapixels, batch, clients and server instances, and why a line bends
-	@$(BUILD) -m benchmarks.scale --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(ROUNDS),--rounds "$(ROUNDS)") \
-		$(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.scale --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(MEGAPIXELS),--megapixels "$(MEGAPIXELS)") $(if $(BATCHES),--batches "$(BATCHES)") $(if $(CLIENTS),--clients "$(CLIENTS)") \
+		$(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
-profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, or STANDARD=1), by kind
+profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, STANDARD=1, ENGINE=), by kind
 	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
-		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" \
-		$(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
+		$(if $(SIDE),--side "$(SIDE)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")

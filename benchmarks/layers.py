@@ -31,7 +31,7 @@ import openvino
 import torch
 from google.protobuf.message import DecodeError
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, make_command
 from benchmarks.kinds import (
     ELEMENTWISE,
     FROM_NORM,
@@ -275,7 +275,9 @@ def main() -> None:
         "--trtexec", type=Path, nargs=3, metavar=("PROFILE", "LAYERS", "GRAPH"),
         help="files of trtexec's --exportProfile and --exportLayerInfo, with batch 1, and the ONNX graph it was given",
     )  # fmt: skip
-    which.add_argument("--standard", action="store_true", help="the paper's network, 26.1 M parameters, random weights")
+    which.add_argument(
+        "--standard", action="store_const", const=1, help="the paper's network, 26.1 M parameters, random weights"
+    )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--precision", help="of a package or the standard network: fp32, bf16 or fp16")
     parser.add_argument("--side", type=int, help="of a package or the standard network: pixels, a multiple of 8")
@@ -289,13 +291,15 @@ def main() -> None:
         parser.error("--rounds wants 1 or more, --top 0 or more")
     if wrong := [each for each in arguments.setting if "=" not in each]:
         parser.error(f"--setting {wrong[0]}: write NAME=VALUE")
+    by_module = arguments.trtexec or arguments.setting or arguments.runtime != "both"  # no settings of the target
+    command = "" if by_module else make_command("profile", parser, arguments, "top", "record")
     try:
         if arguments.trtexec:
             found = timed_by_trtexec(*arguments.trtexec)
-            about = circumstances()
+            about = circumstances(command)
         else:
             model, settings, found = subject(arguments)
-            about = circumstances()
+            about = circumstances(command)
             found |= measured(model, settings, found["side"], arguments)
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None

@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import simplejpeg
 import tritonclient.grpc.aio as grpc
 
 from benchmarks import fits
-from benchmarks.circumstances import circumstances, ticks
+from benchmarks.circumstances import circumstances, make_command, ticks
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
 from benchmarks.traffic import Answer, Counters, Server, closed_loop, connected, enhance, outcomes, percentile, served
@@ -439,9 +439,9 @@ COLUMNS = {
 WHY = {"megapixels": why_megapixels, "batch": why_batch, "clients": why_clients, "instances": why_instances}
 
 
-def measured(arguments: argparse.Namespace, photographs: Sequence[bytes]) -> dict[str, Any]:
-    """What was asked for, by name."""
-    document: dict[str, Any] = {"circumstances": circumstances()}
+def measured(arguments: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
+    """What was asked for, by name, and the command that measures it again."""
+    document: dict[str, Any] = {"circumstances": circumstances(command)}
     repository, rounds, seconds = arguments.repository, arguments.rounds, arguments.seconds
     wanted = arguments.only or list(WHY)
     if set(wanted) - {"instances"}:
@@ -467,29 +467,46 @@ def measured(arguments: argparse.Namespace, photographs: Sequence[bytes]) -> dic
     return document
 
 
+def numbers(least: float, most: float) -> Callable[[str], list[float]]:
+    """Reads ``1,2,4``: two or more, because a line wants two points."""
+
+    def read(text: str) -> list[float]:
+        try:
+            found = sorted({float(part) if "." in part else int(part) for part in text.split(",")})
+        except ValueError:
+            found = []
+        if len(found) < 2 or not least <= found[0] <= found[-1] <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: two numbers or more between {least:g} and {most:g}, as 1,2,4")
+        return found
+
+    return read
+
+
+def parts_of(text: str) -> list[str]:
+    """Reads ``batch,clients``."""
+    if unknown := [part for part in text.split(",") if part not in WHY]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: choose of {', '.join(WHY)}")
+    return text.split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs that the clients send")
-    parser.add_argument("--only", nargs="+", choices=list(WHY), help="some of the four; usually all")
-    parser.add_argument("--megapixels", type=float, nargs="+", default=list(MEGAPIXELS))
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--only", type=parts_of, help="some of the four, as batch,clients; usually all")
+    parser.add_argument("--megapixels", type=numbers(0.5, 99), default=list(MEGAPIXELS), help="as 1,12,50")
+    parser.add_argument("--batches", type=numbers(1, 8), default=list(BATCHES), help="as 1,2,8")
+    parser.add_argument("--clients", type=numbers(1, 1024), default=list(CLIENTS), help="as 1,8,64")
     parser.add_argument("--rounds", type=int, default=3, help="of megapixels, batch and instances")
     parser.add_argument("--seconds", type=float, default=15, help="of each number of clients, and of each setup")
     parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
     arguments = parser.parse_args()
-    for name, least, most in (("megapixels", 0.5, 99), ("batches", 1, 8), ("clients", 1, 1024)):
-        values = sorted(set(getattr(arguments, name)))
-        if len(values) < 2 or not least <= values[0] <= values[-1] <= most:
-            parser.error(f"--{name}: two or more between {least:g} and {most:g}")
-        setattr(arguments, name, values)
     if arguments.rounds < 1 or arguments.seconds <= 0:
         parser.error("--rounds and --seconds: more than 0")
     photographs = [path.read_bytes() for path in sorted(arguments.photos.glob("*.jpg"))]
     if not photographs:
         raise SystemExit(f"error: no JPEG in {arguments.photos}: name a folder with --photos")
-    document = measured(arguments, photographs)
+    document = measured(arguments, photographs, make_command("benchmark-scale", parser, arguments, "record"))
     print("\n".join(lines(document)))
     if arguments.record:
         write_bytes(arguments.record, (json.dumps(document, indent=2) + "\n").encode())

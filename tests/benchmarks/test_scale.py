@@ -114,8 +114,10 @@ def ended(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--batches", "8"], "--batches: two or more between 1 and 8"),
-        (["--clients", "1", "0"], "--clients: two or more"),
+        (["--batches", "8"], "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
+        (["--clients", "1,0"], "--clients: '1,0': two numbers or more"),
+        (["--megapixels", "one,two"], "--megapixels: 'one,two': two numbers or more"),
+        (["--only", "batch,cost"], "--only: 'cost': choose of megapixels, batch, clients, instances"),
         (["--rounds", "0"], "--rounds and --seconds: more than 0"),
     ],
 )
