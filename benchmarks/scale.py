@@ -453,7 +453,7 @@ def measured(arguments: argparse.Namespace, photographs: Sequence[bytes], comman
                 document["batch"] = asyncio.run(batch_of(server, repository, arguments.batches, rounds))
             if "clients" in wanted:
                 document["clients"] = asyncio.run(clients_of(server, photographs, arguments.clients, seconds))
-                document["clients"]["queue"] = queue_of(repository)
+                document["clients"]["queue"] = queue_of(server.log.with_name("served"), f"{MODEL}/config.pbtxt")
     if "instances" in wanted:
         with contextlib.ExitStack() as stack:
             servers = {}
