@@ -109,7 +109,7 @@ def seconds_of_parts(before: Counters, after: Counters) -> dict[str, float]:
 
 
 async def megapixels_of(server: Server, sizes: Sequence[float], rounds: int) -> dict[str, Any]:
-    """Rows, lines and the sentence."""
+    """Rows and lines."""
     photographs = {size: photograph(size) for size in sizes}
     taken: dict[float, list[dict[str, float]]] = defaultdict(list)
     async with connected(server.url) as client:
@@ -186,7 +186,7 @@ def why_megapixels(found: dict[str, Any]) -> str:
 
 
 async def batch_of(server: Server, repository: Path, batches: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Rows, lines and the sentence."""
+    """Rows and lines."""
     core = prepared(photograph(REFERENCE))
     whole = {size: runner for size in batches if (runner := in_process(repository, size))}
     taken: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -333,7 +333,7 @@ def why_clients(found: dict[str, Any]) -> str:
 async def instances_of(
     servers: dict[tuple[int, int], list[Server]], photographs: Sequence[bytes], seconds: float, rounds: int
 ) -> dict[str, Any]:
-    """Rows, the two parts alone, and the sentence."""
+    """Rows, and the two parts alone."""
     taken: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
     alone: dict[tuple[str, int], list[float]] = defaultdict(list)
     data = photograph(REFERENCE)
