@@ -39,7 +39,8 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
+	verify-gpu canary fuzz benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
+	benchmark-scale profile roofline \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -183,6 +184,16 @@ benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around th
 benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+benchmark-scale: setup  ## How cost grows with megapixels, batch, clients and server instances, and why a line bends
+	@$(BUILD) -m benchmarks.scale --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(MEGAPIXELS),--megapixels "$(MEGAPIXELS)") $(if $(BATCHES),--batches "$(BATCHES)") $(if $(CLIENTS),--clients "$(CLIENTS)") \
+		$(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
+
+profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, STANDARD=1, ENGINE=), by kind
+	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
+		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
+		$(if $(SIDE),--side "$(SIDE)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")

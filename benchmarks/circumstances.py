@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shlex
@@ -11,7 +12,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,30 +52,51 @@ def circumstances(command: str = "") -> dict[str, Any]:
     }
 
 
+def make_command(target: str, parser: argparse.ArgumentParser, options: argparse.Namespace, *but: str) -> str:
+    """The make target with the options that were given, as its settings; without ``but``, which change no figure."""
+    given = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+    settings = {
+        name.upper(): ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in given.items()
+        if name not in but
+    }
+    return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
+
+
 def noise() -> dict[str, float]:
     """How unsteady the machine is: ``spread`` of a fixed piece of work, (most - least) / median over a few tries, and
     ``stolen``, the share of the processors' time that a hypervisor gave to others meanwhile."""
     square = np.random.default_rng(0).random((700, 700), np.float32)
-    before, seconds = _ticks(), []
+    before, seconds = ticks(), []
     for _ in range(PROBES + 1):
         began = time.perf_counter()
         for _ in range(4):
             square @ square
         seconds.append(time.perf_counter() - began)
-    (stolen, total), warm = (now - then for now, then in zip(_ticks(), before, strict=True)), seconds[1:]
+    after, warm = ticks(), seconds[1:]
+    total = after.total - before.total
     return {
         "spread": (max(warm) - min(warm)) / statistics.median(warm),
-        "stolen": stolen / total if total else 0.0,
+        "stolen": (after.stolen - before.stolen) / total if total else 0.0,
     }
 
 
-def _ticks() -> tuple[int, int]:
-    """Ticks stolen and ticks in all since the machine was started; zeros where the kernel does not count them."""
+class Ticks(NamedTuple):
+    """What the kernel has counted since the machine was started: ticks of all its processors, and of them idle ones
+    and those that a hypervisor gave to others."""
+
+    total: int
+    idle: int
+    stolen: int
+
+
+def ticks() -> Ticks:
+    """The counts of this moment; zeros where the kernel does not keep them."""
     try:
         counts = [int(each) for each in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
+        return Ticks(sum(counts), counts[3] + counts[4], counts[7])
     except (OSError, ValueError, IndexError):
-        return 0, 0
-    return counts[7], sum(counts)
+        return Ticks(0, 0, 0)
 
 
 def _versions() -> dict[str, str]:

@@ -149,9 +149,9 @@ def goals_of(found: dict[str, Any], queue: int) -> list[Goal]:
     ]
 
 
-def queue_of(repository: Path) -> int:
-    """How many of level 1 may wait before the network."""
-    text = (repository / CORE_CONFIG).read_text(encoding="utf-8")
+def queue_of(repository: Path, config: str = CORE_CONFIG) -> int:
+    """How many of level 1 may wait before the network, by its config."""
+    text = (repository / config).read_text(encoding="utf-8")
     return int(re.findall(r"max_queue_size: (\d+)", text)[0])
 
 

@@ -55,16 +55,16 @@ def require_precision(precision: Precision) -> None:
         raise ExportError(f"{reason}: build with PRECISION=fp32 TARGET=cpu, or PRECISION={precision.name} TARGET=rtx")
 
 
-def compiled(path: Path, options: Mapping[str, str]) -> openvino.CompiledModel:
-    """The engine file compiled for one image at a time, as the server's adapter does."""
+def compiled(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:
+    """The engine file compiled for one image at a time, as the server's adapter does, or for so many."""
     core = openvino.Core()
     model = core.read_model(path)
-    model.reshape([1, *list(model.input(0).partial_shape)[1:]])
+    model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
     return core.compile_model(model, "CPU", dict(options))
 
 
 def runner(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
-    """A function from ``[1, C, H, W]`` float32 to the same."""
+    """A function from ``[N, C, H, W]`` float32 to the same, N as it was compiled for."""
     return lambda image: np.asarray(model(image)[0], np.float32)
 
 

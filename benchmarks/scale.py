@@ -1,0 +1,517 @@
+"""How cost grows with megapixels, batch, clients and server instances (``make benchmark-scale``).
+
+Everything through real servers of its own with the published engine, on this machine; load and servers share its cores.
+
+- *megapixels*: photographs of 1 to 50, one at a time through ``enhance``, round after round. What a part takes is by
+  Triton's own counters; *rest* is what the client waited beyond all parts and queues.
+- *batch*: 1 to 8 images in one request to ``restormer``; and, where the engine is one for a CPU, the same network in
+  this process compiled for that batch as a whole, which the server's adapter does not do.
+- *clients*: 1 to 64 at a time, each sending the next photograph of demo/photos when it has the last one back. Who is
+  turned away counts (the client's `Overloaded`), waits a fifth of a second, and goes on with the next.
+- *instances*: one process each for preparing and finishing, two of each, and two whole servers; and preparing and
+  finishing alone with photographs of 12 megapixels, where no network takes the cores.
+
+Lines are least squares with R². The sentences below the tables are computed from the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tritonclient.grpc.aio as grpc
+
+from benchmarks import fits
+from benchmarks.circumstances import circumstances, make_command, ticks
+from benchmarks.imaging import REFERENCE, mosaic
+from benchmarks.load import queue_of
+from benchmarks.traffic import Answer, Counters, Server, closed_loop, connected, enhance, outcomes, percentile, served
+from export import cpu
+from export.build import MODEL
+from export.files import write_bytes
+from export.publish import documents, versions
+from imaging import SIDE, prepared
+
+MEGAPIXELS, BATCHES, CLIENTS = (1, 2, 3, 6, 12, 24, 36, 50), (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)
+PARTS = ("preprocess", MODEL, "postprocess")
+ASPECT = 4 / 3
+SATURATED, BUSY = 0.95, 0.9  #: of the most photographs a second; of the cores' time
+COMPANY = 0.95  #: of the time of an image alone: what one in a batch takes at most, if company is to pay
+WORKERS = 4  #: clients beside the instances, shared out over the servers
+#: What is compared: servers, and of each how many processes prepare and how many finish.
+SETUPS = ((1, 1), (1, 2), (2, 1))
+PHOTOS = Path("demo/photos")
+
+
+def say(words: str) -> None:
+    """Progress."""
+    print(f"  {words}", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], name: str = "seconds") -> dict[str, float]:
+    """Median, least and most, as the JSON has them."""
+    return {name: statistics.median(values), "least": min(values), "most": max(values)}
+
+
+@contextlib.contextmanager
+def cores_busy() -> Iterator[dict[str, float]]:
+    """How many of this machine's cores were busy meanwhile, and how many of them with this process, the load's."""
+    found: dict[str, float] = {}
+    began, before, own = time.perf_counter(), ticks(), time.process_time()
+    yield found
+    seconds, after = time.perf_counter() - began, ticks()
+    total, idle = after.total - before.total, after.idle - before.idle
+    found["cores_busy"] = (os.cpu_count() or 1) * (1 - idle / total) if total else 0.0
+    found["cores_of_the_load"] = (time.process_time() - own) / seconds
+
+
+# --- megapixels
+
+
+def sides(megapixels: float) -> tuple[int, int]:
+    """Width and height of a photograph of 4:3 of about so many, in whole blocks of a JPEG."""
+    width = round((megapixels * 1e6 * ASPECT) ** 0.5 / 16) * 16
+    return width, round(width / ASPECT / 16) * 16
+
+
+def photograph(megapixels: float) -> bytes:
+    """A mosaic of the demo's, as JPEG of quality 92, 4:2:0."""
+    return bytes(simplejpeg.encode_jpeg(mosaic(*sides(megapixels)), 92, colorsubsampling="420"))
+
+
+def eighths(data: bytes) -> int:
+    """To how many eighths of its size the decoder shrinks this JPEG (4:3, lying) while it decodes it small."""
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    least = {"min_width": 2 * SIDE, "min_height": round(2 * SIDE * height / width)}
+    return round(8 * simplejpeg.decode_jpeg(data, **least).shape[1] / width)
+
+
+def seconds_of_parts(before: Counters, after: Counters) -> dict[str, float]:
+    """Seconds that each part worked between two readings, and that was waited in queues, together."""
+    grown = {key: (after[key] - before[key]) / 1e6 for key in after}
+    worked = {
+        f"{part}_s": sum(grown.get((part, f"compute_{what}_duration_us"), 0.0) for what in ("input", "infer", "output"))
+        for part in PARTS
+    }
+    return {**worked, "queue_s": sum(grown.get((part, "queue_duration_us"), 0.0) for part in PARTS)}
+
+
+async def megapixels_of(server: Server, sizes: Sequence[float], rounds: int) -> dict[str, Any]:
+    """Rows and lines."""
+    photographs = {size: photograph(size) for size in sizes}
+    taken: dict[float, list[dict[str, float]]] = defaultdict(list)
+    async with connected(server.url) as client:
+        await enhanced(client, server, photographs[max(sizes)])  # what the first of this size pays for memory
+        for turn in range(1, rounds + 1):
+            for size, data in photographs.items():
+                say(f"megapixels: round {turn}/{rounds}, {size:g}")
+                taken[size].append(await enhanced(client, server, data))
+    rows = []
+    for size, turns in taken.items():
+        parts = {name: statistics.median(each[name] for each in turns) for name in turns[0] if name != "seconds"}
+        rows.append(
+            {
+                "megapixels": float(np.prod(sides(size)) / 1e6),
+                "bytes": len(photographs[size]),
+                "eighths": eighths(photographs[size]),
+                **spread([each["seconds"] for each in turns]),
+                **parts,
+            }
+        )
+    names = {"seconds": "fit", **{f"{part}_s": f"fit_{part}" for part in PARTS}}
+    return {"rows": rows, **{fit: fitted(rows, "megapixels", name, "per_megapixel_s") for name, fit in names.items()}}
+
+
+async def enhanced(client: grpc.InferenceServerClient, server: Server, data: bytes) -> dict[str, float]:
+    """Seconds of one photograph, nobody else there: what the client waited, and what the server counted."""
+    before = server.counters()
+    answer = await enhance(client, data, time.monotonic())
+    if answer.outcome != "ok":
+        raise SystemExit(f"error: a photograph of {len(data):,} bytes was not enhanced: {answer.message}")
+    wanted = before["postprocess", "request_success"] + 1
+    while (after := server.counters())["postprocess", "request_success"] < wanted:
+        await asyncio.sleep(0.01)  # a part is counted a moment after its answer went out
+    parts = seconds_of_parts(before, after)
+    return {"seconds": answer.seconds, **parts, "rest_s": answer.seconds - sum(parts.values())}
+
+
+def fitted(rows: Sequence[dict[str, Any]], x: str, y: str, slope: str) -> dict[str, Any]:
+    """The line through the rows' figures, and its bend, if it has one."""
+    xs, ys = [float(row[x]) for row in rows], [float(row[y]) for row in rows]
+    found, bent = fits.line(xs, ys), fits.bend(xs, ys)
+    return {
+        "constant_s": found.constant,
+        slope: found.slope,
+        "r2": found.r2,
+        "bend": {"at": bent.at, "before": bent.before, "after": bent.after} if bent else None,
+    }
+
+
+def why_megapixels(found: dict[str, Any]) -> str:
+    """What grows, what does not, and where the decoder's steps are."""
+    rows, fit = found["rows"], found["fit"]
+    first, last = rows[0], rows[-1]
+    slopes = {part: found[f"fit_{part}"]["per_megapixel_s"] * 1e3 for part in PARTS}
+    words = (
+        f"Each megapixel adds {fit['per_megapixel_s'] * 1e3:.1f} ms (R² {fit['r2']:.3f}): "
+        f"{slopes['postprocess']:.1f} in postprocess (R² {found['fit_postprocess']['r2']:.3f}), "
+        f"{slopes['preprocess']:.1f} in preprocess (R² {found['fit_preprocess']['r2']:.3f}). The network sees 512x512 "
+        f"of any photograph: {first[f'{MODEL}_s']:.2f} s at {first['megapixels']:.0f} MP, {last[f'{MODEL}_s']:.2f} s "
+        f"at {last['megapixels']:.0f} MP."
+    )
+    steps = [row for at, row in enumerate(rows) if not at or rows[at - 1]["eighths"] != row["eighths"]]
+    if len(steps) < 2:
+        return words
+    told = ", ".join(
+        f"{row['eighths']}/8 from {row['megapixels']:.0f} MP on "
+        f"({row['preprocess_s'] * 1e3 / row['megapixels']:.1f} ms a megapixel)"
+        for row in steps
+    )
+    return f"{words} Preprocess bends, because the decoder shrinks a JPEG while it reads it: to {told}."
+
+
+# --- batch
+
+
+async def batch_of(server: Server, repository: Path, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Rows and lines."""
+    core = prepared(photograph(REFERENCE))
+    whole = {size: runner for size in batches if (runner := in_process(repository, size))}
+    taken: dict[tuple[str, int], list[float]] = defaultdict(list)
+    async with connected(server.url) as client:
+        for turn in range(rounds + 1):
+            for size in batches if turn else batches[:1]:
+                say(f"batch: round {turn}/{rounds}, {size}")
+                images = np.repeat(core[None], size, axis=0)
+                began = time.perf_counter()
+                await client.infer(MODEL, tensors(input=images), client_timeout=600)
+                taken["server", size].append(time.perf_counter() - began)
+                if size in whole:
+                    began = time.perf_counter()
+                    whole[size](images)
+                    taken["process", size].append(time.perf_counter() - began)
+    del taken["server", batches[0]][0]
+    rows = []
+    for size in batches:
+        row = {"batch": size, **spread(taken["server", size])}
+        if size in whole:
+            row["in_process_s"] = statistics.median(taken["process", size][1 if size == batches[0] else 0 :])
+        rows.append(row)
+    found = {"rows": rows, "fit": fitted(rows, "batch", "seconds", "per_image_s")}
+    if whole:
+        found["fit_in_process"] = fitted(rows, "batch", "in_process_s", "per_image_s")
+    return found
+
+
+def in_process(repository: Path, batch: int) -> Any:
+    """The published engine of a CPU compiled for a batch, a function of its images; None where there is no such one."""
+    folder = repository / MODEL / str(versions(repository / MODEL)[-1])
+    for stated in documents(folder):
+        if stated["target"] == "cpu":
+            return cpu.runner(cpu.compiled(folder / stated["engine"], stated["runtime"]["settings"], batch=batch))
+    return None
+
+
+def tensors(**arrays: np.ndarray) -> list[grpc.InferInput]:
+    """Inputs by name, as a request holds them."""
+    made = []
+    for name, array in arrays.items():
+        made.append(grpc.InferInput(name, array.shape, "BYTES" if array.dtype == object else "FP32"))
+        made[-1].set_data_from_numpy(array)
+    return made
+
+
+def why_batch(found: dict[str, Any]) -> str:
+    """Whether company gains anything."""
+    one, most = found["rows"][0], found["rows"][-1]
+    each = most["seconds"] / most["batch"]
+    words = (
+        f"In the server an image takes {one['seconds'] / one['batch']:.2f} s alone and {each:.2f} s in a batch of "
+        f"{most['batch']} (R² of the line {found['fit']['r2']:.4f})"
+    )
+    if "in_process_s" not in most:
+        return f"{words}."
+    alone, whole = one["in_process_s"] / one["batch"], most["in_process_s"] / most["batch"]
+    verdict = (
+        "company would gain little or nothing, because one image already gives every core enough to do"
+        if whole > COMPANY * alone
+        else "company would pay here"
+    )
+    return (
+        f"{words}: its adapter runs a batch one image after the other. Compiled for the whole batch the network "
+        f"takes {whole:.2f} s an image instead of {alone:.2f} alone, {whole / alone:.2f} times as long: {verdict}."
+    )
+
+
+# --- clients
+
+
+def rate_of(answers: Sequence[Answer]) -> float:
+    """Photographs enhanced a second, from the first that was sent to the last that came back; 0 if none did."""
+    came = [answer.sent + answer.seconds for answer in answers if answer.outcome == "ok"]
+    return len(came) / max(came) if came else 0.0
+
+
+async def clients_of(
+    server: Server, photographs: Sequence[bytes], counts: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    """Rows, and the line of the median latency."""
+    rows = []
+    for count in counts:
+        before = server.counters()
+        with cores_busy() as cores:
+            answers = await closed_loop(server.url, photographs, workers=count, seconds=seconds)
+        parts, kinds = seconds_of_parts(before, server.counters()), outcomes(answers)
+        rows.append(
+            {
+                "clients": count,
+                "rate": rate_of(answers),
+                "p50_s": percentile(answers, 50),
+                "p99_s": percentile(answers, 99),
+                **kinds,
+                "overloaded_share": 1 - kinds["ok"] / len(answers),
+                "overloaded_p50_s": percentile(answers, 50, "rejected"),
+                **cores,
+                **{f"{part}_s": parts[f"{part}_s"] / max(kinds["ok"], 1) for part in PARTS},
+            }
+        )
+        say(f"clients: {count}, {rows[-1]['rate']:.2f} a second, {kinds['ok']} done, {kinds['rejected']} turned away")
+    unhindered = [row for row in rows if row["ok"] and not row["overloaded_share"]]
+    found: dict[str, Any] = {"rows": rows, "cores": os.cpu_count()}
+    return {**found, "fit": fitted(unhindered, "clients", "p50_s", "per_client_s") if len(unhindered) > 1 else None}
+
+
+def why_clients(found: dict[str, Any]) -> str:
+    """Where the rate stops growing, and what becomes of those who are too many."""
+    rows, fit = found["rows"], found["fit"]
+    most = max(row["rate"] for row in rows)
+    knee = next(row for row in rows if row["rate"] >= SATURATED * most)
+    busy = knee["cores_busy"] / found["cores"]
+    words = (
+        f"The rate is within {1 - SATURATED:.0%} of its most ({most:.2f} a second) from {knee['clients']} "
+        f"client{'s' if knee['clients'] > 1 else ''} on, with {knee['cores_busy']:.1f} of {found['cores']} cores busy"
+        f"{': the cores are what ends it' if busy > BUSY else ''}."
+    )
+    if fit:
+        words += (
+            f" Each further client then waits longer, {fit['per_client_s']:.2f} s at the median (R² {fit['r2']:.3f}), "
+            f"where one photograph more takes the server {1 / most:.2f} s."
+        )
+    turned = [row for row in rows if row["overloaded_share"]]
+    if not turned:
+        return f"{words} Nobody was turned away."
+    first, last = rows[0], rows[-1]
+    words += (
+        f" From {turned[0]['clients']} clients on some are turned away, because {found['queue']} may wait for the "
+        f"network; that bends the latency. With {last['clients']}, {last['overloaded_share']:.0%} are (after "
+        f"{last['overloaded_p50_s'] * 1e3:.0f} ms at the median), and who is taken has waited {last['p50_s']:.1f} s."
+    )
+    if last["preprocess_s"] > 1.5 * first["preprocess_s"]:
+        words += (
+            f" Many are prepared before the network's queue turns them away: for each that is enhanced preprocess then "
+            f"works {last['preprocess_s']:.2f} s instead of {first['preprocess_s']:.2f}, and the rate is "
+            f"{last['rate']:.2f} a second."
+        )
+    return words
+
+
+# --- instances
+
+
+async def instances_of(
+    servers: dict[tuple[int, int], list[Server]], photographs: Sequence[bytes], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """Rows, and the two parts alone."""
+    taken: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
+    alone: dict[tuple[str, int], list[float]] = defaultdict(list)
+    data = photograph(REFERENCE)
+    for turn in range(1, rounds + 1):
+        for setup, members in servers.items():
+            say(f"instances: round {turn}/{rounds}, {setup[0]} servers of {setup[1]}")
+            workers = WORKERS // len(members)
+            with cores_busy() as cores:
+                loops = (closed_loop(each.url, photographs, workers=workers, seconds=seconds) for each in members)
+                answers = [answer for found in await asyncio.gather(*loops) for answer in found]
+            taken[setup].append({"rate": rate_of(answers), "p50_s": percentile(answers, 50), **cores})
+            if len(members) == 1:
+                for part in ("preprocess", "postprocess"):
+                    alone[part, setup[1]].append(await part_alone(members[0], part, data, seconds / 3))
+    rows = [
+        {
+            "servers": number,
+            "instances": count,
+            **{name: statistics.median(each[name] for each in turns) for name in turns[0]},
+            **spread([each["rate"] for each in turns], "rate"),
+        }
+        for (number, count), turns in taken.items()
+    ]
+    parts = [{"part": part, "instances": count, **spread(rates, "rate")} for (part, count), rates in alone.items()]
+    return {"rows": rows, "parts": parts, "cores": os.cpu_count()}
+
+
+async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> float:
+    """Photographs a second through one of the steps around the network, by itself."""
+    inputs: dict[str, np.ndarray] = {"IMAGE": np.array([[data]], dtype=np.object_)}
+    if part == "postprocess":
+        core = prepared(data)[None]
+        inputs |= {"PIXELS": core, "RESTORED": core ** np.float32(0.7)}  # a brighter picture, whatever the network
+    request = tensors(**inputs)
+    began = time.monotonic()
+    came: list[float] = []
+
+    async def work(client: grpc.InferenceServerClient) -> None:
+        while time.monotonic() - began < seconds:
+            await client.infer(part, request, client_timeout=60)
+            came.append(time.monotonic() - began)
+
+    async with connected(server.url) as client:
+        await asyncio.gather(*(work(client) for _ in range(WORKERS)))
+    return len(came) / came[-1]
+
+
+def why_instances(found: dict[str, Any]) -> str:
+    """What more processes, or a second server, bring on the same cores."""
+    rows = {(row["servers"], row["instances"]): row for row in found["rows"]}
+    base, double, two = (rows[setup] for setup in SETUPS)
+    alone = {(row["part"], row["instances"]): row["rate"] for row in found["parts"]}
+    gains = {part: alone[part, 2] / alone[part, 1] for part in ("preprocess", "postprocess")}
+    busy = base["cores_busy"] / found["cores"]
+    return (
+        f"Two processes for each step give {double['rate'] / base['rate']:.2f} times the photographs of one, and two "
+        f"whole servers {two['rate'] / base['rate']:.2f} times: with one, {base['cores_busy']:.1f} of {found['cores']} "
+        f"cores are busy already{', and more processes only share them' if busy > BUSY else ''}. Without the network "
+        f"two processes prepare {gains['preprocess']:.2f} and finish {gains['postprocess']:.2f} times as many as one."
+    )
+
+
+# --- the whole
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The tables, and under each what it shows."""
+    made = []
+    for name, columns in COLUMNS.items():
+        if name not in document:
+            continue
+        found = document[name]
+        made += ["", name, "  ".join(f"{title:>{width}}" for _, title, width, _ in columns)]
+        for row in found["rows"]:
+            cells = [cell(row.get(key), width, form) for key, _, width, form in columns]
+            made.append("  ".join(cells))
+        for row in found.get("parts", []):
+            made.append(f"{row['part']} alone, {row['instances']} processes: {row['rate']:.1f} a second")
+        made.append(found["why"])
+    return made[1:]
+
+
+def cell(value: float | None, width: int, form: str) -> str:
+    """A figure of the table; a dash where there is none."""
+    return f"{'–':>{width}}" if value is None else format(value, f"{width}{form}")
+
+
+#: Of each table: key, title, width, format.
+COLUMNS = {
+    "megapixels": [("megapixels", "MP", 6, ".1f"), ("seconds", "s", 7, ".3f"), ("least", "least", 7, ".3f"),
+                   ("most", "most", 7, ".3f"), ("preprocess_s", "pre", 7, ".3f"), (f"{MODEL}_s", "network", 7, ".3f"),
+                   ("postprocess_s", "post", 7, ".3f"), ("queue_s", "queues", 7, ".3f"), ("rest_s", "rest", 7, ".3f")],
+    "batch": [("batch", "batch", 6, "d"), ("seconds", "s", 7, ".2f"), ("least", "least", 7, ".2f"),
+              ("most", "most", 7, ".2f"), ("in_process_s", "whole, in process", 17, ".2f")],
+    "clients": [("clients", "clients", 7, "d"), ("rate", "a second", 8, ".2f"), ("p50_s", "p50 s", 7, ".2f"),
+                ("p99_s", "p99 s", 7, ".2f"), ("ok", "enhanced", 8, "d"), ("rejected", "turned away", 11, "d"),
+                ("expired", "expired", 7, "d"), ("failed", "failed", 6, "d"), ("cores_busy", "cores busy", 10, ".1f"),
+                ("cores_of_the_load", "of the load", 11, ".2f")],
+    "instances": [("servers", "servers", 7, "d"), ("instances", "instances", 9, "d"), ("rate", "a second", 8, ".2f"),
+                  ("least", "least", 7, ".2f"), ("most", "most", 7, ".2f"), ("p50_s", "p50 s", 7, ".2f"),
+                  ("cores_busy", "cores busy", 10, ".1f")],
+}  # fmt: skip
+WHY = {"megapixels": why_megapixels, "batch": why_batch, "clients": why_clients, "instances": why_instances}
+
+
+def measured(arguments: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
+    """What was asked for, by name, and the command that measures it again."""
+    document: dict[str, Any] = {"circumstances": circumstances(command)}
+    repository, rounds, seconds = arguments.repository, arguments.rounds, arguments.seconds
+    wanted = arguments.only or list(WHY)
+    if set(wanted) - {"instances"}:
+        say("starting a server")
+        with served(repository) as server:
+            if "megapixels" in wanted:
+                document["megapixels"] = asyncio.run(megapixels_of(server, arguments.megapixels, rounds))
+            if "batch" in wanted:
+                document["batch"] = asyncio.run(batch_of(server, repository, arguments.batches, rounds))
+            if "clients" in wanted:
+                document["clients"] = asyncio.run(clients_of(server, photographs, arguments.clients, seconds))
+                document["clients"]["queue"] = queue_of(server.log.with_name("served"), f"{MODEL}/config.pbtxt")
+    if "instances" in wanted:
+        with contextlib.ExitStack() as stack:
+            servers = {}
+            for number, count in SETUPS:
+                say(f"starting {number} server{'s' if number > 1 else ''}, {count} of each process")
+                options = ("--preprocess-instances", str(count), "--postprocess-instances", str(count))
+                servers[number, count] = [stack.enter_context(served(repository, *options)) for _ in range(number)]
+            document["instances"] = asyncio.run(instances_of(servers, photographs, seconds, rounds))
+    for name in WHY.keys() & document.keys():
+        document[name]["why"] = WHY[name](document[name])
+    return document
+
+
+def numbers(least: float, most: float) -> Callable[[str], list[float]]:
+    """Reads ``1,2,4``: two or more, because a line wants two points."""
+
+    def read(text: str) -> list[float]:
+        try:
+            found = sorted({float(part) if "." in part else int(part) for part in text.split(",")})
+        except ValueError:
+            found = []
+        if len(found) < 2 or not least <= found[0] <= found[-1] <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: two numbers or more between {least:g} and {most:g}, as 1,2,4")
+        return found
+
+    return read
+
+
+def parts_of(text: str) -> list[str]:
+    """Reads ``batch,clients``."""
+    if unknown := [part for part in text.split(",") if part not in WHY]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: choose of {', '.join(WHY)}")
+    return text.split(",")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs that the clients send")
+    parser.add_argument("--only", type=parts_of, help="some of the four, as batch,clients; usually all")
+    parser.add_argument("--megapixels", type=numbers(0.5, 99), default=list(MEGAPIXELS), help="as 1,12,50")
+    parser.add_argument("--batches", type=numbers(1, 8), default=list(BATCHES), help="as 1,2,8")
+    parser.add_argument("--clients", type=numbers(1, 1024), default=list(CLIENTS), help="as 1,8,64")
+    parser.add_argument("--rounds", type=int, default=3, help="of megapixels, batch and instances")
+    parser.add_argument("--seconds", type=float, default=15, help="of each number of clients, and of each setup")
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.seconds <= 0:
+        parser.error("--rounds and --seconds: more than 0")
+    photographs = [path.read_bytes() for path in sorted(arguments.photos.glob("*.jpg"))]
+    if not photographs:
+        raise SystemExit(f"error: no JPEG in {arguments.photos}: name a folder with --photos")
+    document = measured(arguments, photographs, make_command("benchmark-scale", parser, arguments, "record"))
+    print("\n".join(lines(document)))
+    if arguments.record:
+        write_bytes(arguments.record, (json.dumps(document, indent=2) + "\n").encode())
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Layers told apart by kind: every multiply-accumulate of the graph is found again, once, in what a runtime ran."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks import kinds, layers
+from export import coverage
+from export.architecture import restormer
+from export.network import Restormer
+from tests.conftest import ROOT, bare_repository
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    network = Restormer(restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))).eval()
+    return layers.cpu_graph(network, SIDE)
+
+
+def test_the_nodes_account_for_every_multiply_accumulate(graph):
+    known = {id(node): node for node in kinds.nodes(graph).values()}.values()
+    convolutions = sum(node.macs for node in known if node.kind.endswith("convolution"))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert convolutions == sum(each.macs for each in coverage.convolutions(copy))
+    assert sum(node.kind == kinds.PRODUCT for node in known) == 2 * 7  # q·kᵀ and attention·v, seven blocks
+    assert sum(node.kind == kinds.NORM for node in known) >= 2 * 7
+
+
+def test_parts_of_a_written_out_norm_are_its_own():
+    """x -> x - mean(x) -> / sqrt(mean of its squares) -> convolution -> + x."""
+    weights = [
+        numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w"),
+        numpy_helper.from_array(np.array([1], np.int64), "axis"),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axis"], ["mean"], name="mean_"),
+        helper.make_node("Sub", ["x", "mean"], ["centred"], name="sub"),
+        helper.make_node("Mul", ["centred", "centred"], ["squares"], name="mul"),
+        helper.make_node("ReduceMean", ["squares", "axis"], ["variance"], name="variance_"),
+        helper.make_node("Sqrt", ["variance"], ["deviation"], name="sqrt"),
+        helper.make_node("Div", ["centred", "deviation"], ["normed"], name="div"),
+        helper.make_node("Conv", ["normed", "w"], ["c"], name="conv"),
+        helper.make_node("Add", ["c", "x"], ["y"], name="add"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4, 2, 2]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "norm", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    found = {name: node.kind for name, node in kinds.nodes(model).items()}
+    assert {found[name] for name in ("mean_", "sub", "mul", "variance_", "sqrt", "div")} == {kinds.NORM}
+    assert found["conv"] == "1x1 convolution"
+    assert found["add"] == kinds.ELEMENTWISE
+
+
+def test_a_fused_layer_is_of_its_most_costly_kind_and_counts_each_node_once():
+    known = {"conv": kinds.Node("1x1 convolution", 100, "a.b"), "gelu": kinds.Node(kinds.ELEMENTWISE)}
+    rest = {"ms": 1.0, "type": "", "precision": "f32", "bytes": 0}
+    found = kinds.layer("x", ["gelu", "conv/WithoutBiases", "conv", "unheard"], kinds.REORDER, known, **rest)
+    assert (found.kind, found.macs, found.module) == ("1x1 convolution", 100, "a.b")
+    assert kinds.layer("x", [""], kinds.REORDER, known, **rest).kind == kinds.REORDER
+
+
+def test_both_runtimes_run_all_of_the_graphs_convolutions_and_their_layers_are_told_apart(graph, tmp_path):
+    known = kinds.nodes(graph)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph.SerializeToString())
+    image = np.zeros((1, 3, SIDE, SIDE), np.float32)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    wanted = sum({id(node): node.macs for node in known.values() if node.kind.endswith("convolution")}.values())
+    for runtime in (layers.OpenVino(path, known, settings), layers.OnnxRuntime(path, known, tmp_path)):
+        found = layers.profiled(runtime, image, 2)
+        assert found["total_ms"] > 0
+        assert sum(each["macs"] for each in found["layers"] if each["kind"].endswith("convolution")) == wanted
+        assert {each["kind"] for each in found["layers"]} <= set(kinds.RANK)
+        assert {"1x1 convolution", kinds.DEPTHWISE, kinds.PRODUCT} <= {each["kind"] for each in found["kinds"]}
+        assert sum(row["share"] for row in found["kinds"]) == pytest.approx(1)
+
+
+def event(name, operation, microseconds):
+    shapes = {"input_type_shape": [{"float": [1, 8, 4, 4]}], "output_type_shape": [{"float": [1, 8, 4, 4]}]}
+    args = {"op_name": operation, "node_index": "1", **shapes}
+    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": args}
+
+
+def test_onnxruntimes_first_run_does_not_count():
+    events = [event("conv_nchwc", "Conv", each) for each in (9000, 100, 300, 200)]
+    known = {"conv": kinds.Node("3x3 convolution", 10, "m")}
+    (found,) = kinds.layers_of_onnxruntime([*events, {"cat": "Session", "name": "model_run", "dur": 1}], known)
+    assert (found.ms, found.kind, found.bytes, found.module) == (0.2, "3x3 convolution", 2 * 8 * 16 * 4, "m")
+
+
+def trtexec(folder, graph):
+    """Files as trtexec writes them: names of the plan's layers, and the graph's nodes in a layer's metadata."""
+    conv = next(node.name for node in graph.graph.node if node.op_type == "Conv")
+    profile = [
+        {"count": 10},
+        {"name": "fused", "timeMs": 30.0, "averageMs": 3.0, "medianMs": 2.5, "percentage": 75.0},
+        {
+            "name": "Reformatting CopyNode for Input",
+            "timeMs": 10.0,
+            "averageMs": 1.0,
+            "medianMs": 1.0,
+            "percentage": 25.0,
+        },
+    ]
+    metadata = f"[ONNX Layer: {conv}]\x1f[ONNX Layer: node_of_no_graph]"
+    outputs = [{"Name": "y", "Format/Datatype": "Half"}]
+    info = {"Layers": [{"Name": "fused", "LayerType": "CaskConvolution", "Metadata": metadata, "Outputs": outputs}]}
+    for name, content in (("profile", profile), ("layers", info)):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "graph.onnx").write_bytes(graph.SerializeToString())
+    return [str(folder / name) for name in ("profile.json", "layers.json", "graph.onnx")]
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["layers", *map(str, arguments)])
+    layers.main()
+
+
+def test_what_trtexec_timed_becomes_the_same_tables(graph, tmp_path, monkeypatch, capsys):
+    record = tmp_path / "profile.json.recorded"
+    main(monkeypatch, "--trtexec", *trtexec(tmp_path, graph), "--record", record)
+    document = json.loads(record.read_text(encoding="utf-8"))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
+    assert [(each["kind"], each["ms"], each["precision"]) for each in document["layers"]] == [
+        ("3x3 convolution", 2.5, "Half"),
+        (kinds.REORDER, 1.0, ""),
+    ]
+    assert document["layers"][0]["macs"] == 3 * 8 * 9 * SIDE * SIDE  # the first convolution, 3 to 8 channels
+    assert document["total_ms"] == 3.5
+
+
+def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeypatch):
+    files = trtexec(tmp_path, graph)
+    (tmp_path / "layers.json").write_text(json.dumps({"Layers": ["fused"]}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="--profilingVerbosity=detailed"):
+        main(monkeypatch, "--trtexec", *files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--repository", "{bare}"], "make engine PRECISION=fp32 TARGET=cpu"),
+        (["--engine", "{bare}/nothing.onnx"], "no engine with its JSON at"),
+        (["--standard", "--side", "100"], "a multiple of 8"),
+        (["--standard", "--precision", "int8"], "an INT8 graph comes of a plan|VNNI"),
+        (["--package", "{bare}"], "holds no model_checkpoint.pt"),
+        (["--trtexec", "README.md", "README.md", "README.md"], "these are not trtexec's"),
+    ],
+)
+def test_bad_input_ends_in_one_line_that_says_what_to_do(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bare = bare_repository(tmp_path / "models")
+    with pytest.raises(SystemExit, match=said) as ended:
+        main(monkeypatch, *(each.format(bare=bare) for each in arguments))
+    assert str(ended.value).startswith("error: ")
+    assert "\n" not in str(ended.value)

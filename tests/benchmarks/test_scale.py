@@ -1,0 +1,145 @@
+"""The parts of the scaling benchmark that decide what it says. The measurement itself is `make benchmark-scale`."""
+
+import json
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from benchmarks import scale
+from benchmarks.traffic import Answer
+from tests.conftest import ROOT, bare_repository
+
+
+@pytest.mark.parametrize("megapixels", [1, 3, 12, 50])
+def test_photographs_are_four_to_three_in_whole_blocks(megapixels):
+    width, height = scale.sides(megapixels)
+    assert width % 16 == height % 16 == 0
+    assert width * height / 1e6 == pytest.approx(megapixels, rel=0.03)
+    assert width / height == pytest.approx(4 / 3, rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "eighths"), [(1024, 8), (1360, 7), (2048, 4), (4000, 3), (8192, 1)])
+def test_the_decoder_shrinks_to_the_least_eighths_that_are_enough(width, eighths):
+    """At least 1,024 pixels have to be left of the longer side."""
+    data = simplejpeg.encode_jpeg(np.zeros((width * 3 // 4, width, 3), np.uint8))
+    assert scale.eighths(data) == eighths == min(n for n in range(1, 9) if -(-width * n // 8) >= 1024)
+
+
+def test_what_parts_worked_is_read_off_what_the_counters_grew():
+    before = Counter({("preprocess", "compute_infer_duration_us"): 500, ("enhance", "queue_duration_us"): 7})
+    after = Counter(before)
+    after["preprocess", "compute_infer_duration_us"] += 2_000_000
+    after["preprocess", "compute_output_duration_us"] += 500_000
+    after["restormer", "queue_duration_us"] += 250_000
+    after["postprocess", "queue_duration_us"] += 250_000
+    after["enhance", "queue_duration_us"] += 9_000_000  # an ensemble's own is none of its parts'
+    found = scale.seconds_of_parts(before, after)
+    assert found == {"preprocess_s": 2.5, "restormer_s": 0, "postprocess_s": 0, "queue_s": 0.5}
+
+
+def test_the_rate_counts_what_was_enhanced_until_the_last_came_back():
+    answers = [
+        Answer(0, 1, "ok"),
+        Answer(0, 2, "ok"),
+        Answer(1, 0.1, "rejected"),
+        Answer(2, 2, "ok"),
+        Answer(3, 5, "expired"),
+    ]
+    assert scale.rate_of(answers) == pytest.approx(3 / 4)
+    assert scale.rate_of(answers[2:3]) == 0
+
+
+def clients(*rates, turned=0.0, busy=1.9):
+    row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "preprocess_s": 0.05}
+    rows = [{"clients": 2**n, "rate": rate, **row} for n, rate in enumerate(rates)]
+    rows[-1] |= {"overloaded_share": turned, "preprocess_s": 0.4}
+    return {"rows": rows, "cores": 2, "queue": 4, "fit": {"per_client_s": 1.0, "r2": 0.999}}
+
+
+def test_the_sentence_on_clients_says_where_the_rate_ends_and_why():
+    words = scale.why_clients(clients(0.5, 0.97, 1.0, 0.9, turned=0.75))
+    assert "from 2 clients on" in words
+    assert "the cores are what ends it" in words
+    assert "From 8 clients on some are turned away, because 4 may wait" in words
+    assert "75%" in words
+    assert "preprocess then works 0.40 s instead of 0.05" in words
+
+
+def test_it_blames_neither_cores_that_were_idle_nor_a_queue_that_was_not_full():
+    words = scale.why_clients(clients(1.0, 1.0, busy=1.0))
+    assert "the cores are what ends it" not in words
+    assert words.endswith("Nobody was turned away.")
+
+
+def test_the_sentence_on_batches_says_whether_company_pays():
+    def batch(whole):
+        rows = [
+            {"batch": 1, "seconds": 1.0, "in_process_s": 1.0},
+            {"batch": 8, "seconds": 8.0, "in_process_s": 8 * whole},
+        ]
+        return scale.why_batch({"rows": rows, "fit": {"r2": 1.0}})
+
+    assert "little or nothing" in batch(1.05)
+    assert "company would pay" in batch(0.6)
+    assert "one image already" not in batch(0.6)
+    without = scale.why_batch(
+        {"rows": [{"batch": 1, "seconds": 1.0}, {"batch": 8, "seconds": 4.0}], "fit": {"r2": 0.9}}
+    )
+    assert "0.50 s in a batch of 8" in without
+
+
+def test_the_sentence_on_megapixels_tells_the_decoders_steps_once_each():
+    rows = [
+        {"megapixels": size, "eighths": eighths, "preprocess_s": 0.01 * size, "restormer_s": 1.0}
+        for size, eighths in ((1.0, 8), (2.0, 6), (3.0, 6), (12.0, 3))
+    ]
+    fit = {"per_megapixel_s": 0.02, "r2": 0.99}
+    words = scale.why_megapixels({"rows": rows, "fit": fit, **{f"fit_{part}": fit for part in scale.PARTS}})
+    assert "8/8 from 1 MP on (10.0 ms a megapixel), 6/8 from 2 MP on" in words
+    assert "from 3 MP on" not in words
+
+
+def ended(monkeypatch, *arguments):
+    """With what the command line ends."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        scale.main()
+    return str(end.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batches", "8"], "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
+        (["--clients", "1,0"], "--clients: '1,0': two numbers or more"),
+        (["--megapixels", "one,two"], "--megapixels: 'one,two': two numbers or more"),
+        (["--only", "batch,cost"], "--only: 'cost': choose of megapixels, batch, clients, instances"),
+        (["--rounds", "0"], "--rounds and --seconds: more than 0"),
+    ],
+)
+def test_bad_options_end_in_one_line_that_says_what_to_do(arguments, said, monkeypatch, capsys):
+    assert ended(monkeypatch, *arguments) == "2"
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_folder_without_photographs_is_named(monkeypatch, tmp_path):
+    assert ended(monkeypatch, "--photos", tmp_path) == f"error: no JPEG in {tmp_path}: name a folder with --photos"
+
+
+def test_without_an_engine_it_says_which_command_makes_one(monkeypatch, tmp_path):
+    record = tmp_path / "scale.json"
+    words = ended(monkeypatch, "--repository", bare_repository(tmp_path / "models"), "--record", record)
+    assert "make engine" in words
+    assert "\n" not in words
+    assert not record.exists()
+
+
+def test_the_table_has_a_row_for_each_figure_and_the_sentence_below_it():
+    document = {"clients": {**clients(1.0, 1.2), "why": "Because."}}
+    made = scale.lines(json.loads(json.dumps(document)))
+    assert [line.split()[:2] for line in made[2:4]] == [["1", "1.00"], ["2", "1.20"]]
+    assert made[-1] == "Because."
