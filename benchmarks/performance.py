@@ -1,0 +1,258 @@
+"""Tables and sentences of docs/performance.md, of the recorded runs; the words between are in performance.md.j2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks import plots
+from benchmarks.circumstances import NOISY
+
+#: What a GPU host's record of the core has to have for the comparison to be whole, by what their names contain.
+GPU_ROWS = (
+    "autocast", "torch.compile", "CUDA graphs", "ONNX Runtime CUDA", "ONNX Runtime TensorRT", "TensorRT fp16",
+    "TensorRT int8",
+)  # fmt: skip
+ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+TOP = 10  #: layers of a profile that the page shows
+Document = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns of figures to the right."""
+    cells = [list(row) for row in rows]
+    figures = [all(row[at][:1].isdigit() or row[at] == "–" for row in cells) for at in range(len(head))]
+    rule = "".join("---:|" if of_figures else "---|" for of_figures in figures)
+    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A figure with so many digits that count, thousands set apart; – for none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    shown = float(f"{value:.{digits}g}")
+    decimals = max(digits - len(str(int(abs(shown)))) if abs(shown) >= 1 else _after_the_point(shown, digits), 0)
+    return f"{shown:,.{decimals}f}"
+
+
+def _after_the_point(value: float, digits: int) -> int:
+    return digits - 1 - int(f"{value:e}".rpartition("e")[2])
+
+
+def where(document: Document) -> str:
+    """Machine, versions, commit, command and noise of a record, in small print under what it tells."""
+    found = document["circumstances"]
+    isa = next((words for flag, words in ISA.items() if flag in found["isa"]), "no AVX2")
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
+    spread, stolen = found["noise"]["spread"], found["noise"]["stolen"]
+    noise = f" · the same work varied by {spread:.0%} before it"
+    if document.get("calculation"):
+        noise = ""
+    elif spread > NOISY or stolen > NOISY / 3:
+        noise = f"{noise}, {stolen:.0%} of the time was stolen: **a noisy machine**"
+    machine = f"{found['cpu']}, {found['cores']} cores, {isa}, {found['memory_gib']:.0f} GiB{gpus}"
+    parts = (f"`{found['command']}`", machine, versions, f"commit {found['commit']}, {found['time'][:10]}{noise}")
+    return f"<sub>{' · '.join(parts)}</sub>"
+
+
+def core_tables(document: Document) -> str:
+    """Every runtime on every network."""
+    return "\n\n".join(core_table(name, network) for name, network in document["networks"].items())
+
+
+def core_table(name: str, network: Document) -> str:
+    """Every runtime on one network."""
+    size = f"{network['side']}x{network['side']}"
+    title = f"{name.rpartition(' ')[0]}, {network['parameters'] / 1e6:.1f} M, {network['weights']} weights, {size}"
+    head = (title, "s", "least–most", "×", "dB", "MiB", "of the peak")
+    rows = [
+        (
+            f"**{runtime}**" if runtime.startswith(plots.OURS) else runtime,
+            significant(row["median_s"]),
+            f"{significant(row['least_s'])}–{significant(row['most_s'])}",
+            f"{row['speedup']:.2f}",
+            "–" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
+            "–" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}",
+            "–" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+        )
+        for runtime, row in network["rows"].items()
+    ]
+    return table(head, rows)
+
+
+def ladder_table(document: Document) -> str:
+    """What each step brought."""
+    steps = document["ladder"]
+    rows = [
+        (step["step"], significant(step["median_s"]), f"{step['speedup']:.2f}",
+         "–" if before is None else f"{step['speedup'] / before['speedup']:.2f}", significant(step["psnr_db"]))
+        for before, step in zip([None, *steps], steps, strict=False)
+    ]  # fmt: skip
+    return table(("step", "s", "×", "× the step before", "dB"), rows)
+
+
+def fastest(network: Document, ours: bool) -> tuple[str, Document]:
+    """The fastest runtime of a network: of this project's, or of the others."""
+    rows = {name: row for name, row in network["rows"].items() if name.startswith(plots.OURS) == ours}
+    return max(rows.items(), key=lambda item: item[1]["speedup"])
+
+
+def missing_rows(*documents: Document | None) -> list[str]:
+    """What of the comparison on a GPU was not measured in any of these records of the core."""
+    networks = [network for document in documents if document for network in document["networks"].values()]
+    names = [name.lower() for network in networks for name in network["rows"]]
+    return [row for row in GPU_ROWS if not any(row.lower() in name for name in names)]
+
+
+def profile_tables(document: Document) -> str:
+    """Where the time of the network goes: by kind of layer, and the layers that take most."""
+    head = (
+        f"{document['runtime']}, {document['network']}, {document['side']}x{document['side']}",
+        "layers",
+        "ms",
+        "share",
+    )
+    kinds = table(head, ((row["kind"], f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}")
+                         for row in document["kinds"]))  # fmt: skip
+    layers = sorted(document["layers"], key=lambda row: -row["ms"])[:TOP]
+    rows = ((f"`{row['name']}`", row["kind"], row["type"], row["precision"], significant(row["ms"])) for row in layers)
+    return f"{kinds}\n\n{table(('the slowest layers', 'kind', 'run as', 'in', 'ms'), rows)}"
+
+
+def pipeline_table(document: Document, loop: str) -> str:
+    """Throughput, latency and its parts of each model: by how many were in flight, or by the rate they were sent at."""
+    asked = {"closed": ("concurrency", "in flight"), "open": ("asked", "sent a second")}[loop]
+    head = ["", asked[1], "a second", "least–most", "p50 (ms)", "p90", "p99", "queue", "input", "infer", "output",
+            "batch", *(["turned away"] if loop == "open" else [])]  # fmt: skip
+    rows = []
+    for model, points in document[loop].items():
+        for point in points:
+            cells = [f"`{model}`", f"{point[asked[0]]:.3g}", significant(point["rate"])]
+            spread = (point.get("least"), point.get("most"))
+            cells.append("–" if None in spread else "–".join(significant(each) for each in spread))
+            cells += [significant(point[f"{each}_ms"]) for each in ("p50", "p90", "p99")]
+            cells += [significant(point[f"{each}_ms"]) for each in ("queue", "input", "infer", "output")]
+            cells.append(significant(point["batch"], 2))
+            rows.append([*cells, f"{point['rejected']}"] if loop == "open" else cells)
+    return table(head, rows)
+
+
+def tune_table(document: Document) -> str:
+    """What was tried for a level of service."""
+    settings = [name for name in document["tried"][0] if name not in ("p99_ms", "rate", "meets")]
+    rows = [
+        [
+            *(f"{row[name]}" for name in settings),
+            significant(row["p99_ms"]),
+            significant(row["rate"]),
+            _yes(row["meets"]),
+        ]
+        for row in document["tried"]
+    ]
+    return table([*(name.replace("_", " ") for name in settings), "p99 (ms)", "a second", "meets it"], rows)
+
+
+def scale_table(found: Document) -> str:
+    """One way of growing, as it was recorded."""
+    names = list(found["rows"][0])
+    units = {"_s": " (s)", "_ms": " (ms)", "_mib": " (MiB)"}
+
+    def title(name: str) -> str:
+        unit = next((unit for unit in units if name.endswith(unit)), "")
+        return name.removesuffix(unit).replace("_", " ") + units.get(unit, "")
+
+    return table([title(name) for name in names], ([_shown(row[name]) for name in names] for row in found["rows"]))
+
+
+def roofline_table(document: Document) -> str:
+    """What a GPU's datasheet allows, by precision."""
+    head = [f"{document['gpu']}: precision", "fused, ms", "a second", "as the graph stands, ms", "a second",
+            "bound by memory", "cores beside"]  # fmt: skip
+    price = document["price_an_hour"]
+    rows = []
+    for precision, row in document["precisions"].items():
+        cells = [precision]
+        for name in ("fused_ms", "standing_ms"):
+            cells += [f"{row[name]:.1f}", f"{1e3 / row[name]:.0f}"]
+        cells += [f"{row['memory_share']:.0%}", "–" if row["cores"] is None else f"{row['cores']:.0f}"]
+        rows.append(cells + ([f"{row['cost_per_thousand']:.4f}"] if price else []))
+    return table(head + ([f"a thousand, at {price:g} an hour"] if price else []), rows)
+
+
+def every_gpu(document: Document) -> str:
+    """Photographs a second that each GPU's datasheet allows, by precision, fused."""
+    precisions = list(document["precisions"])
+    rows = [
+        [gpu["name"], f"{gpu['bandwidth'] / 1e12:g}", *(f"{1e3 / gpu['fused_ms'][name]:.0f}" for name in precisions)]
+        for gpu in document["gpus"].values()
+    ]
+    return table(["fused, photographs a second", "TB/s", *precisions], rows)
+
+
+def bandwidth_sentence(document: Document) -> str:
+    """What more bandwidth is worth: the GPU with the most beside the one whose table this is."""
+    most = max(document["gpus"].values(), key=lambda gpu: gpu["bandwidth"])
+    wider = most["bandwidth"] / document["roofs"]["bandwidth"]
+    faster = document["precisions"]["fp16"]["fused_ms"] / most["fused_ms"]["fp16"]
+    return (
+        f"{most['name']} has {wider:.2f} times {document['gpu']}'s bandwidth, and allows {faster:.2f} times its rate."
+    )
+
+
+def roofline_layers(document: Document) -> str:
+    """Where the time of the float16 network goes at that limit."""
+    rows = (
+        (kind, f"{row['layers']}", f"{row['gmacs']:.1f}", f"{row['megabytes']:,.0f}", f"{row['ms']:.2f}",
+         f"{row['bound_by_memory']}")
+        for kind, row in document["precisions"]["fp16"]["kinds"].items()
+    )  # fmt: skip
+    return table(("float16, one image", "layers", "GMAC", "MB", "ms", "bound by memory"), rows)
+
+
+def ledger_table(document: Document) -> str:
+    """What each rewrite leaves in the graph."""
+    head = ("one image", "nodes", "casts", "MB that pass memory for what is neither convolution nor product")
+    rows = (
+        (step, f"{row['nodes']:,}", f"{row['casts']}", f"{row['megabytes']:,.0f}")
+        for step, row in document["ledger"].items()
+    )
+    return table(head, rows)
+
+
+def _yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else significant(value) if isinstance(value, float) else f"{value}"
+
+
+def throughput_sentence(document: Document) -> str:
+    """What the plot of the pipeline says."""
+    return (
+        f"Through the whole pipeline {significant(document['reached'])} photographs a second, {document['ratio']:.0%} "
+        f"of what its parts allow on the same {document['circumstances']['cores']} cores without a server "
+        f"({significant(document['allowed'])})."
+    )
+
+
+def speed_sentence(document: Document) -> str:
+    """What the plot of the core says."""
+    network = document["networks"][plots.trained(document)]
+    name, row = fastest(network, ours=True)
+    other, second = fastest(network, ours=False)
+    decibels = "" if row["psnr_db"] is None else f", {row['psnr_db']:.0f} dB from it"
+    return (
+        f"The demo network by {name}: {row['speedup']:.1f} times as fast as PyTorch eager float32{decibels}; the "
+        f"fastest of the other runtimes, {other}, {second['speedup']:.1f} times."
+    )
+
+
+#: What the template may call.
+SLOTS: tuple[Callable[..., Any], ...] = (
+    where, core_tables, ladder_table, fastest, missing_rows, profile_tables, pipeline_table, tune_table, scale_table,
+    roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+)  # fmt: skip

@@ -1,0 +1,314 @@
+"""The plots of docs/performance.md and of the README, from the records in ``benchmarks/results``: one SVG each.
+
+The same figures give the same bytes: no dates, ids from a fixed salt, text as outlines. A plot brings its own paper and
+two sets of colours, and takes the dark one where the reader's system is dark. The colours are those of Okabe and Ito
+("Color Universal Design", 2008), which colour-blind people tell apart; nothing is said by colour alone. ``make report``
+draws them (``benchmarks/report.py``).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a3507d"
+#: What stands for a colour on a dark page.
+DARK = {
+    INK: "#e6edf3", MUTED: "#9da7b3", GRID: "#2d333b", PAPER: "#0d1117",
+    BLUE: "#56b4e9", ORANGE: "#ff9b57", GREEN: "#2fcf9f", PURPLE: "#e08fbb",
+}  # fmt: skip
+WIDTH = 8.4  #: inches of 72 points: about what a README is wide
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": MUTED,
+    "axes.titlesize": 9.5, "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "axes.facecolor": PAPER, "figure.facecolor": PAPER, "grid.color": GRID, "grid.linewidth": 0.7,
+    "xtick.color": MUTED, "ytick.color": MUTED, "lines.linewidth": 1.6, "lines.markersize": 5,
+    "svg.hashsalt": "restormer-triton", "svg.fonttype": "path", "figure.constrained_layout.use": True,
+}  # fmt: skip
+MODELS = {"restormer": (GREEN, "s"), "enhance": (BLUE, "o"), "enhance_tiled": (ORANGE, "^")}
+PARTS = {"preprocess": ORANGE, "restormer": GREEN, "postprocess": BLUE}
+KINDS = {"1x1 convolution": (BLUE, "o"), "depthwise convolution": (ORANGE, "^"), "attention product": (GREEN, "s"),
+         "3x3 convolution": (PURPLE, "D"), "LayerNorm": (MUTED, "v")}  # fmt: skip
+LEAST, MOST = 0.3, 3000.0  #: operations a byte: where the roofline begins and ends
+OURS = "cpu engine"  #: how the runtimes of this project begin in a record of the core
+
+
+def svg(draw: Callable[[Any], Figure], document: dict[str, Any]) -> bytes:
+    """A plot as the page shows it."""
+    with mpl.rc_context(STYLE):
+        made = io.BytesIO()
+        draw(document).savefig(made, format="svg", metadata={"Date": None, "Creator": None})
+    head, tag, rest = made.getvalue().decode().partition("<defs>")
+    return f"{head}<style>{_dark()}</style>\n {tag}{rest}".encode()
+
+
+def _dark() -> str:
+    """Style sheet that swaps every colour for the one of a dark page."""
+    swaps = (
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    return f"@media (prefers-color-scheme:dark){{{''.join(swaps)}}}"
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places as near as may be to those wanted, in their order, and at least ``gap`` apart.
+
+    What is too near is pushed apart evenly, neighbours with it (pools, as in isotonic regression).
+    """
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    pools: list[tuple[float, int]] = []  # each: where its first one is, and how many stand `gap` apart
+    for index in order:
+        pools.append((wanted[index], 1))
+        while len(pools) > 1 and pools[-2][0] + pools[-2][1] * gap > pools[-1][0]:
+            (later, more), (first, count) = pools.pop(), pools.pop()
+            first = (first * count + (later - count * gap) * more) / (count + more)
+            pools.append((first, count + more))
+    placed = [first + step * gap for first, count in pools for step in range(count)]
+    return [place for _, place in sorted(zip(order, placed, strict=True))]
+
+
+def pipeline(document: dict[str, Any]) -> Figure:
+    """Throughput over latency: a line a model, a point a number in flight; hollow: sent at a rate, whoever waits."""
+    figure, axes = _panels(1, 3.9)
+    plot = axes[0]
+    for model, rows in document["closed"].items():
+        colour, marker = MODELS[model]
+        _operating_points(plot, rows, colour, marker, filled=True)
+        plot.plot([row["p50_ms"] / 1e3 for row in rows], [row["rate"] for row in rows], color=colour)
+        for row in rows:
+            _say(plot, row["p50_ms"] / 1e3, row["rate"], str(row["concurrency"]), MUTED, (0, 6), size=7.5)
+        _operating_points(plot, document["open"].get(model, []), colour, marker, filled=False)
+    _logarithmic(plot)
+    plot.set_xlim(right=plot.get_xlim()[1] * 1.6)
+    names, lasts = list(document["closed"]), [rows[-1] for rows in document["closed"].values()]
+    for name, row, height in zip(names, lasts, _label_heights(plot, [row["rate"] for row in lasts]), strict=True):
+        _say(plot, row["p99_ms"] / 1e3 * 1.08, height, name, MODELS[name][0], (0, 0), "left", "center", weight="bold")
+    plot.axhline(document["allowed"], color=BLUE, linestyle=(0, (4, 3)), linewidth=1)
+    left = plot.get_xlim()[0]
+    _say(plot, left, document["allowed"], " what the parts of enhance allow", BLUE, (2, 4), "left", size=8)
+    plot.set(xlabel="seconds a photograph: median, and a line to the 99th percentile", ylabel="photographs a second")
+    return figure
+
+
+def _operating_points(plot: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str, *, filled: bool) -> None:
+    """Median latency and rate, a line to the latency's 99th percentile, and the least and most rate of the rounds."""
+    for row in rows:
+        median, rate = row["p50_ms"] / 1e3, row["rate"]
+        plot.plot([median, row["p99_ms"] / 1e3], [rate, rate], color=colour, linewidth=0.9, alpha=0.55)
+        plot.plot([median, median], [row.get("least", rate), row.get("most", rate)], color=colour, linewidth=0.9)
+        face = colour if filled else PAPER
+        plot.plot(median, rate, marker, color=colour, markerfacecolor=face, markeredgewidth=1.2)
+
+
+def core(document: dict[str, Any]) -> Figure:
+    """Fidelity against speed: the runtimes on the demo network, whose decibels mean something."""
+    figure, axes = _panels(1, 3.7)
+    plot = axes[0]
+    rows = {name: row for name, row in document["networks"][trained(document)]["rows"].items() if row["psnr_db"]}
+    base = reference_s(document)
+    for name, row in rows.items():
+        colour = _runtime_colour(name)
+        plot.plot([base / row["most_s"], base / row["least_s"]], [row["psnr_db"]] * 2, color=colour, linewidth=1)
+        plot.plot(row["speedup"], row["psnr_db"], "o", color=colour)
+    plot.set_xscale("log", base=2)
+    _plain(plot.xaxis, "{:g}×")
+    plot.set_xlim(plot.get_xlim()[0] / 1.1, plot.get_xlim()[1] * 1.15)
+    plot.margins(y=0.12)
+    right = plot.get_xlim()[1]
+    heights = _label_heights(plot, [row["psnr_db"] for row in rows.values()], points=13)
+    for (name, row), height in zip(rows.items(), heights, strict=True):
+        weight = "bold" if name.startswith(OURS) else "normal"
+        plot.annotate(
+            name, (row["speedup"], row["psnr_db"]), (right, height), color=_runtime_colour(name), weight=weight,
+            va="center", annotation_clip=False, fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkB": 4, "relpos": (0, 0.5)},
+        )  # fmt: skip
+    plot.set(xlabel="times as fast as PyTorch eager float32", ylabel="dB against PyTorch float32")
+    return figure
+
+
+def trained(document: dict[str, Any]) -> str:
+    """The name of the network whose weights were trained."""
+    return next(name for name, network in document["networks"].items() if network["weights"] == "trained")
+
+
+def reference_s(document: dict[str, Any]) -> float:
+    """Seconds of what the runtimes of that network are compared with: the one that has no decibels against itself."""
+    rows = document["networks"][trained(document)]["rows"]
+    return float(next(row["median_s"] for row in rows.values() if row["psnr_db"] is None))
+
+
+def ladder(document: dict[str, Any]) -> Figure:
+    """What each step brought: bars, each from where the one before it ended."""
+    steps = document["ladder"]
+    figure, axes = _panels(1, 0.9 + 0.3 * len(steps))
+    plot, places = axes[0], range(len(steps))
+    before = [steps[0]["speedup"], *(step["speedup"] for step in steps[:-1])]
+    plot.barh(places, [step["speedup"] for step in steps], color=BLUE, height=0.62)
+    most = max(step["speedup"] for step in steps)
+    for place, (step, previous) in enumerate(zip(steps, before, strict=True)):
+        plot.plot([previous] * 2, [place - 0.5, place + 0.31], color=INK, linewidth=0.8, alpha=0.6)
+        decibels = "" if step["psnr_db"] is None else f"   {step['psnr_db']:.0f} dB"
+        _say(plot, max(step["speedup"], previous), place, f"{step['speedup']:.2f}×{decibels}", INK, (5, 0), "left",
+             "center", size=8.5)  # fmt: skip
+    plot.set_yticks(places, [step["step"] for step in steps], color=INK)
+    plot.set(xlim=(0, most * 1.22), xlabel="times as fast as PyTorch eager float32")
+    plot.invert_yaxis()
+    plot.grid(axis="y", visible=False)
+    plot.tick_params(axis="y", length=0)
+    return figure
+
+
+def roofline(document: dict[str, Any]) -> Figure:
+    """The layers of the float16 network under a GPU's roofs, and what they take there. A calculation."""
+    figure = Figure(figsize=(WIDTH, 5.6))
+    roof, lanes = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
+    _roofs(roof, document["roofs"])
+    found, row = document["shapes"]["fp16"], document["precisions"]["fp16"]
+    kinds = {kind: each for kind, each in row["kinds"].items() if each["ms"] >= row["fused_ms"] / 200}
+    for shape in found:
+        if shape["kind"] not in kinds:
+            continue
+        colour, marker = KINDS[shape["kind"]]
+        area = 10 + 1500 * shape["layers"] * shape["ms"] / row["fused_ms"]
+        look = {"s": area, "c": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.6, "edgecolors": PAPER}
+        x = max(2e3 * shape["gmacs"] / shape["megabytes"], LEAST)
+        lanes.scatter(x, list(kinds).index(shape["kind"]), clip_on=False, **look)
+        if shape["gmacs"]:
+            roof.scatter(x, 2 * shape["gmacs"] / shape["ms"], **look)
+    words = (
+        f"{kind}\n{each['ms']:.2f} ms, {each['bound_by_memory']} of {each['layers']}" for kind, each in kinds.items()
+    )
+    lanes.set_yticks(range(len(kinds)), list(words), color=INK, fontsize=8.5)
+    lanes.set(ylim=(len(kinds) - 0.4, -0.6), xlabel="operations a byte that passes memory (LayerNorm: next to none)")
+    lanes.tick_params(axis="y", length=0)
+    _plain(roof.xaxis, "{:,g}")
+    roof.set_title(f"{document['gpu']}, float16: a calculation from its datasheet, not a measurement")
+    return figure
+
+
+def _roofs(plot: Axes, roofs: dict[str, Any]) -> None:
+    """What memory and arithmetic allow, by operations a byte."""
+    intensity = np.logspace(np.log10(LEAST), np.log10(MOST), 201)
+    tops = (("tensor cores, float16", roofs["tensor"]["FLOAT16"]), ("CUDA cores, float16", roofs["vector"]["FLOAT16"]),
+            ("CUDA cores, float32", roofs["vector"]["FLOAT"]))  # fmt: skip
+    for words, top in tops:
+        plot.plot(intensity, np.minimum(intensity * roofs["bandwidth"], top) / 1e12, color=INK, linewidth=1)
+        _say(plot, intensity[-1], top / 1e12, f"{words}: {top / 1e12:,.0f}", INK, (0, 3), "right", size=8)
+    at = 3.0
+    _say(plot, at, at * roofs["bandwidth"] / 1e12, f"memory: {roofs['bandwidth'] / 1e12:g} TB/s", INK, (-6, 0), "right",
+         size=8)  # fmt: skip
+    plot.set(
+        xscale="log", yscale="log", xlim=(LEAST, intensity[-1]), ylim=(1, 2.5e3), ylabel="tera-operations a second"
+    )
+    _plain(plot.yaxis, "{:,g}")
+
+
+def scaling(document: dict[str, Any]) -> Figure:
+    """How cost grows: with megapixels, batch and clients."""
+    figure, (first, second, third, fourth) = _panels(4, 5.6, columns=2)
+    _growth(first, document["megapixels"], "megapixels", "per_megapixel_s", "seconds a photograph, by its size")
+    _growth(second, document["batch"], "batch", "per_item_s", "seconds a batch, the network alone")
+    rows = document["clients"]["rows"]
+    clients = [row["clients"] for row in rows]
+    third.plot(clients, [row["rate"] for row in rows], "o-", color=BLUE)
+    third.set(title="photographs a second, by clients", xlabel="clients", ylim=(0, None))
+    fourth.fill_between(clients, [row["p50_s"] for row in rows], [row["p99_s"] for row in rows], color=BLUE, alpha=0.2,
+                        linewidth=0)  # fmt: skip
+    for name, words in (("p50_s", "median"), ("p99_s", "99th percentile")):
+        fourth.plot(clients, [row[name] for row in rows], "o-", color=BLUE, linewidth=1.6 if name == "p50_s" else 0.9)
+        _say(fourth, clients[-1], rows[-1][name], words, BLUE, (5, 0), "left", "center", size=8)
+    fourth.set(title="seconds a photograph, by clients", xlabel="clients", ylim=(0, None))
+    for plot in (third, fourth):
+        plot.set_xscale("log", base=2)
+        _plain(plot.xaxis, "{:g}", at=clients)
+    return figure
+
+
+def _growth(plot: Axes, found: dict[str, Any], of: str, slope: str, title: str) -> None:
+    """Points, what of them which part takes, and the fitted line."""
+    rows, fit = found["rows"], found["fit"]
+    sizes = [row[of] for row in rows]
+    parts = [part for part in PARTS if part in rows[0]]
+    base = np.zeros(len(rows))
+    for part in parts:
+        top = base + [row[part] for row in rows]
+        plot.fill_between(sizes, base, top, color=PARTS[part], alpha=0.3, linewidth=0)
+        _say(plot, sizes[-1], (base[-1] + top[-1]) / 2, part, PARTS[part], (5, 0), "left", "center", size=8)
+        base = top
+    plot.plot(sizes, [row["seconds"] for row in rows], "o", color=INK)
+    ends = np.array([0, sizes[-1]])
+    plot.plot(ends, fit["constant_s"] + fit[slope] * ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    plot.set(title=title, xlabel=of, xlim=(0, None), ylim=(0, None))
+
+
+def _panels(count: int, height: float, *, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    columns = columns or count
+    figure = Figure(figsize=(WIDTH, height))
+    made = figure.subplots(count // columns, columns, squeeze=False)
+    return figure, list(made.flat)
+
+
+def _say(
+    plot: Axes, x: float, y: float, words: str, colour: str, offset: tuple[float, float], across: str = "center",
+    along: str = "bottom", *, size: float = 9, weight: str = "normal", rotation: float = 0,
+) -> None:  # fmt: skip
+    """Words beside a point, ``offset`` in points of type."""
+    plot.annotate(words, (x, y), offset, textcoords="offset points", color=colour, ha=across, va=along, fontsize=size,
+                  weight=weight, rotation=rotation, rotation_mode="anchor", annotation_clip=False)  # fmt: skip
+
+
+def _label_heights(plot: Axes, wanted: Sequence[float], points: float = 12) -> list[float]:
+    """Heights of labels, in the plot's own figures: as near as may be to those wanted, and ``points`` of type apart."""
+    low, high = plot.get_ylim()
+    scale, back = (np.log, np.exp) if plot.get_yscale() == "log" else (np.asarray, np.asarray)
+    gap = (scale(high) - scale(low)) * points / 72 / (plot.figure.get_figheight() * 0.8)
+    return [float(back(place)) for place in spread([float(scale(each)) for each in wanted], gap)]
+
+
+def _runtime_colour(name: str) -> str:
+    families = {OURS: BLUE, "OpenVINO": GREEN, "ONNX Runtime": ORANGE, "TensorRT": GREEN}
+    return next((colour for family, colour in families.items() if name.startswith(family)), MUTED)
+
+
+def _logarithmic(plot: Axes) -> None:
+    plot.set(xscale="log", yscale="log")
+    for axis in (plot.xaxis, plot.yaxis):
+        _plain(axis, "{:g}", at=_readable(axis.get_view_interval()))
+
+
+def _readable(ends: Iterable[float]) -> list[float]:
+    """1, 2 and 5 of every decade between two ends."""
+    low, high = ends
+    steps = (digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5))
+    return [round(step, 6) for step in steps if low <= step <= high]
+
+
+def _plain(axis: Any, form: str, at: Sequence[float] | None = None) -> None:
+    """Figures in full on a logarithmic axis."""
+    if at is not None:
+        axis.set_ticks(at)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+#: By name of the file: which record it is drawn from, and how.
+PLOTS: dict[str, tuple[str, Callable[[Any], Figure]]] = {
+    "throughput": ("pipeline", pipeline),
+    "fidelity": ("core", core),
+    "ladder": ("core", ladder),
+    "scaling": ("scale", scaling),
+    "roofline": ("roofline", roofline),
+}

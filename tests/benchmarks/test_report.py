@@ -1,0 +1,121 @@
+"""The pages on speed are what the report makes of the recorded runs, and of nothing else."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import performance, plots, report
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return report.records(report.RESULTS)
+
+
+def test_the_page_is_what_the_report_makes_of_the_recorded_runs(recorded):
+    assert (ROOT / "docs/performance.md").read_text(encoding="utf-8") == report.page(recorded), "make report"
+
+
+def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(recorded):
+    there = {path.name: path.read_bytes() for path in (ROOT / "docs/plots").iterdir()}
+    made = report.drawn(recorded)
+    assert there.keys() == made.keys(), "make report"
+    assert [name for name, drawn in made.items() if drawn != there[name]] == [], "make report"
+
+
+def test_the_readme_shows_its_plots_and_what_they_say(recorded):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == report.readme(text, recorded), "make report"
+
+
+def test_every_plot_of_the_page_is_drawn(recorded):
+    named = {f"{name}.svg" for name in plots.PLOTS}
+    assert {name for name in named if f"(plots/{name})" in report.page(recorded)} == report.drawn(recorded).keys()
+
+
+def test_what_was_not_recorded_says_which_command_makes_it():
+    page = report.page(dict.fromkeys(report.RECORDS))
+    for name in ("core", "profile", "pipeline", "tune", "scale", "roofline", "core-gpu"):
+        assert f"`{report.again(name)}`" in page
+
+
+def test_every_command_of_the_report_is_a_verb():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in report.RECORDS.values():
+        assert f"\n{command.split()[1]}: " in makefile
+
+
+def test_gpu_rows_are_missed_until_they_are_there():
+    measured = {"networks": {"demo 512": {"rows": {"PyTorch eager float32": {}, "TensorRT fp16": {}}}}}
+    assert performance.missing_rows(None, measured) == [row for row in performance.GPU_ROWS if row != "TensorRT fp16"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0012345, "0.00123"),
+        (0.9996, "1.00"),
+        (9.996, "10.0"),
+        (12.345, "12.3"),
+        (1234.5, "1,230"),
+        (0, "0"),
+        (None, "–"),
+    ],
+)
+def test_figures_have_three_digits_that_count(value, shown):
+    assert performance.significant(value) == shown
+
+
+def test_figures_stand_to_the_right_and_words_to_the_left():
+    assert performance.table(("a", "b"), [("x", "1.0"), ("y", "–")]) == "| a | b |\n|---|---:|\n| x | 1.0 |\n| y | – |"
+
+
+def test_labels_are_moved_apart_and_no_further():
+    assert plots.spread([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
+    assert plots.spread([5.0, 1.0, 5.0], 2.0) == [4.0, 1.0, 6.0]
+    moved = plots.spread([0.0, 0.1, 0.2, 3.0], 1.0)
+    assert moved == pytest.approx([-0.9, 0.1, 1.1, 3.0])
+
+
+def test_a_plot_is_the_same_bytes_twice_and_has_colours_for_dark_pages(recorded):
+    first, second = (plots.svg(plots.roofline, recorded["roofline"]) for _ in range(2))
+    assert first == second
+    assert b"prefers-color-scheme:dark" in first
+    assert plots.DARK[plots.PAPER].encode() in first
+
+
+def test_every_colour_of_a_plot_has_one_for_dark_pages(recorded):
+    for name, made in report.drawn(recorded).items():
+        body = made.decode().split("</style>", 1)[1]
+        strays = set(re.findall(r"(?:fill|stroke): (#\w+)", body)) - set(plots.DARK)
+        assert not strays, name
+
+
+def run(results, root):
+    command = [sys.executable, "-m", "benchmarks.report", "--results", str(results), "--root", str(root)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no JSON", "a figure short", "no marks"])
+def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, recorded, damage):
+    results, readme = tmp_path / "results", report.BEGIN + report.END
+    if damage != "no folder":
+        results.mkdir()
+        document = copy.deepcopy(recorded["roofline"])
+        if damage == "a figure short":
+            del document["ledger"]
+        text = json.dumps(document)
+        (results / "roofline.json").write_text(text[: 100 if damage == "no JSON" else None])
+    (tmp_path / "README.md").write_text("no marks" if damage == "no marks" else readme)
+    done = run(results, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "docs").exists()
