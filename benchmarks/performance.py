@@ -108,18 +108,36 @@ def missing_rows(*documents: Document | None) -> list[str]:
 
 
 def profile_tables(document: Document) -> str:
-    """Where the time of the network goes: by kind of layer, and the layers that take most."""
-    head = (
-        f"{document['runtime']}, {document['network']}, {document['side']}x{document['side']}",
-        "layers",
-        "ms",
-        "share",
-    )
-    kinds = table(head, ((row["kind"], f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}")
-                         for row in document["kinds"]))  # fmt: skip
+    """Where the time of the network goes: by kind of layer in each runtime, and the layers that take most of ours."""
+    runtimes = (document, *document["others"])
+    head = [f"{document['side']}x{document['side']}, {document['precision']}"]
+    for found in runtimes:
+        head += [f"{found['runtime']}: layers", "ms", "share", "GFLOP/s", "GB/s"]
+    kinds = dict.fromkeys(row["kind"] for found in runtimes for row in found["kinds"])
+    rows = [[kind, *(cell for found in runtimes for cell in _kind_cells(found, kind))] for kind in kinds]
     layers = sorted(document["layers"], key=lambda row: -row["ms"])[:TOP]
-    rows = ((f"`{row['name']}`", row["kind"], row["type"], row["precision"], significant(row["ms"])) for row in layers)
-    return f"{kinds}\n\n{table(('the slowest layers', 'kind', 'run as', 'in', 'ms'), rows)}"
+    slowest = (
+        (f"`{row.get('module') or row['name']}`", row["kind"], row["type"], significant(row["ms"])) for row in layers
+    )
+    return f"{table(head, rows)}\n\n{table(('the slowest layers', 'kind', 'run as', 'ms'), slowest)}"
+
+
+def _kind_cells(found: Document, kind: str) -> list[str]:
+    row = next((row for row in found["kinds"] if row["kind"] == kind), None)
+    if row is None:
+        return ["–"] * 5
+    rates = [significant(row[name] or None, 2) for name in ("gflop_s", "gb_s")]
+    return [f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}", *rates]
+
+
+def profile_sentence(document: Document) -> str:
+    """What each runtime takes with and without its counters."""
+    return "; ".join(
+        f"{found['runtime']} {significant(found['plain_ms'])} ms ({significant(found['least_ms'])}–"
+        f"{significant(found['most_ms'])}), with its counters {significant(found['counted_ms'])}, its layers together "
+        f"{significant(found['total_ms'])}"
+        for found in (document, *document["others"])
+    )
 
 
 def pipeline_table(document: Document, loop: str) -> str:
@@ -253,6 +271,6 @@ def speed_sentence(document: Document) -> str:
 
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
-    where, core_tables, ladder_table, fastest, missing_rows, profile_tables, pipeline_table, tune_table, scale_table,
-    roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+    where, core_tables, ladder_table, fastest, missing_rows, profile_tables, profile_sentence, pipeline_table,
+    tune_table, scale_table, roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
 )  # fmt: skip

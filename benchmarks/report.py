@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,7 @@ def page(found: dict[str, Document | None]) -> str:
         raise ReportError(
             f"a record lacks what {TEMPLATE} tells of it ({type(error).__name__}: {error}): record it again"
         ) from error
-    return made
+    return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
 
 
 def drawn(found: dict[str, Document | None]) -> dict[str, bytes]:
