@@ -140,22 +140,62 @@ def profile_sentence(document: Document) -> str:
     )
 
 
+def goal_table(document: Document) -> str:
+    """What the pipeline reaches of what its parts allow: with the published network, and one that hides nothing."""
+    cases = {"the published network": document, "a small one, random weights": document["small"]}
+    found = {name: case for name, case in cases.items() if case}
+    head = ["photographs a second", *(f"{part} alone" for part in document["parts"]), "so allowed", "reached", "share",
+            "least–most", "goal"]  # fmt: skip
+    rows = [
+        [name, *(significant(rate) for rate in case["parts"].values()), significant(case["allowed"]),
+         significant(case["reached"]), f"{case['ratio']:.3f}", f"{case['least']:.3f}–{case['most']:.3f}",
+         f"{case['goal']:.2f} {'reached' if case['met'] else '**missed**'}"]
+        for name, case in found.items()
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def spent_table(document: Document) -> str:
+    """CPU time of a photograph, by who spends it: alone in process, and served."""
+    cases = {"the published network": document, "a small one, random weights": document["small"]}
+    rows = []
+    for name, case in cases.items():
+        if case:
+            alone, served = case["cpu_ms"]["alone"], case["cpu_ms"]["served"]
+            rows.append([f"{name}, alone", *(significant(alone.get(part)) for part in served)])
+            rows.append([f"{name}, served", *(significant(ms) for ms in served.values())])
+    return table(["CPU ms a photograph", *document["cpu_ms"]["served"]], rows)
+
+
 def pipeline_table(document: Document, loop: str) -> str:
     """Throughput, latency and its parts of each model: by how many were in flight, or by the rate they were sent at."""
     asked = {"closed": ("concurrency", "in flight"), "open": ("asked", "sent a second")}[loop]
-    head = ["", asked[1], "a second", "least–most", "p50 (ms)", "p90", "p99", "queue", "input", "infer", "output",
-            "batch", *(["turned away"] if loop == "open" else [])]  # fmt: skip
+    latencies = ("p50", "p90", "p99", "queue", "input", "infer", "output")
+    head = ["", asked[1], "a second", "least–most", *(f"{name} (ms)" for name in latencies), "batch"]
     rows = []
     for model, points in document[loop].items():
         for point in points:
-            cells = [f"`{model}`", f"{point[asked[0]]:.3g}", significant(point["rate"])]
-            spread = (point.get("least"), point.get("most"))
-            cells.append("–" if None in spread else "–".join(significant(each) for each in spread))
-            cells += [significant(point[f"{each}_ms"]) for each in ("p50", "p90", "p99")]
-            cells += [significant(point[f"{each}_ms"]) for each in ("queue", "input", "infer", "output")]
-            cells.append(significant(point["batch"], 2))
-            rows.append([*cells, f"{point['rejected']}"] if loop == "open" else cells)
+            cells = [f"`{model}`", f"{point[asked[0]]:.3g}"]
+            if point["rate"] is None:
+                rows.append([*cells, "its queue was full", *["–"] * (len(head) - len(cells) - 1)])
+                continue
+            cells += [significant(point["rate"]), f"{significant(point['least'])}–{significant(point['most'])}"]
+            cells += [significant(point[f"{name}_ms"]) for name in latencies]
+            rows.append([*cells, significant(point["batch"], 2)])
     return table(head, rows)
+
+
+def limit_sentence(document: Document | None) -> str | None:
+    """What was measured of a GPU's limit, where it was."""
+    limit = document and document.get("roofline")
+    if not limit:
+        return None
+    if "why_not" in limit:
+        return f"not compared: {limit['why_not']}."
+    return (
+        f"`restormer` in {limit['precision']} on {limit['gpu']} reached {significant(limit['measured'])} photographs a "
+        f"second, {limit['share']:.0%} of the {significant(limit['limit'])} calculated for its network and batch."
+    )
 
 
 def tune_table(document: Document) -> str:
@@ -173,16 +213,29 @@ def tune_table(document: Document) -> str:
     return table([*(name.replace("_", " ") for name in settings), "p99 (ms)", "a second", "meets it"], rows)
 
 
-def scale_table(found: Document) -> str:
-    """One way of growing, as it was recorded."""
-    names = list(found["rows"][0])
-    units = {"_s": " (s)", "_ms": " (ms)", "_mib": " (MiB)"}
+#: Of each way of growing: the columns, and what they are called in the record.
+GROWTH = {
+    "megapixels": {"megapixels": "megapixels", "s": "seconds", "preprocess": "preprocess_s", "network": "restormer_s",
+                   "postprocess": "postprocess_s", "in queues": "queue_s", "the rest": "rest_s"},
+    "batch": {"batch": "batch", "s": "seconds", "in process, s": "in_process_s"},
+    "clients": {"clients": "clients", "a second": "rate", "p50 (s)": "p50_s", "p99 (s)": "p99_s", "enhanced": "ok",
+                "turned away": "rejected", "cores busy": "cores_busy"},
+    "instances": {"servers": "servers", "processes of a step": "instances", "a second": "rate", "p50 (s)": "p50_s",
+                  "cores busy": "cores_busy"},
+    "parts": {"alone": "part", "processes": "instances", "a second": "rate"},
+}  # fmt: skip
 
-    def title(name: str) -> str:
-        unit = next((unit for unit in units if name.endswith(unit)), "")
-        return name.removesuffix(unit).replace("_", " ") + units.get(unit, "")
 
-    return table([title(name) for name in names], ([_shown(row[name]) for name in names] for row in found["rows"]))
+def scale_table(found: Document, what: str, rows: str = "rows") -> str:
+    """One way of growing; with the least and most of its rounds, where it has rounds."""
+    columns = {title: name for title, name in GROWTH[what].items() if name in found[rows][0]}
+    spread = "least" in found[rows][0]
+    made = [
+        [*(_shown(row[name]) for name in columns.values()),
+         *([f"{significant(row['least'])}–{significant(row['most'])}"] if spread else [])]
+        for row in found[rows]
+    ]  # fmt: skip
+    return table([*columns, *(["least–most"] if spread else [])], made)
 
 
 def roofline_table(document: Document) -> str:
@@ -245,16 +298,22 @@ def _yes(is_so: bool) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else significant(value) if isinstance(value, float) else f"{value}"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"{value:,}" if isinstance(value, int) else significant(value)
 
 
 def throughput_sentence(document: Document) -> str:
     """What the plot of the pipeline says."""
     return (
-        f"Through the whole pipeline {significant(document['reached'])} photographs a second, {document['ratio']:.0%} "
-        f"of what its parts allow on the same {document['circumstances']['cores']} cores without a server "
-        f"({significant(document['allowed'])})."
+        f"The whole pipeline does {significant(document['reached'])} photographs a second, {document['ratio']:.0%} of "
+        f"the {significant(document['allowed'])} that its parts allow without a server on the same "
+        f"{_cores(document['cores'])} ({document['circumstances']['cpu']})."
     )
+
+
+def _cores(count: int) -> str:
+    return "core" if count == 1 else f"{count} cores"
 
 
 def speed_sentence(document: Document) -> str:
@@ -271,6 +330,7 @@ def speed_sentence(document: Document) -> str:
 
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
-    where, core_tables, ladder_table, fastest, missing_rows, profile_tables, profile_sentence, pipeline_table,
-    tune_table, scale_table, roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+    where, core_tables, ladder_table, fastest, missing_rows, profile_tables, profile_sentence, goal_table, spent_table,
+    pipeline_table, limit_sentence, tune_table, scale_table, roofline_table, every_gpu, bandwidth_sentence,
+    roofline_layers, ledger_table,
 )  # fmt: skip

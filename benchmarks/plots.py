@@ -80,24 +80,25 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def pipeline(document: dict[str, Any]) -> Figure:
     """Throughput over latency: a line a model, a point a number in flight; hollow: sent at a rate, whoever waits."""
-    figure, axes = _panels(1, 3.9)
-    plot = axes[0]
+    figure, (plot,) = _panels(1, 3.9)
+    labels: list[tuple[str, str, float, float]] = []  # words, colour, and the point they belong to
     for model, rows in document["closed"].items():
         colour, marker = MODELS[model]
         _operating_points(plot, rows, colour, marker, filled=True)
         plot.plot([row["p50_ms"] / 1e3 for row in rows], [row["rate"] for row in rows], color=colour)
         for row in rows:
-            _say(plot, row["p50_ms"] / 1e3, row["rate"], str(row["concurrency"]), MUTED, (0, 6), size=7.5)
-        _operating_points(plot, document["open"].get(model, []), colour, marker, filled=False)
-    _logarithmic(plot)
-    plot.set_xlim(right=plot.get_xlim()[1] * 1.6)
-    names, lasts = list(document["closed"]), [rows[-1] for rows in document["closed"].values()]
-    for name, row, height in zip(names, lasts, _label_heights(plot, [row["rate"] for row in lasts]), strict=True):
-        _say(plot, row["p99_ms"] / 1e3 * 1.08, height, name, MODELS[name][0], (0, 0), "left", "center", weight="bold")
+            offset, along = ((0, -6), "top") if model == "enhance" else ((0, 6), "bottom")
+            _say(plot, row["p50_ms"] / 1e3, row["rate"], str(row["concurrency"]), MUTED, offset, along=along, size=7.5)
+        sent = [row for row in document["open"].get(model, []) if row["rate"] is not None]
+        _operating_points(plot, sent, colour, marker, filled=False)
+        labels.append((model, colour, rows[-1]["p99_ms"] / 1e3, rows[-1]["rate"]))
+    plot.set(xscale="log", ylim=(0, plot.get_ylim()[1] * 1.08), ylabel="photographs a second",
+             xlabel="seconds a photograph: the median, and a line to the 99th percentile")  # fmt: skip
+    plot.set_xlim(plot.get_xlim()[0] / 1.1, plot.get_xlim()[1] * 1.1)
+    _plain(plot.xaxis, "{:g}", at=_readable(plot.get_xlim()))
     plot.axhline(document["allowed"], color=BLUE, linestyle=(0, (4, 3)), linewidth=1)
-    left = plot.get_xlim()[0]
-    _say(plot, left, document["allowed"], " what the parts of enhance allow", BLUE, (2, 4), "left", size=8)
-    plot.set(xlabel="seconds a photograph: median, and a line to the 99th percentile", ylabel="photographs a second")
+    labels.append(("what enhance's parts allow", BLUE, plot.get_xlim()[1], document["allowed"]))
+    _labels_to_the_right(plot, labels, bold=("enhance",))
     return figure
 
 
@@ -113,8 +114,7 @@ def _operating_points(plot: Axes, rows: Sequence[dict[str, Any]], colour: str, m
 
 def core(document: dict[str, Any]) -> Figure:
     """Fidelity against speed: the runtimes on the demo network, whose decibels mean something."""
-    figure, axes = _panels(1, 3.7)
-    plot = axes[0]
+    figure, (plot,) = _panels(1, 3.7)
     rows = {name: row for name, row in document["networks"][trained(document)]["rows"].items() if row["psnr_db"]}
     base = reference_s(document)
     for name, row in rows.items():
@@ -125,15 +125,8 @@ def core(document: dict[str, Any]) -> Figure:
     _plain(plot.xaxis, "{:g}×")
     plot.set_xlim(plot.get_xlim()[0] / 1.1, plot.get_xlim()[1] * 1.15)
     plot.margins(y=0.12)
-    right = plot.get_xlim()[1]
-    heights = _label_heights(plot, [row["psnr_db"] for row in rows.values()], points=13)
-    for (name, row), height in zip(rows.items(), heights, strict=True):
-        weight = "bold" if name.startswith(OURS) else "normal"
-        plot.annotate(
-            name, (row["speedup"], row["psnr_db"]), (right, height), color=_runtime_colour(name), weight=weight,
-            va="center", annotation_clip=False, fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkB": 4, "relpos": (0, 0.5)},
-        )  # fmt: skip
+    labels = [(name, _runtime_colour(name), row["speedup"], row["psnr_db"]) for name, row in rows.items()]
+    _labels_to_the_right(plot, labels, bold=[name for name in rows if name.startswith(OURS)])
     plot.set(xlabel="times as fast as PyTorch eager float32", ylabel="dB against PyTorch float32")
     return figure
 
@@ -219,11 +212,18 @@ def scaling(document: dict[str, Any]) -> Figure:
     """How cost grows: with megapixels, batch and clients."""
     figure, (first, second, third, fourth) = _panels(4, 5.6, columns=2)
     _growth(first, document["megapixels"], "megapixels", "per_megapixel_s", "seconds a photograph, by its size")
-    _growth(second, document["batch"], "batch", "per_item_s", "seconds a batch, the network alone")
+    _growth(second, document["batch"], "batch", "per_image_s", "seconds a request to the network, by its images")
     rows = document["clients"]["rows"]
     clients = [row["clients"] for row in rows]
     third.plot(clients, [row["rate"] for row in rows], "o-", color=BLUE)
-    third.set(title="photographs a second, by clients", xlabel="clients", ylim=(0, None))
+    for row in rows:
+        if row["rejected"]:
+            share = row["rejected"] / (row["rejected"] + row["ok"])
+            _say(
+                third, row["clients"], row["rate"], f"{share:.0%}\nturned\naway", MUTED, (0, -6), along="top", size=7.5
+            )
+    third.set(title="photographs a second, by clients", xlabel="clients")
+    third.set_ylim(0, max(row["rate"] for row in rows) * 1.15)
     fourth.fill_between(clients, [row["p50_s"] for row in rows], [row["p99_s"] for row in rows], color=BLUE, alpha=0.2,
                         linewidth=0)  # fmt: skip
     for name, words in (("p50_s", "median"), ("p99_s", "99th percentile")):
@@ -240,13 +240,15 @@ def _growth(plot: Axes, found: dict[str, Any], of: str, slope: str, title: str) 
     """Points, what of them which part takes, and the fitted line."""
     rows, fit = found["rows"], found["fit"]
     sizes = [row[of] for row in rows]
-    parts = [part for part in PARTS if part in rows[0]]
+    parts = [part for part in PARTS if f"{part}_s" in rows[0]]
     base = np.zeros(len(rows))
     for part in parts:
-        top = base + [row[part] for row in rows]
+        top = base + [row[f"{part}_s"] for row in rows]
         plot.fill_between(sizes, base, top, color=PARTS[part], alpha=0.3, linewidth=0)
         _say(plot, sizes[-1], (base[-1] + top[-1]) / 2, part, PARTS[part], (5, 0), "left", "center", size=8)
         base = top
+    for row in rows:
+        plot.plot([row[of]] * 2, [row["least"], row["most"]], color=INK, linewidth=1)
     plot.plot(sizes, [row["seconds"] for row in rows], "o", color=INK)
     ends = np.array([0, sizes[-1]])
     plot.plot(ends, fit["constant_s"] + fit[slope] * ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -269,23 +271,22 @@ def _say(
                   weight=weight, rotation=rotation, rotation_mode="anchor", annotation_clip=False)  # fmt: skip
 
 
-def _label_heights(plot: Axes, wanted: Sequence[float], points: float = 12) -> list[float]:
-    """Heights of labels, in the plot's own figures: as near as may be to those wanted, and ``points`` of type apart."""
+def _labels_to_the_right(plot: Axes, labels: Sequence[tuple[str, str, float, float]], bold: Sequence[str]) -> None:
+    """Words in a column beside the plot, each with a line to its point; a label: words, colour, x, y."""
     low, high = plot.get_ylim()
-    scale, back = (np.log, np.exp) if plot.get_yscale() == "log" else (np.asarray, np.asarray)
-    gap = (scale(high) - scale(low)) * points / 72 / (plot.figure.get_figheight() * 0.8)
-    return [float(back(place)) for place in spread([float(scale(each)) for each in wanted], gap)]
+    gap = (high - low) * 13 / 72 / (plot.figure.get_figheight() * 0.8)  # 13 points of type
+    heights = spread([y for *_, y in labels], gap)
+    for (words, colour, x, y), height in zip(labels, heights, strict=True):
+        plot.annotate(
+            words, (x, y), (1.015, height), textcoords=("axes fraction", "data"), color=colour, va="center",
+            weight="bold" if words in bold else "normal", annotation_clip=False, fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkB": 4, "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def _runtime_colour(name: str) -> str:
     families = {OURS: BLUE, "OpenVINO": GREEN, "ONNX Runtime": ORANGE, "TensorRT": GREEN}
     return next((colour for family, colour in families.items() if name.startswith(family)), MUTED)
-
-
-def _logarithmic(plot: Axes) -> None:
-    plot.set(xscale="log", yscale="log")
-    for axis in (plot.xaxis, plot.yaxis):
-        _plain(axis, "{:g}", at=_readable(axis.get_view_interval()))
 
 
 def _readable(ends: Iterable[float]) -> list[float]:

@@ -33,9 +33,7 @@ RECORDS = {
     "roofline": "make roofline GPU=h100 PRICE=2.5",
     "core-gpu": "make benchmark-core",
     "pipeline-gpu": "make benchmark",
-    "profile-gpu": "make profile",
 }
-GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what its parts allow, the pipeline has to reach
 BEGIN, END = "<!-- make report: -->\n", "<!-- :make report -->"
 
 
@@ -66,7 +64,7 @@ def page(found: dict[str, Document | None]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    environment.globals.update({each.__name__: each for each in performance.SLOTS}, again=again, goals=GOALS)
+    environment.globals.update({each.__name__: each for each in performance.SLOTS}, again=again)
     environment.filters.update(sig=performance.significant, code="`{}`".format)
     try:
         made = environment.get_template(TEMPLATE).render(
