@@ -231,7 +231,7 @@ def scale_table(found: Document, what: str, rows: str = "rows") -> str:
     columns = {title: name for title, name in GROWTH[what].items() if name in found[rows][0]}
     spread = "least" in found[rows][0]
     made = [
-        [*(_shown(row[name]) for name in columns.values()),
+        [*(_shown(round(row[name]) if name == what else row[name]) for name in columns.values()),
          *([f"{significant(row['least'])}–{significant(row['most'])}"] if spread else [])]
         for row in found[rows]
     ]  # fmt: skip

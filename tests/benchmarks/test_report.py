@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,19 @@ def recorded():
     return report.records(report.RESULTS)
 
 
+@pytest.fixture(scope="module")
+def drawn(recorded):
+    return report.drawn(recorded)
+
+
 def test_the_page_is_what_the_report_makes_of_the_recorded_runs(recorded):
     assert (ROOT / "docs/performance.md").read_text(encoding="utf-8") == report.page(recorded), "make report"
 
 
-def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(recorded):
+def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(drawn):
     there = {path.name: path.read_bytes() for path in (ROOT / "docs/plots").iterdir()}
-    made = report.drawn(recorded)
-    assert there.keys() == made.keys(), "make report"
-    assert [name for name, drawn in made.items() if drawn != there[name]] == [], "make report"
+    assert there.keys() == drawn.keys(), "make report"
+    assert [name for name, made in drawn.items() if made != there[name]] == [], "make report"
 
 
 def test_the_readme_shows_its_plots_and_what_they_say(recorded):
@@ -35,9 +37,9 @@ def test_the_readme_shows_its_plots_and_what_they_say(recorded):
     assert text == report.readme(text, recorded), "make report"
 
 
-def test_every_plot_of_the_page_is_drawn(recorded):
+def test_every_plot_of_the_page_is_drawn(recorded, drawn):
     named = {f"{name}.svg" for name in plots.PLOTS}
-    assert {name for name in named if f"(plots/{name})" in report.page(recorded)} == report.drawn(recorded).keys()
+    assert {name for name in named if f"(plots/{name})" in report.page(recorded)} == drawn.keys()
 
 
 def test_what_was_not_recorded_says_which_command_makes_it():
@@ -84,27 +86,22 @@ def test_labels_are_moved_apart_and_no_further():
     assert moved == pytest.approx([-0.9, 0.1, 1.1, 3.0])
 
 
-def test_a_plot_is_the_same_bytes_twice_and_has_colours_for_dark_pages(recorded):
-    first, second = (plots.svg(plots.roofline, recorded["roofline"]) for _ in range(2))
-    assert first == second
+def test_a_plot_is_the_same_bytes_twice_and_has_colours_for_dark_pages(recorded, drawn):
+    first = drawn["roofline.svg"]
+    assert first == plots.svg(plots.roofline, recorded["roofline"])
     assert b"prefers-color-scheme:dark" in first
     assert plots.DARK[plots.PAPER].encode() in first
 
 
-def test_every_colour_of_a_plot_has_one_for_dark_pages(recorded):
-    for name, made in report.drawn(recorded).items():
+def test_every_colour_of_a_plot_has_one_for_dark_pages(drawn):
+    for name, made in drawn.items():
         body = made.decode().split("</style>", 1)[1]
         strays = set(re.findall(r"(?:fill|stroke): (#\w+)", body)) - set(plots.DARK)
         assert not strays, name
 
 
-def run(results, root):
-    command = [sys.executable, "-m", "benchmarks.report", "--results", str(results), "--root", str(root)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("damage", ["no folder", "no JSON", "a figure short", "no marks"])
-def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, recorded, damage):
+def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monkeypatch, recorded, damage):
     results, readme = tmp_path / "results", report.BEGIN + report.END
     if damage != "no folder":
         results.mkdir()
@@ -114,8 +111,7 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, recor
         text = json.dumps(document)
         (results / "roofline.json").write_text(text[: 100 if damage == "no JSON" else None])
     (tmp_path / "README.md").write_text("no marks" if damage == "no marks" else readme)
-    done = run(results, tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["report", "--results", str(results), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="^error: .+$"):
+        report.main()
     assert not (tmp_path / "docs").exists()
