@@ -59,6 +59,26 @@ def test_gpu_rows_are_missed_until_they_are_there():
     assert performance.missing_rows(None, measured) == [row for row in performance.GPU_ROWS if row != "TensorRT fp16"]
 
 
+def test_a_gpu_hosts_records_get_tables_and_the_limit_its_percent(recorded):
+    row = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "rounds": 9, "speedup": 100.0, "psnr_db": 55.0}
+    rows = {"PyTorch eager float32": row | {"psnr_db": None}, "TensorRT fp16": row}
+    network = {"side": 512, "parameters": 800_000, "weights": "trained"}
+    network["rows"] = {name: each | {"memory_mib": None, "peak_share": None} for name, each in rows.items()}
+    core = {"circumstances": recorded["roofline"]["circumstances"], "networks": {"demo 512": network}}
+    page = report.page({**recorded, "core-gpu": core})
+    assert "| TensorRT fp16 | 0.0100 | 0.00900–0.0110 | 100.00 | 55.0 | – | – |" in page
+    assert "Not measured on a GPU yet: autocast" in page
+    assert "TensorRT fp16, " not in page.partition("Not measured on a GPU yet: ")[2].partition("\n")[0]
+
+
+def test_the_measured_share_of_the_limit_is_told_where_there_is_one():
+    limit = {"gpu": "H100 SXM 80 GB", "precision": "fp16", "limit": 200.0, "measured": 90.0, "share": 0.45}
+    assert "reached 90.0 photographs a second, 45% of the 200 " in performance.limit_sentence({"roofline": limit})
+    assert "no datasheet" in performance.limit_sentence({"roofline": {"why_not": "no datasheet of a T4"}})
+    assert performance.limit_sentence({"roofline": None}) is None
+    assert performance.limit_sentence(None) is None
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
