@@ -14,6 +14,8 @@ GPU_ROWS = (
     "TensorRT int8",
 )  # fmt: skip
 ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+#: The settings that `make tune` searches.
+TUNED = ("versions", "preprocess_instances", "postprocess_instances", "core_instances", "core_batch", "core_delay_us")
 TOP = 10  #: layers of a profile that the page shows
 Document = dict[str, Any]
 
@@ -199,18 +201,34 @@ def limit_sentence(document: Document | None) -> str | None:
 
 
 def tune_table(document: Document) -> str:
-    """What was tried for a level of service."""
-    settings = [name for name in document["tried"][0] if name not in ("p99_ms", "rate", "meets")]
-    rows = [
-        [
-            *(f"{row[name]}" for name in settings),
-            significant(row["p99_ms"]),
-            significant(row["rate"]),
-            _yes(row["meets"]),
+    """What was tried for a level of service, the chosen row in bold."""
+    head = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "photographs a second",
+            "p50 (ms)", "p99 (ms)", "lost", "meets it")  # fmt: skip
+    chosen, rows = document["chosen"], []
+    for row in document["tried"]:
+        settings = (row["core_instances"], row["core_batch"], row["core_delay_us"])
+        cells = [
+            f"{row['versions']}",
+            row["precision"],
+            f"{row['preprocess_instances']} + {row['postprocess_instances']}",
         ]
-        for row in document["tried"]
-    ]
-    return table([*(name.replace("_", " ") for name in settings), "p99 (ms)", "a second", "meets it"], rows)
+        cells += [*(f"{each}" for each in settings), *(significant(row[name]) for name in ("rate", "p50_ms", "p99_ms"))]
+        is_chosen = bool(chosen) and all(row[name] == chosen[name] for name in TUNED)
+        meets = "yes" if row["meets"] else "no"
+        rows.append([*cells, f"{row['lost']} of {row['photographs']}", f"**{meets}: chosen**" if is_chosen else meets])
+    return table(head, rows)
+
+
+def tune_sentence(document: Document) -> str:
+    """What came of the search."""
+    wanted = f"99 of 100 photographs within {significant(document['slo_p99_ms'])} ms"
+    wanted += f" at {significant(document['rate'])} a second" if document["rate"] else ""
+    if not (row := document["chosen"]):
+        return f"Wanted: {wanted}. Nothing tried meets that; the shortest was {significant(document['best']['p99_ms'])} ms."
+    return (
+        f"Wanted: {wanted}. Chosen, and loaded once more for twice as long: {significant(row['p99_ms'])} ms at "
+        f"{significant(row['rate'])} a second."
+    )
 
 
 #: Of each way of growing: the columns, and what they are called in the record.
@@ -293,10 +311,6 @@ def ledger_table(document: Document) -> str:
     return table(head, rows)
 
 
-def _yes(is_so: bool) -> str:
-    return "yes" if is_so else "no"
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return f"`{value}`"
@@ -331,6 +345,6 @@ def speed_sentence(document: Document) -> str:
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
     where, core_tables, ladder_table, fastest, missing_rows, profile_tables, profile_sentence, goal_table, spent_table,
-    pipeline_table, limit_sentence, tune_table, scale_table, roofline_table, every_gpu, bandwidth_sentence,
+    pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence,
     roofline_layers, ledger_table,
 )  # fmt: skip
