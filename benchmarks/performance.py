@@ -160,13 +160,12 @@ def goal_table(document: Document) -> str:
 def spent_table(document: Document) -> str:
     """CPU time of a photograph, by who spends it: alone in process, and served."""
     cases = {"the published network": document, "a small one, random weights": document["small"]}
-    rows = []
+    processes, rows = [*document["parts"], "tritonserver"], []
     for name, case in cases.items():
         if case:
-            alone, served = case["cpu_ms"]["alone"], case["cpu_ms"]["served"]
-            rows.append([f"{name}, alone", *(significant(alone.get(part)) for part in served)])
-            rows.append([f"{name}, served", *(significant(ms) for ms in served.values())])
-    return table(["CPU ms a photograph", *document["cpu_ms"]["served"]], rows)
+            for way, found in case["cpu_ms"].items():
+                rows.append([f"{name}, {way}", *(significant(found.get(process)) for process in processes)])
+    return table(["CPU ms a photograph", *processes], rows)
 
 
 def pipeline_table(document: Document, loop: str) -> str:
@@ -202,7 +201,7 @@ def limit_sentence(document: Document | None) -> str | None:
 
 def tune_table(document: Document) -> str:
     """What was tried for a level of service, the chosen row in bold."""
-    head = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "photographs a second",
+    head = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "a second",
             "p50 (ms)", "p99 (ms)", "lost", "meets it")  # fmt: skip
     chosen, rows = document["chosen"], []
     for row in document["tried"]:
@@ -224,7 +223,7 @@ def tune_sentence(document: Document) -> str:
     wanted = f"99 of 100 photographs within {significant(document['slo_p99_ms'])} ms"
     wanted += f" at {significant(document['rate'])} a second" if document["rate"] else ""
     if not (row := document["chosen"]):
-        return f"Wanted: {wanted}. Nothing tried meets that; the shortest was {significant(document['best']['p99_ms'])} ms."
+        return f"Wanted: {wanted}. Nothing tried meets that; the best: {significant(document['best']['p99_ms'])} ms."
     return (
         f"Wanted: {wanted}. Chosen, and loaded once more for twice as long: {significant(row['p99_ms'])} ms at "
         f"{significant(row['rate'])} a second."
@@ -345,6 +344,6 @@ def speed_sentence(document: Document) -> str:
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
     where, core_tables, ladder_table, fastest, missing_rows, profile_tables, profile_sentence, goal_table, spent_table,
-    pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence,
-    roofline_layers, ledger_table,
+    pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table, roofline_table, every_gpu,
+    bandwidth_sentence, roofline_layers, ledger_table,
 )  # fmt: skip
