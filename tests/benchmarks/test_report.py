@@ -44,7 +44,7 @@ def test_every_plot_of_the_page_is_drawn(recorded, drawn):
 
 def test_what_was_not_recorded_says_which_command_makes_it():
     page = report.page(dict.fromkeys(report.RECORDS))
-    for name in ("core", "profile", "pipeline", "tune", "scale", "roofline", "core-gpu"):
+    for name in ("core", "profile", "profile-standard", "pipeline", "tune", "scale", "roofline", "core-gpu"):
         assert f"`{report.again(name)}`" in page
 
 
@@ -135,3 +135,21 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     with pytest.raises(SystemExit, match="^error: .+$"):
         report.main()
     assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.parametrize(
+    ("isa", "speedup", "decibels", "said"),
+    [
+        (["amx_bf16"], 10.2, 54.0, "is reached"),
+        (["amx_bf16"], 9.9, 54.0, "is **missed**"),
+        (["amx_bf16"], 10.2, 44.9, "is **missed**"),
+        (["avx2"], 3.0, 117.0, "this one has none"),
+    ],
+)
+def test_the_goal_of_the_engine_is_one_of_speed_and_fidelity_on_a_machine_with_amx(isa, speedup, decibels, said):
+    rows = {"PyTorch eager float32": {"speedup": 1.0, "psnr_db": None}, f"{plots.OURS} bf16": {"speedup": speedup}}
+    networks = {
+        "standard 256": {"weights": "random", "rows": rows},
+        "demo 512": {"weights": "trained", "rows": {f"{plots.OURS} bf16": {"speedup": speedup, "psnr_db": decibels}}},
+    }
+    assert said in performance.core_goal_sentence({"circumstances": {"isa": isa}, "networks": networks})
