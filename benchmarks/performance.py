@@ -141,6 +141,7 @@ def profile_sentence(document: Document) -> str:
         f"{significant(found['most_ms'])}), with its counters {significant(found['counted_ms'])}, its layers together "
         f"{significant(found['total_ms'])}"
         for found in (document, *document["others"])
+        if "plain_ms" in found  # trtexec has its own way
     )
 
 

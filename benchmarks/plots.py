@@ -215,7 +215,7 @@ def scaling(document: dict[str, Any]) -> Figure:
     """How cost grows: with megapixels, batch and clients."""
     figure, (first, second, third, fourth) = _panels(4, 5.6, columns=2)
     _growth(first, document["megapixels"], "megapixels", "per_megapixel_s", "seconds a photograph, by its size")
-    _growth(second, document["batch"], "batch", "per_image_s", "seconds a request to the network, by its images")
+    _growth(second, document["batch"], "batch", "per_image_s", "seconds a batch, the network alone")
     rows = document["clients"]["rows"]
     clients = [row["clients"] for row in rows]
     third.plot(clients, [row["rate"] for row in rows], "o-", color=BLUE)
@@ -253,9 +253,15 @@ def _growth(plot: Axes, found: dict[str, Any], of: str, slope: str, title: str) 
     for row in rows:
         plot.plot([row[of]] * 2, [row["least"], row["most"]], color=INK, linewidth=1)
     plot.plot(sizes, [row["seconds"] for row in rows], "o", color=INK)
+    whole = [(row[of], row["in_process_s"]) for row in rows if "in_process_s" in row]
+    if whole:
+        plot.plot(
+            *zip(*whole, strict=True), "o", color=GREEN, markerfacecolor="none", markersize=9, markeredgewidth=1.2
+        )
+        _say(plot, *whole[-1], "compiled for\nthe whole batch", GREEN, (9, 0), "left", "center", size=8)
     ends = np.array([0, sizes[-1]])
     plot.plot(ends, fit["constant_s"] + fit[slope] * ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    plot.set(title=title, xlabel=of, xlim=(0, None), ylim=(0, None))
+    plot.set(title=f"{title} (line: R² {fit['r2']:.3f})", xlabel=of, xlim=(0, None), ylim=(0, None))
 
 
 def _panels(count: int, height: float, *, columns: int | None = None) -> tuple[Figure, list[Axes]]:
