@@ -8,10 +8,11 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.circumstances import NOISY
 
-#: What a GPU host's record of the core has to have for the comparison to be whole, by what their names contain.
+#: What a record of the core has to have for the comparison on a GPU to be whole.
 GPU_ROWS = (
-    "autocast", "torch.compile", "CUDA graphs", "ONNX Runtime CUDA", "ONNX Runtime TensorRT", "TensorRT fp16",
-    "TensorRT int8",
+    "GPU: PyTorch eager float32", "GPU: PyTorch autocast float16", "GPU: torch.compile float16",
+    "GPU: CUDA graph float16", "GPU: ONNX Runtime CUDA, float16", "GPU: ONNX Runtime TensorRT, float16",
+    "GPU: TensorRT FP16", "GPU: TensorRT INT8",
 )  # fmt: skip
 ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 #: The settings that `make tune` searches.
@@ -68,47 +69,64 @@ def core_tables(document: Document) -> str:
 
 
 def core_table(name: str, network: Document) -> str:
-    """Every runtime on one network."""
+    """Every runtime on one network; the first is what the others are compared with."""
     size = f"{network['side']}x{network['side']}"
     title = f"{name.rpartition(' ')[0]}, {network['parameters'] / 1e6:.1f} M, {network['weights']} weights, {size}"
-    head = (title, "s", "least–most", "×", "dB", "MiB", "of the peak")
+    head = (title, "s", "least–most", "×", "dB", "MiB", "of the peak", "to the first answer (s)")
     rows = [
         (
             f"**{runtime}**" if runtime.startswith(plots.OURS) else runtime,
             significant(row["median_s"]),
             f"{significant(row['least_s'])}–{significant(row['most_s'])}",
             f"{row['speedup']:.2f}",
-            "–" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}",
-            "–" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}",
+            "–" if row["psnr_db"] >= plots.SAME else f"{row['psnr_db']:.1f}",
+            f"{row['memory_mib']:,.0f}",
             "–" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+            significant(row["ready_s"] + row["first_s"]),
         )
-        for runtime, row in network["rows"].items()
+        for runtime, row in plots.ran(network).items()
     ]
-    return table(head, rows)
+    others = [f"{name} ({row['not_run'].rstrip('.')})" for name, row in network["rows"].items() if "not_run" in row]
+    return table(head, rows) + (f"\n\nNot run: {'; '.join(others)}." if others else "")
 
 
 def ladder_table(document: Document) -> str:
     """What each step brought."""
     steps = document["ladder"]
     rows = [
-        (step["step"], significant(step["median_s"]), f"{step['speedup']:.2f}",
-         "–" if before is None else f"{step['speedup'] / before['speedup']:.2f}", significant(step["psnr_db"]))
+        (step["step"], significant(step["median_s"]), f"{significant(step['least_s'])}–{significant(step['most_s'])}",
+         f"{step['speedup']:.2f}", "–" if before is None else f"{step['speedup'] / before['speedup']:.2f}",
+         "–" if step["psnr_db"] >= plots.SAME else f"{step['psnr_db']:.1f}")
         for before, step in zip([None, *steps], steps, strict=False)
     ]  # fmt: skip
-    return table(("step", "s", "×", "× the step before", "dB"), rows)
+    return table((document["ladder_of"], "s", "least–most", "×", "× the step before", "dB"), rows)
+
+
+def settings_table(document: Document) -> str:
+    """Threads and the cache of compiled engines, by the engine."""
+    keys = ("median_s", "ready_s", "first_s")
+    rows = ([name, *(significant(row[key]) for key in keys)] for name, row in document["settings"]["rows"].items())
+    return table((f"settings of the engine, {document['ladder_of']}", "s", "ready (s)", "first call (s)"), rows)
+
+
+def streams_sentence(document: Document) -> str:
+    """What comes of one image after another over all cores, and of one a core."""
+    rates = (f"{name.replace('1 streams', '1 stream')} {significant(rate)}"
+             for name, rate in document["settings"]["streams"].items())  # fmt: skip
+    return f"Images a second with as many on their way as the engine has streams: {', '.join(rates)}."
 
 
 def fastest(network: Document, ours: bool) -> tuple[str, Document]:
     """The fastest runtime of a network: of this project's, or of the others."""
-    rows = {name: row for name, row in network["rows"].items() if name.startswith(plots.OURS) == ours}
+    rows = {name: row for name, row in plots.ran(network).items() if name.startswith(plots.OURS) == ours}
     return max(rows.items(), key=lambda item: item[1]["speedup"])
 
 
 def missing_rows(*documents: Document | None) -> list[str]:
     """What of the comparison on a GPU was not measured in any of these records of the core."""
     networks = [network for document in documents if document for network in document["networks"].values()]
-    names = [name.lower() for network in networks for name in network["rows"]]
-    return [row for row in GPU_ROWS if not any(row.lower() in name for name in names)]
+    measured = {name for network in networks for name in plots.ran(network)}
+    return [row.removeprefix("GPU: ") for row in GPU_ROWS if row not in measured]
 
 
 def profile_tables(document: Document) -> str:
@@ -336,22 +354,19 @@ def speed_sentence(document: Document) -> str:
     """What the plot of the core says."""
     network = document["networks"][plots.trained(document)]
     (name, row), (other, second) = fastest(network, ours=True), fastest(network, ours=False)
-    decibels = "" if row["psnr_db"] is None else f" and {row['psnr_db']:.0f} dB from it"
     return (
-        f"The demo network in the {name} (`make engine`) is {row['speedup']:.1f} times as fast as in PyTorch eager "
-        f"float32{decibels}; in the fastest of the other runtimes, {other}, {second['speedup']:.1f} times "
-        f"(`make benchmark-core`)."
+        f"The demo network in {name} (`make engine`) is {row['speedup']:.1f} times as fast as in PyTorch eager float32 "
+        f"and {row['psnr_db']:.0f} dB from it; in the fastest of the other runtimes, {other}, {second['speedup']:.1f} "
+        f"times (`make benchmark-core`)."
     )
 
 
 def core_goal_sentence(document: Document) -> str:
     """Whether the engine is as fast as it has to be, and by the same rewrites as faithful."""
     name, row = fastest(document["networks"][GOAL_NETWORK], ours=True)
-    demo = document["networks"][plots.trained(document)]["rows"].get(name)
-    decibels = demo and demo["psnr_db"]
-    found = (
-        f"on the standard network at 256x256 the {name} is {row['speedup']:.1f} times as fast as PyTorch eager float32"
-    )
+    demo = plots.ran(document["networks"][plots.trained(document)])
+    decibels = demo[name]["psnr_db"] if name in demo else None
+    found = f"on the standard network at 256x256 {name} is {row['speedup']:.1f} times as fast as PyTorch eager float32"
     found += f", and {decibels:.1f} dB from it on the demo network" if decibels else ""
     wanted = f"{GOAL_TIMES:g} times and {GOAL_DB:g} dB on a machine with AMX"
     if "amx_bf16" not in document["circumstances"]["isa"]:
@@ -362,7 +377,7 @@ def core_goal_sentence(document: Document) -> str:
 
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
-    where, core_tables, ladder_table, core_goal_sentence, missing_rows, profile_tables, profile_sentence, goal_table,
-    spent_table, pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table, roofline_table, every_gpu,
-    bandwidth_sentence, roofline_layers, ledger_table,
+    where, core_tables, ladder_table, settings_table, streams_sentence, core_goal_sentence, missing_rows,
+    profile_tables, profile_sentence, goal_table, spent_table, pipeline_table, limit_sentence, tune_table,
+    tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
 )  # fmt: skip

@@ -54,21 +54,33 @@ def test_every_command_of_the_report_is_a_verb():
         assert f"\n{command.split()[1]}: " in makefile
 
 
+def network(weights, **rows):
+    """A network's figures as the core's record has them; ``rows``: times as fast, and decibels."""
+    figures = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "memory_mib": 512, "peak_share": None}
+    made = {
+        name: figures | {"ready_s": 1.0, "first_s": 0.5, "speedup": speedup, "psnr_db": decibels}
+        for name, (speedup, decibels) in rows.items()
+    }
+    return {"side": 512, "parameters": 800_000, "weights": weights, "rows": made}
+
+
 def test_gpu_rows_are_missed_until_they_are_there():
-    measured = {"networks": {"demo 512": {"rows": {"PyTorch eager float32": {}, "TensorRT fp16": {}}}}}
-    assert performance.missing_rows(None, measured) == [row for row in performance.GPU_ROWS if row != "TensorRT fp16"]
+    measured = {"networks": {"demo 512": network("trained", **{"GPU: TensorRT FP16": (100.0, 55.0)})}}
+    measured["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
+    every = [row.removeprefix("GPU: ") for row in performance.GPU_ROWS]
+    assert performance.missing_rows(None, measured) == [row for row in every if row != "TensorRT FP16"]
 
 
-def test_a_gpu_hosts_records_get_tables_and_the_limit_its_percent(recorded):
-    row = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "rounds": 9, "speedup": 100.0, "psnr_db": 55.0}
-    rows = {"PyTorch eager float32": row | {"psnr_db": None}, "TensorRT fp16": row}
-    network = {"side": 512, "parameters": 800_000, "weights": "trained"}
-    network["rows"] = {name: each | {"memory_mib": None, "peak_share": None} for name, each in rows.items()}
-    core = {"circumstances": recorded["roofline"]["circumstances"], "networks": {"demo 512": network}}
+def test_a_gpu_hosts_record_gets_tables_and_what_was_not_run_its_reason(recorded):
+    rows = {"PyTorch eager float32, as in the paper": (1.0, plots.SAME), "GPU: TensorRT FP16": (100.0, 55.0)}
+    core = {
+        "circumstances": recorded["roofline"]["circumstances"],
+        "networks": {"demo 512": network("trained", **rows)},
+    }
+    core["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
     page = report.page({**recorded, "core-gpu": core})
-    assert "| TensorRT fp16 | 0.0100 | 0.00900–0.0110 | 100.00 | 55.0 | – | – |" in page
-    assert "Not measured on a GPU yet: autocast" in page
-    assert "TensorRT fp16, " not in page.partition("Not measured on a GPU yet: ")[2].partition("\n")[0]
+    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 100.00 | 55.0 | 512 | – | 1.50 |" in page
+    assert "\nNot run: GPU: TensorRT INT8 (too little memory).\n" in page
 
 
 def test_the_measured_share_of_the_limit_is_told_where_there_is_one():
@@ -147,9 +159,9 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     ],
 )
 def test_the_goal_of_the_engine_is_one_of_speed_and_fidelity_on_a_machine_with_amx(isa, speedup, decibels, said):
-    rows = {"PyTorch eager float32": {"speedup": 1.0, "psnr_db": None}, f"{plots.OURS} bf16": {"speedup": speedup}}
+    engine = f"{plots.OURS}, bf16"
     networks = {
-        "standard 256": {"weights": "random", "rows": rows},
-        "demo 512": {"weights": "trained", "rows": {f"{plots.OURS} bf16": {"speedup": speedup, "psnr_db": decibels}}},
+        "standard 256": network("random", **{"base": (1.0, plots.SAME), engine: (speedup, 20.0)}),
+        "demo 512": network("trained", **{"base": (1.0, plots.SAME), engine: (speedup, decibels)}),
     }
     assert said in performance.core_goal_sentence({"circumstances": {"isa": isa}, "networks": networks})
