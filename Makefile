@@ -40,7 +40,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
-	benchmark-scale profile roofline \
+	benchmark-scale profile roofline report \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -197,6 +197,9 @@ profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu en
 
 roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
+
+report: $(ENVS)/dev.done  ## docs/performance.md, its plots and the README's two, from what was recorded in benchmarks/results
+	@$(BUILD) -m benchmarks.report
 
 benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client; two servers; planning a million; a simulation of 1 to 100 GPU nodes
 	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)"); \

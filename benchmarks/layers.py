@@ -48,6 +48,7 @@ from benchmarks.kinds import (
 from export import cpu
 from export.architecture import restormer
 from export.build import MODEL
+from export.channels import channels_last
 from export.errors import ExportError
 from export.files import write_bytes
 from export.graph import onnx_bytes, onnx_from_network
@@ -56,7 +57,7 @@ from export.network import Restormer
 from export.package import network_from_package, package_from_folder
 from export.precision import PRECISIONS, precision_from_name
 from export.publish import versions
-from export.rewrites import rewritten, split_projections
+from export.rewrites import rewritten
 from imaging import SIDE
 
 STANDARD_SIDE = 256  #: of the standard network, as the papers' figures are
@@ -201,7 +202,7 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
 
 def cpu_graph(network: Restormer, side: int) -> onnx.ModelProto:
     """The graph that ``make engine TARGET=cpu PRECISION=fp32`` (or bf16) builds of a network."""
-    return onnx_from_network(split_projections(rewritten(network)), side=side)
+    return onnx_from_network(channels_last(rewritten(network)), side=side)
 
 
 def published(repository: Path) -> Path:

@@ -27,6 +27,7 @@ from typing import Any
 
 import onnx
 
+from benchmarks.circumstances import circumstances
 from export import int8
 from export.architecture import restormer
 from export.errors import ExportError
@@ -35,6 +36,7 @@ from export.graph import onnx_from_network
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
 from export.rewrites import fold_norms, rewritten, typed
+from imaging import SIDE
 
 IMAGING = Path(__file__).parent / "results/imaging.json"
 MEGAPIXELS = "12"  #: of the photographs whose preparing and finishing take cores
@@ -78,6 +80,7 @@ GPUS = {
                  "NVIDIA HGX B200 datasheet (2025), halved where it counts sparsity; half on CUDA cores: 2x float32"),
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+DETAILED = ("fp16",)  #: whose layers the record keeps one by one
 EXPORTED = ("fp32", "fp16", "bf16")  #: the others are made of these
 #: Nodes that begin a layer, however well the rest is fused.
 ANCHORS = ("Conv", "MatMul", "LayerNormalization", "Softmax")
@@ -232,6 +235,36 @@ def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, di
     return table
 
 
+def shapes(found: Iterable[Layer], gpu: Gpu, batch: int) -> list[dict[str, Any]]:
+    """Layers that are alike, once, with how many there are: what one takes, and which of the two holds it back."""
+    alike: dict[tuple[Any, ...], list[Layer]] = defaultdict(list)
+    for layer in found:
+        alike[layer.kind, layer.arithmetic, layer.macs, layer.bytes(batch)].append(layer)
+    table = [
+        {
+            "kind": kind,
+            "arithmetic": arithmetic,
+            "layers": len(members),
+            "gmacs": macs / 1e9,
+            "megabytes": size / 1e6,
+            "ms": least_ms(members[:1], gpu, batch),
+            "bound_by_memory": members[0].is_bound_by_memory(gpu, batch),
+        }
+        for (kind, arithmetic, macs, size), members in alike.items()
+    ]
+    return sorted(table, key=lambda row: -row["layers"] * row["ms"])
+
+
+def every_gpu(made: dict[str, onnx.ModelProto], batch: int) -> dict[str, dict[str, Any]]:
+    """What each GPU's datasheet allows: milliseconds a photograph by precision, fused, and where its rates are from."""
+    fused = {name: layers(made[name], fused=True, tf32=name == "tf32") for name in PRECISIONS}
+    return {
+        key: {"name": gpu.name, "source": gpu.source, "bandwidth": gpu.bandwidth}
+        | {"fused_ms": {name: least_ms(found, gpu, batch) for name, found in fused.items()}}
+        for key, gpu in GPUS.items()
+    }
+
+
 def cores_beside(rate: float) -> float | None:
     """Cores that prepare and finish so many 12-megapixel photographs a second, from `make benchmark-imaging`."""
     if not IMAGING.is_file():
@@ -263,7 +296,7 @@ def lines(document: dict[str, Any], source: str) -> list[str]:
     """The tables."""
     found = document["precisions"]
     made = [
-        f"{document['gpu']}, batch {document['batch']}, 512x512: A CALCULATION from the datasheet, not a measurement.",
+        f"{document['gpu']}, batch {document['batch']}, {SIDE}x{SIDE}: A CALCULATION from a datasheet, not measured.",
         f"  {source}",
         "",
         f"{'':<6} {'fused':>18} {'as the graph stands':>20} {'bound by memory':>16} {'cores beside':>13} "
@@ -313,10 +346,19 @@ def main() -> None:
     print("  exporting the graphs ...", file=sys.stderr)
     made = graphs(network)
     document = {
+        "circumstances": circumstances(),
         "gpu": gpu.name,
+        "source": gpu.source,
+        "network": str(arguments.package or "the paper's standard network"),
+        "parameters": sum(each.numel() for each in network.parameters()),
+        "side": SIDE,
         "batch": arguments.batch,
         "calculation": True,
+        "price_an_hour": arguments.price,
+        "roofs": {"bandwidth": gpu.bandwidth, "tensor": gpu.tensor, "vector": gpu.vector},
         "precisions": report(made, gpu, arguments.batch, arguments.price),
+        "shapes": {name: shapes(layers(made[name], fused=True), gpu, arguments.batch) for name in DETAILED},
+        "gpus": every_gpu(made, arguments.batch),
         "ledger": ledger(network, made),
     }
     print("\n".join(lines(document, gpu.source)))

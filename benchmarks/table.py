@@ -1,8 +1,8 @@
 """Prints the measured figures of the pages from the recorded results (``python -m benchmarks.table``).
 
 The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
-``make benchmark-client``, ``make benchmark-bulk``, ``make roofline``, ``make test-load``, ``make test-rolling`` and
-``make fuzz``, each with ``RECORD=…``.
+``make benchmark-client``, ``make benchmark-bulk``, ``make test-load``, ``make test-rolling`` and ``make fuzz``, each
+with ``RECORD=…``. What is about speed is on a page of its own: ``make report``.
 """
 
 from __future__ import annotations
@@ -134,44 +134,6 @@ def client_tables() -> str:
         f"- `import restormer_client` takes {start['import_ms']:.0f} ms; the first call imports gRPC and protobuf, "
         f"{start['first_call_imports_ms']:.0f} ms.",
     ]
-    return "\n".join(lines)
-
-
-def roofline_table() -> str:
-    """What a GPU's datasheet allows, by precision."""
-    found = _document("roofline")
-    head = (
-        "precision",
-        "fused, ms",
-        "a second",
-        "as the graph stands, ms",
-        "a second",
-        "bound by memory",
-        "cores beside",
-    )
-    lines = [f"| {found['gpu']}: {head[0]} | {' | '.join(head[1:])} |", "|---" * len(head) + "|"]
-    for precision, row in found["precisions"].items():
-        both = [f"{row[name]:.1f} | {1e3 / row[name]:.0f}" for name in ("fused_ms", "standing_ms")]
-        lines.append(f"| {precision} | {' | '.join(both)} | {row['memory_share']:.0%} | {row['cores']:.0f} |")
-    return "\n".join(lines)
-
-
-def roofline_layers() -> str:
-    """Where the time of the float16 network goes at that limit."""
-    kinds = _document("roofline")["precisions"]["fp16"]["kinds"]
-    lines = ["| float16, one image | layers | GMAC | MB | ms | bound by memory |", "|---|---|---|---|---|---|"]
-    for kind, row in kinds.items():
-        cells = [f"{row['gmacs']:.1f}", f"{row['megabytes']:,.0f}", f"{row['ms']:.2f}", f"{row['bound_by_memory']}"]
-        lines.append(f"| {kind} | {row['layers']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def ledger_table() -> str:
-    """What each rewrite leaves in the graph."""
-    head = "| one image | nodes | casts | MB that pass memory for what is neither convolution nor product |"
-    lines = [head, "|---|---|---|---|"]
-    for step, row in _document("roofline")["ledger"].items():
-        lines.append(f"| {step} | {row['nodes']:,} | {row['casts']} | {row['megabytes']:,.0f} |")
     return "\n".join(lines)
 
 
@@ -396,8 +358,8 @@ def _document(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for made in (
-        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, roofline_table, roofline_layers,
-        ledger_table, load_table, load_sentences, faults_table, batches_sentence, image_table, replaced_sentence,
-        rolling_table, dead_sentence, bulk_table, bulk_sentences, simulation_table, simulation_sentence,
+        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table, load_sentences,
+        faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence, bulk_table,
+        bulk_sentences, simulation_table, simulation_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")

@@ -95,12 +95,6 @@ def test_the_figures_of_the_photographs_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
 
 
-def test_the_figures_of_the_page_on_limits_are_the_calculated_ones():
-    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    for made in (figures.roofline_table, figures.roofline_layers, figures.ledger_table):
-        assert made() in page
-
-
 def test_the_figures_of_the_clients_readme_are_the_measured_ones():
     assert figures.client_tables() in (ROOT / "client/README.md").read_text(encoding="utf-8")
 

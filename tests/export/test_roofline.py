@@ -23,8 +23,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def graphs(network):
-    made = roofline.graphs(network)
-    return {precision: made[precision] for precision in ("fp32", "fp16", "int8")}
+    return roofline.graphs(network)
 
 
 def block() -> onnx.ModelProto:
@@ -74,7 +73,7 @@ def test_the_work_is_what_the_package_report_counts(network, graphs):
 
 
 def test_the_graph_says_the_types(network, graphs):
-    found = {name: roofline.layers(graph, fused=True) for name, graph in graphs.items()}
+    found = {name: roofline.layers(graphs[name], fused=True) for name in ("fp32", "fp16", "int8")}
     of_convolutions = {
         name: {layer.arithmetic for layer in made if "convolution" in layer.kind} for name, made in found.items()
     }
@@ -87,6 +86,21 @@ def test_the_graph_says_the_types(network, graphs):
 
 @pytest.mark.parametrize("gpu", roofline.GPUS.values(), ids=roofline.GPUS)
 def test_fusing_costs_no_time(graphs, gpu):
-    for graph in graphs.values():
+    for graph in (graphs[name] for name in ("fp32", "fp16", "int8")):
         fused, standing = (roofline.least_ms(roofline.layers(graph, fused=each), gpu, BATCH) for each in (True, False))
         assert fused < standing
+
+
+def test_shapes_are_the_layers_again(graphs):
+    gpu, found = roofline.GPUS["h100"], roofline.layers(graphs["fp16"], fused=True)
+    rows = roofline.shapes(found, gpu, BATCH)
+    assert sum(row["layers"] for row in rows) == len(found) > len(rows)
+    assert sum(row["layers"] * row["ms"] for row in rows) == pytest.approx(roofline.least_ms(found, gpu, BATCH))
+    assert sum(row["layers"] * row["gmacs"] for row in rows) == pytest.approx(sum(layer.macs for layer in found) / 1e9)
+
+
+def test_a_gpu_of_more_bandwidth_is_no_slower(graphs):
+    every = roofline.every_gpu(graphs, BATCH)
+    assert list(every) == list(roofline.GPUS)
+    for precision in roofline.PRECISIONS:
+        assert every["h200"]["fused_ms"][precision] <= every["h100"]["fused_ms"][precision]

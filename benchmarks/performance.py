@@ -1,0 +1,383 @@
+"""Tables and sentences of docs/performance.md, of the recorded runs; the words between are in performance.md.j2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks import plots
+from benchmarks.circumstances import NOISY
+
+#: What a record of the core has to have for the comparison on a GPU to be whole.
+GPU_ROWS = (
+    "GPU: PyTorch eager float32", "GPU: PyTorch autocast float16", "GPU: torch.compile float16",
+    "GPU: CUDA graph float16", "GPU: ONNX Runtime CUDA, float16", "GPU: ONNX Runtime TensorRT, float16",
+    "GPU: TensorRT FP16", "GPU: TensorRT INT8",
+)  # fmt: skip
+ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+#: The settings that `make tune` searches.
+TUNED = ("versions", "preprocess_instances", "postprocess_instances", "core_instances", "core_batch", "core_delay_us")
+#: What the engine has to reach: on which network, how many times PyTorch eager float32; and how faithful it has to be.
+GOAL_NETWORK, GOAL_TIMES, GOAL_DB = "standard 256", 10, 45
+TOP = 10  #: layers of a profile that the page shows
+Document = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns of figures to the right."""
+    cells = [list(row) for row in rows]
+    figures = [all(row[at][:1].isdigit() or row[at] == "–" for row in cells) for at in range(len(head))]
+    rule = "".join("---:|" if of_figures else "---|" for of_figures in figures)
+    return "\n".join([f"| {' | '.join(head)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A figure with so many digits that count, thousands set apart; – for none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    shown = float(f"{value:.{digits}g}")
+    decimals = max(digits - len(str(int(abs(shown)))) if abs(shown) >= 1 else _after_the_point(shown, digits), 0)
+    return f"{shown:,.{decimals}f}"
+
+
+def _after_the_point(value: float, digits: int) -> int:
+    return digits - 1 - int(f"{value:e}".rpartition("e")[2])
+
+
+def where(document: Document) -> str:
+    """Machine, versions, commit, command and noise of a record, in small print under what it tells."""
+    found = document["circumstances"]
+    isa = next((words for flag, words in ISA.items() if flag in found["isa"]), "no AVX2")
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
+    spread, stolen = found["noise"]["spread"], found["noise"]["stolen"]
+    noise = f" · the same work varied by {spread:.0%} before it"
+    if document.get("calculation"):
+        noise = ""
+    elif spread > NOISY or stolen > NOISY / 3:
+        noise = f"{noise}, {stolen:.0%} of the time was stolen: **a noisy machine**"
+    machine = f"{found['cpu']}, {found['cores']} cores, {isa}, {found['memory_gib']:.0f} GiB{gpus}"
+    parts = (f"`{found['command']}`", machine, versions, f"commit {found['commit']}, {found['time'][:10]}{noise}")
+    return f"<sub>{' · '.join(parts)}</sub>"
+
+
+def core_tables(document: Document) -> str:
+    """Every runtime on every network."""
+    return "\n\n".join(core_table(name, network) for name, network in document["networks"].items())
+
+
+def core_table(name: str, network: Document) -> str:
+    """Every runtime on one network; the first is what the others are compared with."""
+    size = f"{network['side']}x{network['side']}"
+    title = f"{name.rpartition(' ')[0]}, {network['parameters'] / 1e6:.1f} M, {network['weights']} weights, {size}"
+    head = (title, "s", "least–most", "×", "dB", "MiB", "of the peak", "to the first answer (s)")
+    rows = [
+        (
+            f"**{runtime}**" if runtime.startswith(plots.OURS) else runtime,
+            significant(row["median_s"]),
+            f"{significant(row['least_s'])}–{significant(row['most_s'])}",
+            f"{row['speedup']:.2f}",
+            "–" if row["psnr_db"] >= plots.SAME else f"{row['psnr_db']:.1f}",
+            f"{row['memory_mib']:,.0f}",
+            "–" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+            significant(row["ready_s"] + row["first_s"]),
+        )
+        for runtime, row in plots.ran(network).items()
+    ]
+    others = [f"{name} ({row['not_run'].rstrip('.')})" for name, row in network["rows"].items() if "not_run" in row]
+    return table(head, rows) + (f"\n\nNot run: {'; '.join(others)}." if others else "")
+
+
+def ladder_table(document: Document) -> str:
+    """What each step brought."""
+    steps = document["ladder"]
+    rows = [
+        (step["step"], significant(step["median_s"]), f"{significant(step['least_s'])}–{significant(step['most_s'])}",
+         f"{step['speedup']:.2f}", "–" if before is None else f"{step['speedup'] / before['speedup']:.2f}",
+         "–" if step["psnr_db"] >= plots.SAME else f"{step['psnr_db']:.1f}")
+        for before, step in zip([None, *steps], steps, strict=False)
+    ]  # fmt: skip
+    return table((document["ladder_of"], "s", "least–most", "×", "× the step before", "dB"), rows)
+
+
+def settings_table(document: Document) -> str:
+    """Threads and the cache of compiled engines, by the engine."""
+    keys = ("median_s", "ready_s", "first_s")
+    rows = ([name, *(significant(row[key]) for key in keys)] for name, row in document["settings"]["rows"].items())
+    return table((f"settings of the engine, {document['ladder_of']}", "s", "ready (s)", "first call (s)"), rows)
+
+
+def streams_sentence(document: Document) -> str:
+    """What comes of one image after another over all cores, and of one a core."""
+    rates = (f"{name.replace('1 streams', '1 stream')} {significant(rate)}"
+             for name, rate in document["settings"]["streams"].items())  # fmt: skip
+    return f"Images a second with as many on their way as the engine has streams: {', '.join(rates)}."
+
+
+def fastest(network: Document, ours: bool) -> tuple[str, Document]:
+    """The fastest runtime of a network: of this project's, or of the others."""
+    rows = {name: row for name, row in plots.ran(network).items() if name.startswith(plots.OURS) == ours}
+    return max(rows.items(), key=lambda item: item[1]["speedup"])
+
+
+def missing_rows(*documents: Document | None) -> list[str]:
+    """What of the comparison on a GPU was not measured in any of these records of the core."""
+    networks = [network for document in documents if document for network in document["networks"].values()]
+    measured = {name for network in networks for name in plots.ran(network)}
+    return [row.removeprefix("GPU: ") for row in GPU_ROWS if row not in measured]
+
+
+def profile_tables(document: Document) -> str:
+    """Where the time of the network goes: by kind of layer in each runtime, and the layers that take most of ours."""
+    runtimes = (document, *document["others"])
+    head = [f"{document['side']}x{document['side']}, {document['precision']}"]
+    for found in runtimes:
+        head += [f"{found['runtime']}: layers", "ms", "share", "GFLOP/s", "GB/s"]
+    kinds = dict.fromkeys(row["kind"] for found in runtimes for row in found["kinds"])
+    rows = [[kind, *(cell for found in runtimes for cell in _kind_cells(found, kind))] for kind in kinds]
+    layers = sorted(document["layers"], key=lambda row: -row["ms"])[:TOP]
+    slowest = (
+        (f"`{row.get('module') or row['name']}`", row["kind"], row["type"], significant(row["ms"])) for row in layers
+    )
+    return f"{table(head, rows)}\n\n{table(('the slowest layers', 'kind', 'run as', 'ms'), slowest)}"
+
+
+def _kind_cells(found: Document, kind: str) -> list[str]:
+    row = next((row for row in found["kinds"] if row["kind"] == kind), None)
+    if row is None:
+        return ["–"] * 5
+    rates = [significant(row[name] or None, 2) for name in ("gflop_s", "gb_s")]
+    return [f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}", *rates]
+
+
+def profile_sentence(document: Document) -> str:
+    """What each runtime takes with and without its counters."""
+    return "; ".join(
+        f"{found['runtime']} {significant(found['plain_ms'])} ms ({significant(found['least_ms'])}–"
+        f"{significant(found['most_ms'])}), with its counters {significant(found['counted_ms'])}, its layers together "
+        f"{significant(found['total_ms'])}"
+        for found in (document, *document["others"])
+        if "plain_ms" in found  # trtexec has its own way
+    )
+
+
+def goal_table(document: Document) -> str:
+    """What the pipeline reaches of what its parts allow: with the published network, and one that hides nothing."""
+    cases = {"the published network": document, "a small one, random weights": document["small"]}
+    found = {name: case for name, case in cases.items() if case}
+    head = ["photographs a second", *(f"{part} alone" for part in document["parts"]), "so allowed", "reached", "share",
+            "least–most", "goal"]  # fmt: skip
+    rows = [
+        [name, *(significant(rate) for rate in case["parts"].values()), significant(case["allowed"]),
+         significant(case["reached"]), f"{case['ratio']:.3f}", f"{case['least']:.3f}–{case['most']:.3f}",
+         f"{case['goal']:.2f} {'reached' if case['met'] else '**missed**'}"]
+        for name, case in found.items()
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def spent_table(document: Document) -> str:
+    """CPU time of a photograph, by who spends it: alone in process, and served."""
+    cases = {"the published network": document, "a small one, random weights": document["small"]}
+    processes, rows = [*document["parts"], "tritonserver"], []
+    for name, case in cases.items():
+        if case:
+            for way, found in case["cpu_ms"].items():
+                rows.append([f"{name}, {way}", *(significant(found.get(process)) for process in processes)])
+    return table(["CPU ms a photograph", *processes], rows)
+
+
+def pipeline_table(document: Document, loop: str) -> str:
+    """Throughput, latency and its parts of each model: by how many were in flight, or by the rate they were sent at."""
+    asked = {"closed": ("concurrency", "in flight"), "open": ("asked", "sent a second")}[loop]
+    latencies = ("p50", "p90", "p99", "queue", "input", "infer", "output")
+    head = ["", asked[1], "a second", "least–most", *(f"{name} (ms)" for name in latencies), "batch"]
+    rows = []
+    for model, points in document[loop].items():
+        for point in points:
+            cells = [f"`{model}`", f"{point[asked[0]]:.3g}"]
+            if point["rate"] is None:
+                rows.append([*cells, "its queue was full", *["–"] * (len(head) - len(cells) - 1)])
+                continue
+            cells += [significant(point["rate"]), f"{significant(point['least'])}–{significant(point['most'])}"]
+            cells += [significant(point[f"{name}_ms"]) for name in latencies]
+            rows.append([*cells, significant(point["batch"], 2)])
+    return table(head, rows)
+
+
+def limit_sentence(document: Document | None) -> str | None:
+    """What was measured of a GPU's limit, where it was."""
+    limit = document and document.get("roofline")
+    if not limit:
+        return None
+    if "why_not" in limit:
+        return f"not compared: {limit['why_not']}."
+    return (
+        f"`restormer` in {limit['precision']} on {limit['gpu']} reached {significant(limit['measured'])} photographs a "
+        f"second, {limit['share']:.0%} of the {significant(limit['limit'])} calculated for its network and batch."
+    )
+
+
+def tune_table(document: Document) -> str:
+    """What was tried for a level of service, the chosen row in bold."""
+    head = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "a second",
+            "p50 (ms)", "p99 (ms)", "lost", "meets it")  # fmt: skip
+    chosen, rows = document["chosen"], []
+    for row in document["tried"]:
+        settings = (row["core_instances"], row["core_batch"], row["core_delay_us"])
+        cells = [
+            f"{row['versions']}",
+            row["precision"],
+            f"{row['preprocess_instances']} + {row['postprocess_instances']}",
+        ]
+        cells += [*(f"{each}" for each in settings), *(significant(row[name]) for name in ("rate", "p50_ms", "p99_ms"))]
+        is_chosen = bool(chosen) and all(row[name] == chosen[name] for name in TUNED)
+        meets = "yes" if row["meets"] else "no"
+        rows.append([*cells, f"{row['lost']} of {row['photographs']}", f"**{meets}: chosen**" if is_chosen else meets])
+    return table(head, rows)
+
+
+def tune_sentence(document: Document) -> str:
+    """What came of the search."""
+    wanted = f"99 of 100 photographs within {significant(document['slo_p99_ms'])} ms"
+    wanted += f" at {significant(document['rate'])} a second" if document["rate"] else ""
+    if not (row := document["chosen"]):
+        return f"Wanted: {wanted}. Nothing tried meets that; the best: {significant(document['best']['p99_ms'])} ms."
+    return (
+        f"Wanted: {wanted}. Chosen, and loaded once more for twice as long: {significant(row['p99_ms'])} ms at "
+        f"{significant(row['rate'])} a second."
+    )
+
+
+#: Of each way of growing: the columns, and what they are called in the record.
+GROWTH = {
+    "megapixels": {"megapixels": "megapixels", "s": "seconds", "preprocess": "preprocess_s", "network": "restormer_s",
+                   "postprocess": "postprocess_s", "in queues": "queue_s", "the rest": "rest_s"},
+    "batch": {"batch": "batch", "s": "seconds", "in process, s": "in_process_s"},
+    "clients": {"clients": "clients", "a second": "rate", "p50 (s)": "p50_s", "p99 (s)": "p99_s", "enhanced": "ok",
+                "turned away": "rejected", "cores busy": "cores_busy"},
+    "instances": {"servers": "servers", "processes of a step": "instances", "a second": "rate", "p50 (s)": "p50_s",
+                  "cores busy": "cores_busy"},
+    "parts": {"alone": "part", "processes": "instances", "a second": "rate"},
+}  # fmt: skip
+
+
+def scale_table(found: Document, what: str, rows: str = "rows") -> str:
+    """One way of growing; with the least and most of its rounds, where it has rounds."""
+    columns = {title: name for title, name in GROWTH[what].items() if name in found[rows][0]}
+    spread = "least" in found[rows][0]
+    made = [
+        [*(_shown(round(row[name]) if name == what else row[name]) for name in columns.values()),
+         *([f"{significant(row['least'])}–{significant(row['most'])}"] if spread else [])]
+        for row in found[rows]
+    ]  # fmt: skip
+    return table([*columns, *(["least–most"] if spread else [])], made)
+
+
+def roofline_table(document: Document) -> str:
+    """What a GPU's datasheet allows, by precision."""
+    head = [f"{document['gpu']}: precision", "fused, ms", "a second", "as the graph stands, ms", "a second",
+            "bound by memory", "cores beside"]  # fmt: skip
+    price = document["price_an_hour"]
+    rows = []
+    for precision, row in document["precisions"].items():
+        cells = [precision]
+        for name in ("fused_ms", "standing_ms"):
+            cells += [f"{row[name]:.1f}", f"{1e3 / row[name]:.0f}"]
+        cells += [f"{row['memory_share']:.0%}", "–" if row["cores"] is None else f"{row['cores']:.0f}"]
+        rows.append(cells + ([f"{row['cost_per_thousand']:.4f}"] if price else []))
+    return table(head + ([f"a thousand, at {price:g} an hour"] if price else []), rows)
+
+
+def every_gpu(document: Document) -> str:
+    """Photographs a second that each GPU's datasheet allows, by precision, fused."""
+    precisions = list(document["precisions"])
+    rows = [
+        [gpu["name"], f"{gpu['bandwidth'] / 1e12:g}", *(f"{1e3 / gpu['fused_ms'][name]:.0f}" for name in precisions)]
+        for gpu in document["gpus"].values()
+    ]
+    return table(["fused, photographs a second", "TB/s", *precisions], rows)
+
+
+def bandwidth_sentence(document: Document) -> str:
+    """What more bandwidth is worth: the GPU with the most beside the one whose table this is."""
+    most = max(document["gpus"].values(), key=lambda gpu: gpu["bandwidth"])
+    wider = most["bandwidth"] / document["roofs"]["bandwidth"]
+    faster = document["precisions"]["fp16"]["fused_ms"] / most["fused_ms"]["fp16"]
+    return (
+        f"{most['name']} has {wider:.2f} times {document['gpu']}'s bandwidth, and allows {faster:.2f} times its rate."
+    )
+
+
+def roofline_layers(document: Document) -> str:
+    """Where the time of the float16 network goes at that limit."""
+    rows = (
+        (kind, f"{row['layers']}", f"{row['gmacs']:.1f}", f"{row['megabytes']:,.0f}", f"{row['ms']:.2f}",
+         f"{row['bound_by_memory']}")
+        for kind, row in document["precisions"]["fp16"]["kinds"].items()
+    )  # fmt: skip
+    return table(("float16, one image", "layers", "GMAC", "MB", "ms", "bound by memory"), rows)
+
+
+def ledger_table(document: Document) -> str:
+    """What each rewrite leaves in the graph."""
+    head = ("one image", "nodes", "casts", "MB that pass memory for what is neither convolution nor product")
+    rows = (
+        (step, f"{row['nodes']:,}", f"{row['casts']}", f"{row['megabytes']:,.0f}")
+        for step, row in document["ledger"].items()
+    )
+    return table(head, rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"{value:,}" if isinstance(value, int) else significant(value)
+
+
+def throughput_sentence(document: Document) -> str:
+    """What the plot of the pipeline says."""
+    return (
+        f"The whole pipeline does {significant(document['reached'])} photographs a second, {document['ratio']:.0%} of "
+        f"the {significant(document['allowed'])} that its parts allow without a server on the same "
+        f"{_cores(document['cores'])} (`make benchmark`, {document['circumstances']['cpu']})."
+    )
+
+
+def _cores(count: int) -> str:
+    return "core" if count == 1 else f"{count} cores"
+
+
+def speed_sentence(document: Document) -> str:
+    """What the plot of the core says."""
+    network = document["networks"][plots.trained(document)]
+    (name, row), (other, second) = fastest(network, ours=True), fastest(network, ours=False)
+    return (
+        f"The demo network in {name} (`make engine`) is {row['speedup']:.1f} times as fast as in PyTorch eager float32 "
+        f"and {row['psnr_db']:.0f} dB from it; in the fastest of the other runtimes, {other}, {second['speedup']:.1f} "
+        f"times (`make benchmark-core`)."
+    )
+
+
+def core_goal_sentence(document: Document) -> str:
+    """Whether the engine is as fast as it has to be, and by the same rewrites as faithful."""
+    name, row = fastest(document["networks"][GOAL_NETWORK], ours=True)
+    demo = plots.ran(document["networks"][plots.trained(document)])
+    decibels = demo[name]["psnr_db"] if name in demo else None
+    found = f"on the standard network at 256x256 {name} is {row['speedup']:.1f} times as fast as PyTorch eager float32"
+    found += f", and {decibels:.1f} dB from it on the demo network" if decibels else ""
+    wanted = f"{GOAL_TIMES:g} times and {GOAL_DB:g} dB on a machine with AMX"
+    if "amx_bf16" not in document["circumstances"]["isa"]:
+        return f"The goal is {wanted}; this one has none: {found}."
+    met = row["speedup"] >= GOAL_TIMES and bool(decibels) and decibels >= GOAL_DB
+    return f"The goal, {wanted}, is {'reached' if met else '**missed**'}: {found}."
+
+
+#: What the template may call.
+SLOTS: tuple[Callable[..., Any], ...] = (
+    where, core_tables, ladder_table, settings_table, streams_sentence, core_goal_sentence, missing_rows,
+    profile_tables, profile_sentence, goal_table, spent_table, pipeline_table, limit_sentence, tune_table,
+    tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+)  # fmt: skip

@@ -1,0 +1,137 @@
+"""Writes docs/performance.md, its plots and the README's two from the recorded runs (``make report``).
+
+The words are in ``benchmarks/performance.md.j2``; every figure in them, every table and every plot comes from the JSON
+in ``benchmarks/results``, and a test holds the pages to it. Nothing is measured here. A section whose record is missing
+says which command makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2
+
+from benchmarks import performance, plots
+from benchmarks.performance import Document
+from export.files import write_bytes
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+TEMPLATE = "performance.md.j2"
+#: By name of the record: what makes it. Those of a GPU host lie beside those of this one.
+RECORDS = {
+    "core": "make benchmark-core",
+    "profile": "make profile",
+    "profile-standard": "make profile STANDARD=1",
+    "pipeline": "make benchmark",
+    "tune": "make tune SLO_P99_MS=…",
+    "scale": "make benchmark-scale",
+    "roofline": "make roofline GPU=h100 PRICE=2.5",
+    "core-gpu": "make benchmark-core",
+    "pipeline-gpu": "make benchmark",
+}
+BEGIN, END = "<!-- make report: -->\n", "<!-- :make report -->"
+
+
+class ReportError(Exception):
+    """A record that the page cannot be made of; the message is one line that says what to do."""
+
+
+def records(folder: Path) -> dict[str, Document | None]:
+    """What was recorded, by name; None where it was not yet. Raises `ReportError` for what is not JSON."""
+    found: dict[str, Document | None] = {}
+    for name in RECORDS:
+        path = folder / f"{name}.json"
+        try:
+            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise ReportError(f"{path} is no JSON ({error}): {again(name)}") from None
+    return found
+
+
+def again(name: str) -> str:
+    """The command that makes a record."""
+    return f"{RECORDS[name]} RECORD=benchmarks/results/{name}.json"
+
+
+def page(found: dict[str, Document | None]) -> str:
+    """docs/performance.md. Raises `ReportError` where a record lacks what the page tells."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.globals.update({each.__name__: each for each in performance.SLOTS}, again=again)
+    environment.filters.update(sig=performance.significant, code="`{}`".format)
+    try:
+        made = environment.get_template(TEMPLATE).render(
+            {name.replace("-", "_"): document for name, document in found.items()}
+        )
+    except (jinja2.UndefinedError, KeyError, IndexError, TypeError, StopIteration) as error:
+        raise ReportError(
+            f"a record lacks what {TEMPLATE} tells of it ({type(error).__name__}: {error}): record it again"
+        ) from error
+    return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
+
+
+def drawn(found: dict[str, Document | None]) -> dict[str, bytes]:
+    """The plots by the name of their file, of what was recorded."""
+    made = {}
+    for name, (record, draw) in plots.PLOTS.items():
+        document = found[record]
+        if document:
+            try:
+                made[f"{name}.svg"] = plots.svg(draw, document)
+            except (KeyError, IndexError, StopIteration) as error:
+                raise ReportError(f"{record}.json lacks {error} for the plot {name}: {again(record)}") from error
+    return made
+
+
+def readme(text: str, found: dict[str, Document | None]) -> str:
+    """The README with its two plots, and what they say, between the two marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ReportError(f"README.md has lost the marks {BEGIN.strip()} and {END} that the plots stand between")
+    return before + begin + "".join(f"{part}\n" for part in _of_the_readme(found)) + end + after
+
+
+def _of_the_readme(found: dict[str, Document | None]) -> Iterable[str]:
+    """Plot and sentence of each record that there is."""
+    if document := found["pipeline"]:
+        yield "\n![photographs a second over latency, by model and number in flight](docs/plots/throughput.svg)\n"
+        yield performance.throughput_sentence(document)
+    if document := found["core"]:
+        yield "\n![decibels against speed, by runtime](docs/plots/fidelity.svg)\n"
+        yield performance.speed_sentence(document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the recorded runs")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the README and of docs/")
+    arguments = parser.parse_args()
+    if not arguments.results.is_dir():
+        raise SystemExit(f"error: no folder {arguments.results}: give the recorded runs as --results")
+    try:
+        found = records(arguments.results)
+        files = {f"docs/plots/{name}": made for name, made in drawn(found).items()}
+        files["docs/performance.md"] = page(found).encode()
+        front = (arguments.root / "README.md").read_text(encoding="utf-8")
+        files["README.md"] = readme(front, found).encode()
+    except (ReportError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    for name, made in files.items():
+        write_bytes(arguments.root / name, made)
+    absent = [name for name, document in found.items() if document is None]
+    for name in absent:
+        print(f"  not recorded: {name} ({again(name)})", file=sys.stderr)
+    print(json.dumps({"wrote": sorted(files), "not_recorded": absent}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The pages on speed are what the report makes of the recorded runs, and of nothing else."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import performance, plots, report
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return report.records(report.RESULTS)
+
+
+@pytest.fixture(scope="module")
+def drawn(recorded):
+    return report.drawn(recorded)
+
+
+def test_the_page_is_what_the_report_makes_of_the_recorded_runs(recorded):
+    assert (ROOT / "docs/performance.md").read_text(encoding="utf-8") == report.page(recorded), "make report"
+
+
+def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(drawn):
+    there = {path.name: path.read_bytes() for path in (ROOT / "docs/plots").iterdir()}
+    assert there.keys() == drawn.keys(), "make report"
+    assert [name for name, made in drawn.items() if made != there[name]] == [], "make report"
+
+
+def test_the_readme_shows_its_plots_and_what_they_say(recorded):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == report.readme(text, recorded), "make report"
+
+
+def test_every_plot_of_the_page_is_drawn(recorded, drawn):
+    named = {f"{name}.svg" for name in plots.PLOTS}
+    assert {name for name in named if f"(plots/{name})" in report.page(recorded)} == drawn.keys()
+
+
+def test_what_was_not_recorded_says_which_command_makes_it():
+    page = report.page(dict.fromkeys(report.RECORDS))
+    for name in ("core", "profile", "profile-standard", "pipeline", "tune", "scale", "roofline", "core-gpu"):
+        assert f"`{report.again(name)}`" in page
+
+
+def test_every_command_of_the_report_is_a_verb():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in report.RECORDS.values():
+        assert f"\n{command.split()[1]}: " in makefile
+
+
+def network(weights, **rows):
+    """A network's figures as the core's record has them; ``rows``: times as fast, and decibels."""
+    figures = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "memory_mib": 512, "peak_share": None}
+    made = {
+        name: figures | {"ready_s": 1.0, "first_s": 0.5, "speedup": speedup, "psnr_db": decibels}
+        for name, (speedup, decibels) in rows.items()
+    }
+    return {"side": 512, "parameters": 800_000, "weights": weights, "rows": made}
+
+
+def test_gpu_rows_are_missed_until_they_are_there():
+    measured = {"networks": {"demo 512": network("trained", **{"GPU: TensorRT FP16": (100.0, 55.0)})}}
+    measured["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
+    every = [row.removeprefix("GPU: ") for row in performance.GPU_ROWS]
+    assert performance.missing_rows(None, measured) == [row for row in every if row != "TensorRT FP16"]
+
+
+def test_a_gpu_hosts_record_gets_tables_and_what_was_not_run_its_reason(recorded):
+    rows = {"PyTorch eager float32, as in the paper": (1.0, plots.SAME), "GPU: TensorRT FP16": (100.0, 55.0)}
+    core = {
+        "circumstances": recorded["roofline"]["circumstances"],
+        "networks": {"demo 512": network("trained", **rows)},
+    }
+    core["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
+    page = report.page({**recorded, "core-gpu": core})
+    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 100.00 | 55.0 | 512 | – | 1.50 |" in page
+    assert "\nNot run: GPU: TensorRT INT8 (too little memory).\n" in page
+
+
+def test_the_measured_share_of_the_limit_is_told_where_there_is_one():
+    limit = {"gpu": "H100 SXM 80 GB", "precision": "fp16", "limit": 200.0, "measured": 90.0, "share": 0.45}
+    assert "reached 90.0 photographs a second, 45% of the 200 " in performance.limit_sentence({"roofline": limit})
+    assert "no datasheet" in performance.limit_sentence({"roofline": {"why_not": "no datasheet of a T4"}})
+    assert performance.limit_sentence({"roofline": None}) is None
+    assert performance.limit_sentence(None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0012345, "0.00123"),
+        (0.9996, "1.00"),
+        (9.996, "10.0"),
+        (12.345, "12.3"),
+        (1234.5, "1,230"),
+        (0, "0"),
+        (None, "–"),
+    ],
+)
+def test_figures_have_three_digits_that_count(value, shown):
+    assert performance.significant(value) == shown
+
+
+def test_figures_stand_to_the_right_and_words_to_the_left():
+    assert performance.table(("a", "b"), [("x", "1.0"), ("y", "–")]) == "| a | b |\n|---|---:|\n| x | 1.0 |\n| y | – |"
+
+
+def test_labels_are_moved_apart_and_no_further():
+    assert plots.spread([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
+    assert plots.spread([5.0, 1.0, 5.0], 2.0) == [4.0, 1.0, 6.0]
+    moved = plots.spread([0.0, 0.1, 0.2, 3.0], 1.0)
+    assert moved == pytest.approx([-0.9, 0.1, 1.1, 3.0])
+
+
+def test_a_plot_is_the_same_bytes_twice_and_has_colours_for_dark_pages(recorded, drawn):
+    first = drawn["roofline.svg"]
+    assert first == plots.svg(plots.roofline, recorded["roofline"])
+    assert b"prefers-color-scheme:dark" in first
+    assert plots.DARK[plots.PAPER].encode() in first
+
+
+def test_every_colour_of_a_plot_has_one_for_dark_pages(drawn):
+    for name, made in drawn.items():
+        body = made.decode().split("</style>", 1)[1]
+        strays = set(re.findall(r"(?:fill|stroke): (#\w+)", body)) - set(plots.DARK)
+        assert not strays, name
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no JSON", "a figure short", "no marks"])
+def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monkeypatch, recorded, damage):
+    results, readme = tmp_path / "results", report.BEGIN + report.END
+    if damage != "no folder":
+        results.mkdir()
+        document = copy.deepcopy(recorded["roofline"])
+        if damage == "a figure short":
+            del document["ledger"]
+        text = json.dumps(document)
+        (results / "roofline.json").write_text(text[: 100 if damage == "no JSON" else None])
+    (tmp_path / "README.md").write_text("no marks" if damage == "no marks" else readme)
+    monkeypatch.setattr("sys.argv", ["report", "--results", str(results), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="^error: .+$"):
+        report.main()
+    assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.parametrize(
+    ("isa", "speedup", "decibels", "said"),
+    [
+        (["amx_bf16"], 10.2, 54.0, "is reached"),
+        (["amx_bf16"], 9.9, 54.0, "is **missed**"),
+        (["amx_bf16"], 10.2, 44.9, "is **missed**"),
+        (["avx2"], 3.0, 117.0, "this one has none"),
+    ],
+)
+def test_the_goal_of_the_engine_is_one_of_speed_and_fidelity_on_a_machine_with_amx(isa, speedup, decibels, said):
+    engine = f"{plots.OURS}, bf16"
+    networks = {
+        "standard 256": network("random", **{"base": (1.0, plots.SAME), engine: (speedup, 20.0)}),
+        "demo 512": network("trained", **{"base": (1.0, plots.SAME), engine: (speedup, decibels)}),
+    }
+    assert said in performance.core_goal_sentence({"circumstances": {"isa": isa}, "networks": networks})
