@@ -35,6 +35,8 @@ RECORDS = {
     "core-gpu": "make benchmark-core",
     "pipeline-gpu": "make benchmark",
 }
+#: How a missing figure shows.
+LACKING = (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError, StopIteration)
 BEGIN, END = "<!-- make report: -->\n", "<!-- :make report -->"
 
 
@@ -61,21 +63,22 @@ def again(name: str) -> str:
 
 def page(found: dict[str, Document | None]) -> str:
     """docs/performance.md. Raises `ReportError` where a record lacks what the page tells."""
+    for name in (name for name, document in found.items() if document):
+        try:  # one record at a time first: so it is known which one is short of a figure
+            _rendered({**dict.fromkeys(found), name: found[name]})
+        except LACKING as error:
+            raise ReportError(f"{name}.json lacks what {TEMPLATE} tells of it ({error}): {again(name)}") from error
+    return re.sub(r"\n{3,}", "\n\n", _rendered(found)).strip() + "\n"
+
+
+def _rendered(found: dict[str, Document | None]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+        lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
     environment.globals.update({each.__name__: each for each in performance.SLOTS}, again=again)
-    environment.filters.update(sig=performance.significant, code="`{}`".format)
-    try:
-        made = environment.get_template(TEMPLATE).render(
-            {name.replace("-", "_"): document for name, document in found.items()}
-        )
-    except (jinja2.UndefinedError, KeyError, IndexError, TypeError, StopIteration) as error:
-        raise ReportError(
-            f"a record lacks what {TEMPLATE} tells of it ({type(error).__name__}: {error}): record it again"
-        ) from error
-    return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
+    environment.filters["sig"] = performance.significant
+    return environment.get_template(TEMPLATE).render({name.replace("-", "_"): each for name, each in found.items()})
 
 
 def drawn(found: dict[str, Document | None]) -> dict[str, bytes]:
@@ -86,7 +89,7 @@ def drawn(found: dict[str, Document | None]) -> dict[str, bytes]:
         if document:
             try:
                 made[f"{name}.svg"] = plots.svg(draw, document)
-            except (KeyError, IndexError, StopIteration) as error:
+            except LACKING as error:
                 raise ReportError(f"{record}.json lacks {error} for the plot {name}: {again(record)}") from error
     return made
 
