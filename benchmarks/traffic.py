@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ INTERACTIVE, BULK = 1, 2
 PAUSE = 0.2  #: seconds a worker of a closed loop takes after an answer that was none
 #: How an overload is worded: turned away at once, or after a wait.
 REJECTED, EXPIRED = "xceeds maximum queue size", "Request timeout expired"
+
+
+#: Of a model, what Triton calls ``nv_inference_NAME``: by (model, NAME).
+Counters = Counter[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,21 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric over what has these labels."""
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        found = (line for line in lines if re.match(rf"{name}[{{ ]", line) and all(part in line for part in wanted))
-        return sum(float(line.rpartition(" ")[2]) for line in found)
+        found = (line for line in self._metrics() if re.match(rf"{name}[{{ ]", line))
+        return sum(float(line.rpartition(" ")[2]) for line in found if all(part in line for part in wanted))
+
+    def counters(self) -> Counters:
+        """All of Triton's counters of models at one moment, versions and reasons summed."""
+        found: Counters = Counter()
+        for line in self._metrics():
+            if match := re.match(r'nv_inference_(\w+)\{.*?model="([^"]+)"[^}]*\} (\S+)$', line):
+                found[match[2], match[1]] += float(match[3])
+        return found
+
+    def _metrics(self) -> list[str]:
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            return answer.read().decode().splitlines()
 
     def processes(self) -> dict[int, str]:
         """Triton and its Python stubs, by process id, with their command lines."""
