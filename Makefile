@@ -39,7 +39,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 roofline \
+	verify-gpu canary fuzz benchmark benchmark-runtimes benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 tune roofline \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -170,6 +170,17 @@ test-docker: setup $(ENVS)/dev.done  ## The containers, really: a clean clone bu
 
 verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
 	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
+
+benchmark: setup $(ENVS)/dev.done  ## The pipeline beside its parts, by perf_analyzer: rates, latencies, where they go, batches
+	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
+		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(CONCURRENCY),--concurrency "$(CONCURRENCY)") \
+		$(if $(RATES),--rates "$(RATES)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") \
+		$(if $(RECORD),--record "$(RECORD)")
+
+tune: setup $(ENVS)/dev.done  ## Settings that meet SLO_P99_MS (at RATE photographs a second) on this machine, into tuned.env
+	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
+	@$(BUILD) -m benchmarks.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
+		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-runtimes: $(ENVS)/dev.done  ## PyTorch, ONNX Runtime and OpenVINO side by side on the core
 	@$(BUILD) -m benchmarks.runtimes --package "$(PACKAGE)"
