@@ -9,8 +9,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import analyzer, parts, pipeline
-from benchmarks.pipeline import CORE, ENHANCE, TILED, Moment, Point
+from benchmarks import analyzer, parts, pipeline, points
+from benchmarks.parts import CORE
+from benchmarks.points import ENHANCE, TILED, Moment, Point
 from benchmarks.traffic import SERVER_PYTHON, Server
 from tests.conftest import ROOT
 
@@ -68,7 +69,7 @@ def test_parts_that_share_cores_add_up_and_a_gpu_waits_for_the_slowest():
 
 
 def test_a_row_is_medians_and_what_happened_between_the_first_and_the_last_moment():
-    row = pipeline.row(
+    row = points.row(
         ENHANCE, [point(moment(10, 5), moment(20, 15), moment(40, 25)), point(moment(0, 0), moment(5, 10))]
     )
     assert (row["least"], row["rate"], row["most"]) == (0.5, 1.0, 2.0)
