@@ -176,7 +176,7 @@ benchmark: setup $(ENVS)/dev.done  ## The pipeline beside its parts, by perf_ana
 	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(CONCURRENCY),--concurrency "$(CONCURRENCY)") \
 		$(if $(RATES),--rates "$(RATES)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") \
-		$(if $(RECORD),--record "$(RECORD)")
+		$(if $(ONLY_PUBLISHED),--only-published "$(ONLY_PUBLISHED)") $(if $(RECORD),--record "$(RECORD)")
 
 tune: setup $(ENVS)/dev.done  ## Settings that meet SLO_P99_MS (at RATE photographs a second) on this machine, into tuned.env
 	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)

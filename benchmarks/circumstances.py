@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shlex
@@ -49,6 +50,17 @@ def circumstances(command: str = "") -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "noise": found,
     }
+
+
+def make_command(target: str, parser: argparse.ArgumentParser, options: argparse.Namespace, *but: str) -> str:
+    """The make target with the options that were given, as its settings; without ``but``, which change no figure."""
+    given = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
+    settings = {
+        name.upper(): ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in given.items()
+        if name not in but
+    }
+    return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
 
 
 def noise() -> dict[str, float]:

@@ -110,13 +110,13 @@ def task(name: str, repository: Path, photographs: Sequence[bytes]) -> Callable[
     cores = [prepared(photograph) for photograph in photographs]
     if name == CORE:
         network = adapter(repository)
-        return lambda index: network(cores[index][None])
+        return lambda index: network.execute([cores[index][None]])
     options, looks = Options(), [core ** np.float32(0.7) for core in cores]  # a brighter picture, whatever the network
     return lambda index: finished(photographs[index], cores[index], looks[index], options)
 
 
-def adapter(repository: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """The network as the server's Python backend runs it: the published adapter, without the backend around it.
+def adapter(repository: Path, instances: int = 1) -> Any:
+    """The published adapter of the network, initialized as the server does one of so many instances of it.
 
     What stands here for Triton's module only carries a tensor in and a tensor out.
     """
@@ -127,14 +127,9 @@ def adapter(repository: Path) -> Callable[[np.ndarray], np.ndarray]:
     module.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request)  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
     model = runpy.run_path(str(repository / CORE / str(version) / "model.py"))["TritonPythonModel"]()
-    group = {"instance_group": [{"count": 1}]}
+    group = {"instance_group": [{"count": instances}]}
     model.initialize({"model_config": json.dumps(group), "model_name": CORE, "model_version": str(version)})
-
-    def run(image: np.ndarray) -> np.ndarray:
-        (output,) = model.execute([image])
-        return np.asarray(output)
-
-    return run
+    return model
 
 
 def main() -> None:

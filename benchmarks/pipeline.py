@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import analyzer, parts
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, make_command
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from benchmarks.traffic import SERVER_PYTHON, served
@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--rates", type=numbers(float), default=[0.8], help="of the most reached, open loop: 0.5,0.8")
     parser.add_argument("--rounds", type=int, default=3, help="of parts and pipeline in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a window, at least; it has whole cycles")
-    parser.add_argument("--only-published", action="store_true", help="without the small network")
+    parser.add_argument("--only-published", type=int, choices=(0, 1), default=0, help="1: without the small network")
     parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds <= 0:
@@ -369,7 +369,8 @@ def main() -> None:
     if not any(options.photos.glob("*.jpg")):
         raise SystemExit(f"error: no JPEG in {options.photos}: name a folder with --photos")
     cores, own = divided(list(os.sched_getaffinity(0)))
-    document: dict[str, Any] = {"circumstances": circumstances()}
+    command = make_command("benchmark", parser, options, "perf_analyzer", "record")
+    document: dict[str, Any] = {"circumstances": circumstances(command)}
     os.sched_setaffinity(0, {own})  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
     pinned = {"cores": len(cores), "photographs": len(list(options.photos.glob("*.jpg")))}
     try:

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, make_command
 from benchmarks.traffic import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
 from export.machine import gpus
 from export.publish import provenance, versions
@@ -241,11 +241,11 @@ def confirmed(
     return None
 
 
-def tuned(options: argparse.Namespace, photographs: Sequence[bytes]) -> dict[str, Any]:
-    """The search, as the JSON line has it; what was chosen is written to ``options.output``."""
+def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
+    """The search, as the JSON line has it; what was chosen is written to ``options.output``, with the command."""
     slo, rate, on_gpu = options.slo_p99_ms, options.rate, bool(gpus())
     precisions = candidates_of(options.repository, on_gpu=on_gpu)
-    where = circumstances()
+    where = circumstances(command)
 
     def loaded(seconds: float, choice: Choice) -> Found:
         found = measured(options.repository, choice, photographs, slo=slo, rate=rate, seconds=seconds)
@@ -290,7 +290,7 @@ def main() -> int:
     if not photographs:
         raise SystemExit(f"error: no JPEG in {options.photos}: name a folder with --photos")
     try:
-        found = tuned(options, photographs)
+        found = tuned(options, photographs, make_command("tune", parser, options, "output", "record"))
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was written") from None
     print("\n".join(line(each) for each in found["tried"]))

@@ -1,7 +1,9 @@
 """What `make benchmark` computes from counters, and how it ends where something is missing. No load is run here."""
 
+import argparse
 import base64
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import analyzer, parts, pipeline, points
+from benchmarks.circumstances import make_command
 from benchmarks.parts import CORE
 from benchmarks.points import ENHANCE, TILED, Moment, Point
 from benchmarks.traffic import SERVER_PYTHON, Server
@@ -153,6 +156,26 @@ def test_the_parts_are_the_servers_own(repository):
         assert all(each.photographs % 5 == 0 and each.seconds > 0.01 for each in worked)
         assert len(part.work(0.01, processes=1)) == 1
     assert parts.rate(worked) == pytest.approx(sum(each.photographs / each.seconds for each in worked))
+
+
+def test_the_networks_instances_share_the_cores(repository):
+    """Asked of OpenVINO itself, in the server's environment, through the published adapter."""
+    asked = "print(adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
+    program = f"import sys; from pathlib import Path; from benchmarks.parts import adapter; {asked}"
+    cores, threads = len(os.sched_getaffinity(0)), []
+    for instances in (1, 2):
+        command = [str(SERVER_PYTHON), "-c", program, str(repository), str(instances)]
+        threads.append(int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
+    assert threads[1] == max(1, cores // 2)
+    assert threads[0] in (0, cores)  # 0: OpenVINO takes what it finds
+
+
+def test_a_recorded_command_names_what_changes_figures_and_no_more():
+    parser = argparse.ArgumentParser()
+    for name, default in (("--rates", [0.8]), ("--rounds", 3), ("--photos", "demo/photos"), ("--record", None)):
+        parser.add_argument(name, default=default)
+    options = argparse.Namespace(rates=[0.5, 0.8], rounds=3, photos="my photos", record="a.json")
+    assert make_command("benchmark", parser, options, "record") == "make benchmark RATES=0.5,0.8 PHOTOS='my photos'"
 
 
 def test_a_part_that_cannot_run_ends_in_one_line(tmp_path, capfd):
