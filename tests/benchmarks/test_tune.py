@@ -60,13 +60,41 @@ def test_nothing_is_tried_twice():
     assert len(asked) == len(set(asked))
 
 
-def test_what_wins_has_to_hold_a_second_time():
-    """The best of many was lucky; the next holds."""
-    lucky, steady = START, replace(START, core_instances=2)
-    tried = {lucky: found(3, 990), steady: found(2, 800), replace(START, core_batch=2): found(5, 1200)}
-    again = {lucky: found(3, 1010), steady: found(2, 810)}
-    assert tune.confirmed(tried, again.__getitem__, 1000, 0) == (steady, again[steady])
-    assert tune.confirmed({lucky: tried[lucky]}, again.__getitem__, 1000, 0) is None
+FASTER, FASTEST = replace(START, core_instances=2), replace(START, core_batch=2)
+
+
+def test_the_best_are_loaded_again_beside_the_servers_own_choice():
+    tried = {
+        START: found(1, 990),
+        FASTER: found(2, 800),
+        FASTEST: found(5, 700),
+        replace(START, versions=2): found(9, 2000),
+    }
+    assert tune.finalists(tried, START, 1000, 0) == [START, FASTEST, FASTER]
+    late = {START: found(1, 1990), FASTER: found(2, 800)}
+    assert tune.finalists(late, START, 1000, 0) == [START, FASTER]
+    assert tune.finalists({START: found(1, 1990)}, START, 1000, 0) == []
+
+
+def test_of_several_loads_the_longest_times_count():
+    once = tune.merged([found(2, 900), found(4, 1100, lost=1)])
+    assert (once.rate, once.p99_ms, once.photographs, once.lost) == (3, 1100, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rate", "chosen"),
+    [
+        (found(1.04, 500), found(1, 500), 0, START),  # may be chance
+        (found(1.06, 500), found(1, 500), 0, FASTER),
+        (found(9, 1500), found(1, 500), 0, START),  # no longer within the objective
+        (found(1, 500), found(9, 1500), 0, FASTER),
+        (found(9, 1500), found(9, 1500), 0, None),
+        (found(1, 490), found(1, 500), 1, START),
+        (found(1, 400), found(1, 500), 1, FASTER),
+    ],
+)
+def test_the_servers_own_choice_stays_unless_another_is_clearly_better(ours, theirs, rate, chosen):
+    assert tune.winner({START: theirs, FASTER: ours}, START, 1000, rate) == chosen
 
 
 def test_answers_become_a_finding():
@@ -143,7 +171,7 @@ def test_more_and_more_are_sent_at_a_time_until_the_objective_is_missed():
 
 
 def test_a_setting_that_cannot_be_served_is_told_and_meets_nothing(tmp_path):
-    failed = tune.measured(tmp_path, START, [b""], slo=1000, rate=0, seconds=1)
+    failed = tune.measured(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
 
