@@ -282,6 +282,8 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
         found = measured(
             options.repository, choice, photographs, slo=slo, rate=rate, seconds=options.seconds, many=many
         )
+        if choice == start and found.message:  # not the setting's fault
+            raise SystemExit(found.message)
         print(f"  {line(as_row(choice, found))}", file=sys.stderr, flush=True)
         return found
 
