@@ -82,8 +82,8 @@ class Bench:
 
     def open(self, model: str, rate: float, *, windows: int) -> Point:
         """So many requests a second at even intervals. Raises `analyzer.Full` where the server turns one away."""
-        # perf_analyzer's own Poisson was tried: it sends in bursts far from one.
-        words = ["--request-rate-range", f"{rate:.3f}", "--request-distribution", "constant", "--async"]
+        # perf_analyzer's own Poisson was tried: it sends in bursts far from one. Its range would end at 1 by itself.
+        words = ["--request-rate-range", f"{rate:.3f}:{rate:.3f}:1", "--request-distribution", "constant", "--async"]
         return self._run(model, words, 1, windows, self._window(model, rate))
 
     def _window(self, model: str, expected: float) -> int:
