@@ -39,8 +39,8 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
-	benchmark-scale profile roofline report \
+	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
+	benchmark-scale profile tune roofline report \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -49,6 +49,7 @@ help:  ## This list
 	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
+	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.8  ROUNDS=3  SECONDS=5   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=15"
 	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
 
 check-python:
@@ -174,6 +175,17 @@ verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with ev
 
 benchmark-core: $(ENVS)/build-ours.done  ## The network alone in every runtime and precision side by side; what each rewrite brings
 	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+benchmark: setup $(ENVS)/dev.done  ## The pipeline beside its parts, by perf_analyzer: rates, latencies, where they go, batches
+	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
+		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(CONCURRENCY),--concurrency "$(CONCURRENCY)") \
+		$(if $(RATES),--rates "$(RATES)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") \
+		$(if $(ONLY_PUBLISHED),--only-published "$(ONLY_PUBLISHED)") $(if $(RECORD),--record "$(RECORD)")
+
+tune: setup $(ENVS)/dev.done  ## Settings that meet SLO_P99_MS (at RATE photographs a second) on this machine, into tuned.env
+	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
+	@$(BUILD) -m benchmarks.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
+		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-transfer: $(ENVS)/build-ours.done  ## Ways to full resolution: the transfer, tiles, enlarging, the network at full size
 	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")

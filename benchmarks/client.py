@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import ctypes
 import json
 import os
@@ -41,8 +40,9 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc
-from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls, wire
+from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
+from benchmarks import analyzer
 from benchmarks.traffic import Server, served, with_identity
 
 #: Photographs on their way at a time. A CPU takes a second or more for each of `enhance`, and its queue is short.
@@ -111,17 +111,9 @@ def by_perf_analyzer(command: list[str], **environment: str) -> Way:
 
     def run(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            element = b"".join(wire.one_file("IMAGE", photo).content)  # its length before it, as on the wire
-            data = Path(folder, "photo.json")
-            data.write_text(json.dumps({"data": [{"IMAGE": {"b64": base64.b64encode(element).decode()}}]}))
-            words = ["-m", model, "-u", url, "-i", "grpc", "--input-data", str(data), "-b", "1"]
-            words += ["--concurrency-range", str(in_flight), "--request-count", str(count)]
-            done = subprocess.run(
-                [*command, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
-            )
-        if done.returncode or "Avg latency" not in done.stdout:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-            raise SystemExit(f"error: perf_analyzer failed: {said[-1]}")
+            data = analyzer.written([photo], Path(folder, "photo.json"))
+            words = ["-m", model, "-u", url, "--input-data", str(data), "--concurrency-range", str(in_flight)]
+            analyzer.analyzed([*command, *words, "--request-count", str(count)], **environment)
 
     return run
 
@@ -353,8 +345,7 @@ def progress(line: str) -> None:
 
 def report(server: Server, perf_analyzer: str, rounds: int) -> dict[str, object]:
     """Everything, as the JSON line has it."""
-    key = server.log.with_name("admin.key").read_text(encoding="utf-8").strip()  # it asks for statistics
-    command = [perf_analyzer, "-H", f"triton-grpc-protocol-admin-key:{key}"]
+    command = analyzer.command(perf_analyzer, server)
     ways = {NVIDIA: by_perf_analyzer(command), **OUR_WAYS}
     photo, noise = Path("demo/photos/coffee-table.jpg").read_bytes(), os.urandom(LARGE)
     return {
@@ -416,8 +407,7 @@ def main() -> None:
         return
     if shutil.which("cc") is None:
         raise SystemExit("error: cc is missing, a C compiler for benchmarks/copies.c: apt-get install gcc")
-    if shutil.which(arguments.perf_analyzer) is None:
-        raise SystemExit(f"error: {arguments.perf_analyzer} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
+    analyzer.require(arguments.perf_analyzer)
     try:
         with with_identity(arguments.repository, "identity") as models, served(models) as server:
             found = report(server, arguments.perf_analyzer, arguments.rounds)

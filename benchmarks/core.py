@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, make_command
 from export.errors import ExportError
 
 Tensor = NDArray[np.float32]
@@ -491,7 +491,11 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     torch.manual_seed(0)
     standard = Restormer(restormer()).eval()
-    document: dict[str, Any] = {"circumstances": circumstances(), "peak": peaks(), "networks": {}}
+    document: dict[str, Any] = {
+        "circumstances": circumstances(make_command("benchmark-core", parser, arguments, "record")),
+        "peak": peaks(),
+        "networks": {},
+    }
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temporary:
         for side in (256, 512):

@@ -27,7 +27,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.circumstances import circumstances
+from benchmarks.circumstances import circumstances, make_command
 from export import int8
 from export.architecture import restormer
 from export.errors import ExportError
@@ -346,7 +346,7 @@ def main() -> None:
     print("  exporting the graphs ...", file=sys.stderr)
     made = graphs(network)
     document = {
-        "circumstances": circumstances(),
+        "circumstances": circumstances(make_command("roofline", parser, arguments, "record")),
         "gpu": gpu.name,
         "source": gpu.source,
         "network": str(arguments.package or "the paper's standard network"),

@@ -188,7 +188,7 @@ def shared_memory_need(settings: Settings) -> tuple[int, int]:
         raise ServerError(f"{config} does not say max_bytes: take it from the project")
     largest = int(found[1])
     counts = served.instances(settings)
-    others = 3  # restormer's one where the CPU serves it, enhance_tiled's two
+    others = 2 + max(1, settings.core_instances)  # enhance_tiled's, and restormer's where the CPU serves it
     processes = sum(counts.values()) + others
     need = processes * 2 * (SHM_MIB << 20)
     return need, need + largest * (counts["preprocess"] + 2 * counts["postprocess"] + 2 * 2)

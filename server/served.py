@@ -3,7 +3,7 @@
 What was published is only read: it may be mounted read-only, and several servers may serve it. The copy holds each
 model's config (``configs/<hardware>.pbtxt`` where the model has one, else ``config.pbtxt``) with the few numbers that
 only this start knows, and links to everything else. Those numbers: how many processes prepare and finish photographs,
-which versions are served, and whether answers are kept.
+how the network is instanced and batched, which versions are served, and whether answers are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ CORE = "restormer"
 #: would only hold memory: each takes 32 MiB of /dev/shm from the start. `--preprocess-instances` asks for more.
 MOST = 64
 #: The settings that decide what is served: `refresh` takes them as they were at the start.
-DECIDE = ("repository", "hardware", "versions", "preprocess_instances", "postprocess_instances", "cache_mb")
+DECIDE = (
+    "repository", "hardware", "versions", "preprocess_instances", "postprocess_instances", "core_instances",
+    "core_batch", "core_delay_us", "cache_mb",
+)  # fmt: skip
 
 
 def assemble(settings: Settings) -> None:
@@ -61,11 +64,20 @@ def config(settings: Settings, model: Path) -> str:
     text = (chosen if chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
     if model.name in WORK_MS:
         text = with_instances(text, instances(settings)[model.name])
-    if model.name == CORE and settings.versions:
+    return core_config(text, settings) if model.name == CORE else text
+
+
+def core_config(text: str, settings: Settings) -> str:
+    """The network's config with what these settings ask for."""
+    if settings.core_instances:
+        text = with_instances(text, settings.core_instances)
+    if settings.core_batch:
+        text = with_batch(text, settings.core_batch)
+    if settings.core_delay_us is not None:
+        text = with_delay(text, settings.core_delay_us)
+    if settings.versions:
         text = with_versions(text, settings.versions)
-    if model.name == CORE and settings.cache_mb:
-        text += "response_cache { enable: true }\n"
-    return text
+    return text + ("response_cache { enable: true }\n" if settings.cache_mb else "")
 
 
 def hardware(settings: Settings) -> str:
@@ -92,8 +104,30 @@ def sized_instances(cores: int, *, on_gpu: bool) -> dict[str, int]:
 
 
 def with_instances(text: str, count: int) -> str:
-    """The config with so many processes."""
-    return _replaced(r"(instance_group \[ \{ kind: KIND_CPU count: )\d+", rf"\g<1>{count}", text)
+    """The config with so many instances."""
+    return _replaced(r"(instance_group \[ \{ kind: KIND_[CG]PU count: )\d+", rf"\g<1>{count}", text)
+
+
+def with_batch(text: str, most: int) -> str:
+    """The config whose batcher puts together so many at most; a batch that a sender made goes as it is.
+
+    By the preferred size: the batcher stops there. A lower ``max_batch_size`` would contradict the warm-up.
+    """
+    limit = int(_found(r"^max_batch_size: (\d+)$", text))
+    if most > limit:
+        raise ServerError(f"--core-batch={most}: restormer's config allows {limit}")
+    return _batcher(text, "preferred_batch_size", f"[ {most} ]")
+
+
+def with_delay(text: str, microseconds: int) -> str:
+    """The config whose batcher waits so long for a batch to fill while an instance is idle."""
+    return _batcher(text, "max_queue_delay_microseconds", str(microseconds))
+
+
+def _batcher(text: str, field: str, value: str) -> str:
+    """The config with this field of the dynamic batcher, whether it had one or not."""
+    without = re.sub(rf"^ *{field}: .*\n", "", text, flags=re.MULTILINE)
+    return _replaced(r"^dynamic_batching \{$", f"dynamic_batching {{\n  {field}: {value}", without)
 
 
 def with_versions(text: str, versions: tuple[int, ...]) -> str:
@@ -103,7 +137,15 @@ def with_versions(text: str, versions: tuple[int, ...]) -> str:
 
 
 def _replaced(pattern: str, replacement: str, text: str) -> str:
-    result, count = re.subn(pattern, replacement, text)
-    if count != 1:
-        raise ServerError(f"a config.pbtxt has {count} lines like {pattern!r} instead of one: take it from the project")
-    return result
+    _found(pattern, text)
+    return re.sub(pattern, replacement, text, flags=re.MULTILINE)
+
+
+def _found(pattern: str, text: str) -> str:
+    """What stands in the one place of the config that is like this."""
+    found: list[str] = re.findall(pattern, text, re.MULTILINE)
+    if len(found) != 1:
+        raise ServerError(
+            f"a config.pbtxt has {len(found)} lines like {pattern!r} instead of one: take it from the project"
+        )
+    return found[0]

@@ -24,8 +24,9 @@ class Settings:
     """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC.
 
     ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
-    ``hardware`` chooses among a model's ``configs/``. Instances of 0 mean: from this machine's cores. A port, an age, a
-    cache of 0 mean: off. Times are in seconds.
+    ``hardware`` chooses among a model's ``configs/``. Instances of 0 mean: from this machine's cores. ``core_`` are the
+    network's: 0 instances, a batch of 0 and no delay mean: as its config says. A port, an age, a cache of 0 mean: off.
+    Times are in seconds, ``core_delay_us`` in microseconds.
     """
 
     repository: Path = Path("model_repository")
@@ -36,6 +37,9 @@ class Settings:
     versions: tuple[int, ...] = ()
     preprocess_instances: int = 0
     postprocess_instances: int = 0
+    core_instances: int = 0
+    core_batch: int = 0
+    core_delay_us: int | None = None
     address: str = "127.0.0.1"
     grpc_port: int = 8001
     metrics_address: str = ""

@@ -19,6 +19,9 @@ class TritonPythonModel:
         os.nice(10)
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
+        instances = json.loads(args["model_config"])["instance_group"][0]["count"]
+        if instances > 1:  # they share the cores; each with all of them would only wait for the others
+            settings["INFERENCE_NUM_THREADS"] = max(1, len(os.sched_getaffinity(0)) // instances)
         core = openvino.Core()
         wanted = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[settings["INFERENCE_PRECISION_HINT"]]
         if wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

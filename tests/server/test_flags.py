@@ -226,6 +226,11 @@ def test_versions_are_served_as_asked():
     assert "specific { versions: [ 1, 2 ] }" in config("restormer", hardware="cpu", versions=(1, 2))
 
 
+def test_a_batch_larger_than_the_config_allows_is_refused():
+    with pytest.raises(ServerError, match="--core-batch=9: restormer's config allows 8"):
+        config("restormer", hardware="h100", core_batch=9)
+
+
 def test_a_config_without_the_line_is_refused():
     with pytest.raises(ServerError, match="take it from the project"):
         served.with_instances("instance_group [ ]", 2)

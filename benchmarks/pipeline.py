@@ -1,0 +1,399 @@
+"""What the pipeline reaches of what its parts allow: `make benchmark`, perf_analyzer against a real server of its own.
+
+The physics first. A photograph passes three parts. Where all of them run on the same cores, the time of one is the sum
+of theirs, so that no pipeline does more than 1 / (1/t₁ + 1/t₂ + 1/t₃) photographs a second, with tᵢ what part i does
+alone, saturated, in process and without Triton (benchmarks/parts.py). Where a GPU has the network, the slowest part is
+the bound. What the server reaches of that is what Triton leaves of it: copies between processes, queues, waiting.
+
+Server and parts run on the same cores, the load generator on the last one, in one run and in turns; its own CPU is
+reported. Rates are the server's own counters in the middle of a run, over whole cycles of the photographs, because
+those differ in size. Percentiles are perf_analyzer's, of all requests of a point: of few, the 99th is the slowest.
+
+- *closed*: so many requests on their way all the time; *open*: so many a second at even intervals, whatever comes back.
+- *queue, input, infer, output*: where a request was, by Triton's counters, its steps added up.
+- The same once more with a network so small that it hides nothing, random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import analyzer, parts
+from benchmarks.circumstances import circumstances, make_command
+from benchmarks.parts import CORE, NAMES
+from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
+from benchmarks.traffic import SERVER_PYTHON, served
+
+GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
+WINDOWS = 2  #: of a point of the sweep: their rates are its spread
+
+
+def allowed(alone: dict[str, float], *, on_gpu: bool) -> float:
+    """Photographs a second that the parts allow: on cores that they share, or beside a GPU."""
+    return min(alone.values()) if on_gpu else 1 / sum(1 / each for each in alone.values())
+
+
+def against_parts(
+    bench: Bench, alone: dict[str, parts.Part], concurrency: int, rounds: int, seconds: float, core: float
+) -> dict[str, Any]:
+    """`enhance` beside its parts, in turns: one photograph at a time, and so many.
+
+    ``core``: what a GPU's network does alone, 0 where the cores have it.
+    """
+    turns: list[dict[str, Any]] = []
+    for number in range(rounds):
+        saying = f"round {number + 1}/{rounds}:"
+        worked, single = {}, {}
+        for name, part in alone.items():
+            progress(f"{saying} {name} alone")
+            worked[name] = part.work(seconds)
+            single[name] = part.work(seconds, processes=1) if len(worked[name]) > 1 else worked[name]
+        each = {name: parts.rate(found) for name, found in worked.items()} | ({CORE: core} if core else {})
+        bound = allowed(each, on_gpu=bool(core))
+        points = {}
+        for many in sorted({1, concurrency}):
+            progress(f"{saying} {ENHANCE}, {many} at a time")
+            points[many] = bench.closed(ENHANCE, many, windows=1, expected=turns[-1]["reached"] if turns else bound)
+        turns.append(
+            {
+                "parts": each,
+                "cpu_ms": {name: parts.cpu_ms(found) for name, found in worked.items()},
+                "latency_ms": {name: 1e3 / parts.rate(found) for name, found in single.items()},
+                "allowed": bound,
+                "reached": rates(ENHANCE, points[concurrency].moments)[0],
+                "points": points,
+            }
+        )
+    return summary(turns, concurrency, GOALS["gpu" if core else "cpu"])
+
+
+def summary(turns: Sequence[dict[str, Any]], concurrency: int, goal: float) -> dict[str, Any]:
+    """Medians over the rounds, as the JSON line has them."""
+    ratios = [turn["reached"] / turn["allowed"] for turn in turns]
+    rows = {many: row(ENHANCE, [turn["points"][many] for turn in turns]) for many in turns[0]["points"]}
+    return {
+        "parts": _medians([turn["parts"] for turn in turns]),
+        "rounds": [{key: turn[key] for key in ("parts", "allowed", "reached")} for turn in turns],
+        "allowed": statistics.median(turn["allowed"] for turn in turns),
+        "reached": statistics.median(turn["reached"] for turn in turns),
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "goal": goal,
+        "met": statistics.median(ratios) >= goal,
+        "cpu_ms": {
+            "alone": _medians([turn["cpu_ms"] for turn in turns]),
+            "served": _cpu_ms([turn["points"][concurrency] for turn in turns]),
+        },
+        "generator_cpu": rows[concurrency]["generator_cpu"],
+        "light": light(turns),
+        "closed": [{"concurrency": many, **found} for many, found in rows.items()],
+    }
+
+
+def light(turns: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the ensemble adds to the latency of its parts, one photograph at a time.
+
+    ``added_ms``: time in the server beyond that of the parts in process, round by round. ``between_ms``: time in the
+    server when no part was at work, by Triton's counters: queues and copies.
+    """
+    one = [row(ENHANCE, [turn["points"][1]]) for turn in turns]
+    # A GPU's network is not run in process: its own time by Triton's counters stands for it.
+    taken = [
+        sum(({CORE: found["by_step"][CORE]["infer_ms"]} | turn["latency_ms"]).values())
+        for turn, found in zip(turns, one, strict=True)
+    ]
+    added = [found["server_ms"] - parts_ms for found, parts_ms in zip(one, taken, strict=True)]
+    return {
+        "parts_ms": statistics.median(taken),
+        "ensemble_ms": statistics.median(found["server_ms"] for found in one),
+        "added_ms": statistics.median(added),
+        "least": min(added),
+        "most": max(added),
+        "between_ms": statistics.median(found["server_ms"] - found["infer_ms"] for found in one),
+    }
+
+
+def _medians(tables: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(table[key] for table in tables) for key in tables[0]}
+
+
+def _cpu_ms(points: Sequence[Point]) -> dict[str, float]:
+    """CPU milliseconds a photograph of the server's processes."""
+    pairs = [(point.moments[0], point.moments[-1]) for point in points]
+    done = sum(
+        last.counters[ENHANCE, "request_success"] - one.counters[ENHANCE, "request_success"] for one, last in pairs
+    )
+    return {
+        name: 1e3 * sum(last.cpu[name] - one.cpu.get(name, 0.0) for one, last in pairs) / done
+        for name in sorted(pairs[0][0].cpu)
+        if name != TILED
+    }
+
+
+def sweep(
+    bench: Bench, concurrencies: Sequence[int], shares: Sequence[float], known: Sequence[dict[str, Any]]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[dict[str, Any]]]]:
+    """Closed loops of every model, and open ones at shares of what those reached. ``known``: rows of `enhance` that are
+    there already."""
+    closed: dict[str, list[dict[str, Any]]] = {}
+    opened: dict[str, list[dict[str, Any]]] = {}
+    for model in STEPS:
+        closed[model], expected = list(known) if model == ENHANCE else [], 0.0
+        # Tiles are many runs of the network for each photograph: no more at a time than it has processes.
+        for concurrency in concurrencies if model != TILED else [each for each in concurrencies if each <= 2]:
+            if concurrency in [each["concurrency"] for each in closed[model]]:
+                continue
+            progress(f"{model}, {concurrency} at a time")
+            try:
+                point = bench.closed(model, concurrency, windows=1 if model == TILED else WINDOWS, expected=expected)
+            except analyzer.Full:
+                progress(f"{model}: its queue does not hold {concurrency}")
+                break
+            closed[model].append({"concurrency": concurrency, **row(model, [point])})
+            expected = closed[model][-1]["rate"]
+        closed[model].sort(key=lambda each: int(each["concurrency"]))
+        if model == TILED:
+            continue
+        most = max(each["rate"] for each in closed[model])
+        opened[model] = [open_row(bench, model, share * most) for share in shares]
+    return closed, opened
+
+
+def open_row(bench: Bench, model: str, rate: float) -> dict[str, Any]:
+    """A row of an open loop. perf_analyzer stops at the first request that is turned away: then there is only that."""
+    progress(f"{model}, {rate:.2f} a second")
+    before = bench.server.counters()[model, "request_failure"]
+    try:
+        return {"asked": rate, **row(model, [bench.open(model, rate, windows=1)]), "rejected": 0}
+    except analyzer.Full:
+        rejected = bench.server.counters()[model, "request_failure"] - before
+        return {"asked": rate, "rate": None, "rejected": int(rejected)}
+
+
+def of_roofline(engine: Path, package: Path, rate: float) -> dict[str, Any]:
+    """The rate of `restormer` as a share of what the GPU's datasheet allows (benchmarks/roofline.py: calculated)."""
+    from benchmarks import roofline
+    from export.files import checkpoint_path, sha256
+    from export.machine import gpus
+    from export.package import network_from_package, package_from_folder
+
+    document = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
+    gpu = next((each for key, each in roofline.GPUS.items() if key in gpus()[0][0].lower()), None)
+    if gpu is None:
+        return {"why_not": f"no datasheet of {gpus()[0][0]} in benchmarks/roofline.py"}
+    if sha256(checkpoint_path(package)) != document["package"]["checkpoint_sha256"]:
+        return {"why_not": f"{engine} was not built from {package}: PACKAGE="}
+    precision, batch = document["precision"], max(document["profile"].get("max", [8]))
+    made = roofline.graphs(network_from_package(package_from_folder(package)))
+    layers = roofline.layers(made[precision], fused=True, tf32=precision == "tf32")
+    limit = 1e3 / roofline.least_ms(layers, gpu, batch)
+    return {"gpu": gpu.name, "precision": precision, "limit": limit, "measured": rate, "share": rate / limit}
+
+
+def report(bench: Bench, alone: dict[str, parts.Part], options: argparse.Namespace, engine: Path) -> dict[str, Any]:
+    """Everything about the published engine, as the JSON line has it."""
+    on_gpu, most, core = engine.suffix == ".plan", max(options.concurrency), 0.0
+    if on_gpu:  # the network alone is Triton's `restormer`: nothing here runs a plan without it
+        found = [row(CORE, [bench.closed(CORE, each, windows=1, expected=0.0)])["rate"] for each in options.concurrency]
+        core = max(found)
+    goal = against_parts(bench, alone, most, options.rounds, options.seconds, core)
+    closed, opened = sweep(bench, options.concurrency, options.rates, goal.pop("closed"))
+    rates_ = {model: max(rows, key=lambda each: each["rate"]) for model, rows in closed.items()}
+    return {
+        **goal,
+        "hardware": "gpu" if on_gpu else "cpu",
+        "closed": closed,
+        "open": opened,
+        "saturated": {
+            model: {key: each[key] for key in ("concurrency", "rate", "batch")} for model, each in rates_.items()
+        },
+        "roofline": of_roofline(engine, options.package, rates_[CORE]["rate"]) if on_gpu else None,
+    }
+
+
+@contextlib.contextmanager
+def benches(
+    repository: Path, options: argparse.Namespace, cores: Sequence[int], folder: Path
+) -> Iterator[tuple[Bench, dict[str, parts.Part], Path]]:
+    """A server of a repository and its parts in process, on these cores; and the engine that it serves."""
+    files = sorted(options.photos.glob("*.jpg"))
+    photographs = [path.read_bytes() for path in files]
+    smallest = min(photographs, key=len)
+    all_of_them = str(analyzer.written(photographs, folder / "all.json"))
+    one = str(analyzer.written([smallest], folder / "one.json"))
+    loads = [
+        Load(CORE, (), 3),  # random pixels, all of one size: no cycle, but more than one
+        Load(ENHANCE, ("--input-data", all_of_them), len(photographs)),
+        Load(TILED, ("--input-data", one), 1),
+    ]
+    pinned = ["taskset", "-c", ",".join(map(str, cores))]
+    with served(repository, wrapper=pinned) as server, contextlib.ExitStack() as stack:
+        engine = Path(json.loads(server.log.with_name("server.json").read_text(encoding="utf-8"))["engine"])
+        alone = {}
+        for name in NAMES:
+            if name == CORE and engine.suffix == ".plan":
+                continue
+            count = 1 if name == CORE else len(cores)
+            alone[name] = stack.enter_context(
+                parts.started(SERVER_PYTHON, name, repository, options.photos, cores, count)
+            )
+        command = analyzer.command(options.perf_analyzer, server)
+        yield Bench(server, command, {load.model: load for load in loads}, options.seconds), alone, engine
+
+
+def small_repository(folder: Path, repository: Path) -> tuple[Path, str]:
+    """The same models with a Restormer that hides nothing in their middle, and its line of description."""
+    from benchmarks.random_package import written
+    from export.architecture import restormer
+    from export.build import Request, build
+
+    architecture = restormer(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement=0)
+    written(folder / "package", architecture)
+    photos = folder / "photos"
+    photos.mkdir()
+    shutil.copy("demo/photos/coffee-table.jpg", photos)
+    models = folder / "models"
+    shutil.copytree(repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for version in (path for path in (models / CORE).iterdir() if path.name.isdigit()):
+        shutil.rmtree(version)
+    build(
+        Request(
+            package=folder / "package", target="cpu", repository=models, engines=folder / "engines", photographs=photos
+        )
+    )
+    return models, architecture.describe()
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The tables."""
+    made = [*goal_lines("the published network", found)]
+    if found["small"]:
+        made += goal_lines(f"a small one, random weights ({found['small']['network']})", found["small"])
+    head = ("a second", "least", "most", "p50 ms", "p90 ms", "p99 ms", "queue", "input", "infer", "output", "batch")
+    keys = ("rate", "least", "most", "p50_ms", "p90_ms", "p99_ms", "queue_ms", "input_ms", "infer_ms", "output_ms")
+    for kind, said in (("closed", "at a time"), ("open", "asked a second")):
+        for model, rows in found[kind].items():
+            made += ["", f"{model}, {said}", " " * 8 + "".join(f"{name:>10}" for name in head)]
+            for each in rows:
+                first = f"{each['concurrency' if kind == 'closed' else 'asked']:8.3g}"
+                if each["rate"] is None:
+                    made.append(f"{first}  the queue was full: perf_analyzer stopped")
+                    continue
+                numbers = [f"{each[key]:10.3f}" if key in keys[:3] else f"{each[key]:10.1f}" for key in keys]
+                made.append(f"{first}{''.join(numbers)}{each['batch']:10.2f}")
+    made.append("")
+    for model, each in found["saturated"].items():
+        made.append(
+            f"saturated, {model}: {each['rate']:.3f} a second at {each['concurrency']}, a batch of {each['batch']:.2f}"
+        )
+    if limit := found["roofline"]:
+        made.append(
+            limit.get("why_not")
+            or f"restormer: {limit['share']:.0%} of what the datasheet of {limit['gpu']} allows in "
+            f"{limit['precision']} ({limit['limit']:.1f} a second, a calculation)"
+        )
+    return made
+
+
+def goal_lines(what: str, found: dict[str, Any]) -> list[str]:
+    """What was reached of what the parts allow, and where the rest went."""
+    alone = ", ".join(f"{name} {rate:.2f}" for name, rate in found["parts"].items())
+    by_itself, all_of, one = found["cpu_ms"]["alone"], found["cpu_ms"]["served"], found["light"]
+    wall = 1e3 * found["cores"] / found["reached"]
+    went = [f"{name} {all_of[name]:.1f} ({by_itself[name]:.1f} alone)" for name in by_itself if name in all_of]
+    idle = wall - sum(all_of.values())
+    return [
+        f"{what}: photographs a second",
+        f"  alone: {alone}; together they allow {found['allowed']:.3f}",
+        f"  enhance {found['reached']:.3f}: {found['ratio']:.3f} of that ({found['least']:.3f}–{found['most']:.3f}); "
+        f"goal {found['goal']}: {'reached' if found['met'] else 'MISSED'}",
+        f"  CPU ms a photograph: {', '.join(went)}, tritonserver {all_of['tritonserver']:.1f}, idle {idle:.1f}",
+        f"  the load generator used {found['generator_cpu']:.3f} of its core",
+        f"  one at a time: alone {one['parts_ms']:.1f} ms, enhance {one['ensemble_ms']:.1f} ms: {one['added_ms']:.1f} "
+        f"more ({one['least']:.1f}–{one['most']:.1f}), {one['between_ms']:.1f} of it between the parts",
+    ]
+
+
+def progress(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def numbers(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
+    """Reads ``1,2,4``."""
+
+    def read(text: str) -> list[Any]:
+        found = sorted({kind(part) for part in text.split(",") if part.strip()})
+        if not found or found[0] <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers above zero, as 1,2,4")
+        return found
+
+    return read
+
+
+def divided(usable: Sequence[int]) -> tuple[list[int], int]:
+    """The cores of server and parts, and the load generator's."""
+    if len(usable) < 2:
+        raise SystemExit("error: one core is too few: the load generator needs one of its own")
+    return sorted(usable)[:-1], max(usable)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
+    parser.add_argument("--package", type=Path, default=Path("demo/package"), help="the engine's, for the GPU's limit")
+    parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
+    parser.add_argument("--concurrency", type=numbers(int), default=[1, 2, 4], help="requests at a time: 1,2,4")
+    parser.add_argument("--rates", type=numbers(float), default=[0.8], help="of the most reached, open loop: 0.5,0.8")
+    parser.add_argument("--rounds", type=int, default=3, help="of parts and pipeline in turns")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a window, at least; it has whole cycles")
+    parser.add_argument("--only-published", type=int, choices=(0, 1), default=0, help="1: without the small network")
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    options = parser.parse_args()
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds: 1 or more; --seconds: above 0")
+    analyzer.require(options.perf_analyzer)
+    if shutil.which("taskset") is None:
+        raise SystemExit("error: taskset is missing, it keeps processes on their cores: apt-get install util-linux")
+    if not any(options.photos.glob("*.jpg")):
+        raise SystemExit(f"error: no JPEG in {options.photos}: name a folder with --photos")
+    cores, own = divided(list(os.sched_getaffinity(0)))
+    command = make_command("benchmark", parser, options, "perf_analyzer", "record")
+    document: dict[str, Any] = {"circumstances": circumstances(command)}
+    os.sched_setaffinity(0, {own})  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
+    pinned = {"cores": len(cores), "photographs": len(list(options.photos.glob("*.jpg")))}
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with benches(options.repository, options, cores, folder) as (bench, alone, engine):
+                document |= pinned | report(bench, alone, options, engine)
+            document["small"] = None
+            if not options.only_published and document["hardware"] == "cpu":
+                models, network = small_repository(folder, options.repository)
+                with benches(models, options, cores, folder) as (bench, alone, _):
+                    most = max(options.concurrency)
+                    small = against_parts(bench, alone, most, options.rounds, options.seconds, 0.0)
+                document["small"] = {"network": network, **pinned, **small}
+    except analyzer.Full:
+        raise SystemExit(f"error: the queue does not hold {max(options.concurrency)}: a lower --concurrency") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+    print("\n".join(lines(document)))
+    if options.record:
+        options.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

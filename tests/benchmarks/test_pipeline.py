@@ -1,0 +1,196 @@
+"""What `make benchmark` computes from counters, and how it ends where something is missing. No load is run here."""
+
+import argparse
+import base64
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from benchmarks import analyzer, parts, pipeline, points
+from benchmarks.circumstances import make_command
+from benchmarks.parts import CORE
+from benchmarks.points import ENHANCE, TILED, Moment, Point
+from benchmarks.traffic import SERVER_PYTHON, Server
+from tests.conftest import ROOT
+
+REPORT = """
+  Client:
+    Request count: 25
+    Throughput: 2.77494 infer/sec
+    Avg latency: 1332191 usec (standard deviation 228853 usec)
+    p50 latency: 1353930 usec
+    p90 latency: 1562488 usec
+    p95 latency: 1663307 usec
+    p99 latency: 1666157 usec
+"""
+
+
+def moment(time, done, *, cpu=0.0, infer_ms=(20, 900, 60)):
+    """A server that has done so many photographs, each through all three parts; batches of two in the network."""
+    counters = Counter({(ENHANCE, "request_success"): done, (ENHANCE, "request_duration_us"): done * 1_100_000})
+    for name, ms in zip(parts.NAMES, infer_ms, strict=True):
+        counters[name, "request_success"] = done
+        counters[name, "compute_infer_duration_us"] = done * ms * 1000
+        counters[name, "queue_duration_us"] = done * 10_000
+    counters |= {(CORE, "count"): done, (CORE, "exec_count"): done / 2}
+    return Moment(time, counters, {"tritonserver": cpu, CORE: 2 * cpu, TILED: 5.0})
+
+
+def point(*moments, **percentiles):
+    return Point(list(moments), {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, **percentiles}, 0.1)
+
+
+def test_percentiles_are_read_off_perf_analyzers_report():
+    assert analyzer.latencies(REPORT) == {"p50_ms": 1353.93, "p90_ms": 1562.488, "p99_ms": 1666.157}
+    assert analyzer.latencies("Request concurrency: 8") == {}
+
+
+def test_a_queue_that_is_full_is_no_failure_of_perf_analyzer():
+    with pytest.raises(analyzer.Full):
+        analyzer.analyzed(["sh", "-c", "echo 'in ensemble, Exceeds maximum queue size' >&2; exit 99"])
+    with pytest.raises(SystemExit, match="perf_analyzer failed: connection refused"):
+        analyzer.analyzed(["sh", "-c", "echo connection refused >&2; exit 1"])
+    with pytest.raises(SystemExit, match="it said nothing"):
+        analyzer.analyzed(["true"])
+
+
+def test_photographs_have_their_length_before_them(tmp_path):
+    path = analyzer.written([b"abc", b"defgh"], tmp_path / "data.json")
+    elements = [base64.b64decode(row["IMAGE"]["b64"]) for row in json.loads(path.read_text())["data"]]
+    assert elements == [struct.pack("<I", 3) + b"abc", struct.pack("<I", 5) + b"defgh"]
+
+
+def test_parts_that_share_cores_add_up_and_a_gpu_waits_for_the_slowest():
+    alone = {"preprocess": 40.0, CORE: 4.0, "postprocess": 20.0}
+    assert pipeline.allowed(alone, on_gpu=False) == pytest.approx(1 / (0.025 + 0.25 + 0.05))
+    assert pipeline.allowed(alone, on_gpu=True) == 4.0
+
+
+def test_a_row_is_medians_and_what_happened_between_the_first_and_the_last_moment():
+    row = points.row(
+        ENHANCE, [point(moment(10, 5), moment(20, 15), moment(40, 25)), point(moment(0, 0), moment(5, 10))]
+    )
+    assert (row["least"], row["rate"], row["most"]) == (0.5, 1.0, 2.0)
+    assert row["requests"] == 30
+    assert (row["queue_ms"], row["infer_ms"], row["input_ms"]) == (30, 980, 0)
+    assert row["by_step"][CORE]["infer_ms"] == 900
+    assert (row["batch"], row["network_runs"], row["server_ms"]) == (2, 1, 1100)
+    assert row["p99_ms"] == 3.0
+
+
+def turn(reached, allowed, parts_ms):
+    one, many = point(moment(0, 0), moment(10, 10)), point(moment(0, 0, cpu=1), moment(10, 10, cpu=2))
+    each = dict.fromkeys(parts.NAMES, 3 * allowed)
+    latency = {"preprocess": parts_ms / 4, CORE: parts_ms / 2, "postprocess": parts_ms / 4}
+    return {"parts": each, "cpu_ms": latency, "latency_ms": latency, "allowed": allowed, "reached": reached,
+            "points": {1: one, 4: many}}  # fmt: skip
+
+
+def test_the_goal_is_judged_by_the_median_of_the_rounds_own_ratios():
+    rounds = [turn(0.8, 1.0, 1000), turn(1.9, 2.0, 1050), turn(0.91, 1.0, 1090)]
+    found = pipeline.summary(rounds, 4, 0.90)
+    assert (found["least"], found["ratio"], found["most"]) == pytest.approx((0.8, 0.91, 0.95))
+    assert found["met"]
+    assert not pipeline.summary(rounds[:1], 4, 0.90)["met"]
+    assert found["cpu_ms"]["served"] == {"tritonserver": 100, CORE: 200}
+    assert [row["concurrency"] for row in found["closed"]] == [1, 4]
+
+
+def test_light_load_adds_what_the_parts_do_not_take():
+    found = pipeline.light([turn(1, 1, 1000), turn(1, 1, 1050), turn(1, 1, 1090)])
+    assert (found["least"], found["added_ms"], found["most"]) == pytest.approx((10, 50, 100))
+    assert (found["ensemble_ms"], found["between_ms"]) == pytest.approx((1100, 120))
+
+
+def test_light_load_beside_a_gpu_takes_the_networks_time_from_triton():
+    on_gpu = turn(1, 1, 200)
+    del on_gpu["latency_ms"][CORE]
+    assert pipeline.light([on_gpu])["parts_ms"] == pytest.approx(100 + 900)
+
+
+def test_the_table_says_missed_and_where_the_time_went():
+    found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1}
+    text = "\n".join(pipeline.goal_lines("the published network", found))
+    assert "0.500 of that" in text
+    assert "MISSED" in text
+    assert "tritonserver 100.0, idle 1700.0" in text
+
+
+def test_the_load_generator_has_a_core_of_its_own():
+    assert pipeline.divided([3, 0, 2]) == ([0, 2], 3)
+    with pytest.raises(SystemExit, match="needs one of its own"):
+        pipeline.divided([0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--perf-analyzer", "no-such-program"], "pip install perf-analyzer"),
+        (["--perf-analyzer", "true", "--photos", "docs/none"], "no JPEG in docs/none"),
+        (["--concurrency", "1,x"], "--concurrency"),
+        (["--rates", "0"], "numbers above zero"),
+        (["--rounds", "0"], "--rounds: 1 or more"),
+    ],
+)
+def test_bad_options_end_in_one_line(options, words, tmp_path):
+    record = tmp_path / "record.json"
+    command = [sys.executable, "-m", "benchmarks.pipeline", *options, "--record", str(record)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not record.exists()
+
+
+def test_the_parts_are_the_servers_own(repository):
+    """In processes of the server's environment, whole cycles of the photographs; the network through its adapter."""
+    photos = ROOT / "demo/photos"
+    with parts.started(SERVER_PYTHON, "preprocess", repository, photos, [0], 2) as part:
+        worked = part.work(0.01)
+        assert len(worked) == 2
+        assert all(each.photographs % 5 == 0 and each.seconds > 0.01 for each in worked)
+        assert len(part.work(0.01, processes=1)) == 1
+    assert parts.rate(worked) == pytest.approx(sum(each.photographs / each.seconds for each in worked))
+
+
+def test_the_networks_instances_share_the_cores(repository):
+    """Asked of OpenVINO itself, in the server's environment, through the published adapter."""
+    asked = "print(adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
+    program = f"import sys; from pathlib import Path; from benchmarks.parts import adapter; {asked}"
+    cores, threads = len(os.sched_getaffinity(0)), []
+    for instances in (1, 2):
+        command = [str(SERVER_PYTHON), "-c", program, str(repository), str(instances)]
+        threads.append(int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
+    assert threads[1] == max(1, cores // 2)
+    assert threads[0] in (0, cores)  # 0: OpenVINO takes what it finds
+
+
+def test_a_recorded_command_names_what_changes_figures_and_no_more():
+    parser = argparse.ArgumentParser()
+    for name, default in (("--rates", [0.8]), ("--rounds", 3), ("--photos", "demo/photos"), ("--record", None)):
+        parser.add_argument(name, default=default)
+    options = argparse.Namespace(rates=[0.5, 0.8], rounds=3, photos="my photos", record="a.json")
+    assert make_command("benchmark", parser, options, "record") == "make benchmark RATES=0.5,0.8 PHOTOS='my photos'"
+
+
+def test_a_part_that_cannot_run_ends_in_one_line(tmp_path, capfd):
+    with (
+        pytest.raises(SystemExit, match="restormer does not run in process"),
+        parts.started(SERVER_PYTHON, CORE, tmp_path, ROOT / "demo/photos", [0], 1),
+    ):
+        pass
+    assert "FileNotFoundError" in capfd.readouterr().err
+
+
+def test_all_counters_of_a_moment_are_those_asked_for_one_by_one(triton):
+    server = Server(0, triton.grpc_port, triton.metrics_port, [], triton.state / "triton.log")
+    counters = server.counters()
+    for model in (ENHANCE, *parts.NAMES):
+        assert counters[model, "request_success"] == server.metric("nv_inference_request_success", model=model) > 0
+    assert counters[CORE, "exec_count"] == server.metric("nv_inference_exec_count", model=CORE)
+    assert counters[TILED, "request_failure"] == server.metric("nv_inference_request_failure", model=TILED)
