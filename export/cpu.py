@@ -1,7 +1,7 @@
-"""The ``cpu`` target: the ONNX graph with split projections, run by OpenVINO.
+"""The ``cpu`` target: the ONNX graph of ``export.channels``, run by OpenVINO.
 
 OpenVINO was chosen by measurement: it is the CPU runtime that executes bfloat16, and that is the fastest of what
-``make benchmark-core`` sets side by side (``export.channels`` is written for it).
+``make benchmark-core`` sets side by side.
 It decides floating-point types by a hint and not by the graph, so after compiling we ask what it really executes.
 """
 
