@@ -75,12 +75,16 @@ def nodes(model: onnx.ModelProto) -> dict[str, Node]:
     made: dict[str, Node] = {}
     for node in graph.node:
         found = _node(node, shapes, weights)
-        if found.kind == ELEMENTWISE:
+        if found.kind in (ELEMENTWISE, SUMS):
             before = [made[name] for name in node.input if name in made]
             # What is made of a mean is LayerNorm's; what only a sum reads is the norm's of q or k.
             if any(each.kind == NORM and not each.module for each in before):
                 found = Node(NORM)
-            elif set(readers[node.output[0]]) and set(readers[node.output[0]]) <= {"ReduceSum", "ReduceL2"}:
+            elif (
+                found.kind == ELEMENTWISE
+                and set(readers[node.output[0]])
+                and set(readers[node.output[0]]) <= {"ReduceSum", "ReduceL2"}
+            ):
                 found = Node(SUMS)
         made[node.name] = made[node.output[0]] = found
     return made
@@ -94,7 +98,8 @@ def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str,
         kind = DEPTHWISE if group > 1 else f"{weight[-1]}x{weight[-1]} convolution"
         return Node(kind, prod(shapes[node.output[0]]) * prod(weight[1:]), node.input[1].removesuffix(".weight"))
     if node.op_type in ("MatMul", "Gemm"):
-        is_weight = next((name for name in node.input if name in weights), "")
+        # A linear layer has its weights on the right; a small matrix on the left is multiplied into another.
+        is_weight = node.input[1] if node.input[1] in weights else ""
         depth = (weights.get(node.input[0]) or shapes[node.input[0]])[-1]
         return Node("1x1 convolution" if is_weight else PRODUCT, prod(shapes[node.output[0]]) * depth, is_weight)
     # A whole LayerNormalization bears a module's name, so that what follows it is not counted to it.

@@ -32,8 +32,10 @@ def test_the_nodes_account_for_every_multiply_accumulate(graph):
     copy.CopyFrom(graph)
     copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     assert convolutions == sum(each.macs for each in coverage.convolutions(copy))
-    assert sum(node.kind == kinds.PRODUCT for node in known) == 2 * 7  # q·kᵀ and attention·v, seven blocks
-    assert sum(node.kind == kinds.NORM for node in known) >= 2 * 7
+    # q·kᵀ, attention and projection, both with v; in seven blocks.
+    assert sum(node.kind == kinds.PRODUCT for node in known) == 3 * 7
+    assert sum(node.kind == kinds.NORM for node in known) >= 2 * 7 * 4
+    assert sum(node.kind == kinds.SUMS for node in known) == 2 * 7  # of q and k
 
 
 def test_parts_of_a_written_out_norm_are_its_own():
