@@ -53,7 +53,8 @@ def test_the_rate_counts_what_was_enhanced_until_the_last_came_back():
 
 
 def clients(*rates, turned=0.0, busy=1.9):
-    row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "preprocess_s": 0.05}
+    row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "preprocess_s": 0.05,
+           "failed_because": {}}  # fmt: skip
     rows = [{"clients": 2**n, "rate": rate, **row} for n, rate in enumerate(rates)]
     rows[-1] |= {"overloaded_share": turned, "preprocess_s": 0.4}
     return {"rows": rows, "cores": 2, "queue": 4, "fit": {"per_client_s": 1.0, "r2": 0.999}}
@@ -72,6 +73,13 @@ def test_it_blames_neither_cores_that_were_idle_nor_a_queue_that_was_not_full():
     words = scale.why_clients(clients(1.0, 1.0, busy=1.0))
     assert "the cores are what ends it" not in words
     assert words.endswith("Nobody was turned away.")
+    assert "failed" not in words
+
+
+def test_it_does_not_hide_what_failed_for_another_reason():
+    found = clients(1.0, 1.0)
+    found["rows"][1]["failed_because"] = {"INTERNAL: broken": 3}
+    assert "With 2, 3 failed: INTERNAL: broken." in scale.why_clients(found)
 
 
 def test_the_sentence_on_batches_says_whether_company_pays():
