@@ -340,7 +340,7 @@ async def instances_of(
 ) -> dict[str, Any]:
     """Rows, and the two parts alone."""
     taken: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
-    alone: dict[tuple[str, int], list[float]] = defaultdict(list)
+    alone: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     data = photograph(REFERENCE)
     for turn in range(1, rounds + 1):
         for setup, members in servers.items():
@@ -362,18 +362,27 @@ async def instances_of(
         }
         for (number, count), turns in taken.items()
     ]
-    parts = [{"part": part, "instances": count, **spread(rates, "rate")} for (part, count), rates in alone.items()]
+    parts = [
+        {
+            "part": part,
+            "instances": count,
+            **spread([rate for rate, _ in turns], "rate"),
+            "worked_share": statistics.median(worked for _, worked in turns) / count,
+        }
+        for (part, count), turns in alone.items()
+    ]
     return {"rows": rows, "parts": parts, "cores": os.cpu_count()}
 
 
-async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> float:
-    """Photographs a second through one of the steps around the network, by itself."""
+async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> tuple[float, float]:
+    """Photographs a second through one of the steps around the network, by itself; and how many of its processes were
+    at work, on the mean."""
     inputs: dict[str, np.ndarray] = {"IMAGE": np.array([[data]], dtype=np.object_)}
     if part == "postprocess":
         core = prepared(data)[None]
         inputs |= {"PIXELS": core, "RESTORED": core ** np.float32(0.7)}  # a brighter picture, whatever the network
     request = tensors(**inputs)
-    began = time.monotonic()
+    before, began = server.counters(), time.monotonic()
     came: list[float] = []
 
     async def work(client: grpc.InferenceServerClient) -> None:
@@ -383,7 +392,7 @@ async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> 
 
     async with connected(server.url) as client:
         await asyncio.gather(*(work(client) for _ in range(WORKERS)))
-    return len(came) / came[-1]
+    return len(came) / came[-1], seconds_of_parts(before, server.counters())[f"{part}_s"] / came[-1]
 
 
 def why_instances(found: dict[str, Any]) -> str:
@@ -393,12 +402,19 @@ def why_instances(found: dict[str, Any]) -> str:
     alone = {(row["part"], row["instances"]): row["rate"] for row in found["parts"]}
     gains = {part: alone[part, 2] / alone[part, 1] for part in ("preprocess", "postprocess")}
     busy = base["cores_busy"] / found["cores"]
-    return (
+    words = (
         f"Two processes for each step give {double['rate'] / base['rate']:.2f} times the photographs of one, and two "
         f"whole servers {two['rate'] / base['rate']:.2f} times: with one, {base['cores_busy']:.1f} of {found['cores']} "
         f"cores are busy already{', and more processes only share them' if busy > BUSY else ''}. Without the network "
         f"two processes prepare {gains['preprocess']:.2f} and finish {gains['postprocess']:.2f} times as many as one."
     )
+    idle = [row for row in found["parts"] if row["worked_share"] < BUSY and row["instances"] == 1]
+    for row in idle:
+        words += (
+            f" One process for {row['part']} worked only {row['worked_share']:.0%} of the time, though a photograph "
+            f"was always there: the rest it waited for Triton to hand over the next."
+        )
+    return words
 
 
 # --- the whole

@@ -151,3 +151,18 @@ def test_the_table_has_a_row_for_each_figure_and_the_sentence_below_it():
     made = scale.lines(json.loads(json.dumps(document)))
     assert [line.split()[:2] for line in made[2:4]] == [["1", "1.00"], ["2", "1.20"]]
     assert made[-1] == "Because."
+
+
+def test_the_sentence_on_instances_names_a_process_that_waited():
+    def instances(worked):
+        rows = [{"servers": n, "instances": m, "rate": 1.0, "cores_busy": 1.0} for n, m in scale.SETUPS]
+        parts = [
+            {"part": part, "instances": count, "rate": 5.0 * count, "worked_share": worked}
+            for part in ("preprocess", "postprocess")
+            for count in (1, 2)
+        ]
+        return scale.why_instances({"rows": rows, "parts": parts, "cores": 2})
+
+    assert "One process for preprocess worked only 40% of the time" in instances(0.4)
+    assert "worked only" not in instances(0.95)
+    assert "prepare 2.00 and finish 2.00 times as many" in instances(0.95)
