@@ -56,11 +56,15 @@ def make_command(target: str, parser: argparse.ArgumentParser, options: argparse
     """The make target with the options that were given, as its settings; without ``but``, which change no figure."""
     given = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
     settings = {
-        name.upper(): ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        name.upper(): ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in _listed(value))
         for name, value in given.items()
         if name not in but
     }
     return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def noise() -> dict[str, float]:
