@@ -24,7 +24,7 @@ import os
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ from imaging import SIDE, prepared
 MEGAPIXELS, BATCHES, CLIENTS = (1, 2, 3, 6, 12, 24, 36, 50), (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)
 PARTS = ("preprocess", MODEL, "postprocess")
 ASPECT = 4 / 3
-SATURATED, BUSY = 0.95, 0.9  #: of the most photographs a second; of the cores' time
+SATURATED = 0.95  #: of the most photographs a second: from here on more clients bring nothing
+BUSY = 0.85  #: of the cores' time: what is left goes between two steps that wait for each other
 COMPANY = 0.95  #: of the time of an image alone: what one in a batch takes at most, if company is to pay
 WORKERS = 4  #: clients beside the instances, shared out over the servers
 #: What is compared: servers, and of each how many processes prepare and how many finish.
@@ -179,7 +180,7 @@ def why_megapixels(found: dict[str, Any]) -> str:
         f"({row['preprocess_s'] * 1e3 / row['megapixels']:.1f} ms a megapixel)"
         for row in steps
     )
-    return f"{words} Preprocess bends, because the decoder shrinks a JPEG while it reads it: to {told}."
+    return f"{words} Preprocess bends: the decoder shrinks a JPEG while it reads it, to {told}."
 
 
 # --- batch
@@ -274,6 +275,7 @@ async def clients_of(
         with cores_busy() as cores:
             answers = await closed_loop(server.url, photographs, workers=count, seconds=seconds)
         parts, kinds = seconds_of_parts(before, server.counters()), outcomes(answers)
+        failed = Counter(answer.message for answer in answers if answer.outcome == "failed")
         rows.append(
             {
                 "clients": count,
@@ -281,6 +283,7 @@ async def clients_of(
                 "p50_s": percentile(answers, 50),
                 "p99_s": percentile(answers, 99),
                 **kinds,
+                "failed_because": dict(failed),
                 "overloaded_share": 1 - kinds["ok"] / len(answers),
                 "overloaded_p50_s": percentile(answers, 50, "rejected"),
                 **cores,
@@ -309,6 +312,8 @@ def why_clients(found: dict[str, Any]) -> str:
             f" Each further client then waits longer, {fit['per_client_s']:.2f} s at the median (R² {fit['r2']:.3f}), "
             f"where one photograph more takes the server {1 / most:.2f} s."
         )
+    for row in rows:
+        words += "".join(f" With {row['clients']}, {n} failed: {why}." for why, n in row["failed_because"].items())
     turned = [row for row in rows if row["overloaded_share"]]
     if not turned:
         return f"{words} Nobody was turned away."
@@ -335,7 +340,7 @@ async def instances_of(
 ) -> dict[str, Any]:
     """Rows, and the two parts alone."""
     taken: dict[tuple[int, int], list[dict[str, float]]] = defaultdict(list)
-    alone: dict[tuple[str, int], list[float]] = defaultdict(list)
+    alone: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     data = photograph(REFERENCE)
     for turn in range(1, rounds + 1):
         for setup, members in servers.items():
@@ -357,18 +362,27 @@ async def instances_of(
         }
         for (number, count), turns in taken.items()
     ]
-    parts = [{"part": part, "instances": count, **spread(rates, "rate")} for (part, count), rates in alone.items()]
+    parts = [
+        {
+            "part": part,
+            "instances": count,
+            **spread([rate for rate, _ in turns], "rate"),
+            "worked_share": statistics.median(worked for _, worked in turns) / count,
+        }
+        for (part, count), turns in alone.items()
+    ]
     return {"rows": rows, "parts": parts, "cores": os.cpu_count()}
 
 
-async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> float:
-    """Photographs a second through one of the steps around the network, by itself."""
+async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> tuple[float, float]:
+    """Photographs a second through one of the steps around the network, by itself; and how many of its processes were
+    at work, on the mean."""
     inputs: dict[str, np.ndarray] = {"IMAGE": np.array([[data]], dtype=np.object_)}
     if part == "postprocess":
         core = prepared(data)[None]
         inputs |= {"PIXELS": core, "RESTORED": core ** np.float32(0.7)}  # a brighter picture, whatever the network
     request = tensors(**inputs)
-    began = time.monotonic()
+    before, began = server.counters(), time.monotonic()
     came: list[float] = []
 
     async def work(client: grpc.InferenceServerClient) -> None:
@@ -378,7 +392,7 @@ async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> 
 
     async with connected(server.url) as client:
         await asyncio.gather(*(work(client) for _ in range(WORKERS)))
-    return len(came) / came[-1]
+    return len(came) / came[-1], seconds_of_parts(before, server.counters())[f"{part}_s"] / came[-1]
 
 
 def why_instances(found: dict[str, Any]) -> str:
@@ -388,12 +402,19 @@ def why_instances(found: dict[str, Any]) -> str:
     alone = {(row["part"], row["instances"]): row["rate"] for row in found["parts"]}
     gains = {part: alone[part, 2] / alone[part, 1] for part in ("preprocess", "postprocess")}
     busy = base["cores_busy"] / found["cores"]
-    return (
+    words = (
         f"Two processes for each step give {double['rate'] / base['rate']:.2f} times the photographs of one, and two "
         f"whole servers {two['rate'] / base['rate']:.2f} times: with one, {base['cores_busy']:.1f} of {found['cores']} "
         f"cores are busy already{', and more processes only share them' if busy > BUSY else ''}. Without the network "
         f"two processes prepare {gains['preprocess']:.2f} and finish {gains['postprocess']:.2f} times as many as one."
     )
+    idle = [row for row in found["parts"] if row["worked_share"] < BUSY and row["instances"] == 1]
+    for row in idle:
+        words += (
+            f" One process for {row['part']} worked only {row['worked_share']:.0%} of the time, though a photograph "
+            f"was always there: the rest it waited for Triton to hand over the next."
+        )
+    return words
 
 
 # --- the whole
@@ -497,8 +518,8 @@ def main() -> None:
     parser.add_argument("--megapixels", type=numbers(0.5, 99), default=list(MEGAPIXELS), help="as 1,12,50")
     parser.add_argument("--batches", type=numbers(1, 8), default=list(BATCHES), help="as 1,2,8")
     parser.add_argument("--clients", type=numbers(1, 1024), default=list(CLIENTS), help="as 1,8,64")
-    parser.add_argument("--rounds", type=int, default=3, help="of megapixels, batch and instances")
-    parser.add_argument("--seconds", type=float, default=15, help="of each number of clients, and of each setup")
+    parser.add_argument("--rounds", type=int, default=2, help="of megapixels, batch and instances")
+    parser.add_argument("--seconds", type=float, default=10, help="of each number of clients, and of each setup")
     parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds <= 0:

@@ -53,7 +53,8 @@ def test_the_rate_counts_what_was_enhanced_until_the_last_came_back():
 
 
 def clients(*rates, turned=0.0, busy=1.9):
-    row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "preprocess_s": 0.05}
+    row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "preprocess_s": 0.05,
+           "failed_because": {}}  # fmt: skip
     rows = [{"clients": 2**n, "rate": rate, **row} for n, rate in enumerate(rates)]
     rows[-1] |= {"overloaded_share": turned, "preprocess_s": 0.4}
     return {"rows": rows, "cores": 2, "queue": 4, "fit": {"per_client_s": 1.0, "r2": 0.999}}
@@ -72,6 +73,13 @@ def test_it_blames_neither_cores_that_were_idle_nor_a_queue_that_was_not_full():
     words = scale.why_clients(clients(1.0, 1.0, busy=1.0))
     assert "the cores are what ends it" not in words
     assert words.endswith("Nobody was turned away.")
+    assert "failed" not in words
+
+
+def test_it_does_not_hide_what_failed_for_another_reason():
+    found = clients(1.0, 1.0)
+    found["rows"][1]["failed_because"] = {"INTERNAL: broken": 3}
+    assert "With 2, 3 failed: INTERNAL: broken." in scale.why_clients(found)
 
 
 def test_the_sentence_on_batches_says_whether_company_pays():
@@ -143,3 +151,18 @@ def test_the_table_has_a_row_for_each_figure_and_the_sentence_below_it():
     made = scale.lines(json.loads(json.dumps(document)))
     assert [line.split()[:2] for line in made[2:4]] == [["1", "1.00"], ["2", "1.20"]]
     assert made[-1] == "Because."
+
+
+def test_the_sentence_on_instances_names_a_process_that_waited():
+    def instances(worked):
+        rows = [{"servers": n, "instances": m, "rate": 1.0, "cores_busy": 1.0} for n, m in scale.SETUPS]
+        parts = [
+            {"part": part, "instances": count, "rate": 5.0 * count, "worked_share": worked}
+            for part in ("preprocess", "postprocess")
+            for count in (1, 2)
+        ]
+        return scale.why_instances({"rows": rows, "parts": parts, "cores": 2})
+
+    assert "One process for preprocess worked only 40% of the time" in instances(0.4)
+    assert "worked only" not in instances(0.95)
+    assert "prepare 2.00 and finish 2.00 times as many" in instances(0.95)
