@@ -105,7 +105,7 @@ def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
 
 def test_same_bytes_twice_and_from_another_folder(network, tmp_path):
     here = hashlib.sha256(onnx_bytes(onnx_from_network(network, side=SIDE))).hexdigest()
-    for folder in ("export", "imaging", "tests"):
+    for folder in ("benchmarks", "export", "imaging", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / "elsewhere" / folder)
     there = subprocess.run(
         [sys.executable, "-c", MAKE_GRAPH],
