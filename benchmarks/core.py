@@ -62,6 +62,7 @@ def candidates() -> list[Candidate]:
         Candidate("ONNX Runtime float32", "ort", "plain"),
         Candidate("OpenVINO float32", "openvino", "plain"),
         *(Candidate(f"our cpu engine, {name}", "openvino", "engine", name) for name in ("fp32", "bf16", "fp16")),
+        Candidate("our cpu engine, int8", "openvino", "int8 engine", "int8"),
     ]
     import torch
 
@@ -302,9 +303,11 @@ def written(network: Any, image: Tensor, folder: Path) -> float:
     import torch
 
     from benchmarks import roofline
+    from export import cpu, int8
     from export.channels import channels_last
     from export.graph import onnx_bytes, onnx_from_network
-    from export.rewrites import rewritten
+    from export.precision import PRECISIONS
+    from export.rewrites import rewritten, split_projections
 
     side = image.shape[-1]
     folder.mkdir(exist_ok=True)
@@ -312,6 +315,11 @@ def written(network: Any, image: Tensor, folder: Path) -> float:
     np.save(folder / "image.npy", image)
     forms = {"plain": onnx_from_network(network, side=side)}
     forms["engine"] = onnx_from_network(channels_last(rewritten(network)), side=side)
+    if not cpu.why_not(PRECISIONS["int8"]):  # every convolution that a plan may take, on the ranges of this image
+        ready = rewritten(network)
+        ranges = int8.calibrated(ready, {"image": image}, "minmax", lambda: None)
+        plain = onnx_from_network(split_projections(ready), side=side)
+        forms["int8 engine"] = int8.quantized_graph(plain, ranges)
     if torch.cuda.is_available():
         made = roofline.graphs(network)
         forms |= {"fp16": made["fp16"], "int8": made["int8"]}
