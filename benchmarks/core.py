@@ -237,7 +237,7 @@ def compared(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
         workers.append(Worker(candidate, folder))
     for turn in range(rounds):
         for worker in workers:
-            if worker.is_running and not (turn and worker.first["first_s"] > SLOWEST):
+            if worker.is_running and not (worker.seconds and worker.seconds[0] > SLOWEST):
                 say(f"round {turn + 1}/{rounds}: {worker.candidate.name}")
                 worker.turn()
     for worker in workers:
