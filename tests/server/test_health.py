@@ -102,18 +102,31 @@ OVERLOADED = "error: 127.0.0.1:8001 is overloaded: [request id: <id_unknown>] Ex
 
 
 def test_overload_ends_no_server_that_goes_on_enhancing(triton, tmp_path, stopped, monkeypatch):
-    """The client's words, and the real server's counters."""
+    """The client's words, and the real server's counters, which Triton raises a moment after it answers."""
     monkeypatch.setattr(health, "_complaint", lambda settings, seconds: OVERLOADED)
     settings = Settings(state=tmp_path, grpc_port=triton.grpc_port, metrics_port=triton.metrics_port)
-    (tmp_path / "healthy").write_text(json.dumps(health._counts(settings)))
+    healthy = tmp_path / "healthy"
+    healthy.write_text(json.dumps(_counts_at_rest(settings)))
     with grpc.InferenceServerClient(triton.url, channel_args=[("grpc.enable_http_proxy", 0)]) as made:
         for _ in range(2):
             enhanced(made, encoded(pixels(48, 64)))
+            _counts_at_rest(settings)
             health.check(settings)
     assert not stopped
     with pytest.raises(ServerError, match="no longer healthy, and stopped .*overloaded"):
         health.check(settings)  # nothing was enhanced since
     assert len(stopped) == 1
+
+
+def _counts_at_rest(settings, *, seconds=2):
+    """The server's counters, once they have not changed for a while: no answer or abandoned request is yet to come."""
+    before = health._counts(settings)
+    while True:
+        time.sleep(seconds)
+        counts = health._counts(settings)
+        if counts and counts == before:
+            return counts
+        before = counts
 
 
 @pytest.mark.parametrize(
