@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command_line import add_record, earlier, finish, jpegs
 from benchmarks.traffic import Server, served, with_identity
 from export.machine import cpu_name
 
@@ -220,14 +221,12 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=tuple(PARTS), help="usually all")
-    parser.add_argument(
-        "--record", type=Path, help="JSON file that keeps the figures; with --only the others stay in it"
-    )
+    add_record(parser, "; with --only the others stay in it")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
-    photos = sorted(options.photos.glob("*.jpg"))
-    if len(cores) < 2 or not photos or not BULK.is_file():
-        sys.exit(f"error: needs two cores, photographs in {options.photos} and {BULK} (make setup-bulk)")
+    photos = jpegs(options.photos)
+    if len(cores) < 2 or not BULK.is_file():
+        sys.exit(f"error: needs two cores and {BULK} (make setup-bulk)")
     os.sched_setaffinity(0, {cores[1]})
     found: dict[str, Any] = {"cpu": cpu_name(), "in_flight": IN_FLIGHT, "count": COUNT}
     try:
@@ -236,10 +235,7 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     print("\n".join(lines(found)))
-    if options.record:
-        kept = json.loads(options.record.read_text(encoding="utf-8")) if options.record.is_file() else {}
-        options.record.write_text(json.dumps({**kept, **found}, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    finish(found, options.record, {**earlier(options.record), **found})
     return int("enhance" in found and found["enhance"]["ratio"] < GOAL)
 
 

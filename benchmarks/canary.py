@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.command_line import add_record, finish
 from benchmarks.traffic import served
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--url", help="a running server that serves both (--versions); usually one of its own is started"
     )
-    parser.add_argument("--record", type=Path, help="file to write the figures to")
+    add_record(parser)
     options = parser.parse_args()
     photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in (".jpg", ".png", ".tif"))
     versions = (options.baseline, options.candidate)
@@ -70,9 +70,7 @@ def main() -> int:
         "photographs": rows,
         "ms": {v: _median(r["ms"][v] for r in rows) for v in versions},
     }
-    if options.record:
-        options.record.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures))
+    finish(figures, options.record)
     worst = min(rows, key=lambda row: row["between"])
     if options.at_least is not None and worst["between"] < options.at_least:
         print(f"error: {worst['name']}: {worst['between']:.1f} dB, wanted {options.at_least:g}", file=sys.stderr)

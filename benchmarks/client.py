@@ -43,6 +43,7 @@ import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
 from benchmarks import analyzer
+from benchmarks.command_line import add_record, finish
 from benchmarks.traffic import Server, served, with_identity
 
 #: Photographs on their way at a time. A CPU takes a second or more for each of `enhance`, and its queue is short.
@@ -399,7 +400,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -414,9 +415,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     print("\n".join(lines(found)))
-    if arguments.record:
-        arguments.record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    finish(found, arguments.record)
 
 
 if __name__ == "__main__":

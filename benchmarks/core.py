@@ -12,7 +12,6 @@ Then the ladder: what each rewrite brings, in the engine's own runtime; threads 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.circumstances import circumstances, make_command
+from benchmarks.command_line import add_record, finish
 from export.errors import ExportError
 
 Tensor = NDArray[np.float32]
@@ -482,7 +482,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("demo/package"), help="the trained network to measure too")
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="the first is what it is measured on")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds: 1 or more")
@@ -523,9 +523,7 @@ def main() -> None:
         document["ladder"] = ladder(standard, np.load(small / "image.npy"), small, arguments.rounds, precision)
         document["settings"] = settings(small, arguments.rounds, precision)
     print("\n".join(lines(document)))
-    if arguments.record:
-        arguments.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    finish(document, arguments.record)
 
 
 if __name__ == "__main__":

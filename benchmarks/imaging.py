@@ -29,6 +29,8 @@ import simplejpeg
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+from benchmarks.command_line import add_record, finish
+
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
 REFERENCE = 12  #: megapixels of the main row
 GPU_RATE = 60  #: photographs a second of a GPU to stand beside; a round figure, not a measurement
@@ -269,7 +271,7 @@ def lines(found: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -282,9 +284,7 @@ def main() -> None:
         return
     found = report(arguments.rounds)
     print("\n".join(lines(found)))
-    if arguments.record:
-        arguments.record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    finish(found, arguments.record)
 
 
 if __name__ == "__main__":

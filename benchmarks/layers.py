@@ -32,6 +32,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from benchmarks.circumstances import circumstances, make_command
+from benchmarks.command_line import add_record, finish
 from benchmarks.kinds import (
     ELEMENTWISE,
     FROM_NORM,
@@ -50,7 +51,6 @@ from export.architecture import restormer
 from export.build import MODEL
 from export.channels import channels_last
 from export.errors import ExportError
-from export.files import write_bytes
 from export.graph import onnx_bytes, onnx_from_network
 from export.names import INPUT
 from export.network import Restormer
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="one more of OpenVINO's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--top", type=int, default=15, help="how many layers the table lists")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.top < 0:
         parser.error("--rounds wants 1 or more, --top 0 or more")
@@ -312,10 +312,8 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     document = {"circumstances": about, **found}
     print("\n".join(lines(document, arguments.top)))
-    if arguments.record:
-        kept = slowest(document) | {"others": [slowest(found) for found in document["others"]]}
-        write_bytes(arguments.record, (json.dumps(kept, indent=2) + "\n").encode())
-    print(json.dumps(document))
+    kept = slowest(document) | {"others": [slowest(found) for found in document["others"]]}
+    finish(document, arguments.record, kept)
 
 
 def measured(

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 import os
 import re
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import faults
+from benchmarks.command_line import add_record, earlier, finish, jpegs
 from benchmarks.traffic import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
 from benchmarks.traffic import throughput as done_a_second
 from export.machine import cpu_name
@@ -60,11 +60,9 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload; the rest is measured half as long")
     parser.add_argument("--only", choices=("overload", "faults"), help="usually both")
-    parser.add_argument("--record", type=Path, help="file to write the figures to; with --only the others stay in it")
+    add_record(parser, "; with --only the others stay in it")
     options = parser.parse_args()
-    photographs = [path.read_bytes() for path in sorted(options.photos.glob("*.jpg"))]
-    if not photographs:
-        sys.exit(f"error: no JPEG in {options.photos}: name a folder with --photos")
+    photographs = [path.read_bytes() for path in jpegs(options.photos)]
     figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "cpu": cpu_name()}, "seconds": options.seconds}
     goals: list[Goal] = []
     if options.only != "faults":
@@ -81,10 +79,7 @@ def main() -> int:
         figures["claims"] = claims = faults.claims_of(figures["faults"])
         for claim, holds in claims.items():
             print(f"{'met   ' if holds else 'MISSED'} {claim}")
-    if options.record:
-        kept = json.loads(options.record.read_text(encoding="utf-8")) if options.record.is_file() else {}
-        options.record.write_text(json.dumps({**kept, **figures}, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures))
+    finish(figures, options.record, {**earlier(options.record), **figures})
     return int(not all((*(goal.met for goal in goals), *figures.get("claims", {}).values())))
 
 

@@ -24,6 +24,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from benchmarks.command_line import jpegs
+
 PREPROCESS, CORE, POSTPROCESS = NAMES = ("preprocess", "restormer", "postprocess")
 SIDE = 512
 
@@ -135,7 +137,7 @@ def adapter(repository: Path, instances: int = 1) -> Any:
 def main() -> None:
     """The process: ready, then work when told."""
     name, repository, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    photographs = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    photographs = [path.read_bytes() for path in jpegs(folder)]
     work = task(name, repository, photographs)
     work(0)
     print("{}", flush=True)

@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks import analyzer, parts
 from benchmarks.circumstances import circumstances, make_command
+from benchmarks.command_line import add_record, finish, jpegs
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from benchmarks.traffic import SERVER_PYTHON, served
@@ -227,8 +228,7 @@ def benches(
     repository: Path, options: argparse.Namespace, cores: Sequence[int], folder: Path
 ) -> Iterator[tuple[Bench, dict[str, parts.Part], Path]]:
     """A server of a repository and its parts in process, on these cores; and the engine that it serves."""
-    files = sorted(options.photos.glob("*.jpg"))
-    photographs = [path.read_bytes() for path in files]
+    photographs = [path.read_bytes() for path in jpegs(options.photos)]
     smallest = min(photographs, key=len)
     all_of_them = str(analyzer.written(photographs, folder / "all.json"))
     one = str(analyzer.written([smallest], folder / "one.json"))
@@ -359,20 +359,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of parts and pipeline in turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a window, at least; it has whole cycles")
     parser.add_argument("--only-published", type=int, choices=(0, 1), default=0, help="1: without the small network")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds: 1 or more; --seconds: above 0")
     analyzer.require(options.perf_analyzer)
     if shutil.which("taskset") is None:
         raise SystemExit("error: taskset is missing, it keeps processes on their cores: apt-get install util-linux")
-    if not any(options.photos.glob("*.jpg")):
-        raise SystemExit(f"error: no JPEG in {options.photos}: name a folder with --photos")
+    photographs = jpegs(options.photos)
     cores, own = divided(list(os.sched_getaffinity(0)))
     command = make_command("benchmark", parser, options, "perf_analyzer", "record")
     document: dict[str, Any] = {"circumstances": circumstances(command)}
     os.sched_setaffinity(0, {own})  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
-    pinned = {"cores": len(cores), "photographs": len(list(options.photos.glob("*.jpg")))}
+    pinned = {"cores": len(cores), "photographs": len(photographs)}
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -390,9 +389,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     print("\n".join(lines(document)))
-    if options.record:
-        options.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    finish(document, options.record)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from PIL import Image
 from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.command_line import add_record, earlier, finish
 from benchmarks.ports import free_ports
 from benchmarks.traffic import SERVER_PYTHON, Server, kill, served, with_identity
 
@@ -64,11 +65,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rolling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--only", choices=("replaced", "dead"), help="usually both")
-    parser.add_argument("--record", type=Path, help="file to write the figures to")
+    add_record(parser, "; with --only the others stay in it")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
-    if options.only and options.record and options.record.is_file():  # the rest stays as it was
-        found = json.loads(options.record.read_text(encoding="utf-8"))
+    found = earlier(options.record) if options.only else {}
     if options.only != "dead":
         found |= asyncio.run(run(options.repository))
     if options.only != "replaced":
@@ -77,9 +76,7 @@ def main() -> int:
     for claim, holds in claims.items():
         print(f"{'met   ' if holds else 'MISSED'} {claim}")
     document = {**found, "claims": claims}
-    if options.record:
-        options.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    finish(document, options.record)
     return int(not all(claims.values()))
 
 

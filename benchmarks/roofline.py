@@ -28,6 +28,7 @@ from typing import Any
 import onnx
 
 from benchmarks.circumstances import circumstances, make_command
+from benchmarks.command_line import add_record, finish
 from export import int8
 from export.architecture import restormer
 from export.errors import ExportError
@@ -330,7 +331,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="a model package; else the paper's network, 26.1 M parameters")
     parser.add_argument("--batch", type=int, default=8, help="images that share one reading of the weights")
     parser.add_argument("--price", type=float, help="of the GPU an hour; prints the cost of a thousand photographs")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     arguments = parser.parse_args()
     if arguments.batch < 1:
         parser.error("--batch: 1 or more")
@@ -362,9 +363,7 @@ def main() -> None:
         "ledger": ledger(network, made),
     }
     print("\n".join(lines(document, gpu.source)))
-    if arguments.record:
-        arguments.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    finish(document, arguments.record)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -35,12 +34,12 @@ import tritonclient.grpc.aio as grpc
 
 from benchmarks import fits
 from benchmarks.circumstances import circumstances, make_command, ticks
+from benchmarks.command_line import add_record, finish, jpegs
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
 from benchmarks.traffic import Answer, Counters, Server, closed_loop, connected, enhance, outcomes, percentile, served
 from export import cpu
 from export.build import MODEL
-from export.files import write_bytes
 from export.publish import documents, versions
 from imaging import SIDE, prepared
 
@@ -520,18 +519,14 @@ def main() -> None:
     parser.add_argument("--clients", type=numbers(1, 1024), default=list(CLIENTS), help="as 1,8,64")
     parser.add_argument("--rounds", type=int, default=2, help="of megapixels, batch and instances")
     parser.add_argument("--seconds", type=float, default=10, help="of each number of clients, and of each setup")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds <= 0:
         parser.error("--rounds and --seconds: more than 0")
-    photographs = [path.read_bytes() for path in sorted(arguments.photos.glob("*.jpg"))]
-    if not photographs:
-        raise SystemExit(f"error: no JPEG in {arguments.photos}: name a folder with --photos")
+    photographs = [path.read_bytes() for path in jpegs(arguments.photos)]
     document = measured(arguments, photographs, make_command("benchmark-scale", parser, arguments, "record"))
     print("\n".join(lines(document)))
-    if arguments.record:
-        write_bytes(arguments.record, (json.dumps(document, indent=2) + "\n").encode())
-    print(json.dumps(document))
+    finish(document, arguments.record)
 
 
 if __name__ == "__main__":

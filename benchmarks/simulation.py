@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import add_record, finish
 from benchmarks.imaging import GPU_RATE, REFERENCE
 
 RESULTS = Path(__file__).parent / "results"
@@ -154,7 +155,7 @@ def main() -> None:
         if name == "prefixes":
             continue  # is part of the cases
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="default %(default)s")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     options = vars(parser.parse_args())
     record = options.pop("record")
     wrong = [name for name, value in options.items() if not 0 < value < float("inf")]
@@ -166,9 +167,7 @@ def main() -> None:
             f"{row['nodes']:>4} GPU nodes, {row['prefixes']} prefixes: {row['photographs_a_second']:8.1f} photographs "
             f"a second; GPUs {row['busy'][GPUS]:.0%} busy, next {row['next']}, {row['busy'][row['next']]:.0%}"
         )
-    if record:
-        record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    finish(found, record)
 
 
 if __name__ == "__main__":

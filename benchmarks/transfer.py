@@ -13,7 +13,6 @@ same photographs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.bilateral_grid import upsampled
+from benchmarks.command_line import add_record, finish
 from export.fidelity import Runner, torch_runner
 from export.metrics import distance
 from export.package import network_from_package, package_from_folder
@@ -147,7 +147,7 @@ def crops(shown: dict[str, dict[str, np.ndarray]]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     parser.add_argument("--crops", type=Path, help="picture of the pieces side by side")
     arguments = parser.parse_args()
     run = torch_runner(network_from_package(package_from_folder(arguments.package)))
@@ -178,9 +178,7 @@ def main() -> None:
     if arguments.crops:
         crops(shown).save(arguments.crops, quality=90)
     document = {"photographs": [path.name for path in paths], **means}
-    if arguments.record:
-        arguments.record.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    finish(document, arguments.record)
 
 
 if __name__ == "__main__":

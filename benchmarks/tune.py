@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import re
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.circumstances import circumstances, make_command
+from benchmarks.command_line import add_record, finish, jpegs
 from benchmarks.traffic import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
 from export.machine import gpus
 from export.publish import provenance, versions
@@ -324,20 +324,16 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
     parser.add_argument("--output", type=Path, default=Path("tuned.env"), help="file of the settings found")
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     options = parser.parse_args()
     if not (options.slo_p99_ms > 0 and options.rate >= 0 and options.seconds > 0):
         parser.error("--slo-p99-ms and --seconds: above 0; --rate: 0 or more")
-    photographs = [path.read_bytes() for path in sorted(options.photos.glob("*.jpg"))]
-    if not photographs:
-        raise SystemExit(f"error: no JPEG in {options.photos}: name a folder with --photos")
+    photographs = [path.read_bytes() for path in jpegs(options.photos)]
     try:
         found = tuned(options, photographs, make_command("tune", parser, options, "output", "record"))
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was written") from None
     print("\n".join(line(each) for each in found["tried"]))
-    if options.record:
-        options.record.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if found["chosen"]:
         print(f"chosen: {line(found['chosen'])}")
         path = options.output if options.output.is_absolute() else f"./{options.output}"
@@ -345,7 +341,7 @@ def main() -> int:
     else:
         best = line(found["best"])
         print(f"error: nothing meets {found['slo_p99_ms']:g} ms here; the best: {best}", file=sys.stderr)
-    print(json.dumps(found))
+    finish(found, options.record)
     return int(not found["chosen"])
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import add_record, finish, keep
+
 ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / "model_repository/restormer"
 SWEEP = ROOT / "out/perf.csv"
@@ -145,7 +147,7 @@ def run(step: Step) -> dict[str, Any]:
 def main() -> int:
     """Runs all steps; the last line is the JSON object, which ``--record`` also writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verify_gpu", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--record", type=Path, help="file to write the JSON object to")
+    add_record(parser)
     options = parser.parse_args()
     document: dict[str, Any] = {"gpus": gpus(), "steps": {}}
     if os.geteuid():
@@ -155,9 +157,8 @@ def main() -> int:
         print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
         document["steps"][step.name] = row = run(step)
         print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
-        if options.record:  # after every step: a host that is lost keeps what was found
-            options.record.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+        keep(document, options.record)  # after every step: a host that is lost leaves what was found
+    finish(document, options.record)
     return int(not all(row["passed"] for row in document["steps"].values()))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import statistics
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
+from benchmarks.command_line import add_record, finish
 from demo.run import served
 from imaging import InvalidRequest, Options, finished, prepared
 from tests.imaging.test_codec import FILES, TAGGED
@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--served", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures")
+    add_record(parser)
     parser.add_argument("--server-python", type=Path, help="interpreter of the server's environment; none: no server")
     parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
     arguments = parser.parse_args()
@@ -184,9 +184,7 @@ def main() -> int:
     for row in results.values():
         for line in row["wrong"]:
             print(line, file=sys.stderr)
-    if arguments.record:
-        arguments.record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results))
+    finish(results, arguments.record)
     return 1 if any(row["wrong"] for row in results.values()) else 0
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -125,26 +124,6 @@ def test_the_load_generator_has_a_core_of_its_own():
     assert pipeline.divided([3, 0, 2]) == ([0, 2], 3)
     with pytest.raises(SystemExit, match="needs one of its own"):
         pipeline.divided([0])
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--perf-analyzer", "no-such-program"], "pip install perf-analyzer"),
-        (["--perf-analyzer", "true", "--photos", "docs/none"], "no JPEG in docs/none"),
-        (["--concurrency", "1,x"], "--concurrency"),
-        (["--rates", "0"], "numbers above zero"),
-        (["--rounds", "0"], "--rounds: 1 or more"),
-    ],
-)
-def test_bad_options_end_in_one_line(options, words, tmp_path):
-    record = tmp_path / "record.json"
-    command = [sys.executable, "-m", "benchmarks.pipeline", *options, "--record", str(record)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode
-    assert words in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert not record.exists()
 
 
 def test_the_parts_are_the_servers_own(repository):

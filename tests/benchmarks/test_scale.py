@@ -1,7 +1,6 @@
 """The parts of the scaling benchmark that decide what it says. The measurement itself is `make benchmark-scale`."""
 
 import json
-import sys
 from collections import Counter
 
 import numpy as np
@@ -10,7 +9,6 @@ import simplejpeg
 
 from benchmarks import scale
 from benchmarks.traffic import Answer
-from tests.conftest import ROOT, bare_repository
 
 
 @pytest.mark.parametrize("megapixels", [1, 3, 12, 50])
@@ -108,42 +106,6 @@ def test_the_sentence_on_megapixels_tells_the_decoders_steps_once_each():
     words = scale.why_megapixels({"rows": rows, "fit": fit, **{f"fit_{part}": fit for part in scale.PARTS}})
     assert "8/8 from 1 MP on (10.0 ms a megapixel), 6/8 from 2 MP on" in words
     assert "from 3 MP on" not in words
-
-
-def ended(monkeypatch, *arguments):
-    """With what the command line ends."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["scale", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        scale.main()
-    return str(end.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--batches", "8"], "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
-        (["--clients", "1,0"], "--clients: '1,0': two numbers or more"),
-        (["--megapixels", "one,two"], "--megapixels: 'one,two': two numbers or more"),
-        (["--only", "batch,cost"], "--only: 'cost': choose of megapixels, batch, clients, instances"),
-        (["--rounds", "0"], "--rounds and --seconds: more than 0"),
-    ],
-)
-def test_bad_options_end_in_one_line_that_says_what_to_do(arguments, said, monkeypatch, capsys):
-    assert ended(monkeypatch, *arguments) == "2"
-    assert said in capsys.readouterr().err.strip().splitlines()[-1]
-
-
-def test_a_folder_without_photographs_is_named(monkeypatch, tmp_path):
-    assert ended(monkeypatch, "--photos", tmp_path) == f"error: no JPEG in {tmp_path}: name a folder with --photos"
-
-
-def test_without_an_engine_it_says_which_command_makes_one(monkeypatch, tmp_path):
-    record = tmp_path / "scale.json"
-    words = ended(monkeypatch, "--repository", bare_repository(tmp_path / "models"), "--record", record)
-    assert "make engine" in words
-    assert "\n" not in words
-    assert not record.exists()
 
 
 def test_the_table_has_a_row_for_each_figure_and_the_sentence_below_it():

@@ -2,7 +2,6 @@
 
 import math
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -174,22 +173,3 @@ def test_a_setting_that_cannot_be_served_is_told_and_meets_nothing(tmp_path):
     failed = tune.measured(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ([], "--slo-p99-ms"),
-        (["--slo-p99-ms", "0"], "above 0"),
-        (["--slo-p99-ms", "100", "--photos", "docs/none"], "no JPEG in docs/none"),
-        (["--slo-p99-ms", "100", "--repository", "docs"], "no engine in docs/restormer: make engine PRECISION=fp32"),
-    ],
-)
-def test_bad_options_end_in_one_line_and_write_nothing(options, words, tmp_path):
-    output = tmp_path / "tuned.env"
-    command = [sys.executable, "-m", "benchmarks.tune", *options, "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode
-    assert words in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert not output.exists()

@@ -1,0 +1,52 @@
+"""What the benchmarks' command lines share: the photographs they send, and how a run ends: its figures kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from export.files import write_bytes
+
+
+def add_record(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """``--record``, refused before the first minute where nothing can be written."""
+    parser.add_argument("--record", type=_writable, help=f"JSON file that keeps the figures{more}")
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file")
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"nothing can be written into {parent}: name another file")
+    return path
+
+
+def jpegs(folder: Path) -> list[Path]:
+    """The JPEGs of a folder, by name; ends the program where there are none."""
+    found = sorted(folder.glob("*.jpg"))
+    if not found:
+        raise SystemExit(f"error: no JPEG in {folder}: name a folder with --photos")
+    return found
+
+
+def keep(figures: dict[str, Any], record: Path | None) -> None:
+    """Writes the figures to ``record``, whole or not at all."""
+    if record:
+        write_bytes(record, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def finish(figures: dict[str, Any], record: Path | None, kept: dict[str, Any] | None = None) -> None:
+    """Keeps the figures, or ``kept`` in their place, and prints them: the last line of a run, one JSON object."""
+    keep(kept or figures, record)
+    print(json.dumps(figures))
+
+
+def earlier(record: Path | None) -> dict[str, Any]:
+    """What the file holds of earlier runs, for a run that measures only a part anew."""
+    kept: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record and record.is_file() else {}
+    return kept

@@ -1,0 +1,90 @@
+"""What every benchmark's command line does: bad options end in one line, before anything is measured or written."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+from benchmarks import command_line
+from tests.conftest import ROOT, bare_repository
+
+MODULES = ("bulk", "canary", "client", "core", "imaging", "layers", "load", "pipeline", "rolling")
+MODULES += ("roofline", "scale", "simulation", "transfer", "tune", "verify_gpu")
+
+
+@pytest.fixture
+def ended(monkeypatch, capsys):
+    """Runs a benchmark's command line, and gives its exit status and the last line that it said of its end."""
+
+    def run(module, *arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(f"benchmarks.{module}").main()
+        printed = capsys.readouterr()
+        assert not printed.out
+        if isinstance(end.value.code, str):
+            return 1, end.value.code
+        return end.value.code, printed.err.strip().splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "words"),
+    [
+        ("load", ["--photos", "docs/none"], "no JPEG in docs/none: name a folder with --photos"),
+        ("pipeline", ["--perf-analyzer", "no-such-program"], "pip install perf-analyzer"),
+        ("pipeline", ["--perf-analyzer", "true", "--photos", "docs/none"], "no JPEG in docs/none"),
+        ("pipeline", ["--concurrency", "1,x"], "--concurrency"),
+        ("pipeline", ["--rates", "0"], "numbers above zero"),
+        ("pipeline", ["--rounds", "0"], "--rounds: 1 or more"),
+        ("scale", ["--photos", "docs/none"], "no JPEG in docs/none"),
+        ("scale", ["--batches", "8"], "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
+        ("scale", ["--clients", "1,0"], "--clients: '1,0': two numbers or more"),
+        ("scale", ["--megapixels", "one,two"], "--megapixels: 'one,two': two numbers or more"),
+        ("scale", ["--only", "batch,cost"], "--only: 'cost': choose of megapixels, batch, clients, instances"),
+        ("scale", ["--rounds", "0"], "--rounds and --seconds: more than 0"),
+        ("simulation", ["--prefixes", "0"], "--prefixes"),
+        ("tune", [], "--slo-p99-ms"),
+        ("tune", ["--slo-p99-ms", "0"], "above 0"),
+        ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], "no JPEG in docs/none"),
+        ("tune", ["--slo-p99-ms", "100", "--repository", "docs"], "no engine in docs/restormer: make engine"),
+    ],
+)
+def test_bad_options_end_in_one_line_that_says_what_to_do(module, options, words, ended):
+    status, said = ended(module, *options)
+    assert status
+    assert words in said
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(module, ended):
+    required = {"tune": ["--slo-p99-ms", "100"]}.get(module, [])
+    for record, words in (
+        ("docs", "docs is a folder: name a file"),
+        ("README.md/a.json", "nothing can be written into"),
+    ):
+        status, said = ended(module, *required, "--record", record)
+        assert status == 2
+        assert words in said
+
+
+@pytest.mark.parametrize(("module", "options"), [("scale", []), ("tune", ["--slo-p99-ms", "100"])])
+def test_without_an_engine_it_says_which_command_makes_one_and_writes_nothing(module, options, ended, tmp_path):
+    models, record = bare_repository(tmp_path / "models"), tmp_path / "record.json"
+    status, said = ended(module, *options, "--repository", models, "--record", record)
+    assert status
+    assert "make engine" in said
+    assert "\n" not in said
+    assert not record.exists()
+
+
+def test_figures_are_kept_beside_those_of_earlier_runs(tmp_path, capsys):
+    record = tmp_path / "new" / "record.json"
+    command_line.finish({"a": 1, "b": 1}, record)
+    command_line.finish({"b": 2}, record, {**command_line.earlier(record), "b": 2})
+    assert json.loads(record.read_text(encoding="utf-8")) == {"a": 1, "b": 2}
+    assert capsys.readouterr().out.splitlines() == ['{"a": 1, "b": 1}', '{"b": 2}']
+    assert command_line.earlier(tmp_path / "none.json") == command_line.earlier(None) == {}
