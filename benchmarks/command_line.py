@@ -13,10 +13,11 @@ from export.files import write_bytes
 
 def add_record(parser: argparse.ArgumentParser, more: str = "") -> None:
     """``--record``, refused before the first minute where nothing can be written."""
-    parser.add_argument("--record", type=_writable, help=f"JSON file that keeps the figures{more}")
+    parser.add_argument("--record", type=writable, help=f"JSON file that keeps the figures{more}")
 
 
-def _writable(text: str) -> Path:
+def writable(text: str) -> Path:
+    """An option's file, which may be written and need not be there."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder: name a file")

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.circumstances import circumstances, make_command
-from benchmarks.command_line import add_record, finish, jpegs
+from benchmarks.command_line import add_record, finish, jpegs, writable
 from benchmarks.traffic import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
+from export.files import write_bytes
 from export.machine import gpus
 from export.publish import provenance, versions
 from server import served as assembled
@@ -234,10 +235,8 @@ def line(made: dict[str, Any]) -> str:
 
 def written(path: Path, choice: Choice, comments: Sequence[str]) -> None:
     """The settings as a file of variables, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
     text = "\n".join([*(f"# {comment}" for comment in comments), *choice.variables()]) + "\n"
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    write_bytes(path, text.encode())
 
 
 def finalists(tried: Mapping[Choice, Found], start: Choice, slo: float, rate: float) -> list[Choice]:
@@ -323,7 +322,7 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
-    parser.add_argument("--output", type=Path, default=Path("tuned.env"), help="file of the settings found")
+    parser.add_argument("--output", type=writable, default=Path("tuned.env"), help="file of the settings found")
     add_record(parser)
     options = parser.parse_args()
     if not (options.slo_p99_ms > 0 and options.rate >= 0 and options.seconds > 0):

@@ -49,6 +49,7 @@ def ended(monkeypatch, capsys):
         ("simulation", ["--prefixes", "0"], "--prefixes"),
         ("tune", [], "--slo-p99-ms"),
         ("tune", ["--slo-p99-ms", "0"], "above 0"),
+        ("tune", ["--slo-p99-ms", "100", "--output", "docs"], "--output: docs is a folder: name a file"),
         ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], "no JPEG in docs/none"),
         ("tune", ["--slo-p99-ms", "100", "--repository", "docs"], "no engine in docs/restormer: make engine"),
     ],

@@ -67,7 +67,7 @@ def _accumulated(folder: Path, documents: list[Document]) -> list[Document]:
     for name in own.get("components", []):
         documents = _accumulated(folder / name, documents)
     for generator in own.get("configMapGenerator", []):
-        _generate(generator, documents)
+        _generate(generator, folder, documents)
     for patch in own.get("patches", []):
         _patch(patch, folder, documents)
     for document in documents:
@@ -93,8 +93,10 @@ def _containers(documents: list[Document]) -> Iterator[Document]:
             yield from spec.get("initContainers", []) + spec["containers"]
 
 
-def _generate(generator: Document, documents: list[Document]) -> None:
-    data = dict(literal.split("=", 1) for literal in generator["literals"])
+def _generate(generator: Document, folder: Path, documents: list[Document]) -> None:
+    read = [line for name in generator.get("envs", []) for line in (folder / name).read_text("utf-8").splitlines()]
+    settings = [*generator["literals"], *(line for line in read if line and not line.startswith("#"))]
+    data = dict(setting.split("=", 1) for setting in settings)
     if generator.get("behavior") == "merge":
         (there,) = _targets({"kind": "ConfigMap", "name": generator["name"]}, documents)
         there["data"] = {**there["data"], **data}

@@ -11,7 +11,7 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
-from benchmarks import rolling
+from benchmarks import rolling, tune
 from benchmarks.imaging import GPU_RATE
 from server import served
 from server.health import SECONDS, START_SECONDS, STOP_AT_MOST
@@ -67,19 +67,33 @@ def by_name(documents):
     return sorted(documents, key=lambda d: (d["kind"], d["metadata"]["name"]))
 
 
-def with_tls(overlay, folder):
-    """The overlay with the component that is commented out in it."""
+def with_line(overlay, folder, line):
+    """The overlay with a line that is commented out in it."""
     copy = shutil.copytree(FOLDER, folder / "kubernetes") / "overlays" / overlay
     text = (copy / "kustomization.yaml").read_text()
-    assert "  # - ../../components/tls" in text
-    (copy / "kustomization.yaml").write_text(text.replace("  # - ../../components/tls", "  - ../../components/tls"))
+    assert text.count(f"# {line}") == 1
+    (copy / "kustomization.yaml").write_text(text.replace(f"# {line}", line))
+    return copy
+
+
+def with_tls(overlay, folder):
+    return with_line(overlay, folder, "- ../../components/tls")
+
+
+CHOICE = tune.Choice(1, 2, 3, 2, 4, 500)
+
+
+def tuned(overlay, folder):
+    """The overlay with what `make tune` wrote."""
+    copy = with_line(overlay, folder, "envs: [tuned.env]")
+    tune.written(copy / "tuned.env", CHOICE, ["make tune SLO_P99_MS=4000", "a machine"])
     return copy
 
 
 @needs_kubectl
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_small_renderer_gives_what_kubectl_gives(overlay, tmp_path):
-    for folder in (FOLDER / "overlays" / overlay, with_tls(overlay, tmp_path)):
+    for folder in (FOLDER / "overlays" / overlay, with_tls(overlay, tmp_path / "a"), tuned(overlay, tmp_path / "b")):
         assert by_name(render(folder)) == by_name(by_kubectl(folder))
 
 
@@ -336,6 +350,14 @@ def test_the_number_of_servers_is_the_autoscalers(overlay):
     strategy = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert sorted(strategy.values()) == [0, 1]
     assert one(overlay, "PodDisruptionBudget")["spec"]["maxUnavailable"] < scaled["minReplicaCount"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_was_tuned_is_one_file_and_one_line_more(overlay, tmp_path):
+    before = one(overlay, "ConfigMap")
+    (after,) = (d for d in rendered(tuned(overlay, tmp_path)) if d["kind"] == "ConfigMap")
+    assert after["data"] == before["data"] | dict(line.split("=") for line in CHOICE.variables())
+    assert after["metadata"]["name"] != before["metadata"]["name"]  # and so a rollout
 
 
 def test_tls_is_one_line_more(tmp_path):
