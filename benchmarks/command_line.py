@@ -17,10 +17,10 @@ def add_record(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def writable(text: str) -> Path:
-    """An option's file, which may be written and need not be there."""
+    """An option's file, which may be written and need not be there; renamed into its place, so never over a device."""
     path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is {'a folder' if path.is_dir() else 'no file'}: name a file")
     parent = next(each for each in path.absolute().parents if each.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"nothing can be written into {parent}: name another file")

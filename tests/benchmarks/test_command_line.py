@@ -31,33 +31,45 @@ def ended(monkeypatch, capsys):
     return run
 
 
+NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
+
+
 @pytest.mark.parametrize(
-    ("module", "options", "words"),
+    ("module", "options", "status", "words"),
     [
-        ("load", ["--photos", "docs/none"], "no JPEG in docs/none: name a folder with --photos"),
-        ("pipeline", ["--perf-analyzer", "no-such-program"], "pip install perf-analyzer"),
-        ("pipeline", ["--perf-analyzer", "true", "--photos", "docs/none"], "no JPEG in docs/none"),
-        ("pipeline", ["--concurrency", "1,x"], "--concurrency"),
-        ("pipeline", ["--rates", "0"], "numbers above zero"),
-        ("pipeline", ["--rounds", "0"], "--rounds: 1 or more"),
-        ("scale", ["--photos", "docs/none"], "no JPEG in docs/none"),
-        ("scale", ["--batches", "8"], "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
-        ("scale", ["--clients", "1,0"], "--clients: '1,0': two numbers or more"),
-        ("scale", ["--megapixels", "one,two"], "--megapixels: 'one,two': two numbers or more"),
-        ("scale", ["--only", "batch,cost"], "--only: 'cost': choose of megapixels, batch, clients, instances"),
-        ("scale", ["--rounds", "0"], "--rounds and --seconds: more than 0"),
-        ("simulation", ["--prefixes", "0"], "--prefixes"),
-        ("tune", [], "--slo-p99-ms"),
-        ("tune", ["--slo-p99-ms", "0"], "above 0"),
-        ("tune", ["--slo-p99-ms", "100", "--output", "docs"], "--output: docs is a folder: name a file"),
-        ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], "no JPEG in docs/none"),
-        ("tune", ["--slo-p99-ms", "100", "--repository", "docs"], "no engine in docs/restormer: make engine"),
+        ("bulk", ["--photos", "docs/none"], 1, NO_PHOTOS),
+        ("load", ["--photos", "docs/none"], 1, NO_PHOTOS),
+        ("pipeline", ["--perf-analyzer", "no-such-program"], 1, "pip install perf-analyzer"),
+        ("pipeline", ["--perf-analyzer", "true", "--photos", "docs/none"], 1, NO_PHOTOS),
+        ("pipeline", ["--concurrency", "1,x"], 2, "--concurrency"),
+        ("pipeline", ["--rates", "0"], 2, "numbers above zero"),
+        ("pipeline", ["--rounds", "0"], 2, "--rounds: 1 or more"),
+        ("scale", ["--photos", "docs/none"], 1, NO_PHOTOS),
+        ("scale", ["--batches", "8"], 2, "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
+        ("scale", ["--clients", "1,0"], 2, "--clients: '1,0': two numbers or more"),
+        ("scale", ["--megapixels", "one,two"], 2, "--megapixels: 'one,two': two numbers or more"),
+        ("scale", ["--only", "batch,cost"], 2, "--only: 'cost': choose of megapixels, batch, clients, instances"),
+        ("scale", ["--rounds", "0"], 2, "--rounds and --seconds: more than 0"),
+        ("simulation", ["--reads", "0"], 2, "--reads has to be above 0"),
+        ("tune", [], 2, "--slo-p99-ms"),
+        ("tune", ["--slo-p99-ms", "0"], 2, "above 0"),
+        ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, NO_PHOTOS),
+        (
+            "tune",
+            ["--slo-p99-ms", "100", "--repository", "docs"],
+            1,
+            "no engine in docs/restormer: make engine PRECISION=fp32",
+        ),
     ],
 )
-def test_bad_options_end_in_one_line_that_says_what_to_do(module, options, words, ended):
-    status, said = ended(module, *options)
-    assert status
+def test_bad_options_end_in_one_line_and_write_nothing(module, options, status, words, ended, tmp_path):
+    files = ["--record", tmp_path / "record.json"]
+    files += ["--output", tmp_path / "tuned.env"] if module == "tune" else []
+    found, said = ended(module, *options, *files)
+    assert found == status
     assert words in said
+    assert "\n" not in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -65,11 +77,18 @@ def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(
     required = {"tune": ["--slo-p99-ms", "100"]}.get(module, [])
     for record, words in (
         ("docs", "docs is a folder: name a file"),
+        ("/dev/null", "/dev/null is no file: name a file"),
         ("README.md/a.json", "nothing can be written into"),
     ):
         status, said = ended(module, *required, "--record", record)
         assert status == 2
         assert words in said
+
+
+def test_the_file_of_the_settings_is_refused_likewise(ended):
+    status, said = ended("tune", "--slo-p99-ms", "100", "--output", "docs")
+    assert status == 2
+    assert said.endswith("--output: docs is a folder: name a file")
 
 
 @pytest.mark.parametrize(("module", "options"), [("scale", []), ("tune", ["--slo-p99-ms", "100"])])
