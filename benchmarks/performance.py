@@ -12,7 +12,6 @@ from benchmarks.circumstances import NOISY
 GPU_ROWS = tuple(each.name for each in core.on_gpu())
 ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 #: The settings that `make tune` searches.
-FEW = {"p90": 10, "p99": 100}  #: requests below which a percentile is somebody's bad luck, and not told
 TUNED = ("versions", "preprocess_instances", "postprocess_instances", "core_instances", "core_batch", "core_delay_us")
 #: What the engine has to reach: on which network, how many times PyTorch eager float32; and how faithful it has to be.
 GOAL_NETWORK, GOAL_DB = "standard 256", 45
@@ -200,14 +199,13 @@ def pipeline_table(document: Document, loop: str) -> str:
     rows = []
     for model, points in document[loop].items():
         for point in points:
-            many = point.get("requests") or 0
-            cells = [f"`{model}`", f"{point[asked[0]]:.3g}", f"{many}"]
+            cells = [f"`{model}`", f"{point[asked[0]]:.3g}", f"{point.get('requests') or 0}"]
             if point["rate"] is None:
                 rows.append([*cells, "its queue was full", *["–"] * (len(head) - len(cells) - 1)])
                 continue
             cells += [significant(point["rate"]), f"{significant(point['least'])}–{significant(point['most'])}"]
-            told = {name: point[f"{name}_ms"] if many >= FEW.get(name, 0) else None for name in latencies}
-            rows.append([*cells, *map(significant, told.values()), significant(point["batch"], 2)])
+            cells += [significant(plots.told(point, name)) for name in latencies]
+            rows.append([*cells, significant(point["batch"], 2)])
     return table(head, rows)
 
 
@@ -239,13 +237,8 @@ def tune_table(document: Document) -> str:
         cells += [*(f"{each}" for each in settings), *(significant(row[name]) for name in ("rate", "p50_ms", "p99_ms"))]
         is_chosen = bool(chosen) and all(row[name] == chosen[name] for name in TUNED)
         meets = "yes" if row["meets"] else "no"
-        rows.append(
-            [
-                *cells,
-                f"{row['lost']} of {row['photographs'] + row['lost']}",
-                f"**{meets}: chosen**" if is_chosen else meets,
-            ]
-        )
+        lost = f"{row['lost']} of {row['photographs'] + row['lost']}"
+        rows.append([*cells, lost, f"**{meets}: chosen**" if is_chosen else meets])
     return table(head, rows)
 
 

@@ -83,18 +83,19 @@ def against_parts(
 def summary(turns: Sequence[dict[str, Any]], concurrency: int, goal: float) -> dict[str, Any]:
     """Medians over the rounds, as the JSON line has them; what is reached, and of what, is of one round, the median."""
     ratios = [turn["reached"] / turn["allowed"] for turn in turns]
-    typical = turns[ratios.index(statistics.median_low(ratios))]
+    ratio = statistics.median_low(ratios)
+    typical = turns[ratios.index(ratio)]
     rows = {many: row(ENHANCE, [turn["points"][many] for turn in turns]) for many in turns[0]["points"]}
     return {
         "parts": typical["parts"],
         "rounds": [{key: turn[key] for key in ("parts", "allowed", "reached")} for turn in turns],
         "allowed": typical["allowed"],
         "reached": typical["reached"],
-        "ratio": typical["reached"] / typical["allowed"],
+        "ratio": ratio,
         "least": min(ratios),
         "most": max(ratios),
         "goal": goal,
-        "met": statistics.median_low(ratios) >= goal,
+        "met": ratio >= goal,
         "cpu_ms": {
             "alone": _medians([turn["cpu_ms"] for turn in turns]),
             "served": _cpu_ms([turn["points"][concurrency] for turn in turns]),

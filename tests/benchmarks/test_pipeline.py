@@ -96,6 +96,8 @@ def test_the_goal_is_judged_by_the_median_of_the_rounds_own_ratios():
     found = pipeline.summary(rounds, 4, 0.90)
     assert (found["least"], found["ratio"], found["most"]) == pytest.approx((0.8, 0.91, 0.95))
     assert found["met"]
+    assert (found["reached"], found["allowed"]) == (0.91, 1.0)  # of that round
+    assert found["reached"] / found["allowed"] == found["ratio"]
     assert not pipeline.summary(rounds[:1], 4, 0.90)["met"]
     assert found["cpu_ms"]["served"] == {"tritonserver": 100, CORE: 200}
     assert [row["concurrency"] for row in found["closed"]] == [1, 4]

@@ -166,3 +166,11 @@ def test_the_goal_of_the_engine_is_one_of_speed_and_fidelity_on_a_machine_with_a
         "demo 512": network("trained", **{"base": (1.0, plots.SAME), engine: (speedup, decibels)}),
     }
     assert said in performance.core_goal_sentence({"circumstances": {"isa": isa}, "networks": networks})
+
+
+def test_a_percentile_of_too_few_requests_is_not_told():
+    row = {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0}
+    told = {
+        many: [plots.told(row | {"requests": many}, name) for name in ("p50", "p90", "p99")] for many in (9, 10, 100)
+    }
+    assert told == {9: [1.0, None, None], 10: [1.0, 2.0, None], 100: [1.0, 2.0, 3.0]}
