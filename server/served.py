@@ -19,6 +19,7 @@ from server.settings import Settings
 #: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
 WORK_MS = {"preprocess": 37, "postprocess": 95}
 CORE = "restormer"
+_INSTANCES = r"instance_group \[ \{ kind: KIND_[CG]PU count: "
 #: Processes of the two steps together, at the most, however many cores there are: by the work above they prepare and
 #: finish 64 / 0.132 s = 485 photographs of 12 megapixels a second (a calculation), which is eight GPUs at 60 each. More
 #: would only hold memory: each takes 32 MiB of /dev/shm from the start. `--preprocess-instances` asks for more.
@@ -64,6 +65,10 @@ def config(settings: Settings, model: Path) -> str:
     text = (chosen if chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
     if model.name in WORK_MS:
         text = with_instances(text, instances(settings)[model.name])
+    if model.name == "preprocess" and hardware(settings) == "cpu":
+        core = config(settings, settings.repository / CORE)
+        room = int(re.findall(r"max_queue_size: (\d+)", core)[0])
+        text = with_ahead(text, _instances(core) + min(_instances(text), room))
     return core_config(text, settings) if model.name == CORE else text
 
 
@@ -105,7 +110,16 @@ def sized_instances(cores: int, *, on_gpu: bool) -> dict[str, int]:
 
 def with_instances(text: str, count: int) -> str:
     """The config with so many instances."""
-    return _replaced(r"(instance_group \[ \{ kind: KIND_[CG]PU count: )\d+", rf"\g<1>{count}", text)
+    return _replaced(rf"({_INSTANCES})\d+", rf"\g<1>{count}", text)
+
+
+def _instances(text: str) -> int:
+    return int(_found(rf"{_INSTANCES}(\d+)", text))
+
+
+def with_ahead(text: str, count: int) -> str:
+    """preprocess's config with so many photographs prepared and not yet through the network, if it bounds them."""
+    return re.sub(r'(key: "ahead" value: \{ string_value: ")\d+', rf"\g<1>{count}", text)
 
 
 def with_batch(text: str, most: int) -> str:

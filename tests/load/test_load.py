@@ -52,7 +52,7 @@ GOOD = {
 
 
 def test_good_figures_meet_every_goal():
-    assert [goal.claim for goal in load.goals_of(GOOD, queue=4) if not goal.met] == []
+    assert [goal.claim for goal in load.goals_of(GOOD, waiting=5) if not goal.met] == []
 
 
 @pytest.mark.parametrize(
@@ -67,23 +67,29 @@ def test_good_figures_meet_every_goal():
     ],
 )
 def test_every_goal_can_be_missed(changes, words):
-    missed = [goal.claim for goal in load.goals_of({**GOOD, **changes}, queue=4) if not goal.met]
+    missed = [goal.claim for goal in load.goals_of({**GOOD, **changes}, waiting=5) if not goal.met]
     assert len(missed) == 1
     assert words in missed[0]
 
 
-def test_the_queue_is_read_off_the_config():
-    text = (ROOT / "model_repository" / load.CORE_CONFIG).read_text()
-    assert load.queue_of(ROOT / "model_repository") == int(re.search(r"max_queue_size: (\d+)", text)[1])
+def test_who_may_wait_is_read_off_the_config():
+    """As files, and prepared."""
+    text = (ROOT / "model_repository" / load.QUEUE_CONFIG).read_text()
+    files = int(re.search(r"max_queue_size: (\d+)", text)[1])
+    ahead = int(re.search(r'"ahead" value: { string_value: "(\d+)"', text)[1])
+    assert load.queue_of(ROOT / "model_repository") == files
+    assert load.waiting_of(ROOT / "model_repository") == files + ahead
 
 
-def test_the_configs_checksum_is_of_what_it_says(tmp_path):
-    path = tmp_path / load.CORE_CONFIG
-    path.parent.mkdir(parents=True)
-    text = (ROOT / "model_repository" / load.CORE_CONFIG).read_text()
-    found = []
-    for changed in (text, f"# a word more\n\n{text}", text.replace("max_queue_size: 4", "max_queue_size: 5")):
-        path.write_text(changed)
+@pytest.mark.parametrize("changed", [load.QUEUE_CONFIG, load.CORE_CONFIG])
+def test_the_configs_checksum_is_of_what_they_say(tmp_path, changed):
+    for name in (load.QUEUE_CONFIG, load.CORE_CONFIG):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text((ROOT / "model_repository" / name).read_text())
+    path, found = tmp_path / changed, []
+    text = path.read_text()
+    for content in (text, f"# a word more\n\n{text}", text.replace("max_queue_size: 4", "max_queue_size: 5")):
+        path.write_text(content)
         found.append(load.config_sha256(tmp_path))
     assert found[0] == found[1] != found[2]
 

@@ -8,6 +8,8 @@ import asyncio
 import json
 import runpy
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from restormer_client import errors
 
 from benchmarks import traffic
 from imaging import SIDE
+from imaging.pace import Pace
 from imaging.watch import OUTCOMES, memory
 from tests.photographs import encoded, opened, pixels
 
@@ -47,6 +50,9 @@ class TritonError(Exception):
 class InferenceResponse:
     def __init__(self, tensors=(), error=None):
         self.tensors, self.error = tensors, error
+
+    def has_error(self):
+        return self.error is not None
 
 
 class MetricFamily:
@@ -83,27 +89,41 @@ def outcomes(model):
 
 
 @pytest.fixture
-def adapter(monkeypatch):
+def adapter(monkeypatch, tmp_path):
     """The model class of a version folder, with Triton's module stood in for."""
     module = types.ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
     module.MetricFamily = MetricFamily
     module.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
     module.get_output_tensor_by_name = lambda response, name: response.tensors[0]
+    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     module.PreferredMemory, module.TRITONSERVER_MEMORY_CPU = str, "CPU"
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    (tmp_path / "served").mkdir()
 
-    def load(name):
+    def load(name, **parameters):
         model = runpy.run_path(str(REPOSITORY / name / "1/model.py"))["TritonPythonModel"]()
-        model.initialize(arguments(LIMITS))
+        model.initialize(arguments({**LIMITS, **parameters}, tmp_path / "served" / name))
         return model
 
     return load
 
 
-def arguments(parameters):
+def arguments(parameters, folder):
     """What Triton hands to ``initialize``."""
-    return {"model_name": "a model", "model_version": "1", "model_config": json.dumps({"parameters": parameters})}
+    return {
+        "model_name": "a model", "model_version": "1", "model_repository": str(folder),
+        "model_config": json.dumps({"parameters": parameters}),
+    }  # fmt: skip
+
+
+def answers(model, requests):
+    """What became of each request: sent off by itself, once and finally, or returned in the requests' order."""
+    returned = model.execute(requests)
+    if returned is not None:
+        return returned
+    assert [request.flags for request in requests] == [["final"]] * len(requests)
+    return [request.sent[0] for request in requests]
 
 
 class Request(dict):
@@ -113,13 +133,20 @@ class Request(dict):
 
     def __init__(self, tensors, parameters):
         super().__init__(tensors)
-        self.given = parameters
+        self.given, self.sent, self.flags = parameters, [], []
 
     def is_cancelled(self):
         return self.gone
 
     def parameters(self):
         return json.dumps(self.given)
+
+    def get_response_sender(self):
+        return self
+
+    def send(self, response, flags):
+        self.sent.append(response)
+        self.flags.append(flags)
 
 
 def request_for(*files, **parameters):
@@ -135,7 +162,7 @@ def test_a_bad_photograph_fails_its_own_request_alone(adapter, name):
         request_for(good), request_for(b"a letter"), request_for(good, good), request_for(good, b""),
         request_for(good, strength=2), request_for(good, strength="0.5"),
     ]  # fmt: skip
-    responses = adapter(name).execute(batch)
+    responses = answers(adapter(name), batch)
     assert [response.error is None for response in responses] == [True, False, True, False, False, True]
     assert all(r.error.code == TritonError.INVALID_ARG for r in responses if r.error)
     assert [len(r.tensors[0].as_numpy()) for r in responses if not r.error] == [1, 2, 1]
@@ -154,23 +181,43 @@ def test_the_histogram_is_of_photographs_that_were_worked_on(adapter, name):
 def test_a_surprise_fails_its_own_request_alone(adapter, name):
     good = encoded(pixels(60, 80))
     model = adapter(name)
-    responses = model.execute([request_for(good), Request({**request_for(good), "IMAGE": np.array([[7]])}, {})])
+    responses = answers(model, [request_for(good), Request({**request_for(good), "IMAGE": np.array([[7]])}, {})])
     assert responses[0].error is None
     assert responses[1].error is not None
     assert outcomes(model) == {"done": 1, "internal": 1}
 
 
 def test_limits_are_those_of_the_configuration(adapter):
-    model = adapter("preprocess")
-    tight = {**LIMITS, "max_pixels": {"string_value": "4799"}}
-    model.initialize(arguments(tight))
-    (response,) = model.execute([request_for(encoded(pixels(60, 80)))])
+    model = adapter("preprocess", max_pixels={"string_value": "4799"})
+    (response,) = answers(model, [request_for(encoded(pixels(60, 80)))])
     assert "80x60 pixels; at most 4,799" in str(response.error)
+
+
+def test_preprocess_answers_before_it_waits_for_the_network(adapter, tmp_path):
+    """One photograph is ready and one is being worked on: the answers are out, and the process pauses."""
+    model = adapter("preprocess", ahead={"string_value": "2"})
+    network = Pace(tmp_path / "served")
+    requests = [request_for(encoded(pixels(60, 80))), request_for(b"a letter"), request_for(encoded(pixels(60, 80)))]
+    executing = threading.Thread(target=model.execute, args=[requests])
+    with network.working():
+        executing.start()
+        wait_until(lambda: all(request.sent for request in requests))
+        executing.join(0.2)
+        assert executing.is_alive()
+    executing.join(10)
+    assert not executing.is_alive()
 
 
 def test_what_postprocess_returns_is_a_photograph(adapter):
     (response,) = adapter("postprocess").execute([request_for(encoded(pixels(60, 80)))])
     assert opened(response.tensors[0].as_numpy()[0, 0]).size == (80, 60)
+
+
+def wait_until(true, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
 
 
 class Network:

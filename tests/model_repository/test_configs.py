@@ -95,12 +95,16 @@ def test_every_queue_is_bounded_rejects_in_time_and_has_two_levels(path):
 @pytest.mark.parametrize("core", CORE_CONFIGS)
 def test_whoever_waits_is_rejected_before_his_client_gives_up(core):
     """The steps' queues one after the other: the server's own answer comes first."""
-    steps = (config("preprocess"), parsed(REPOSITORY / "restormer" / core), config("postprocess"))
+    prepares = "preprocess/configs/cpu.pbtxt" if core == "configs/cpu.pbtxt" else "preprocess"
+    steps = (config(prepares), parsed(REPOSITORY / "restormer" / core), config("postprocess"))
     waits = sum(policies(step)[1].default_timeout_microseconds for step in steps)
     assert waits / 1e6 < calls.TIMEOUT
 
 
-@pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance", "enhance/configs/cpu.pbtxt"])
+@pytest.mark.parametrize(
+    "name",
+    [f"{model}{own}" for model in ("preprocess", "enhance") for own in ("", "/configs/cpu.pbtxt")] + ["postprocess"],
+)
 def test_what_works_one_by_one_takes_one_at_a_time(name):
     assert config(name).max_batch_size == 1
 
@@ -223,6 +227,16 @@ def test_the_local_tiles_differ_only_in_how_many_are_on_the_way():
     full, local = (config(name) for name in ("enhance_tiled", "enhance_tiled/configs/cpu.pbtxt"))
     del full.parameters["tiles_in_flight"], local.parameters["tiles_in_flight"]
     assert full == local
+
+
+def test_preprocess_on_a_cpu_differs_only_in_who_waits_there():
+    usual, local = (config(name) for name in ("preprocess", "preprocess/configs/cpu.pbtxt"))
+    for loaded in (usual, local):
+        loaded.instance_group[0].count = 1
+        for policy in policies(loaded).values():
+            policy.max_queue_size = policy.default_timeout_microseconds = 1
+    del local.parameters["ahead"]
+    assert usual == local
 
 
 def test_backpressure_ends_at_preprocess():

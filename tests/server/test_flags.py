@@ -207,13 +207,22 @@ def config(model, **options):
 
 
 def test_the_served_config_is_the_published_one_but_for_what_this_start_knows():
-    published = (REPOSITORY / "preprocess/config.pbtxt").read_text()
-    assert config("preprocess", hardware="cpu", preprocess_instances=2) == published
+    published = {name: (REPOSITORY / "preprocess" / name).read_text() for name in ("config.pbtxt", "configs/cpu.pbtxt")}
+    assert config("preprocess", hardware="h100", preprocess_instances=2) == published["config.pbtxt"]
+    assert config("preprocess", hardware="cpu", preprocess_instances=1) == published["configs/cpu.pbtxt"]
     assert "kind: KIND_CPU count: 7 " in config("preprocess", hardware="cpu", preprocess_instances=7)
     assert config("restormer", hardware="h100") == (REPOSITORY / "restormer/configs/h100.pbtxt").read_text()
     assert config("restormer", hardware="gpu") == (REPOSITORY / "restormer/config.pbtxt").read_text()
     assert config("enhance", hardware="h100") == (REPOSITORY / "enhance/config.pbtxt").read_text()
     assert config("enhance", hardware="cpu") == (REPOSITORY / "enhance/configs/cpu.pbtxt").read_text()
+
+
+def test_one_more_is_prepared_for_each_process_than_the_network_works_on_within_its_queue():
+    for prepare, core, ahead in ((1, 0, 2), (1, 1, 2), (4, 0, 5), (3, 2, 5), (9, 0, 5)):
+        text = config("preprocess", hardware="cpu", preprocess_instances=prepare, core_instances=core)
+        assert f'key: "ahead" value: {{ string_value: "{ahead}" }}' in text
+    unbounded = "".join(line for line in text.splitlines(keepends=True) if '"ahead"' not in line)
+    assert served.with_ahead(unbounded, 9) == unbounded
 
 
 def test_the_cache_is_restormers_alone():

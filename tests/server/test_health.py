@@ -183,7 +183,7 @@ def test_a_failure_is_tried_again_until_the_deadline(tmp_path, python, stopped):
 
 def test_the_deadline_is_longer_than_the_queues_of_the_three_steps():
     seconds = 0.0
-    for model, config in (("preprocess", "config"), ("restormer", "configs/cpu"), ("postprocess", "config")):
+    for model, config in (("preprocess", "configs/cpu"), ("restormer", "configs/cpu"), ("postprocess", "config")):
         text = (ROOT / "model_repository" / model / f"{config}.pbtxt").read_text(encoding="utf-8")
         first = text.split("default_timeout_microseconds: ")[1].split()[0]  # the default level's comes first
         seconds += int(first) / 1e6

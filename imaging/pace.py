@@ -1,0 +1,82 @@
+"""Keeps the preparing of photographs in step with a network that is slower, across the processes of one server.
+
+Whoever is too many should be turned away by a queue that holds files, before any work. But preparing is quick and its
+queue always empty: it is the network's queue that fills, behind work that is then done in vain, on the processor that
+the network needs. So whoever prepares pauses *between* two photographs while the network works and enough are ready for
+it. He holds nobody meanwhile: the queue before him still lets the more urgent go first.
+
+It goes on when the network has *ended* one, which also wakes Triton's batcher: with a queue policy, the batcher of 2.51
+notices that a model has become free only when a request comes in, or at the next half second (docs/production.md).
+
+Two small files have the state, and locks on them keep it. The kernel lets go of the locks of a process that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+POLL = 0.01  #: seconds between two looks at the network
+#: Seconds without work after which the network waits for somebody: handing over takes a few ms, and what was counted
+#: beyond that has gone another way (its sender gone, its time up).
+IDLE = 0.03
+
+
+class Pace:
+    """How many are prepared whom the network has not ended, as both sides know it who were given one ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._count, self._work = (
+            os.open(folder / f"pace.{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for name in ("count", "work")
+        )
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """The network's side: it works on one, and then has ended it."""
+        with _locked(self._work, fcntl.LOCK_SH):
+            try:
+                yield
+            finally:
+                self._change(lambda count: max(0, count - 1))
+
+    def prepared(self) -> None:
+        """The other side: one more is on its way to the network."""
+        self._change(lambda count: count + 1)
+
+    def pause(self, most: int) -> None:
+        """Returns when fewer than ``most`` are prepared and not ended, or when the network has nothing to do."""
+        worked = time.monotonic()
+        while self._read() >= most:
+            if self._works():
+                worked = time.monotonic()
+            elif time.monotonic() - worked > IDLE:
+                self._change(lambda _: 0)
+                return
+            time.sleep(POLL)
+
+    def _works(self) -> bool:
+        try:
+            with _locked(self._work, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return False
+        except BlockingIOError:
+            return True
+
+    def _change(self, change: Callable[[int], int]) -> None:
+        with _locked(self._count, fcntl.LOCK_EX):
+            os.pwrite(self._count, b"%20d" % change(self._read()), 0)
+
+    def _read(self) -> int:
+        return int(os.pread(self._count, 20, 0) or 0)
+
+
+@contextlib.contextmanager
+def _locked(file: int, how: int) -> Iterator[None]:
+    fcntl.flock(file, how)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
