@@ -112,7 +112,7 @@ def test_the_search_starts_at_what_the_server_would_choose(repository):
     on_cpu = tune.start_of(Settings(repository=repository, hardware="cpu"), 1)
     assert (on_cpu.core_instances, on_cpu.core_batch, on_cpu.core_delay_us) == (1, 1, 0)
     on_gpu = tune.start_of(Settings(repository=repository, hardware="h100"), 3)
-    assert (on_gpu.versions, on_gpu.core_instances, on_gpu.core_batch, on_gpu.core_delay_us) == (3, 2, 8, 1500)
+    assert (on_gpu.versions, on_gpu.core_instances, on_gpu.core_batch, on_gpu.core_delay_us) == (3, 1, 8, 1500)
 
 
 def test_a_gpu_is_searched_by_precision_and_delay():
