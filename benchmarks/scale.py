@@ -192,7 +192,7 @@ async def batch_of(server: Server, repository: Path, batches: Sequence[int], rou
     taken: dict[tuple[str, int], list[float]] = defaultdict(list)
     async with connected(server.url) as client:
         for turn in range(rounds + 1):
-            for size in batches if turn else batches[:1]:
+            for size in batches:
                 say(f"batch: round {turn}/{rounds}, {size}")
                 images = np.repeat(core[None], size, axis=0)
                 began = time.perf_counter()
@@ -202,12 +202,11 @@ async def batch_of(server: Server, repository: Path, batches: Sequence[int], rou
                     began = time.perf_counter()
                     whole[size](images)
                     taken["process", size].append(time.perf_counter() - began)
-    del taken["server", batches[0]][0]
     rows = []
     for size in batches:
-        row = {"batch": size, **spread(taken["server", size])}
+        row = {"batch": size, **spread(taken["server", size][1:])}  # the first run of each is cold
         if size in whole:
-            row["in_process_s"] = statistics.median(taken["process", size][1 if size == batches[0] else 0 :])
+            row["in_process_s"] = statistics.median(taken["process", size][1:])
         rows.append(row)
     found = {"rows": rows, "fit": fitted(rows, "batch", "seconds", "per_image_s")}
     if whole:

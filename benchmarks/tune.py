@@ -64,7 +64,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Found:
-    """What a setting did: photographs a second, percentiles in ms, and how many came back of how many."""
+    """What a setting did: photographs a second, percentiles in ms, and how many came back and did not."""
 
     rate: float
     p50_ms: float
