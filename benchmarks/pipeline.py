@@ -40,8 +40,10 @@ WINDOWS = 2  #: of a point of the sweep: their rates are its spread
 
 
 def allowed(alone: dict[str, float], *, on_gpu: bool) -> float:
-    """Photographs a second that the parts allow: on cores that they share, or beside a GPU."""
-    return min(alone.values()) if on_gpu else 1 / sum(1 / each for each in alone.values())
+    """Photographs a second that the parts allow, on cores that they share; a GPU's network works beside the others."""
+    if on_gpu:
+        return min(alone[CORE], allowed({name: rate for name, rate in alone.items() if name != CORE}, on_gpu=False))
+    return 1 / sum(1 / each for each in alone.values())
 
 
 def against_parts(
@@ -196,7 +198,7 @@ def of_roofline(engine: Path, package: Path, rate: float) -> dict[str, Any]:
         return {"why_not": f"no datasheet of {gpus()[0][0]} in benchmarks/roofline.py"}
     if sha256(checkpoint_path(package)) != document["package"]["checkpoint_sha256"]:
         return {"why_not": f"{engine} was not built from {package}: PACKAGE="}
-    precision, batch = document["precision"], max(document["profile"].get("max", [8]))
+    precision, batch = document["precision"], document["profile"]["max"][0]
     made = roofline.graphs(network_from_package(package_from_folder(package)))
     layers = roofline.layers(made[precision], fused=True, tf32=precision == "tf32")
     limit = 1e3 / roofline.least_ms(layers, gpu, batch)

@@ -39,6 +39,7 @@ from server.settings import Settings
 MODEL = "restormer"
 MOST_AT_A_TIME = 64
 FINALISTS, ROUNDS = 2, 2  #: how many are loaded again beside the server's own choice, in turns, and how often
+ARRIVALS, LEAST = 30, 15.0  #: photographs of a load, and its seconds, at the least
 GAIN = 1.05  #: what another setting has to bring; less may be chance
 
 
@@ -166,6 +167,11 @@ def measured(
             return load(many) if many else climbed(load, slo)
     except SystemExit as error:  # the server's own line
         return replace(FAILED, message=str(error.code))
+
+
+def enough(rate: float) -> float:
+    """Seconds of a load that tell two settings apart: `ARRIVALS` photographs at this rate, and `LEAST` at the least."""
+    return max(LEAST, ARRIVALS / rate if rate else 0.0)
 
 
 def climbed(load: Callable[[int], Found], slo: float) -> Found:
@@ -321,15 +327,17 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="photographs a second that arrive; 0: as many as may")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each load; 0: until some 30 photographs arrived")
     parser.add_argument("--output", type=writable, default=Path("tuned.env"), help="file of the settings found")
     add_record(parser)
     options = parser.parse_args()
-    if not (options.slo_p99_ms > 0 and options.rate >= 0 and options.seconds > 0):
-        parser.error("--slo-p99-ms and --seconds: above 0; --rate: 0 or more")
+    if not (options.slo_p99_ms > 0 and options.rate >= 0 and options.seconds >= 0):
+        parser.error("--slo-p99-ms: above 0; --rate and --seconds: 0 or more")
     photographs = [path.read_bytes() for path in jpegs(options.photos)]
+    command = make_command("tune", parser, options, "output", "record")
+    options.seconds = options.seconds or enough(options.rate)
     try:
-        found = tuned(options, photographs, make_command("tune", parser, options, "output", "record"))
+        found = tuned(options, photographs, command)
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was written") from None
     print("\n".join(line(each) for each in found["tried"]))

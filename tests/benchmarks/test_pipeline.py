@@ -68,6 +68,7 @@ def test_parts_that_share_cores_add_up_and_a_gpu_waits_for_the_slowest():
     alone = {"preprocess": 40.0, CORE: 4.0, "postprocess": 20.0}
     assert pipeline.allowed(alone, on_gpu=False) == pytest.approx(1 / (0.025 + 0.25 + 0.05))
     assert pipeline.allowed(alone, on_gpu=True) == 4.0
+    assert pipeline.allowed(alone | {CORE: 100.0}, on_gpu=True) == pytest.approx(1 / (0.025 + 0.05))
 
 
 def test_a_row_is_medians_and_what_happened_between_the_first_and_the_last_moment():

@@ -173,3 +173,8 @@ def test_a_setting_that_cannot_be_served_is_told_and_meets_nothing(tmp_path):
     failed = tune.measured(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
+
+
+def test_a_load_lasts_until_there_are_enough_to_tell():
+    assert tune.enough(0) == tune.LEAST
+    assert tune.enough(0.3) == pytest.approx(100)
