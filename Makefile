@@ -174,7 +174,7 @@ verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with ev
 	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
 benchmark-core: $(ENVS)/build-ours.done  ## The network alone in every runtime and precision side by side; what each rewrite brings
-	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark: setup $(ENVS)/dev.done  ## The pipeline beside its parts, by perf_analyzer: rates, latencies, where they go, batches
 	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
@@ -205,10 +205,11 @@ benchmark-scale: setup  ## How cost grows with megapixels, batch, clients and se
 profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, STANDARD=1, ENGINE=), by kind
 	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
 		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
-		$(if $(SIDE),--side "$(SIDE)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+		$(if $(SIDE),--side "$(SIDE)") $(if $(TRTEXEC),--trtexec $(TRTEXEC)) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour
-	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
+roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour, BATCH=, PACKAGE=
+	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)") \
+		$(if $(BATCH),--batch "$(BATCH)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
 report: $(ENVS)/dev.done  ## docs/performance.md, its plots and the README's two, from what was recorded in benchmarks/results
 	@$(BUILD) -m benchmarks.report

@@ -43,7 +43,7 @@ import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
 from benchmarks import analyzer
-from benchmarks.command_line import add_record, finish
+from benchmarks.command_line import add_record, finish, progress
 from benchmarks.traffic import Server, served, with_identity
 
 #: Photographs on their way at a time. A CPU takes a second or more for each of `enhance`, and its queue is short.
@@ -336,12 +336,6 @@ def in_a_process(part: str, *arguments: str, **environment: str) -> dict[str, fl
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **environment})
     found: dict[str, float] = json.loads(done.stdout)
     return found
-
-
-def progress(line: str) -> None:
-    print(f"\r\033[K  {line}" if sys.stderr.isatty() else f"  {line}", end="", file=sys.stderr, flush=True)
-    if not sys.stderr.isatty():
-        print(file=sys.stderr)
 
 
 def report(server: Server, perf_analyzer: str, rounds: int) -> dict[str, object]:

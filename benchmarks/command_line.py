@@ -1,10 +1,12 @@
-"""What the benchmarks' command lines share: the photographs they send, and how a run ends: its figures kept."""
+"""What the benchmarks' command lines share: the photographs they send, what they say on the way, and how a run ends."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ def writable(text: str) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"nothing can be written into {parent}: name another file")
     return path
+
+
+def progress(text: str = "") -> None:
+    """What is being done, on standard error: on a terminal one line written over, which no text wipes; else a line."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K  {text}" if text else "\r\033[K", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def interruptible(main: Callable[[], None]) -> None:
+    """Runs a command line that Ctrl-C ends in one word."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
 
 
 def jpegs(folder: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from benchmarks.circumstances import circumstances, make_command
-from benchmarks.command_line import add_record, finish
+from benchmarks.command_line import add_record, finish, interruptible, progress
 from benchmarks.kinds import (
     ELEMENTWISE,
     FROM_NORM,
@@ -148,12 +148,12 @@ def profiled(runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int) ->
     """A runtime's figures, as the JSON has them. With counters and without take turns; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {"plain": [], "counted": []}
     for turn in range(rounds + 1):
-        print(f"\r  {runtime.name}: round {turn}/{rounds}", end="", file=sys.stderr, flush=True)
+        progress(f"{runtime.name}: round {turn}/{rounds}")
         for what, run in (("plain", runtime.plain), ("counted", runtime.counted)):
             began = time.perf_counter()
             run(image)
             seconds[what].append(time.perf_counter() - began)
-    print(file=sys.stderr)
+    progress()
     plain, counted = ([second * 1e3 for second in seconds[what][1:]] for what in ("plain", "counted"))
     return {
         "runtime": runtime.name,
@@ -232,11 +232,11 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
             raise ExportError(f"--side {side}: the network halves an image three times: give a multiple of 8")
         if arguments.standard:
             torch.manual_seed(0)
-            name, network = "standard, 26.1 M, random weights", Restormer(restormer()).eval()
+            name, network = "the standard network, 26.1 M parameters, random weights", Restormer(restormer()).eval()
         else:
             package = package_from_folder(arguments.package)
-            name, network = str(arguments.package), network_from_package(package)
-        print("  exporting the graph ...", file=sys.stderr)
+            name, network = f"the network of {arguments.package}", network_from_package(package)
+        progress("exporting the graph ...")
         return cpu_graph(network, side), cpu.settings(precision), {
             "network": name, "side": side, "precision": precision.name,
         }  # fmt: skip
@@ -249,7 +249,8 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
     stated = json.loads(beside.read_text(encoding="utf-8"))
     if stated["target"] != "cpu":
         raise ExportError(f"{engine} is for {stated['target']}: make engine PRECISION=fp32 TARGET=cpu")
-    name = f"{stated['package']['folder']}, {stated['network']['parameters']:,} parameters"
+    words = dict(word.split("=", 1) for word in shlex.split(stated["command"]) if "=" in word)
+    name = f"the network of {words['PACKAGE']}, {stated['network']['parameters']:,} parameters"
     cpu.require_precision(PRECISIONS[stated["precision"]])
     return onnx.load(engine), stated["runtime"]["settings"], {
         "network": name, "side": stated["profile"]["compiled"][-1], "precision": stated["precision"],
@@ -342,4 +343,4 @@ def measured(
 
 
 if __name__ == "__main__":
-    main()
+    interruptible(main)

@@ -2,7 +2,7 @@
 
 Shares no code with ``export.network``: a function of a state dict and an image, every step as the paper writes it
 (q and k normalised before their product, LayerNorm spelled out, pixel shuffles by index), with PyTorch's own functions
-where it has them, as one would write it who does not think of speed.
+where it has them, as one would write it who does not think of speed. `Plain` is the same as a module, for its graph.
 """
 
 import re
@@ -10,7 +10,25 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from export.network import Restormer
+
+
+class Plain(nn.Module):
+    """`restormer` with the weights of a network, as a module: what an ONNX exporter takes."""
+
+    def __init__(self, network: Restormer) -> None:
+        super().__init__()
+        self.network, self.architecture = network, network.architecture
+
+    @property
+    def output(self) -> nn.Conv2d:
+        """The last convolution."""
+        return self.network.output
+
+    def forward(self, image: Tensor) -> Tensor:
+        return restormer(dict(self.network.named_parameters()), image)
 
 
 def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
@@ -31,14 +49,17 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
             return x / torch.sqrt(variance + 1e-5) * weight[:, None, None]
         return (x - mean) / torch.sqrt(variance + 1e-5) * weight[:, None, None] + bias[:, None, None]
 
+    def unit(x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
     def attention(name: str, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         temperature = weights[f"{name}.temperature"]
         heads = temperature.shape[0]
         qkv = depthwise(f"{name}.qkv_dwconv", convolution(f"{name}.qkv", x))
         q, k, v = (qkv[:, i * c : (i + 1) * c].reshape(n, heads, c // heads, h * w) for i in range(3))
-        scores = torch.einsum("nhcp,nhdp->nhcd", F.normalize(q, dim=-1), F.normalize(k, dim=-1)) * temperature
-        mixed = torch.einsum("nhcd,nhdp->nhcp", scores.softmax(dim=-1), v).reshape(n, c, h, w)
+        scores = unit(q) @ unit(k).transpose(-2, -1) * temperature
+        mixed = (scores.softmax(dim=-1) @ v).reshape(n, c, h, w)
         return convolution(f"{name}.project_out", mixed)
 
     def feed_forward(name: str, x: Tensor) -> Tensor:
@@ -63,11 +84,8 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
     def up(name: str, x: Tensor) -> Tensor:
         x = convolution(f"{name}.body.0", x)
         n, c, h, w = x.shape
-        result = x.new_zeros(n, c // 4, h * 2, w * 2)
-        for i in (0, 1):
-            for j in (0, 1):
-                result[:, :, i::2, j::2] = x[:, i * 2 + j :: 4]
-        return result
+        rows = [torch.stack([x[:, i * 2 + j :: 4] for j in (0, 1)], dim=-1) for i in (0, 1)]
+        return torch.stack(rows, dim=3).reshape(n, c // 4, h * 2, w * 2)
 
     shallow = convolution("patch_embed.proj", image)
     level1 = stage("encoder_level1", shallow)

@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from benchmarks.core import OURS, ran, trained
+
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a3507d"
 #: What stands for a colour on a dark page.
@@ -42,7 +44,6 @@ KINDS = {"1x1 convolution": (BLUE, "o"), "depthwise convolution": (ORANGE, "^"),
 SAME = 200.0  #: decibels, the most that a record says: the same in every bit
 FEW = {"p90": 10, "p99": 100}  #: requests below which a percentile is somebody's bad luck, and not told
 LEAST, MOST = 0.3, 3000.0  #: operations a byte: where the roofline begins and ends
-OURS = "our cpu engine"  #: how the runtimes of this project begin in a record of the core
 
 
 def svg(draw: Callable[[Any], Figure], document: dict[str, Any]) -> bytes:
@@ -151,19 +152,9 @@ def core(document: dict[str, Any]) -> Figure:
     return figure
 
 
-def trained(document: dict[str, Any]) -> str:
-    """The name of the network whose weights were trained."""
-    return next(name for name, network in document["networks"].items() if network["weights"] == "trained")
-
-
-def ran(network: dict[str, Any]) -> dict[str, Any]:
-    """The rows of the runtimes that could be measured; the first is what the others are compared with."""
-    return {name: row for name, row in network["rows"].items() if "median_s" in row}
-
-
 def ladder(document: dict[str, Any]) -> Figure:
     """What each step brought: bars, each from where the one before it ended."""
-    steps = document["ladder"]
+    steps = [step for step in document["ladder"] if "median_s" in step]
     figure, (plot,) = _panels(1, 0.9 + 0.36 * len(steps))
     places, first = range(len(steps)), steps[0]["median_s"]
     before = [steps[0]["speedup"], *(step["speedup"] for step in steps[:-1])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import math
 import platform
 import shlex
@@ -18,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 
 from export import machine, ort, tensorrt
-from export.errors import ExportError
-from export.files import checkpoint_path, sha256
-from export.precision import Precision, precision_from_name
+from export.errors import ExportError, GateError
+from export.files import checkpoint_path, sha256, write_bytes
+from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
 from export.publish import provenance, versions
 from export.tensorrt import Options
@@ -102,23 +103,48 @@ def build(request: Request) -> list[Path]:
 
 
 def _build_fastest(request: Request) -> list[Path]:
-    """In the precision that is fastest here: measured on a CPU, and if it is not faithful enough the next."""
+    """In the precision that is fastest here: measured on a CPU, and if it does not pass its gate the next.
+
+    What was chosen is kept in ``engines/.cache`` by everything it depends on: with nothing changed nothing is measured.
+    """
+    _require_settings(request)
     if request.target == "tensorrt" or (request.target == AUTO and machine.gpus()):
         say("PRECISION=auto: fp16, the fastest that needs no calibration on every GPU since Turing")
         return build(replace(request, precision="fp16"))
     if request.target == "rtx":
         raise ExportError("PRECISION=auto measures on this CPU, which TARGET=rtx is not for: give PRECISION=fp16")
     ort.require_one()
-    _require_settings(request)
+    key = hashlib.sha256(json.dumps(_origin(request, "cpu")).encode()).hexdigest()[:16]
+    cache = request.engines / ".cache" / f"auto-{key}.json"
+    if known := _known(cache):
+        say(f"PRECISION=auto: {known}, as measured before ({cache})")
+        return build(replace(request, precision=known, target="cpu"))
     from export.fastest import fastest_first  # PyTorch
 
-    *names, last = fastest_first(request.package)
-    for name in names:
-        try:
-            return build(replace(request, precision=name, target="cpu"))
-        except ExportError as error:
-            say(f"PRECISION=auto: {name} is not taken: {error}")
-    return build(replace(request, precision=last, target="cpu"))
+    name, made = _first_to_pass(request, fastest_first(request.package))
+    write_bytes(cache, json.dumps({"precision": name}).encode())
+    return made
+
+
+def _first_to_pass(request: Request, names: list[str]) -> tuple[str, list[Path]]:
+    """Builds in the first of the precisions that passes its gate; what is wrong otherwise ends it."""
+    name, *others = names
+    try:
+        return name, build(replace(request, precision=name, target="cpu"))
+    except GateError as error:
+        if not others:
+            raise
+        say(f"PRECISION=auto: {name} is not taken: {error}")
+    return _first_to_pass(request, others)
+
+
+def _known(cache: Path) -> str:
+    """The precision that was chosen before; empty if none was, or the file is damaged."""
+    try:
+        name = json.loads(cache.read_text(encoding="utf-8"))["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return name if name in PRECISIONS else ""
 
 
 def _make(request: Request, precision: Precision, places: dict[str, Place], todo: dict[str, dict[str, str]]) -> None:
@@ -141,6 +167,8 @@ def _make(request: Request, precision: Precision, places: dict[str, Place], todo
 
 def _require_settings(request: Request) -> None:
     """Refuses at once what would be refused after minutes."""
+    if request.target not in TARGETS:
+        raise ExportError(f"TARGET={request.target} is unknown: choose one of {', '.join(TARGETS)}")
     if not (request.repository / MODEL / "config.pbtxt").is_file():
         raise ExportError(f"{request.repository} is no model repository of ours: {MODEL}/config.pbtxt is missing")
     if request.gate is not None and not math.isfinite(request.gate):
@@ -155,8 +183,6 @@ def _require_settings(request: Request) -> None:
 
 def _targets(request: Request, precision: Precision) -> list[str]:
     """The targets to build, with the reason said where the user left the choice to us."""
-    if request.target not in TARGETS:
-        raise ExportError(f"TARGET={request.target} is unknown: choose one of {', '.join(TARGETS)}")
     if request.target == "cpu":
         from export.cpu import require_precision  # OpenVINO: half a second
 

@@ -1,7 +1,7 @@
 """The ``cpu`` target: the ONNX graph of ``export.channels``, run by OpenVINO.
 
-OpenVINO was chosen by measurement: it is the CPU runtime that executes bfloat16, and that is the fastest of what
-``make benchmark-core`` sets side by side.
+OpenVINO was chosen by measurement (``make benchmark-core``): it is the CPU runtime that executes bfloat16, and on that
+graph, which is made for it, the fastest of what is set side by side. On the plain graph ONNX Runtime can be faster.
 It decides floating-point types by a hint and not by the graph, so after compiling we ask what it really executes.
 """
 

@@ -23,7 +23,7 @@ from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, rep
 from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, tool_versions
 from export.channels import channels_last
 from export.coverage import Convolution
-from export.errors import ExportError
+from export.errors import ExportError, GateError
 from export.fidelity import Fidelity, NotRun
 from export.files import checkpoint_path, sha256, write_bytes
 from export.network import Restormer
@@ -309,7 +309,7 @@ class Factory:
                 if self._precision.name == "int8"
                 else ""
             )
-            raise ExportError(
+            raise GateError(
                 f"only {reached:.0%} of the {kind}' work would execute in {self._precision.name}, at least "
                 f"{self._precision.floor:.0%} is needed to call it so: nothing was published{hint}"
             )
@@ -317,7 +317,7 @@ class Factory:
     def _require_fidelity(self, target: str, decisive: Fidelity) -> None:
         try:
             fidelity.require_fidelity(decisive, self._yardstick.reference_truth(), self._precision, self._gate)
-        except ExportError as error:
+        except GateError as error:
             picture = self._request.engines / "failed" / f"{target}-{self._precision.name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             name = decisive.worst
@@ -325,7 +325,7 @@ class Factory:
             pixels = fidelity.difference_picture(*panels, self._yardstick.worst_outputs[decisive.rung])
             Image.fromarray(pixels).save(picture)
             write_json(picture.with_suffix(".json"), asdict(decisive))
-            raise ExportError(
+            raise GateError(
                 f"{error}; {picture} shows {name}: input, float32, {self._precision.name}, difference"
             ) from None
 

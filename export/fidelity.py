@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export import half
-from export.errors import ExportError
+from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
 from export.precision import Precision
 from imaging import SIDE, SUFFIXES, InvalidPhotograph, decode_small, framed
@@ -84,14 +84,14 @@ class Yardstick:
     def measure(self, rung: str, executes: str, run: Runner) -> Fidelity:
         """Runs ``run`` on every photograph; outputs are clamped to [0, 1] as they are served.
 
-        Raises `ExportError` if an output is not finite.
+        Raises `GateError` if an output is not finite.
         """
         figures: dict[str, tuple[Distance, float]] = {}
         truths = []
         for name, image in self.images.items():
             output, reference = np.asarray(run(image), np.float32), self.references[name]
             if not np.isfinite(output).all():
-                raise ExportError(f"{rung}: the output for {name} holds NaN or infinity; nothing was published")
+                raise GateError(f"{rung}: the output for {name} holds NaN or infinity; nothing was published")
             output = output.clip(0, 1)
             found = _distance(output, reference)
             if not figures or found.psnr < min(other.psnr for other, _ in figures.values()):
@@ -153,14 +153,14 @@ def torch_runner(network: nn.Module, *, device: str = "cpu", compiled: bool = Fa
 
 
 def require_fidelity(reached: Fidelity, reference: Distance | None, precision: Precision, gate: float) -> None:
-    """Refuses what is below the gate, or lost too much against the ground truth."""
+    """Refuses (`GateError`) what is below the gate, or lost too much against the ground truth."""
     if reached.psnr < gate:
-        raise ExportError(
+        raise GateError(
             f"fidelity {reached.psnr:.1f} dB on {reached.worst} is below the gate of {precision.name}, "
             f"{gate:.0f} dB: nothing was published"
         )
     if reached.truth and reference and reference.psnr - reached.truth.psnr > precision.loss:
-        raise ExportError(
+        raise GateError(
             f"{reference.psnr - reached.truth.psnr:.2f} dB lost against the ground truth, {precision.name} may lose "
             f"{precision.loss} dB: nothing was published"
         )

@@ -57,6 +57,7 @@ def test_every_command_of_the_report_is_a_verb():
 def network(weights, **rows):
     """A network's figures as the core's record has them; ``rows``: times as fast, and decibels."""
     figures = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "memory_mib": 512, "peak_share": None}
+    figures |= {"rounds": 3, "precision": "fp32"}
     made = {
         name: figures | {"ready_s": 1.0, "first_s": 0.5, "speedup": speedup, "psnr_db": decibels}
         for name, (speedup, decibels) in rows.items()
@@ -78,9 +79,19 @@ def test_a_gpu_hosts_record_gets_tables_and_what_was_not_run_its_reason(recorded
         "networks": {"demo 512": network("trained", **rows)},
     }
     core["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
+    core["networks"]["demo 512"]["rows"]["GPU: TensorRT FP16"]["memory_mib"] = None
+    assert "No GPU has run any of this yet" in report.page(recorded)
     page = report.page({**recorded, "core-gpu": core})
-    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 100.00 | 55.0 | 512 | – | 1.50 |" in page
+    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 3 | 100.00 | 55.0 | – | – | 1.50 |" in page
     assert "\nNot run: GPU: TensorRT INT8 (too little memory).\n" in page
+    assert "No GPU has run any of this yet" not in page
+
+
+def test_what_trtexec_timed_on_a_gpu_gets_its_table(recorded):
+    profile = {key: value for key, value in recorded["profile"].items() if not key.endswith("_ms")}
+    page = report.page({**recorded, "profile-gpu": {**profile, "runtime": "TensorRT", "total_ms": 12.0, "others": []}})
+    assert "TensorRT, its layers together 12.0 ms." in page
+    assert "No GPU has run any of this yet" not in page
 
 
 def test_the_measured_share_of_the_limit_is_told_where_there_is_one():
@@ -148,24 +159,6 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         report.main()
     assert not (tmp_path / "docs").exists()
-
-
-@pytest.mark.parametrize(
-    ("isa", "speedup", "decibels", "said"),
-    [
-        (["amx_bf16"], 10.2, 54.0, "is reached"),
-        (["amx_bf16"], 9.9, 54.0, "is **missed**"),
-        (["amx_bf16"], 10.2, 44.9, "is **missed**"),
-        (["avx2"], 3.0, 117.0, "this one has none"),
-    ],
-)
-def test_the_goal_of_the_engine_is_one_of_speed_and_fidelity_on_a_machine_with_amx(isa, speedup, decibels, said):
-    engine = f"{plots.OURS}, bf16"
-    networks = {
-        "standard 256": network("random", **{"base": (1.0, plots.SAME), engine: (speedup, 20.0)}),
-        "demo 512": network("trained", **{"base": (1.0, plots.SAME), engine: (speedup, decibels)}),
-    }
-    assert said in performance.core_goal_sentence({"circumstances": {"isa": isa}, "networks": networks})
 
 
 def test_a_percentile_of_too_few_requests_is_not_told():

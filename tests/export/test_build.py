@@ -24,7 +24,7 @@ from export import machine
 from export.__main__ import main
 from export.build import Request, _origin, build, command
 from export.cpu import require_precision, why_not
-from export.errors import ExportError
+from export.errors import ExportError, GateError
 from export.fidelity import Fidelity, Yardstick, require_fidelity
 from export.metrics import Distance
 from export.precision import PRECISIONS
@@ -84,7 +84,7 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
     """The real build against a gate no float32 arithmetic reaches; the published engine survives, a picture tells."""
     before = files(copy)
     with pytest.raises(
-        ExportError, match=r"below the gate of fp32, 199 dB: nothing was published; .*cpu-fp32\.png shows"
+        GateError, match=r"below the gate of fp32, 199 dB: nothing was published; .*cpu-fp32\.png shows"
     ):
         build(request_for(copy, **tiny, gate=199.0))
     assert files(copy) == before
@@ -98,6 +98,7 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
     [
         (["--precision", "fp8"], "PRECISION=fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8"),
         (["--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
+        (["--precision", "auto", "--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
         (
             ["--precision", "tf32", "--target", "cpu"],
             "tf32 is a mode of NVIDIA's GPUs: build with PRECISION=fp32 TARGET=cpu",
@@ -130,7 +131,7 @@ def test_a_precision_is_refused_where_the_cpu_would_only_pretend(monkeypatch, na
 
 def test_outputs_that_are_not_finite_fail():
     image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
-    with pytest.raises(ExportError, match=r"a\.jpg holds NaN or infinity"):
+    with pytest.raises(GateError, match=r"a\.jpg holds NaN or infinity"):
         Yardstick(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
 
 

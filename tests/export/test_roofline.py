@@ -99,6 +99,24 @@ def test_shapes_are_the_layers_again(graphs):
     assert sum(row["layers"] * row["gmacs"] for row in rows) == pytest.approx(sum(layer.macs for layer in found) / 1e9)
 
 
+def test_the_ledger_begins_with_the_paper_and_its_first_rows_do_the_same_work(network, graphs, monkeypatch):
+    work, count = [], roofline.layers
+
+    def counted(model, **how):
+        found = count(model, **how)
+        work.append(sum(layer.macs for layer in found))
+        return found
+
+    monkeypatch.setattr(roofline, "layers", counted)
+    rows = roofline.ledger(network, graphs)
+    assert work[0] == work[1] == work[2] > 0
+    paper, own = list(rows)[:2]
+    assert paper == "as in the paper"
+    assert rows[paper]["nodes"] > rows[own]["nodes"]  # LayerNorm is one node
+    assert rows[paper]["megabytes"] > rows[own]["megabytes"]
+    assert rows["float16"]["casts"] > rows[own]["casts"] == 0
+
+
 def test_a_gpu_of_more_bandwidth_is_no_slower(graphs):
     every = roofline.every_gpu(graphs, BATCH)
     assert list(every) == list(roofline.GPUS)

@@ -136,6 +136,15 @@ def test_a_gpus_config_differs_only_in_delay_and_instances(name):
     assert tuned == usual
 
 
+@pytest.mark.parametrize("gpu", ["a100", "h100", "h200"])
+def test_a_gpus_config_reckons_with_what_the_roofline_calculates(gpu):
+    recorded = json.loads((REPOSITORY.parent / "benchmarks/results/roofline.json").read_text(encoding="utf-8"))
+    least, batch = recorded["gpus"][gpu]["fused_ms"]["fp16"], recorded["batch"]
+    text = (REPOSITORY / f"restormer/configs/{gpu}.pbtxt").read_text(encoding="utf-8").replace("\n# ", " ")
+    assert f"takes {least:.1f} ms a photograph at the least, {batch * least:.0f} ms a batch" in text
+    assert f"of the {batch * least:.0f} ms it runs" in text
+
+
 @pytest.mark.parametrize("name", ON_GPU)
 def test_every_gpu_gets_its_instances(name):
     (group,) = parsed(REPOSITORY / "restormer" / name).instance_group
