@@ -15,6 +15,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,6 @@ import numpy as np
 from benchmarks.command_line import jpegs
 
 PREPROCESS, CORE, POSTPROCESS = NAMES = ("preprocess", "restormer", "postprocess")
-SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,12 @@ def adapter(repository: Path, instances: int = 1) -> Any:
     module.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request)  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
     model = runpy.run_path(str(repository / CORE / str(version) / "model.py"))["TritonPythonModel"]()
-    group = {"instance_group": [{"count": instances}]}
-    model.initialize({"model_config": json.dumps(group), "model_name": CORE, "model_version": str(version)})
+    arguments = {
+        "model_config": json.dumps({"instance_group": [{"count": instances}]}),
+        "model_name": CORE, "model_version": str(version),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # what it shares with nobody here it keeps open
+        model.initialize({**arguments, "model_repository": f"{folder}/{CORE}"})
     return model
 
 

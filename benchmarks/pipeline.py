@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -51,33 +52,49 @@ def against_parts(
 ) -> dict[str, Any]:
     """`enhance` beside its parts, in turns: one photograph at a time, and so many.
 
+    The parts work before and after it, and the mean counts: a machine that drifts would else favour what came first.
     ``core``: what a GPU's network does alone, 0 where the cores have it.
     """
     turns: list[dict[str, Any]] = []
     for number in range(rounds):
         saying = f"round {number + 1}/{rounds}:"
-        worked, single = {}, {}
-        for name, part in alone.items():
-            progress(f"{saying} {name} alone")
-            worked[name] = part.work(seconds)
-            single[name] = part.work(seconds, processes=1) if len(worked[name]) > 1 else worked[name]
-        each = {name: parts.rate(found) for name, found in worked.items()} | ({CORE: core} if core else {})
-        bound = allowed(each, on_gpu=bool(core))
+        before = by_themselves(alone, seconds / 2, saying)
+        expected = turns[-1]["reached"] if turns else allowed(_rates([before], core), on_gpu=bool(core))
         points = {}
         for many in sorted({1, concurrency}):
             progress(f"{saying} {ENHANCE}, {many} at a time")
-            points[many] = bench.closed(ENHANCE, many, windows=1, expected=turns[-1]["reached"] if turns else bound)
+            points[many] = bench.closed(ENHANCE, many, windows=1, expected=expected)
+        both = [before, by_themselves(alone, seconds / 2, saying)]
+        each = _rates(both, core)
         turns.append(
             {
                 "parts": each,
-                "cpu_ms": {name: parts.cpu_ms(found) for name, found in worked.items()},
-                "latency_ms": {name: 1e3 / parts.rate(found) for name, found in single.items()},
-                "allowed": bound,
+                "cpu_ms": {name: parts.cpu_ms(both[0][name][0] + both[1][name][0]) for name in alone},
+                "latency_ms": {
+                    name: statistics.mean(1e3 / parts.rate(worked[name][1]) for worked in both) for name in alone
+                },
+                "allowed": allowed(each, on_gpu=bool(core)),
                 "reached": rates(ENHANCE, points[concurrency].moments)[0],
                 "points": points,
             }
         )
     return summary(turns, concurrency, GOALS["gpu" if core else "cpu"])
+
+
+def by_themselves(alone: dict[str, parts.Part], seconds: float, saying: str) -> dict[str, tuple[Any, Any]]:
+    """What each part does alone, on all its processes and on one."""
+    found = {}
+    for name, part in alone.items():
+        progress(f"{saying} {name} alone")
+        worked = part.work(seconds)
+        found[name] = worked, part.work(seconds, processes=1) if len(worked) > 1 else worked
+    return found
+
+
+def _rates(times: Sequence[dict[str, tuple[Any, Any]]], core: float) -> dict[str, float]:
+    """Photographs a second of each part, the mean of these times."""
+    found = {name: statistics.mean(parts.rate(worked[name][0]) for worked in times) for name in times[0]}
+    return found | ({CORE: core} if core else {})
 
 
 def summary(turns: Sequence[dict[str, Any]], concurrency: int, goal: float) -> dict[str, Any]:
@@ -186,29 +203,35 @@ def open_row(bench: Bench, model: str, rate: float) -> dict[str, Any]:
         return {"asked": rate, "rate": None, "rejected": int(rejected)}
 
 
-def of_roofline(engine: Path, package: Path, rate: float) -> dict[str, Any]:
-    """The rate of `restormer` as a share of what the GPU's datasheet allows (benchmarks/roofline.py: calculated)."""
+def limit_of(engine: Path, package: Path) -> dict[str, Any]:
+    """What the GPU's datasheet allows the engine (benchmarks/roofline.py: calculated), or why that is not known."""
     from benchmarks import roofline
     from export.files import checkpoint_path, sha256
     from export.machine import gpus
     from export.package import network_from_package, package_from_folder
 
     document = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
-    gpu = next((each for key, each in roofline.GPUS.items() if key in gpus()[0][0].lower()), None)
+    name = gpus()[0][0]  # "NVIDIA H100 80GB HBM3"; a GH200 is no H200
+    gpu = next((roofline.GPUS[word] for word in re.findall(r"[a-z]+\d+", name.lower()) if word in roofline.GPUS), None)
     if gpu is None:
-        return {"why_not": f"no datasheet of {gpus()[0][0]} in benchmarks/roofline.py"}
+        return {"why_not": f"no datasheet of {name} in benchmarks/roofline.py"}
     if sha256(checkpoint_path(package)) != document["package"]["checkpoint_sha256"]:
         return {"why_not": f"{engine} was not built from {package}: PACKAGE="}
     precision, batch = document["precision"], document["profile"]["max"][0]
     made = roofline.graphs(network_from_package(package_from_folder(package)))
     layers = roofline.layers(made[precision], fused=True, tf32=precision == "tf32")
-    limit = 1e3 / roofline.least_ms(layers, gpu, batch)
-    return {"gpu": gpu.name, "precision": precision, "limit": limit, "measured": rate, "share": rate / limit}
+    return {"gpu": gpu.name, "precision": precision, "limit": 1e3 / roofline.least_ms(layers, gpu, batch)}
+
+
+def of_limit(limit: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The limit with what was measured beside it."""
+    return limit | ({} if "why_not" in limit else {"measured": rate, "share": rate / limit["limit"]})
 
 
 def report(bench: Bench, alone: dict[str, parts.Part], options: argparse.Namespace, engine: Path) -> dict[str, Any]:
     """Everything about the published engine, as the JSON line has it."""
     on_gpu, most, core = engine.suffix == ".plan", max(options.concurrency), 0.0
+    limit = limit_of(engine, options.package) if on_gpu else None  # before the minutes: it reads PACKAGE
     if on_gpu:  # the network alone is Triton's `restormer`: nothing here runs a plan without it
         found = [row(CORE, [bench.closed(CORE, each, windows=1, expected=0.0)])["rate"] for each in options.concurrency]
         core = max(found)
@@ -223,7 +246,7 @@ def report(bench: Bench, alone: dict[str, parts.Part], options: argparse.Namespa
         "saturated": {
             model: {key: each[key] for key in ("concurrency", "rate", "batch")} for model, each in rates_.items()
         },
-        "roofline": of_roofline(engine, options.package, rates_[CORE]["rate"]) if on_gpu else None,
+        "roofline": of_limit(limit, rates_[CORE]["rate"]) if limit else None,
     }
 
 
@@ -359,9 +382,9 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("demo/package"), help="the engine's, for the GPU's limit")
     parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
     parser.add_argument("--concurrency", type=numbers(int), default=[1, 2, 4], help="requests at a time: 1,2,4")
-    parser.add_argument("--rates", type=numbers(float), default=[0.8], help="of the most reached, open loop: 0.5,0.8")
+    parser.add_argument("--rates", type=numbers(float), default=[0.5, 0.8], help="of the most reached, open: 0.5,0.8")
     parser.add_argument("--rounds", type=int, default=3, help="of parts and pipeline in turns")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a window, at least; it has whole cycles")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a window, at least; it has whole cycles")
     parser.add_argument("--only-published", type=int, choices=(0, 1), default=0, help="1: without the small network")
     add_record(parser)
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import analyzer
 from benchmarks.parts import CORE, NAMES
-from benchmarks.traffic import Counters, Server
+from benchmarks.traffic import Counters, Server, worked_us
 
 ENHANCE, TILED = "enhance", "enhance_tiled"
 #: The models whose counters say where a request was.
@@ -179,4 +179,5 @@ def row(model: str, points: Sequence[Point]) -> dict[str, Any]:
 def spent(grown: Counters, model: str, what: str) -> float:
     """Milliseconds a request of a model was there."""
     requests = grown[model, "request_success"]
-    return grown[model, f"{WHERE[what]}_duration_us"] / requests / 1e3 if requests else 0.0
+    there = worked_us(grown, model) if what == "infer" else grown[model, f"{WHERE[what]}_duration_us"]
+    return there / requests / 1e3 if requests else 0.0

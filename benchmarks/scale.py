@@ -37,7 +37,18 @@ from benchmarks.circumstances import circumstances, make_command, ticks
 from benchmarks.command_line import add_record, finish, jpegs
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
-from benchmarks.traffic import Answer, Counters, Server, closed_loop, connected, enhance, outcomes, percentile, served
+from benchmarks.traffic import (
+    Answer,
+    Counters,
+    Server,
+    closed_loop,
+    connected,
+    enhance,
+    outcomes,
+    percentile,
+    served,
+    worked_us,
+)
 from export import cpu
 from export.build import MODEL
 from export.publish import documents, versions
@@ -100,12 +111,13 @@ def eighths(data: bytes) -> int:
 
 def seconds_of_parts(before: Counters, after: Counters) -> dict[str, float]:
     """Seconds that each part worked between two readings, and that was waited in queues, together."""
-    grown = {key: (after[key] - before[key]) / 1e6 for key in after}
-    worked = {
-        f"{part}_s": sum(grown.get((part, f"compute_{what}_duration_us"), 0.0) for what in ("input", "infer", "output"))
+    grown = {key: after[key] - before[key] for key in after}
+    copied = {
+        part: sum(grown.get((part, f"compute_{what}_duration_us"), 0.0) for what in ("input", "output"))
         for part in PARTS
     }
-    return {**worked, "queue_s": sum(grown.get((part, "queue_duration_us"), 0.0) for part in PARTS)}
+    worked = {f"{part}_s": (copied[part] + worked_us(grown, part)) / 1e6 for part in PARTS}
+    return {**worked, "queue_s": sum(grown.get((part, "queue_duration_us"), 0.0) for part in PARTS) / 1e6}
 
 
 async def megapixels_of(server: Server, sizes: Sequence[float], rounds: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -37,7 +37,7 @@ PAUSE = 0.2  #: seconds a worker of a closed loop takes after an answer that was
 REJECTED, EXPIRED = "xceeds maximum queue size", "Request timeout expired"
 
 
-#: Of a model, what Triton calls ``nv_inference_NAME``: by (model, NAME).
+#: Of a model, what Triton calls ``nv_inference_NAME`` and its adapter ``restormer_NAME``: by (model, NAME).
 Counters = Counter[tuple[str, str]]
 
 
@@ -73,10 +73,10 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in found if all(part in line for part in wanted))
 
     def counters(self) -> Counters:
-        """All of Triton's counters of models at one moment, versions and reasons summed."""
+        """All counters of models at one moment, versions and reasons summed."""
         found: Counters = Counter()
         for line in self._metrics():
-            if match := re.match(r'nv_inference_(\w+)\{.*?model="([^"]+)"[^}]*\} (\S+)$', line):
+            if match := re.match(r'(?:nv_inference|restormer)_(\w+)\{.*?model="([^"]+)"[^}]*\} (\S+)$', line):
                 found[match[2], match[1]] += float(match[3])
         return found
 
@@ -136,6 +136,16 @@ def with_identity(repository: Path, name: str) -> Iterator[Path]:
         config = models / name / "config.pbtxt"
         config.write_text(config.read_text(encoding="utf-8").replace('name: "identity"', f'name: "{name}"', 1))
         yield models
+
+
+def worked_us(grown: Mapping[tuple[str, str], float], model: str) -> float:
+    """Microseconds that a model worked, by what its counters have grown.
+
+    Of preprocess by its adapter: Triton takes the pauses of imaging/pace.py for work.
+    """
+    if model == "preprocess":
+        return 1e3 * grown.get((model, "photograph_ms_sum"), 0.0)
+    return grown.get((model, "compute_infer_duration_us"), 0.0)
 
 
 def kill(pid: int) -> None:

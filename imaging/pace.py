@@ -8,7 +8,8 @@ it. He holds nobody meanwhile: the queue before him still lets the more urgent g
 It goes on when the network has *ended* one, which also wakes Triton's batcher: with a queue policy, the batcher of 2.51
 notices that a model has become free only when a request comes in, or at the next half second (docs/production.md).
 
-Two small files have the state, and locks on them keep it. The kernel lets go of the locks of a process that dies.
+Two small files have the state: the count, and when the network last ended. Locks keep them; the kernel lets go of the
+locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 POLL = 0.01  #: seconds between two looks at the network
-#: Seconds without work after which the network waits for somebody: handing over takes a few ms, and what was counted
-#: beyond that has gone another way (its sender gone, its time up).
+#: Seconds without work after which nobody is on his way to the network: handing over takes a few ms, and whoever was
+#: counted has gone another way (his sender gone, his time up).
 IDLE = 0.03
 
 
@@ -41,29 +42,24 @@ class Pace:
             try:
                 yield
             finally:
+                os.utime(self._work)
                 self._change(lambda count: max(0, count - 1))
 
     def prepared(self) -> None:
-        """The other side: one more is on its way to the network."""
-        self._change(lambda count: count + 1)
+        """The other side: one more is on its way to the network, or the only one if it has nothing to do."""
+        self._change(lambda count: 1 if self._idle() else count + 1)
 
     def pause(self, most: int) -> None:
         """Returns when fewer than ``most`` are prepared and not ended, or when the network has nothing to do."""
-        worked = time.monotonic()
-        while self._read() >= most:
-            if self._works():
-                worked = time.monotonic()
-            elif time.monotonic() - worked > IDLE:
-                self._change(lambda _: 0)
-                return
+        while self._read() >= most and not self._idle():
             time.sleep(POLL)
 
-    def _works(self) -> bool:
+    def _idle(self) -> bool:
         try:
             with _locked(self._work, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return False
+                return time.time() - os.fstat(self._work).st_mtime > IDLE
         except BlockingIOError:
-            return True
+            return False
 
     def _change(self, change: Callable[[int], int]) -> None:
         with _locked(self._count, fcntl.LOCK_EX):

@@ -35,7 +35,9 @@ def moment(time, done, *, cpu=0.0, infer_ms=(20, 900, 60)):
     for name, ms in zip(parts.NAMES, infer_ms, strict=True):
         counters[name, "request_success"] = done
         counters[name, "compute_infer_duration_us"] = done * ms * 1000
+        counters[name, "photograph_ms_sum"] = done * ms
         counters[name, "queue_duration_us"] = done * 10_000
+    counters[parts.PREPROCESS, "compute_infer_duration_us"] *= 50  # it paused
     counters |= {(CORE, "count"): done, (CORE, "exec_count"): done / 2}
     return Moment(time, counters, {"tritonserver": cpu, CORE: 2 * cpu, TILED: 5.0})
 
@@ -174,5 +176,7 @@ def test_all_counters_of_a_moment_are_those_asked_for_one_by_one(triton):
     counters = server.counters()
     for model in (ENHANCE, *parts.NAMES):
         assert counters[model, "request_success"] == server.metric("nv_inference_request_success", model=model) > 0
+        assert counters[model, "photograph_ms_sum"] == server.metric("restormer_photograph_ms_sum", model=model)
+    assert counters[parts.PREPROCESS, "photograph_ms_sum"] > 0
     assert counters[CORE, "exec_count"] == server.metric("nv_inference_exec_count", model=CORE)
     assert counters[TILED, "request_failure"] == server.metric("nv_inference_request_failure", model=TILED)

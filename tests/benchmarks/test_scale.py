@@ -27,9 +27,10 @@ def test_the_decoder_shrinks_to_the_least_eighths_that_are_enough(width, eighths
 
 
 def test_what_parts_worked_is_read_off_what_the_counters_grew():
-    before = Counter({("preprocess", "compute_infer_duration_us"): 500, ("enhance", "queue_duration_us"): 7})
+    before = Counter({("preprocess", "photograph_ms_sum"): 500, ("enhance", "queue_duration_us"): 7})
     after = Counter(before)
-    after["preprocess", "compute_infer_duration_us"] += 2_000_000
+    after["preprocess", "photograph_ms_sum"] += 2_000
+    after["preprocess", "compute_infer_duration_us"] += 9_000_000  # it paused
     after["preprocess", "compute_output_duration_us"] += 500_000
     after["restormer", "queue_duration_us"] += 250_000
     after["postprocess", "queue_duration_us"] += 250_000
