@@ -17,14 +17,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 POLL = 0.01  #: seconds between two looks at the network
-#: Seconds without work after which nobody is on his way to the network: handing over takes a few ms, and whoever was
-#: counted has gone another way (his sender gone, his time up).
+#: Seconds without work after which nobody is waited for: handing over takes a few ms.
 IDLE = 0.03
+#: Seconds without work after which nobody is on his way to the network: Triton 2.51 may leave somebody waiting for half
+#: a second, and whoever is counted beyond that has gone another way (his sender gone, his time up).
+EMPTY = 1.0
 
 
 class Pace:
@@ -34,6 +37,19 @@ class Pace:
         self._count, self._work = (
             os.open(folder / f"pace.{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for name in ("count", "work")
         )
+        self._handed = 0.0  # when this process handed over its last
+
+    @classmethod
+    def beside(cls, model: str) -> Pace:
+        """That of all models that lie beside this one (``args["model_repository"]``), as `server` assembles them.
+
+        Where nothing may be written, as in a repository that a bare Triton serves read-only, no pace is kept.
+        """
+        folder = Path(model).parent
+        if os.access(folder, os.W_OK):
+            return cls(folder)
+        with tempfile.TemporaryDirectory() as own:  # the files stay open; nobody else has them
+            return cls(Path(own))
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -47,17 +63,18 @@ class Pace:
 
     def prepared(self) -> None:
         """The other side: one more is on its way to the network, or the only one if it has nothing to do."""
-        self._change(lambda count: 1 if self._idle() else count + 1)
+        self._change(lambda count: 1 if self._idle(EMPTY) else count + 1)
+        self._handed = time.time()
 
     def pause(self, most: int) -> None:
         """Returns when fewer than ``most`` are prepared and not ended, or when the network has nothing to do."""
-        while self._read() >= most and not self._idle():
+        while self._read() >= most and not self._idle(IDLE):
             time.sleep(POLL)
 
-    def _idle(self) -> bool:
+    def _idle(self, seconds: float) -> bool:
         try:
             with _locked(self._work, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return time.time() - os.fstat(self._work).st_mtime > IDLE
+                return time.time() - max(self._handed, os.fstat(self._work).st_mtime) > seconds
         except BlockingIOError:
             return False
 

@@ -32,7 +32,7 @@ class TritonPythonModel:
             )
         model = core.read_model(folder / "model.onnx")
         model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a fixed shape compiles to faster code
-        self._pace = Pace(Path(args["model_repository"]).parent)
+        self._pace = Pace.beside(args["model_repository"])
         self._network = core.compile_model(model, "CPU", settings)
 
     def execute(self, requests):

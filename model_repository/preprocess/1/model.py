@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -18,7 +17,7 @@ class TritonPythonModel:
         self.watch = Watch(pb_utils.MetricFamily, args)
         ahead = json.loads(args["model_config"])["parameters"].get("ahead")  # on a CPU host
         self.ahead = int(ahead["string_value"]) if ahead else None
-        self.pace = Pace(Path(args["model_repository"]).parent) if ahead else None
+        self.pace = Pace.beside(args["model_repository"]) if ahead else None
 
     def execute(self, requests):
         # Each is sent off at once, so that this process can pause with nobody in its hands.
