@@ -3,7 +3,7 @@
 The physics first. A server that does C photographs a second and is sent 4C has to turn three of four away. Whoever is
 turned away should know at once (his queue was full), whoever is taken should be done within what the queue holds, and
 turning away must not cost so much that fewer than C are done. In numbers, with Q who may wait as files and A who are
-prepared, the one included that the network works on:
+on their way through the network:
 
     goodput                 >= 0.95 C
     a rejection             < 50 ms at the median

@@ -68,7 +68,7 @@ def config(settings: Settings, model: Path) -> str:
     if model.name == "preprocess" and hardware(settings) == "cpu":
         core = config(settings, settings.repository / CORE)
         room = int(re.findall(r"max_queue_size: (\d+)", core)[0])
-        text = with_ahead(text, _instances(core) + min(_instances(text), room))
+        text = with_ahead(text, _instances(core) + min(_instances(text) - 1, room))
     return core_config(text, settings) if model.name == CORE else text
 
 

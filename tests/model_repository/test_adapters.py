@@ -194,7 +194,7 @@ def test_limits_are_those_of_the_configuration(adapter):
 
 
 def test_preprocess_answers_before_it_waits_for_the_network(adapter, tmp_path):
-    """One photograph is ready and one is being worked on: the answers are out, and the process pauses."""
+    """One photograph is on its way and another worked on: the answers are out, and the process pauses."""
     model = adapter("preprocess", ahead={"string_value": "2"})
     network = Pace(tmp_path / "served")
     requests = [request_for(encoded(pixels(60, 80))), request_for(b"a letter"), request_for(encoded(pixels(60, 80)))]

@@ -217,8 +217,8 @@ def test_the_served_config_is_the_published_one_but_for_what_this_start_knows():
     assert config("enhance", hardware="cpu") == (REPOSITORY / "enhance/configs/cpu.pbtxt").read_text()
 
 
-def test_one_more_is_prepared_for_each_process_than_the_network_works_on_within_its_queue():
-    for prepare, core, ahead in ((1, 0, 2), (1, 1, 2), (4, 0, 5), (3, 2, 5), (9, 0, 5)):
+def test_one_more_is_prepared_for_each_further_process_within_the_networks_queue():
+    for prepare, core, ahead in ((1, 0, 1), (1, 1, 1), (4, 0, 4), (3, 2, 4), (9, 0, 5)):
         text = config("preprocess", hardware="cpu", preprocess_instances=prepare, core_instances=core)
         assert f'key: "ahead" value: {{ string_value: "{ahead}" }}' in text
     unbounded = "".join(line for line in text.splitlines(keepends=True) if '"ahead"' not in line)
