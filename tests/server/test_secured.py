@@ -208,9 +208,9 @@ def test_histograms_count_photographs(triton):
 
 
 def test_somebody_waiting_goes_before_bulk(triton):
-    """By order, not by time: while four bulk photographs wait for the network, a fifth of level 1 comes and is next."""
+    """By order, not by time: while four bulk photographs wait, a fifth of level 1 comes and is next."""
     done, photograph = [], encoded(pixels(48, 64))
-    pending = r'nv_inference_pending_request_count\{model="restormer",version="1"\}'
+    pending = r'nv_inference_pending_request_count\{{model="{}",version="1"\}}'
 
     def send(made, name, priority):
         image = grpc.InferInput("IMAGE", [1, 1], "BYTES")
@@ -223,7 +223,7 @@ def test_somebody_waiting_goes_before_bulk(triton):
         for number in range(5):
             send(made, f"bulk {number}", 2)
         deadline = time.monotonic() + 60
-        while metric(triton.metrics_port, pending) < 4:
+        while sum(metric(triton.metrics_port, pending.format(model)) for model in ("preprocess", "restormer")) < 4:
             assert time.monotonic() < deadline
         send(made, "waiting", 1)
         while len(done) < 6 and time.monotonic() < deadline + 60:

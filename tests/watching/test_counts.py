@@ -17,15 +17,22 @@ PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def server(triton, tmp_path_factory) -> Iterator[Server]:
+def begun(tmp_path_factory):
+    """A file that the network makes when it begins with a photograph."""
+    return tmp_path_factory.mktemp("begun") / "photograph"
+
+
+@pytest.fixture(scope="module")
+def server(triton, begun, tmp_path_factory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("breaking") / "models"
     shutil.copytree(triton.repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     model = models / "restormer/1/model.py"
     line = "        with self._pace.working():\n"
     code = model.read_text(encoding="utf-8")
     assert code.count(line) == 1
-    broken = f"        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n{line}"
-    model.write_text(code.replace(line, broken), encoding="utf-8")
+    broken = f"        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n"
+    begins = f"            open({str(begun)!r}, 'w').close()\n"
+    model.write_text(code.replace(line, broken + line + begins), encoding="utf-8")
     with served(models) as running:
         yield running
 
@@ -61,15 +68,15 @@ def test_an_engine_that_fails_is_counted_as_the_engines_fault(server):
         assert enhancer.enhance(PHOTOGRAPH, timeout=60)  # and the process goes on
 
 
-def test_a_sender_who_goes_away_is_counted_as_that(server):
+def test_a_sender_who_goes_away_is_counted_as_that(server, begun):
     before = failures(server)
+    begun.unlink(missing_ok=True)
 
     async def cancelled():
         async with AsyncEnhancer(server.url) as enhancer:
-            began = server.metric("nv_inference_request_success", model="preprocess")
             task = asyncio.create_task(enhancer.enhance(PHOTOGRAPH, timeout=60))
-            while server.metric("nv_inference_request_success", model="preprocess") == began:
-                await asyncio.sleep(0.01)  # now the network has it, for a second
+            while not begun.exists():
+                await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
