@@ -30,7 +30,7 @@ def server(triton, begun, tmp_path_factory) -> Iterator[Server]:
     line = "        with self._pace.working():\n"
     code = model.read_text(encoding="utf-8")
     assert code.count(line) == 1
-    broken = f"        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n"
+    broken = "        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n"
     begins = f"            open({str(begun)!r}, 'w').close()\n"
     model.write_text(code.replace(line, broken + line + begins), encoding="utf-8")
     with served(models) as running:
