@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,25 @@ def interruptible(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
+
+
+def numbers(
+    kind: Callable[[str], Any], least: float = 0, most: float = math.inf, at_least: int = 1
+) -> Callable[[str], list[Any]]:
+    """Reads ``1,2,4``, in order and once each: ``at_least`` so many, above zero and between ``least`` and ``most``."""
+
+    def read(text: str) -> list[Any]:
+        try:
+            found = sorted({kind(part) for part in text.split(",") if part.strip()})
+        except ValueError:
+            found = []
+        if len(found) < at_least or found[0] <= 0 or found[0] < least or found[-1] > most:
+            many = "two numbers or more" if at_least == 2 else "numbers"
+            which = f"between {least:g} and {most:g}" if most < math.inf else "above zero"
+            raise argparse.ArgumentTypeError(f"{text!r}: {many} {which}, as 1,2,4")
+        return found
+
+    return read
 
 
 def jpegs(folder: Path) -> list[Path]:

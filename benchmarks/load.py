@@ -2,18 +2,20 @@
 
 The physics first. A server that does C photographs a second and is sent 4C has to turn three of four away. Whoever is
 turned away should know at once (his queue was full), whoever is taken should be done within what the queue holds, and
-turning away must not cost so much that fewer than C are done. In numbers, with Q who may wait as files and A who are
-on their way through the network:
+turning away must not cost so much that fewer than C are done. In numbers, with Q who may wait as files in the queue or
+in preprocess's hands, and A who are on their way through the network:
 
     goodput                 >= 0.95 C
     a rejection             < 50 ms at the median
-    an accepted photograph  <= (Q + A) / 0.95 C + idle p99, 99 of 100 times
+    an accepted photograph  <= (Q + A) / goodput + idle p99, 99 of 100 times
     memory                  flat: the last quarter within 5 % of the second
     somebody waiting        <= idle p99 + two batch times, 99 of 100 times, while bulk keeps the network busy
 
-C is measured in a closed loop with the same photographs on the same server, before the overload and after it, and the
-mean counts: a shared machine's speed drifts by more in these minutes than the goal leaves. Prints a table, and one JSON
-object as the last line; exit 1 if a goal is missed.
+C is measured in a closed loop with the same photographs on the same server. A shared machine's speed drifts by more
+within a minute than the goal leaves, so short stretches of both take turns, and the sums count: `PAIRS` times a closed
+loop and then four times its rate. The overload of two minutes that the other goals are about comes after them. The
+server's memory is looked at all the while, because looking takes time. Prints a table, and one JSON object as the last
+line; exit 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from benchmarks.traffic import throughput as done_a_second
 from export.machine import cpu_name
 
 OVERLOAD, SKIP = 4.0, 5.0
+PAIRS, STRETCH = 6, 25.0  #: how often capacity and overload take turns, and seconds of each
 #: The configs that decide: where photographs wait, and what they wait for.
 QUEUE_CONFIG, CORE_CONFIG = "preprocess/configs/cpu.pbtxt", "restormer/configs/cpu.pbtxt"
 
@@ -92,14 +95,13 @@ async def overload(server: Server, photographs: Sequence[bytes], seconds: float)
     await closed_loop(server.url, photographs, workers=1, seconds=SKIP)  # what a first photograph pays
     idle = await closed_loop(server.url, photographs, workers=1, seconds=half)
     say("idle", idle)
-    before = await _capacity(server, photographs, half)
-    rate = OVERLOAD * before
-    memory = asyncio.create_task(_memory(server, seconds))
-    flood = await open_loop(server.url, photographs, rate=rate, seconds=seconds)
+    pairs = [await _pair(server, photographs, STRETCH * seconds / 120, turn) for turn in range(PAIRS)]
+    capacity = sum(pair[0] for pair in pairs) / PAIRS
+    flood, samples = await asyncio.gather(
+        open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds),
+        _memory(server, seconds, seconds / 40),
+    )
     say(f"{OVERLOAD:g} times that", flood)
-    samples = await memory
-    after = await _capacity(server, photographs, half)
-    capacity = (before + after) / 2
     began = _worked(server)
     bulk, waiting = await asyncio.gather(
         closed_loop(server.url, photographs, workers=6, seconds=seconds, priority=BULK),
@@ -111,8 +113,8 @@ async def overload(server: Server, photographs: Sequence[bytes], seconds: float)
     return {
         "idle": _latency(idle),
         "capacity": capacity,
-        "capacities": [before, after],
-        "rate": rate,
+        "pairs": pairs,
+        "rate": OVERLOAD * capacity,
         "flood": {
             **_latency(flood),
             **outcomes(flood),
@@ -127,24 +129,40 @@ async def overload(server: Server, photographs: Sequence[bytes], seconds: float)
     }
 
 
-async def _capacity(server: Server, photographs: Sequence[bytes], seconds: float) -> float:
-    """Photographs a second when there is always one to begin with."""
-    full = await closed_loop(server.url, photographs, workers=4, seconds=seconds)
-    capacity = done_a_second(full, seconds, skip=SKIP)
-    say(f"capacity {capacity:.2f}/s", full)
-    return capacity
+async def _pair(server: Server, photographs: Sequence[bytes], seconds: float, seed: int) -> tuple[float, float]:
+    """Photographs a second when there is always one to begin with, and right after that at four times as many."""
+    every = seconds / 8
+    full, _ = await asyncio.gather(
+        closed_loop(server.url, photographs, workers=4, seconds=seconds), _memory(server, seconds, every)
+    )
+    capacity = pace_of(full, seconds)
+    flood, _ = await asyncio.gather(
+        open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds, seed=seed),
+        _memory(server, seconds, every),
+    )
+    goodput = pace_of(flood, seconds)
+    say(f"capacity {capacity:.2f}/s, and at {OVERLOAD:g} times that {goodput:.2f}/s", flood)
+    return capacity, goodput
+
+
+def pace_of(answers: Sequence[Answer], seconds: float) -> float:
+    """Photographs a second between the first and the last that came back in the last four fifths of ``seconds``."""
+    came = sorted(a.sent + a.seconds for a in answers if a.outcome == "ok")
+    came = [moment for moment in came if seconds / 5 <= moment < seconds]
+    return (len(came) - 1) / (came[-1] - came[0])
 
 
 def goals_of(found: dict[str, Any], waiting: int) -> list[Goal]:
     """The goals of this module's docstring, in its order."""
-    capacity, flood, idle = found["capacity"], found["flood"], found["idle"]
+    flood, idle = found["flood"], found["idle"]
     quarter = len(found["memory_mib"]) // 4
     second, last = (
         sum(part) / len(part) for part in (found["memory_mib"][quarter:][:quarter], found["memory_mib"][-quarter:])
     )
-    within = waiting / (0.95 * capacity) + idle["p99"]
+    capacity, goodput = (sum(each) for each in zip(*found["pairs"], strict=True))
+    within = waiting / flood["goodput"] + idle["p99"]
     return [
-        Goal("goodput at four times the capacity, of the capacity", flood["goodput"] / capacity, 0.95, at_least=True),
+        Goal("goodput at four times the capacity, of the capacity", goodput / capacity, 0.95, at_least=True),
         Goal("a rejection at the median, s", flood["rejected_p50"], 0.05),
         Goal("an accepted photograph, 99 of 100, s", flood["p99"], within),
         Goal("memory, last quarter over second", last / second, 1.05),
@@ -163,9 +181,13 @@ def queue_of(repository: Path, config: str = QUEUE_CONFIG) -> int:
 
 
 def waiting_of(repository: Path) -> int:
-    """How many of level 1 may be on their way through the network: who waits as a file, and who is prepared."""
+    """How many of level 1 may be on their way through the network: queued, in preprocess's hands, and prepared."""
     text = (repository / QUEUE_CONFIG).read_text(encoding="utf-8")
-    return queue_of(repository) + int(re.findall(r'key: "ahead" value: { string_value: "(\d+)', text)[0])
+    hands, ahead = (
+        int(re.findall(found, text)[0])
+        for found in (r"kind: KIND_CPU count: (\d+)", r'key: "ahead" value: { string_value: "(\d+)')
+    )
+    return queue_of(repository) + hands + ahead
 
 
 def config_sha256(repository: Path) -> str:
@@ -197,11 +219,11 @@ def _worked(server: Server) -> tuple[float, float]:
     return server.metric(names[0], model="restormer"), server.metric(names[1], model="restormer")
 
 
-async def _memory(server: Server, seconds: float) -> list[float]:
+async def _memory(server: Server, seconds: float, every: float) -> list[float]:
     samples, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         samples.append(round(await asyncio.to_thread(server.memory_mib), 1))
-        await asyncio.sleep(seconds / 40)
+        await asyncio.sleep(every)
     return samples
 
 

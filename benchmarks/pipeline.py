@@ -25,13 +25,13 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import analyzer, parts
 from benchmarks.circumstances import circumstances, make_command
-from benchmarks.command_line import add_record, finish, jpegs
+from benchmarks.command_line import add_record, finish, jpegs, numbers
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from benchmarks.traffic import SERVER_PYTHON, served
@@ -354,18 +354,6 @@ def goal_lines(what: str, found: dict[str, Any]) -> list[str]:
 
 def progress(line: str) -> None:
     print(f"  {line}", file=sys.stderr, flush=True)
-
-
-def numbers(kind: Callable[[str], float]) -> Callable[[str], list[Any]]:
-    """Reads ``1,2,4``."""
-
-    def read(text: str) -> list[Any]:
-        found = sorted({kind(part) for part in text.split(",") if part.strip()})
-        if not found or found[0] <= 0:
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers above zero, as 1,2,4")
-        return found
-
-    return read
 
 
 def divided(usable: Sequence[int]) -> tuple[list[int], int]:

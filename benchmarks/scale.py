@@ -24,17 +24,18 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import tritonclient.grpc.aio as grpc
+from tritonclient.utils import InferenceServerException
 
 from benchmarks import fits
 from benchmarks.circumstances import circumstances, make_command, ticks
-from benchmarks.command_line import add_record, finish, jpegs
+from benchmarks.command_line import add_record, finish, interruptible, jpegs, numbers
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
 from benchmarks.traffic import (
@@ -208,7 +209,7 @@ async def batch_of(server: Server, repository: Path, batches: Sequence[int], rou
                 say(f"batch: round {turn}/{rounds}, {size}")
                 images = np.repeat(core[None], size, axis=0)
                 began = time.perf_counter()
-                await client.infer(MODEL, tensors(input=images), client_timeout=600)
+                await answered(client, MODEL, tensors(input=images), 600)
                 taken["server", size].append(time.perf_counter() - began)
                 if size in whole:
                     began = time.perf_counter()
@@ -224,6 +225,14 @@ async def batch_of(server: Server, repository: Path, batches: Sequence[int], rou
     if whole:
         found["fit_in_process"] = fitted(rows, "batch", "in_process_s", "per_image_s")
     return found
+
+
+async def answered(client: grpc.InferenceServerClient, model: str, inputs: list[grpc.InferInput], seconds: int) -> None:
+    """Asks one model; ends the program with the server's words where it does not answer."""
+    try:
+        await client.infer(model, inputs, client_timeout=seconds)
+    except InferenceServerException as error:
+        raise SystemExit(f"error: {model} did not answer: {error.message()}") from None
 
 
 def in_process(repository: Path, batch: int) -> Any:
@@ -327,18 +336,12 @@ def why_clients(found: dict[str, Any]) -> str:
     turned = [row for row in rows if row["overloaded_share"]]
     if not turned:
         return f"{words} Nobody was turned away."
-    first, last = rows[0], rows[-1]
+    last = rows[-1]
     words += (
         f" From {turned[0]['clients']} clients on some are turned away, because {found['queue']} may wait for the "
         f"network; that bends the latency. With {last['clients']}, {last['overloaded_share']:.0%} are (after "
         f"{last['overloaded_p50_s'] * 1e3:.0f} ms at the median), and who is taken has waited {last['p50_s']:.1f} s."
     )
-    if last["preprocess_s"] > 1.5 * first["preprocess_s"]:
-        words += (
-            f" Many are prepared before the network's queue turns them away: for each that is enhanced preprocess then "
-            f"works {last['preprocess_s']:.2f} s instead of {first['preprocess_s']:.2f}, and the rate is "
-            f"{last['rate']:.2f} a second."
-        )
     return words
 
 
@@ -397,7 +400,7 @@ async def part_alone(server: Server, part: str, data: bytes, seconds: float) -> 
 
     async def work(client: grpc.InferenceServerClient) -> None:
         while time.monotonic() - began < seconds:
-            await client.infer(part, request, client_timeout=60)
+            await answered(client, part, request, 60)
             came.append(time.monotonic() - began)
 
     async with connected(server.url) as client:
@@ -484,7 +487,7 @@ def measured(arguments: argparse.Namespace, photographs: Sequence[bytes], comman
                 document["batch"] = asyncio.run(batch_of(server, repository, arguments.batches, rounds))
             if "clients" in wanted:
                 document["clients"] = asyncio.run(clients_of(server, photographs, arguments.clients, seconds))
-                document["clients"]["queue"] = queue_of(server.log.with_name("served"), f"{MODEL}/config.pbtxt")
+                document["clients"]["queue"] = queue_of(server.log.with_name("served"), "preprocess/config.pbtxt")
     if "instances" in wanted:
         with contextlib.ExitStack() as stack:
             servers = {}
@@ -496,21 +499,6 @@ def measured(arguments: argparse.Namespace, photographs: Sequence[bytes], comman
     for name in WHY.keys() & document.keys():
         document[name]["why"] = WHY[name](document[name])
     return document
-
-
-def numbers(least: float, most: float) -> Callable[[str], list[float]]:
-    """Reads ``1,2,4``: two or more, because a line wants two points."""
-
-    def read(text: str) -> list[float]:
-        try:
-            found = sorted({float(part) if "." in part else int(part) for part in text.split(",")})
-        except ValueError:
-            found = []
-        if len(found) < 2 or not least <= found[0] <= found[-1] <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: two numbers or more between {least:g} and {most:g}, as 1,2,4")
-        return found
-
-    return read
 
 
 def parts_of(text: str) -> list[str]:
@@ -525,9 +513,9 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEGs that the clients send")
     parser.add_argument("--only", type=parts_of, help="some of the four, as batch,clients; usually all")
-    parser.add_argument("--megapixels", type=numbers(0.5, 99), default=list(MEGAPIXELS), help="as 1,12,50")
-    parser.add_argument("--batches", type=numbers(1, 8), default=list(BATCHES), help="as 1,2,8")
-    parser.add_argument("--clients", type=numbers(1, 1024), default=list(CLIENTS), help="as 1,8,64")
+    parser.add_argument("--megapixels", type=numbers(float, 0.5, 99, 2), default=list(MEGAPIXELS), help="as 1,12,50")
+    parser.add_argument("--batches", type=numbers(int, 1, 8, 2), default=list(BATCHES), help="as 1,2,8")
+    parser.add_argument("--clients", type=numbers(int, 1, 1024, 2), default=list(CLIENTS), help="as 1,8,64")
     parser.add_argument("--rounds", type=int, default=2, help="of megapixels, batch and instances")
     parser.add_argument("--seconds", type=float, default=10, help="of each number of clients, and of each setup")
     add_record(parser)
@@ -541,4 +529,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interruptible(main)

@@ -2,14 +2,17 @@
 
 Whoever is too many should be turned away by a queue that holds files, before any work. But preparing is quick and its
 queue always empty: it is the network's queue that fills, behind work that is then done in vain, on the processor that
-the network needs. So whoever prepares pauses *between* two photographs while the network works and enough are ready for
-it. He holds nobody meanwhile: the queue before him still lets the more urgent go first.
+the network needs. So whoever prepares waits while the network works and enough are ready for it, and goes on when it
+has *ended* one.
 
-It goes on when the network has *ended* one, which also wakes Triton's batcher: with a queue policy, the batcher of 2.51
-notices that a model has become free only when a request comes in, or at the next half second (docs/production.md).
+He waits in two places, because of Triton's batcher: with a queue policy, that of 2.51 notices that a model has become
+free only when a request is taken into its queue, or at the next half second after it began to wait; and a full queue
+takes none (docs/production.md). So he *rests* with nobody in his hands while the end is far, and the queue before him
+still lets the more urgent go first; then he is free, a half second before the end, is given the next, and *pauses* with
+that one's file until the end. How far the end is tells the network's last run.
 
-Two small files have the state: the count, and when the network last ended. Locks keep them; the kernel lets go of the
-locks of a process that dies.
+Two small files have the state: the count, and when the network began and how long its last run took. Locks keep them;
+the kernel lets go of the locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from pathlib import Path
 POLL = 0.01  #: seconds between two looks at the network
 #: Seconds without work after which nobody is waited for: handing over takes a few ms.
 IDLE = 0.03
+#: Seconds before the network's end at which whoever prepares is free for the next: Triton 2.51 looks every half second.
+NOTICE = 0.6
 #: Seconds without work after which nobody is on his way to the network: Triton 2.51 may leave somebody waiting for half
 #: a second, and whoever is counted beyond that has gone another way (his sender gone, his time up).
 EMPTY = 1.0
@@ -55,10 +60,12 @@ class Pace:
     def working(self) -> Iterator[None]:
         """The network's side: it works on one, and then has ended it."""
         with _locked(self._work, fcntl.LOCK_SH):
+            began = time.time()
+            self._note(began, self._run()[1])
             try:
                 yield
             finally:
-                os.utime(self._work)
+                self._note(began, time.time() - began)
                 self._change(lambda count: max(0, count - 1))
 
     def prepared(self) -> None:
@@ -71,12 +78,28 @@ class Pace:
         while self._read() >= most and not self._idle(IDLE):
             time.sleep(POLL)
 
+    def rest(self, most: int) -> None:
+        """Returns ``NOTICE`` before `pause` would, as far as the network's last run tells."""
+        while self._read() >= most and not self._idle(IDLE):
+            began, took = self._run()
+            if time.time() > began + took - NOTICE:
+                return
+            time.sleep(POLL)
+
     def _idle(self, seconds: float) -> bool:
         try:
             with _locked(self._work, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 return time.time() - max(self._handed, os.fstat(self._work).st_mtime) > seconds
         except BlockingIOError:
             return False
+
+    def _run(self) -> tuple[float, float]:
+        """When the network began last, and how many seconds the run before that took."""
+        began, took = (os.pread(self._work, 40, 0) or b"0 0").split()
+        return float(began), float(took)
+
+    def _note(self, began: float, took: float) -> None:
+        os.pwrite(self._work, b"%20.6f%20.6f" % (began, took), 0)
 
     def _change(self, change: Callable[[int], int]) -> None:
         with _locked(self._count, fcntl.LOCK_EX):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from imaging.pace import EMPTY, IDLE, Pace
+from imaging.pace import EMPTY, IDLE, NOTICE, Pace
 from tests.conftest import ROOT
 
 #: Another process that works as the network does, until a line comes or it is killed.
@@ -64,6 +64,40 @@ def test_the_pause_ends_when_the_network_has_ended_one(tmp_path, network):
     network.communicate("done\n")
     assert ended(thread)
     assert count(pace) == 1
+
+
+def test_whoever_rests_is_free_before_the_end(tmp_path, network):
+    """The network's last run took a second longer than that: he rests for this second, and not until the end."""
+    pace = Pace(tmp_path)
+    pace.prepared()
+    pace._note(time.time(), NOTICE + 1)
+    began = time.monotonic()
+    pace.rest(1)
+    assert time.monotonic() - began > 0.9
+    assert count(pace) == 1
+    network.communicate("done\n")
+
+
+def test_nobody_rests_beside_a_network_that_is_quicker_than_the_notice(tmp_path, network):
+    pace = Pace(tmp_path)
+    pace.prepared()
+    pace._note(time.time(), NOTICE / 2)
+    pace.rest(1)
+    assert count(pace) == 1
+    network.communicate("done\n")
+
+
+def test_the_network_notes_when_it_began_and_what_its_last_run_took(tmp_path):
+    pace, network = Pace(tmp_path), Pace(tmp_path)
+    assert pace._run() == (0, 0)
+    before = time.time()
+    with network.working():
+        assert before <= pace._run()[0] <= time.time() + 1e-5
+        time.sleep(0.1)
+    began, took = pace._run()
+    with network.working():
+        assert pace._run()[0] > began
+        assert pace._run()[1] == took > 0.09
 
 
 def test_one_that_ends_is_not_enough_for_two_too_many(tmp_path, network):

@@ -37,6 +37,12 @@ def test_throughput_counts_what_came_back_in_the_window():
     assert traffic.throughput(found, 10, skip=5) == pytest.approx(2 / 5)
 
 
+def test_the_pace_is_between_two_photographs_not_of_a_window():
+    """Four gaps in eight seconds: the edges of the window count nothing, and the first fifth is left out."""
+    found = answers(*((moment, 0, "ok") for moment in (0.5, 1, 11, 13, 15, 17, 19, 26)), (12, 0, "rejected"))
+    assert load.pace_of(found, 25) == pytest.approx(0.5)
+
+
 def test_percentiles_are_of_one_kind():
     found = answers((0, 1, "ok"), (0, 3, "ok"), (0, 0.01, "rejected"))
     assert traffic.percentile(found, 50) == 2
@@ -46,8 +52,8 @@ def test_percentiles_are_of_one_kind():
 
 
 GOOD = {
-    "capacity": 1.0, "idle": {"p99": 1.2}, "batch_seconds": 0.9, "waiting": {"p99": 2.9},
-    "flood": {"goodput": 0.96, "rejected_p50": 0.03, "p99": 6.0, "failed": 0}, "memory_mib": [500.0] * 40,
+    "pairs": [(0.9, 0.87), (1.1, 1.05)], "idle": {"p99": 1.2}, "batch_seconds": 0.9, "waiting": {"p99": 2.9},
+    "flood": {"goodput": 1.0, "rejected_p50": 0.03, "p99": 6.0, "failed": 0}, "memory_mib": [500.0] * 40,
 }  # fmt: skip
 
 
@@ -58,9 +64,9 @@ def test_good_figures_meet_every_goal():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"flood": {**GOOD["flood"], "goodput": 0.94}}, "goodput"),
+        ({"pairs": [(0.9, 0.87), (1.1, 1.0)]}, "goodput"),
         ({"flood": {**GOOD["flood"], "rejected_p50": 0.06}}, "rejection"),
-        ({"flood": {**GOOD["flood"], "p99": 6.6}}, "accepted"),
+        ({"flood": {**GOOD["flood"], "p99": 6.3}}, "accepted"),
         ({"flood": {**GOOD["flood"], "failed": 1}}, "failed"),
         ({"memory_mib": [500.0] * 30 + [540.0] * 10}, "memory"),
         ({"waiting": {"p99": 3.1}}, "somebody waiting"),
@@ -73,12 +79,13 @@ def test_every_goal_can_be_missed(changes, words):
 
 
 def test_who_may_wait_is_read_off_the_config():
-    """As files, and prepared."""
+    """As files in the queue, in the hands of the one process, and prepared."""
     text = (ROOT / "model_repository" / load.QUEUE_CONFIG).read_text()
     files = int(re.search(r"max_queue_size: (\d+)", text)[1])
     ahead = int(re.search(r'"ahead" value: { string_value: "(\d+)"', text)[1])
     assert load.queue_of(ROOT / "model_repository") == files
-    assert load.waiting_of(ROOT / "model_repository") == files + ahead
+    assert "instance_group [ { kind: KIND_CPU count: 1 } ]" in text
+    assert load.waiting_of(ROOT / "model_repository") == files + 1 + ahead
 
 
 @pytest.mark.parametrize("changed", [load.QUEUE_CONFIG, load.CORE_CONFIG])

@@ -193,10 +193,17 @@ def test_limits_are_those_of_the_configuration(adapter):
     assert "80x60 pixels; at most 4,799" in str(response.error)
 
 
-def test_preprocess_answers_before_it_waits_for_the_network(adapter, tmp_path):
-    """One photograph is on its way and another worked on: the answers are out, and the process pauses."""
-    model = adapter("preprocess", ahead={"string_value": "2"})
+@pytest.fixture
+def network(tmp_path):
+    """The network of `adapter`'s folder, whose last run took a minute."""
     network = Pace(tmp_path / "served")
+    network._note(time.time() - 100, 60)
+    return network
+
+
+def test_preprocess_answers_before_it_rests(adapter, network):
+    """One photograph is on its way and another worked on, and the end is far: the answers are out, and it rests."""
+    model = adapter("preprocess", ahead={"string_value": "2"})
     requests = [request_for(encoded(pixels(60, 80))), request_for(b"a letter"), request_for(encoded(pixels(60, 80)))]
     executing = threading.Thread(target=model.execute, args=[requests])
     with network.working():
@@ -206,6 +213,22 @@ def test_preprocess_answers_before_it_waits_for_the_network(adapter, tmp_path):
         assert executing.is_alive()
     executing.join(10)
     assert not executing.is_alive()
+
+
+def test_preprocess_begins_when_the_network_has_ended(adapter, network):
+    """It took the next too early, or nobody knows how long the network takes: it decodes nothing before the end."""
+    model = adapter("preprocess", ahead={"string_value": "1"})
+    model.pace.prepared()
+    request = request_for(encoded(pixels(60, 80)))
+    executing = threading.Thread(target=model.execute, args=[[request]])
+    with network.working():
+        executing.start()
+        executing.join(0.3)
+        assert executing.is_alive()
+        assert not request.sent
+    executing.join(10)
+    assert request.sent
+    assert outcomes(model) == {"done": 1}
 
 
 def test_what_postprocess_returns_is_a_photograph(adapter):

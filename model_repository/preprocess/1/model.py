@@ -20,14 +20,16 @@ class TritonPythonModel:
         self.pace = Pace.beside(args["model_repository"]) if ahead else None
 
     def execute(self, requests):
-        # Each is sent off at once, so that this process can pause with nobody in its hands.
+        # Each is sent off at once, so that this process can rest with nobody in its hands.
         for request in requests:
+            if self.pace:
+                self.pace.pause(self.ahead)
             response = self._response(request)
             if self.pace and not response.has_error():
                 self.pace.prepared()
             request.get_response_sender().send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         if self.pace:
-            self.pace.pause(self.ahead)
+            self.pace.rest(self.ahead)
 
     def _response(self, request):
         started = time.perf_counter()
