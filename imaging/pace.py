@@ -8,7 +8,7 @@ has *ended* one.
 He waits in two places, because of Triton's batcher: with a queue policy, that of 2.51 notices that a model has become
 free only when a request is taken into its queue, or at the next half second after it began to wait; and a full queue
 takes none (docs/production.md). So he *rests* with nobody in his hands while the end is far, and the queue before him
-still lets the more urgent go first; then he is free, a half second before the end, is given the next, and *pauses* with
+still lets the more urgent go first; then he is free, some tenths of a second before the end, is given the next, and *pauses* with
 that one's file until the end. How far the end is tells the network's last run.
 
 Two small files have the state: the count, and when the network began and how long its last run took. Locks keep them;
@@ -28,8 +28,10 @@ from pathlib import Path
 POLL = 0.01  #: seconds between two looks at the network
 #: Seconds without work after which nobody is waited for: handing over takes a few ms.
 IDLE = 0.03
-#: Seconds before the network's end at which whoever prepares is free for the next: Triton 2.51 looks every half second.
-NOTICE = 0.6
+#: Seconds before the network's end at which whoever prepares is free for the next. Triton 2.51 looks every half second,
+#: so that with a little less the network waits a moment now and then; with more, bulk is taken before somebody who has
+#: just had an answer can ask again, and he waits for one batch more.
+NOTICE = 0.4
 #: Seconds without work after which nobody is on his way to the network: Triton 2.51 may leave somebody waiting for half
 #: a second, and whoever is counted beyond that has gone another way (his sender gone, his time up).
 EMPTY = 1.0
