@@ -8,8 +8,8 @@ has *ended* one.
 He waits in two places, because of Triton's batcher: with a queue policy, that of 2.51 notices that a model has become
 free only when a request is taken into its queue, or at the next half second after it began to wait; and a full queue
 takes none (docs/production.md). So he *rests* with nobody in his hands while the end is far, and the queue before him
-still lets the more urgent go first; then he is free, some tenths of a second before the end, is given the next, and *pauses* with
-that one's file until the end. How far the end is tells the network's last run.
+still lets the more urgent go first. Some tenths of a second before the end he is free, is given the next, and *pauses*
+with that one's file until the end. How far the end is tells the network's last run.
 
 Two small files have the state: the count, and when the network began and how long its last run took. Locks keep them;
 the kernel lets go of the locks of a process that dies.
@@ -84,16 +84,20 @@ class Pace:
         """Returns ``NOTICE`` before `pause` would, as far as the network's last run tells."""
         while self._read() >= most and not self._idle(IDLE):
             began, took = self._run()
-            if time.time() > began + took - NOTICE:
+            if self._works() and time.time() > began + took - NOTICE:  # else it is about to begin
                 return
             time.sleep(POLL)
 
     def _idle(self, seconds: float) -> bool:
+        last = max(self._handed, os.fstat(self._work).st_mtime)
+        return not self._works() and time.time() - last > seconds
+
+    def _works(self) -> bool:
         try:
             with _locked(self._work, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return time.time() - max(self._handed, os.fstat(self._work).st_mtime) > seconds
+                return False
         except BlockingIOError:
-            return False
+            return True
 
     def _run(self) -> tuple[float, float]:
         """When the network began last, and how many seconds the run before that took."""

@@ -87,6 +87,17 @@ def test_nobody_rests_beside_a_network_that_is_quicker_than_the_notice(tmp_path,
     network.communicate("done\n")
 
 
+def test_whoever_rests_waits_for_the_network_to_begin(tmp_path):
+    """What the network's last run tells is of that one; what was just handed over has yet to begin."""
+    pace = Pace(tmp_path)
+    with pace.working():
+        pass
+    handing = time.monotonic()
+    pace.prepared()
+    pace.rest(1)  # nobody begins in this test: the network has nothing to do
+    assert time.monotonic() - handing > IDLE / 2
+
+
 def test_the_network_notes_when_it_began_and_what_its_last_run_took(tmp_path):
     pace, network = Pace(tmp_path), Pace(tmp_path)
     assert pace._run() == (0, 0)
