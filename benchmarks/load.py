@@ -149,6 +149,8 @@ def pace_of(answers: Sequence[Answer], seconds: float) -> float:
     """Photographs a second between the first and the last that came back in the last four fifths of ``seconds``."""
     came = sorted(a.sent + a.seconds for a in answers if a.outcome == "ok")
     came = [moment for moment in came if seconds / 5 <= moment < seconds]
+    if len(came) < 2:
+        raise SystemExit(f"error: fewer than two photographs came back within {seconds:g} s: a longer --seconds")
     return (len(came) - 1) / (came[-1] - came[0])
 
 

@@ -89,8 +89,8 @@ class Pace:
             time.sleep(POLL)
 
     def _idle(self, seconds: float) -> bool:
-        last = max(self._handed, os.fstat(self._work).st_mtime)
-        return not self._works() and time.time() - last > seconds
+        # In this order: what ended in between has just been noted.
+        return not self._works() and time.time() - max(self._handed, os.fstat(self._work).st_mtime) > seconds
 
     def _works(self) -> bool:
         try:

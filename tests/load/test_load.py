@@ -41,6 +41,8 @@ def test_the_pace_is_between_two_photographs_not_of_a_window():
     """Four gaps in eight seconds: the edges of the window count nothing, and the first fifth is left out."""
     found = answers(*((moment, 0, "ok") for moment in (0.5, 1, 11, 13, 15, 17, 19, 26)), (12, 0, "rejected"))
     assert load.pace_of(found, 25) == pytest.approx(0.5)
+    with pytest.raises(SystemExit, match="fewer than two photographs came back within 1 s: a longer --seconds"):
+        load.pace_of(found, 1)
 
 
 def test_percentiles_are_of_one_kind():
