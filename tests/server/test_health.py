@@ -164,7 +164,8 @@ def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(reposito
         for stub in server.stubs("restormer"):
             traffic.kill(stub)
         with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced"):
-            health.check(settings, seconds=6)
+            for _ in range(2):  # the first may still count what was finished between the last check and the death
+                health.check(settings, seconds=6)
         assert process.running(settings) is None
         flood.join()
         assert traffic.outcomes(answers)["rejected"] > 10
