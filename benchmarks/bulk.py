@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.command_line import add_record, earlier, finish, jpegs
+from benchmarks.command_line import add_record, earlier, finish, jpegs, say
 from benchmarks.traffic import Server, served, with_identity
 from export.machine import cpu_name
 
@@ -169,11 +169,6 @@ def _busy(cores: set[int]) -> tuple[float, float]:
         )
         ticks += user + nice + system + irq + softirq
     return time.time(), ticks / os.sysconf("SC_CLK_TCK")
-
-
-def say(line: str) -> None:
-    """A line on the way."""
-    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def through_the_pipeline(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:

@@ -30,13 +30,8 @@ def circumstances(command: str = "") -> dict[str, Any]:
     ``command``: what anyone can run again; by default the module and its arguments. Warns on standard error where the
     machine is noisy: then its figures drift by as much.
     """
-    found = noise()
-    if found["spread"] > NOISY or found["stolen"] > NOISY / 3:
-        print(
-            f"  warning: this machine is noisy: the same work took {found['spread']:.0%} longer or shorter, "
-            f"{found['stolen']:.0%} of the time went to other tenants",
-            file=sys.stderr,
-        )
+    found = noise(probes())
+    warn_of(found)
     return {
         "cpu": machine.cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -50,6 +45,27 @@ def circumstances(command: str = "") -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "noise": found,
     }
+
+
+def after(found: dict[str, Any]) -> None:
+    """At the end of the run whose `circumstances` these are: its noise is that before and after it, so a drift too."""
+    found["noise"] = noise({each: found["noise"][each] + more for each, more in probes().items()})
+    warn_of(found["noise"])
+
+
+def warn_of(found: dict[str, Any]) -> None:
+    """Says on standard error that the machine is noisy, if it is."""
+    if is_noisy(found):
+        print(
+            f"  warning: this machine is noisy: the same work took {found['spread']:.0%} longer or shorter, "
+            f"{found['stolen']:.0%} of the time went to other tenants",
+            file=sys.stderr,
+        )
+
+
+def is_noisy(found: dict[str, Any]) -> bool:
+    """Whether figures taken with this `noise` drift by more than a quiet machine's."""
+    return bool(found["spread"] > NOISY or found["stolen"] > NOISY / 3)
 
 
 def make_command(target: str, parser: argparse.ArgumentParser, options: argparse.Namespace, *but: str) -> str:
@@ -67,9 +83,19 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def noise() -> dict[str, float]:
-    """How unsteady the machine is: ``spread`` of a fixed piece of work, (most - least) / median over a few tries, and
-    ``stolen``, the share of the processors' time that a hypervisor gave to others meanwhile."""
+def noise(found: dict[str, list[float]]) -> dict[str, Any]:
+    """How unsteady the machine was, beside the `probes` that tell it: ``spread``, (most - least) / median of the
+    seconds that the same work took, and ``stolen``, the share of the processors' time that others had."""
+    seconds = found["seconds"]
+    return {
+        "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
+        "stolen": statistics.mean(found["stolen_shares"]),
+        **found,
+    }
+
+
+def probes() -> dict[str, list[float]]:
+    """A fixed piece of work, timed a few times; and the share of the processors' time that was stolen meanwhile."""
     square = np.random.default_rng(0).random((700, 700), np.float32)
     before, seconds = ticks(), []
     for _ in range(PROBES + 1):
@@ -77,12 +103,9 @@ def noise() -> dict[str, float]:
         for _ in range(4):
             square @ square
         seconds.append(time.perf_counter() - began)
-    after, warm = ticks(), seconds[1:]
-    total = after.total - before.total
-    return {
-        "spread": (max(warm) - min(warm)) / statistics.median(warm),
-        "stolen": (after.stolen - before.stolen) / total if total else 0.0,
-    }
+    now = ticks()
+    total = now.total - before.total
+    return {"seconds": seconds[1:], "stolen_shares": [(now.stolen - before.stolen) / total if total else 0.0]}
 
 
 class Ticks(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.circumstances import after
 from export.files import write_bytes
 
 
@@ -36,6 +37,11 @@ def progress(text: str = "") -> None:
         print(f"\r\033[K  {text}" if text else "\r\033[K", end="", file=sys.stderr, flush=True)
     elif text:
         print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """What was found on the way, on standard error: a line that stays."""
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def interruptible(main: Callable[[], None]) -> None:
@@ -80,7 +86,12 @@ def keep(figures: dict[str, Any], record: Path | None) -> None:
 
 
 def finish(figures: dict[str, Any], record: Path | None, kept: dict[str, Any] | None = None) -> None:
-    """Keeps the figures, or ``kept`` in their place, and prints them: the last line of a run, one JSON object."""
+    """Keeps the figures, or ``kept`` in their place, and prints them: the last line of a run, one JSON object.
+
+    Where they name their `circumstances`, the machine is probed once more: figures drift with it.
+    """
+    if (where := figures.get("circumstances")) and not figures.get("calculation"):
+        after(where)
     keep(kept or figures, record)
     print(json.dumps(figures))
 

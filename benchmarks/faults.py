@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.command_line import say
 from benchmarks.traffic import Answer, Server, closed_loop, connected, enhance, kill, outcomes, percentile, served
 
 LARGE_SIDE = 10_000  #: 100 megapixels, the configs' limit
@@ -84,7 +84,7 @@ async def _large(server: Server, small: bytes) -> dict[str, Any]:
     answer = await one
     peak.cancel()
     after = await closed_loop(server.url, [small], workers=1, seconds=10)
-    _say(f"100 megapixels: {answer.outcome} after {answer.seconds:.1f} s, beside it {outcomes(beside)}")
+    say(f"100 megapixels: {answer.outcome} after {answer.seconds:.1f} s, beside it {outcomes(beside)}")
     return {
         "megabytes": len(large) / 1e6,
         "outcome": answer.outcome,
@@ -106,7 +106,7 @@ async def _killed(server: Server, small: bytes, model: str) -> dict[str, Any]:
     kill(stub)
     answers = await loop
     after = [answer for answer in answers if answer.sent + answer.seconds > SETTLE + 1]
-    _say(f"{model}'s process killed: {outcomes(after)} afterwards")
+    say(f"{model}'s process killed: {outcomes(after)} afterwards")
     return {
         "before": outcomes([a for a in answers if a not in after]),
         "after": outcomes(after),
@@ -139,7 +139,7 @@ def _server_killed(repository: Path, small: bytes) -> dict[str, Any]:
         gone = time.monotonic() - deadline + 60
         began = time.monotonic()
         again = subprocess.run([*server.command, "start"], capture_output=True, text=True, check=False)
-        _say(f"the server killed: {_words(failed)}; started again: {again.returncode == 0}")
+        say(f"the server killed: {_words(failed)}; started again: {again.returncode == 0}")
         return {
             "in_flight": percentile(failed[:2], 100, "failed"),
             "words": _words(failed),
@@ -175,7 +175,7 @@ async def _filled(server: Server, small: bytes) -> dict[str, Any]:
         (shm / "fill").unlink()
         after = await enhance(client, small, time.monotonic())
     words = f"too large {too_large.outcome}, full {[a.outcome for a in full]}, after {after.outcome}"
-    _say(f"shared memory: {fits.outcome}, {words}")
+    say(f"shared memory: {fits.outcome}, {words}")
     return {
         "file_mb": len(large) / 1e6,
         "fits": fits.outcome,
@@ -201,7 +201,7 @@ def _batches(repository: Path, photographs: Sequence[bytes]) -> dict[str, Any]:
             with served(copy, "--preprocess-instances", "2") as server:
                 seconds = asyncio.run(_bursts(server, photographs))
         found.setdefault(str(size), []).append(seconds)
-    _say(f"batches of preprocess: {found}")
+    say(f"batches of preprocess: {found}")
     return found
 
 
@@ -278,7 +278,3 @@ def _words(answers: Sequence[Answer]) -> dict[str, int]:
     """What the failures said, shortened, and how often."""
     said = (re.sub(r"\s+", " ", answer.message)[:160] for answer in answers if answer.outcome == "failed")
     return dict(Counter(said).most_common(4))
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr)

@@ -29,7 +29,7 @@ import simplejpeg
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from benchmarks.command_line import add_record, finish
+from benchmarks.command_line import add_record, finish, say
 
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
 REFERENCE = 12  #: megapixels of the main row
@@ -203,7 +203,7 @@ PARTS: dict[str, Callable[..., dict[str, float]]] = {
 
 def measured(part: str, *arguments: int, **environment: str) -> dict[str, float]:
     """A part, in a process of its own."""
-    print(f"  {part} {' '.join(map(str, arguments))}", file=sys.stderr, flush=True)
+    say(f"{part} {' '.join(map(str, arguments))}")
     command = [sys.executable, "-m", "benchmarks.imaging", "--part", part, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, **environment}, check=True)
     result: dict[str, float] = json.loads(done.stdout)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import faults
-from benchmarks.command_line import add_record, earlier, finish, jpegs
+from benchmarks.command_line import add_record, earlier, finish, jpegs, say
 from benchmarks.traffic import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
 from benchmarks.traffic import throughput as done_a_second
 from export.machine import cpu_name
@@ -94,22 +94,22 @@ async def overload(server: Server, photographs: Sequence[bytes], seconds: float)
     half = seconds / 2
     await closed_loop(server.url, photographs, workers=1, seconds=SKIP)  # what a first photograph pays
     idle = await closed_loop(server.url, photographs, workers=1, seconds=half)
-    say("idle", idle)
+    tell("idle", idle)
     pairs = [await _pair(server, photographs, STRETCH * seconds / 120, turn) for turn in range(PAIRS)]
     capacity = sum(pair[0] for pair in pairs) / PAIRS
     flood, samples = await asyncio.gather(
         open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds),
         _memory(server, seconds, seconds / 40),
     )
-    say(f"{OVERLOAD:g} times that", flood)
+    tell(f"{OVERLOAD:g} times that", flood)
     began = _worked(server)
     bulk, waiting = await asyncio.gather(
         closed_loop(server.url, photographs, workers=6, seconds=seconds, priority=BULK),
         closed_loop(server.url, photographs, workers=1, seconds=seconds, priority=INTERACTIVE),
     )
     worked, runs = (after - then for after, then in zip(_worked(server), began, strict=True))
-    say("bulk", bulk)
-    say("somebody waiting", waiting)
+    tell("bulk", bulk)
+    tell("somebody waiting", waiting)
     return {
         "idle": _latency(idle),
         "capacity": capacity,
@@ -141,7 +141,7 @@ async def _pair(server: Server, photographs: Sequence[bytes], seconds: float, se
         _memory(server, seconds, every),
     )
     goodput = pace_of(flood, seconds)
-    say(f"capacity {capacity:.2f}/s, and at {OVERLOAD:g} times that {goodput:.2f}/s", flood)
+    tell(f"capacity {capacity:.2f}/s, and at {OVERLOAD:g} times that {goodput:.2f}/s", flood)
     return capacity, goodput
 
 
@@ -203,12 +203,10 @@ def config_sha256(repository: Path) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def say(what: str, answers: Sequence[Answer]) -> None:
+def tell(what: str, answers: Sequence[Answer]) -> None:
     """A line on the way."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in outcomes(answers).items() if count)
-    print(
-        f"  {what}: {kinds}; p50 {percentile(answers, 50):.2f} s, p99 {percentile(answers, 99):.2f} s", file=sys.stderr
-    )
+    say(f"{what}: {kinds}; p50 {percentile(answers, 50):.2f} s, p99 {percentile(answers, 99):.2f} s")
 
 
 def _latency(answers: Sequence[Answer]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import core, plots
-from benchmarks.circumstances import NOISY
+from benchmarks.circumstances import is_noisy
 
 #: What a record of the core has to have for the comparison on a GPU to be whole.
 GPU_ROWS = tuple(each.name for each in core.on_gpu())
@@ -46,12 +46,11 @@ def where(document: Document) -> str:
     isa = next((words for flag, words in ISA.items() if flag in found["isa"]), "no AVX2")
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
-    spread, stolen = found["noise"]["spread"], found["noise"]["stolen"]
-    noise = f" · the same work varied by {spread:.0%} before it"
+    noise = f" · the same work varied by {found['noise']['spread']:.0%} before and after it"
     if document.get("calculation"):
         noise = ""
-    elif spread > NOISY or stolen > NOISY / 3:
-        noise = f"{noise}, {stolen:.0%} of the time was stolen: **a noisy machine**"
+    elif is_noisy(found["noise"]):
+        noise = f"{noise}, {found['noise']['stolen']:.0%} of the time was stolen: **a noisy machine**"
     machine = f"{found['cpu']}, {found['cores']} cores, {isa}, {found['memory_gib']:.0f} GiB{gpus}"
     parts = (f"`{found['command']}`", machine, versions, f"commit {found['commit']}, {found['time'][:10]}{noise}")
     return f"<sub>{' · '.join(parts)}</sub>"

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any
 
 from benchmarks import analyzer, parts
 from benchmarks.circumstances import circumstances, make_command
-from benchmarks.command_line import add_record, finish, jpegs, numbers
+from benchmarks.command_line import add_record, finish, jpegs, numbers, say
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from benchmarks.traffic import SERVER_PYTHON, served
@@ -62,7 +61,7 @@ def against_parts(
         expected = turns[-1]["reached"] if turns else allowed(_rates([before], core), on_gpu=bool(core))
         points = {}
         for many in sorted({1, concurrency}):
-            progress(f"{saying} {ENHANCE}, {many} at a time")
+            say(f"{saying} {ENHANCE}, {many} at a time")
             points[many] = bench.closed(ENHANCE, many, windows=1, expected=expected)
         both = [before, by_themselves(alone, seconds / 2, saying)]
         each = _rates(both, core)
@@ -85,7 +84,7 @@ def by_themselves(alone: dict[str, parts.Part], seconds: float, saying: str) -> 
     """What each part does alone, on all its processes and on one."""
     found = {}
     for name, part in alone.items():
-        progress(f"{saying} {name} alone")
+        say(f"{saying} {name} alone")
         worked = part.work(seconds)
         found[name] = worked, part.work(seconds, processes=1) if len(worked) > 1 else worked
     return found
@@ -176,11 +175,11 @@ def sweep(
         for concurrency in concurrencies if model != TILED else [each for each in concurrencies if each <= 2]:
             if concurrency in [each["concurrency"] for each in closed[model]]:
                 continue
-            progress(f"{model}, {concurrency} at a time")
+            say(f"{model}, {concurrency} at a time")
             try:
                 point = bench.closed(model, concurrency, windows=1 if model == TILED else WINDOWS, expected=expected)
             except analyzer.Full:
-                progress(f"{model}: its queue does not hold {concurrency}")
+                say(f"{model}: its queue does not hold {concurrency}")
                 break
             closed[model].append({"concurrency": concurrency, **row(model, [point])})
             expected = closed[model][-1]["rate"]
@@ -194,7 +193,7 @@ def sweep(
 
 def open_row(bench: Bench, model: str, rate: float) -> dict[str, Any]:
     """A row of an open loop. perf_analyzer stops at the first request that is turned away: then there is only that."""
-    progress(f"{model}, {rate:.2f} a second")
+    say(f"{model}, {rate:.2f} a second")
     before = bench.server.counters()[model, "request_failure"]
     try:
         return {"asked": rate, **row(model, [bench.open(model, rate, windows=1)]), "rejected": 0}
@@ -352,10 +351,6 @@ def goal_lines(what: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
-def progress(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
-
-
 def divided(usable: Sequence[int]) -> tuple[list[int], int]:
     """The cores of server and parts, and the load generator's."""
     if len(usable) < 2:
@@ -403,6 +398,7 @@ def main() -> None:
         raise SystemExit(f"error: the queue does not hold {max(options.concurrency)}: a lower --concurrency") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
+    os.sched_setaffinity(0, {*cores, own})
     print("\n".join(lines(document)))
     finish(document, options.record)
 

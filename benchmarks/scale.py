@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import os
 import statistics
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import fits
 from benchmarks.circumstances import circumstances, make_command, ticks
-from benchmarks.command_line import add_record, finish, interruptible, jpegs, numbers
+from benchmarks.command_line import add_record, finish, interruptible, jpegs, numbers, say
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
 from benchmarks.traffic import (
@@ -65,11 +64,6 @@ WORKERS = 4  #: clients beside the instances, shared out over the servers
 #: What is compared: servers, and of each how many processes prepare and how many finish.
 SETUPS = ((1, 1), (1, 2), (2, 1))
 PHOTOS = Path("demo/photos")
-
-
-def say(words: str) -> None:
-    """Progress."""
-    print(f"  {words}", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float], name: str = "seconds") -> dict[str, float]:

@@ -13,7 +13,6 @@ same photographs.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.bilateral_grid import upsampled
-from benchmarks.command_line import add_record, finish
+from benchmarks.command_line import add_record, finish, say
 from export.fidelity import Runner, torch_runner
 from export.metrics import distance
 from export.package import network_from_package, package_from_folder
@@ -163,7 +162,7 @@ def main() -> None:
                 rows[question].setdefault(way, []).append(figures(result, target))
         if path.stem in CROPS:
             shown[path.stem] = {**found["network"], "target": target}
-        print(f"  {path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        say(f"{path.name}: {time.monotonic() - started:.0f} s")
     means = {
         question: {
             way: {name: float(np.mean([f[name] for f in each])) for name in ("psnr", "ssim", "detail")}

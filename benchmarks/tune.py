@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.circumstances import circumstances, make_command
-from benchmarks.command_line import add_record, finish, jpegs, writable
+from benchmarks.command_line import add_record, finish, jpegs, say, writable
 from benchmarks.traffic import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
 from export.files import write_bytes
 from export.machine import gpus
@@ -289,7 +289,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
         )
         if choice == start and found.message:  # not the setting's fault
             raise SystemExit(found.message)
-        print(f"  {line(as_row(choice, found))}", file=sys.stderr, flush=True)
+        say(line(as_row(choice, found)))
         return found
 
     def as_row(choice: Choice, found: Found) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     best = max(tried, key=lambda choice: tried[choice].worth(slo, rate))
     again: dict[Choice, list[Found]] = {choice: [] for choice in finalists(tried, start, slo, rate)}
     for turn in range(ROUNDS if again else 0):
-        print(f"  the best once more, round {turn + 1}/{ROUNDS}:", file=sys.stderr)
+        say(f"the best once more, round {turn + 1}/{ROUNDS}:")
         for choice, rounds in again.items():
             rounds.append(loaded(choice, tried[choice].at_a_time))
     last = {choice: merged(rounds) for choice, rounds in again.items()}

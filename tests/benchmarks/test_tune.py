@@ -132,13 +132,14 @@ def test_only_versions_of_one_network_are_compared(repository):
 def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):
     """By its preflight, through the environment, as `make serve` passes it on."""
     path = tmp_path / "tuned.env"
-    tune.written(path, replace(START, core_instances=2, core_batch=4, core_delay_us=500), ["why"])
+    choice = replace(START, core_instances=2, core_batch=4, core_delay_us=500)
+    tune.written(path, replace(choice, preprocess_instances=5, postprocess_instances=7), ["why"])  # no machine's own
     assert [each.name for each in tmp_path.iterdir()] == ["tuned.env"]
     command = " ".join(server_command("preflight", repository=repository, state=tmp_path, grpc_port=1, metrics_port=2))
     done = subprocess.run(
         ["sh", "-c", f"set -a; . {path}; {command}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert "1 preprocess, 1 postprocess" in done.stdout, done.stderr
+    assert "5 preprocess, 7 postprocess" in done.stdout, done.stderr
     flags = dict(zip(*[iter(replace(START, core_instances=2).flags())] * 2, strict=True))
     assert {f"--{name.replace('_', '-')}" for name in Settings.__dataclass_fields__} >= set(flags)
 

@@ -146,6 +146,11 @@ def test_the_clients_words_for_a_busy_server_are_known():
     assert not [sentence for sentence in others if health._is_busy(sentence)]
 
 
+def _checked(settings, times):
+    for _ in range(times):
+        health.check(settings, seconds=6)
+
+
 def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(repository, tmp_path, python):
     ports = {"grpc_port": free_port(), "metrics_port": free_port()}
     command = server_command("start", repository=repository, state=tmp_path, exit_timeout=2, **ports)
@@ -158,14 +163,12 @@ def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(reposito
         flood = threading.Thread(target=lambda: answers.extend(asyncio.run(load)))
         flood.start()
         time.sleep(5)
-        for _ in range(3):
-            health.check(settings, seconds=6)
+        _checked(settings, 3)
         server = traffic.Server(process.running(settings).pid, *ports.values(), [], settings.log)
         for stub in server.stubs("restormer"):
             traffic.kill(stub)
         with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced"):
-            for _ in range(2):  # the first may still count what was finished between the last check and the death
-                health.check(settings, seconds=6)
+            _checked(settings, 2)  # the first may still count what was finished between the last check and the death
         assert process.running(settings) is None
         flood.join()
         assert traffic.outcomes(answers)["rejected"] > 10
