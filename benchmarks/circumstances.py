@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -95,7 +96,18 @@ def noise(found: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def probes() -> dict[str, list[float]]:
-    """A fixed piece of work, timed a few times; and the share of the processors' time that was stolen meanwhile."""
+    """A fixed piece of work, timed a few times; and the share of the processors' time that was stolen meanwhile.
+
+    In a process of its own: the threads of this one may have been kept to some cores.
+    """
+    command, root = [sys.executable, "-m", "benchmarks.circumstances"], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+def probed() -> dict[str, list[float]]:
+    """The `probes`, in this process."""
     square = np.random.default_rng(0).random((700, 700), np.float32)
     before, seconds = ticks(), []
     for _ in range(PROBES + 1):
@@ -147,3 +159,7 @@ def _module() -> str:
     """The module that was started with ``python -m``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).stem
+
+
+if __name__ == "__main__":
+    print(json.dumps(probed()))

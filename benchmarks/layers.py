@@ -49,9 +49,9 @@ from benchmarks.kinds import (
 from export import cpu
 from export.architecture import restormer
 from export.build import MODEL
-from export.channels import channels_last
+from export.channels import cpu_graph
 from export.errors import ExportError
-from export.graph import onnx_bytes, onnx_from_network
+from export.graph import onnx_bytes
 from export.names import INPUT
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
@@ -206,11 +206,6 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
     return made
 
 
-def cpu_graph(network: Restormer, side: int) -> onnx.ModelProto:
-    """The graph that ``make engine TARGET=cpu PRECISION=fp32`` (or bf16) builds of a network."""
-    return onnx_from_network(channels_last(rewritten(network)), side=side)
-
-
 def published(repository: Path) -> Path:
     """The engine file of the highest version; `ExportError` if there is none for a CPU."""
     found = versions(repository / MODEL)
@@ -237,7 +232,7 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
             package = package_from_folder(arguments.package)
             name, network = f"the network of {arguments.package}", network_from_package(package)
         progress("exporting the graph ...")
-        return cpu_graph(network, side), cpu.settings(precision), {
+        return cpu_graph(rewritten(network), side=side), cpu.settings(precision), {
             "network": name, "side": side, "precision": precision.name,
         }  # fmt: skip
     engine = arguments.engine or published(arguments.repository)

@@ -12,17 +12,27 @@ into heads, a LayerNorm over a transposed view) is paid with copies of the wides
   over the map.
 
 All are identities in real arithmetic. ``make benchmark-core`` says what each brings.
+
+In INT8 it is the projections behind a LayerNorm that are quantized, q, k, v and the feed-forward's two: most of the
+work, and one quantization of a narrow map serves two or three of them. The output projections stay: attention's is no
+convolution here, and before the feed-forward's the widest map would have to be quantized, which takes as long as INT8
+saves.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
+import onnx
 import torch
 from torch import Tensor, nn
 
+from export import int8
+from export.graph import onnx_from_network
 from export.network import EPSILON, NORM_FLOOR, Attention, LayerNorm, Restormer, TransformerBlock
 from export.rewrites import split_projections
+from imaging import SIDE
 
 _MASKED = -1e4  #: added to what belongs to two heads: softmax makes zero of it, and half precision holds it
 
@@ -30,6 +40,20 @@ _MASKED = -1e4  #: added to what belongs to two heads: softmax makes zero of it,
 def channels_last(network: Restormer) -> Restormer:
     """The network as the CPU's engine is built from it. Its norms have to be folded (``export.rewrites``)."""
     return masked_attention(channel_norms(split_projections(network)))
+
+
+def cpu_graph(network: Restormer, ranges: Mapping[str, float] | None = None, *, side: int = SIDE) -> onnx.ModelProto:
+    """The CPU engine's graph of a network with folded norms, for images of ``[1, 3, side, side]``.
+
+    ``ranges``: largest input magnitudes of an INT8 plan's modules, of which `quantized_here` are taken.
+    """
+    model = onnx_from_network(channels_last(network), side=side)
+    return model if ranges is None else int8.quantized_graph(model, quantized_here(ranges))
+
+
+def quantized_here(ranges: Mapping[str, float]) -> dict[str, float]:
+    """The part of a plan that the CPU's engine executes in INT8: what comes behind a LayerNorm."""
+    return {name: largest for name, largest in ranges.items() if name.endswith((".attn.qkv", ".ffn.project_in"))}
 
 
 def channel_norms(network: Restormer) -> Restormer:

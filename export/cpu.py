@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from export import machine
 from export.coverage import Convolution
 from export.errors import ExportError
-from export.precision import Precision
+from export.precision import PRECISIONS, Precision
 
 Tensor = NDArray[np.float32]
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 #: What a processor must have for a precision, and what that is called in processors.
 _NEEDS = {
     "bf16": ("BF16", "bfloat16 arithmetic (AVX512_BF16 or AMX)"),
@@ -34,12 +34,19 @@ _ARITHMETIC = {"f32": "FLOAT", "bf16": "BFLOAT16", "f16": "FLOAT16", "i8": "INT8
 
 def settings(precision: Precision) -> dict[str, str]:
     """OpenVINO's settings; written into the engine's JSON, from which the server takes them."""
-    return {"INFERENCE_PRECISION_HINT": _HINTS[precision.name], "PERFORMANCE_HINT": "LATENCY"}
+    return {"INFERENCE_PRECISION_HINT": _HINTS[floating(precision)], "PERFORMANCE_HINT": "LATENCY"}
+
+
+def floating(precision: Precision) -> str:
+    """The precision of whatever is not INT8: of INT8's rest bfloat16, where this processor executes it."""
+    if precision.name != "int8":
+        return precision.name
+    return "fp32" if why_not(PRECISIONS["bf16"]) else "bf16"
 
 
 def why_not(precision: Precision) -> str:
     """Why this processor would only pretend to run a precision; empty if it executes it."""
-    if precision.name not in _HINTS:
+    if precision.name == "tf32":
         return f"{precision.name} is a mode of NVIDIA's GPUs"
     wanted, words = _NEEDS.get(precision.name, ("", ""))
     if wanted == "INT8":  # OpenVINO reports it on every CPU
@@ -47,6 +54,12 @@ def why_not(precision: Precision) -> str:
     else:
         lacks = bool(wanted) and wanted not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return f"this CPU has no {words}" if lacks else ""
+
+
+def why_not_these(options: Mapping[str, str]) -> str:
+    """The same of an engine's settings: an INT8 engine may want bfloat16 for its rest."""
+    name = next(name for name, hint in _HINTS.items() if hint == options["INFERENCE_PRECISION_HINT"])
+    return why_not(PRECISIONS[name])
 
 
 def require_precision(precision: Precision) -> None:

@@ -67,10 +67,11 @@ def _fits(folder: Path, document: dict[str, Any]) -> str:
         return "no: not the file its JSON describes"
     gpus = {capability for _, capability in machine.gpus()}
     if document["target"] == "cpu":
-        from export.cpu import why_not
+        from export.cpu import why_not, why_not_these
         from export.precision import PRECISIONS
 
-        return f"no: {reason}" if (reason := why_not(PRECISIONS[document["precision"]])) else "yes"
+        reason = why_not(PRECISIONS[document["precision"]]) or why_not_these(document["runtime"]["settings"])
+        return f"no: {reason}" if reason else "yes"
     if document["target"] == "rtx":
         wanted = set(document["options"]["compute_capabilities"])
     else:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, report, served, tensorrt
 from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, tool_versions
-from export.channels import channels_last
+from export.channels import cpu_graph, quantized_here
 from export.coverage import Convolution
 from export.errors import ExportError, GateError
 from export.fidelity import Fidelity, NotRun
@@ -31,12 +31,11 @@ from export.package import Package, network_from_package, package_from_folder
 from export.precision import Precision
 from export.progress import counted, say, step
 from export.publish import keep_siblings, staged, write_json
-from export.rewrites import rewritten, split_projections, typed
+from export.rewrites import rewritten, typed
 from imaging import SIDE
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: On a GPU everything that is not INT8 in an INT8 engine is float16; on a CPU float32.
-INT8_BASE = {"cpu": "fp32", "rtx": "fp16", "tensorrt": "fp16"}
 MOST_CALIBRATION, RANGE_PHOTOGRAPHS = 32, 4
 #: What quantizing one layer costs is measured small, on the largest side whose work (multiply-accumulates over all
 #: layers and photographs) stays in bounds: minutes for the 176 candidates of the standard network, not hours.
@@ -162,7 +161,7 @@ class Factory:
         with step("fidelity of PyTorch, rewritten and in the precision"):
             rungs: list[Rung] = [self._rewritten_rung]
             if name != "fp32":
-                words = {"int8": f"INT8 grid, {INT8_BASE[target]}"}.get(name, name)
+                words = {"int8": f"INT8 grid, {self._floating(target)}"}.get(name, name)
                 run = fidelity.torch_runner(precise, tf32=name == "tf32")
                 rungs.append(self._yardstick.measure(f"torch {name}", f"{words}, emulated", run))
         if self._has_float16(target):
@@ -191,13 +190,16 @@ class Factory:
         """The rewritten network in the precision."""
         network = self._rewritten
         if self._precision.name == "int8":
-            network = int8.fake_quantized(network, self._plan.ranges)
+            ranges = self._plan.ranges
+            network = int8.fake_quantized(network, quantized_here(ranges) if target == "cpu" else ranges)
         name = self._floating(target)
         return typed(network, HALVES[name]) if name in HALVES else network
 
     def _floating(self, target: str) -> str:
         """The precision of what is not INT8."""
-        return INT8_BASE[target] if self._precision.name == "int8" else self._precision.name
+        if target == "cpu":
+            return cpu.floating(self._precision)
+        return "fp16" if self._precision.name == "int8" else self._precision.name
 
     def _has_float16(self, target: str) -> bool:
         return self._floating(target) == "fp16" and target != "cpu"
@@ -210,16 +212,13 @@ class Factory:
 
     def _graph(self, target: str) -> onnx.ModelProto:
         """The typed ONNX graph of a target."""
-        name = self._floating(target)
-        if target == "cpu":  # OpenVINO takes floating-point types by a hint: its graph stays float32
-            # An INT8 plan may take the output projection, which the other form multiplies into the attention.
-            form = split_projections if self._precision.name == "int8" else channels_last
-            network = form(self._rewritten)
-        else:
-            network = typed(self._rewritten, HALVES[name]) if name in HALVES else self._rewritten
+        name, ranges = self._floating(target), self._plan.ranges if self._precision.name == "int8" else None
         with step("ONNX"):
+            if target == "cpu":  # OpenVINO takes floating-point types by a hint: its graph stays float32
+                return cpu_graph(self._rewritten, ranges)
+            network = typed(self._rewritten, HALVES[name]) if name in HALVES else self._rewritten
             model = graph.onnx_from_network(network)
-        return int8.quantized_graph(model, self._plan.ranges) if self._precision.name == "int8" else model
+            return model if ranges is None else int8.quantized_graph(model, ranges)
 
     @cached_property
     def _plan(self) -> int8.Plan:

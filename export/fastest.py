@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from export import cpu, int8
-from export.channels import channels_last
-from export.graph import onnx_bytes, onnx_from_network
+from export.channels import cpu_graph
+from export.graph import onnx_bytes
 from export.package import network_from_package, package_from_folder
 from export.precision import PRECISIONS
 from export.progress import say, step
-from export.rewrites import rewritten, split_projections
+from export.rewrites import rewritten
 from imaging import SIDE
 
 ROUNDS = 5
@@ -47,10 +47,9 @@ def _seconds(package: Path, names: list[str]) -> dict[str, float]:
     image = np.random.default_rng(0).random((1, 3, SIDE, SIDE), np.float32)
     found: dict[str, list[float]] = {name: [] for name in names}
     with step(f"timing {', '.join(names)}"), tempfile.TemporaryDirectory() as folder:
-        models = {"": onnx_from_network(channels_last(ready))}
+        models = {"": cpu_graph(ready)}
         if "int8" in names:  # the scales are of no importance to the speed
-            plain = onnx_from_network(split_projections(ready))
-            models["int8"] = int8.quantized_graph(plain, dict.fromkeys(int8.candidates(ready), 1.0))
+            models["int8"] = cpu_graph(ready, dict.fromkeys(int8.candidates(ready), 1.0))
         runners = {}
         for name in names:
             path = Path(folder, f"{name}.onnx")

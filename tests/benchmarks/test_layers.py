@@ -12,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks import kinds, layers
 from export import coverage
 from export.architecture import restormer
+from export.channels import cpu_graph
 from export.network import Restormer
+from export.rewrites import rewritten
 from tests.conftest import ROOT, bare_repository
 
 SIDE = 32
@@ -22,7 +24,7 @@ SIDE = 32
 def graph():
     torch.manual_seed(0)
     network = Restormer(restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))).eval()
-    return layers.cpu_graph(network, SIDE)
+    return cpu_graph(rewritten(network), side=SIDE)
 
 
 def test_the_nodes_account_for_every_multiply_accumulate(graph):

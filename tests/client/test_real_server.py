@@ -242,3 +242,4 @@ def test_a_dead_stub_is_the_servers_failure(own):
         enhancer.enhance(PHOTO, timeout=30)
     assert caught.value.status == "INTERNAL"
     assert caught.value.attempts == 1
+    own.kill()  # asked to end, it would wait out its exit timeout for the dead

@@ -5,7 +5,9 @@ import onnxruntime
 import pytest
 import torch
 
-from export.channels import channels_last, masked_attention
+from export import int8
+from export.channels import channels_last, cpu_graph, masked_attention
+from export.coverage import convolutions
 from export.graph import onnx_bytes, onnx_from_network
 from export.rewrites import fold_norms, rewritten, split_projections
 from tests.export.test_network import VARIANTS, image_for, network_of
@@ -36,6 +38,21 @@ def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
     together = session.run(None, {"input": images})[0]
     alone = np.concatenate([session.run(None, {"input": image[None]})[0] for image in images])
     assert np.abs(together - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+def test_int8_is_what_comes_behind_a_norm():
+    """Of a plan for the whole network; what reads the widest maps stays, and so does what is no convolution here."""
+    network = rewritten(network_of()).float()
+    plan = dict.fromkeys(int8.candidates(network), 3.0)
+    found = convolutions(cpu_graph(network, plan, side=32))
+    taken = {layer.module for layer in found if layer.arithmetic == "INT8"}
+    parts = (("attn.qkv", 3), ("ffn.project_in", 2))
+    names = {name for name in plan if name.endswith(tuple(part for part, _ in parts))}
+    assert taken == {
+        f"{name}.{i}" for name in names for part, count in parts if name.endswith(part) for i in range(count)
+    }
+    assert len(taken) == 5 * network.architecture.depth
+    assert {layer.arithmetic for layer in convolutions(cpu_graph(network, side=32))} == {"FLOAT"}
 
 
 def test_norms_have_to_be_folded_and_projections_split_before():

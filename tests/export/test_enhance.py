@@ -8,13 +8,14 @@ from tests.photographs import encoded, opened, pixels
 PACKAGE = ["--package", "demo/package"]
 
 
-def test_a_folder_with_a_bad_photograph_in_it(tmp_path, capsys):
+def test_a_folder_with_a_bad_photograph_in_it(tiny, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     (photos / "a.jpg").write_bytes(encoded(pixels(60, 80)))
     (photos / "b.png").write_bytes(b"a letter")
     (photos / "notes.txt").write_text("not a photograph, and not asked for")
-    assert main(["enhance", *PACKAGE, "--input_dir", str(photos), "--output_dir", str(out), "--precision", "bf16"]) == 1
+    flags = ["--input_dir", str(photos), "--output_dir", str(out), "--precision", "bf16"]
+    assert main(["enhance", "--package", str(tiny["package"]), *flags]) == 1
     assert [path.name for path in out.iterdir()] == ["a.jpg"]
     assert opened((out / "a.jpg").read_bytes()).size == (80, 60)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -1,0 +1,19 @@
+"""What a processor executes of a precision, and the settings that follow from it."""
+
+import openvino
+import pytest
+
+from export import cpu, machine
+from export.precision import PRECISIONS
+
+
+@pytest.mark.parametrize(("types", "rest", "hint"), [(["FP32"], "fp32", "f32"), (["FP32", "BF16"], "bf16", "bf16")])
+def test_what_is_not_int8_is_bfloat16_where_there_is_bfloat16(monkeypatch, types, rest, hint):
+    monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: types)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_vnni"})
+    assert cpu.floating(PRECISIONS["int8"]) == rest
+    assert cpu.settings(PRECISIONS["int8"])["INFERENCE_PRECISION_HINT"] == hint
+    assert cpu.floating(PRECISIONS["fp32"]) == "fp32"
+    wanted = {"INFERENCE_PRECISION_HINT": "bf16"}  # of an engine that was built where there is
+    assert cpu.why_not_these(wanted) == ("" if rest == "bf16" else cpu.why_not(PRECISIONS["bf16"]))
+    assert "no bfloat16" in cpu.why_not_these(wanted) or rest == "bf16"
