@@ -213,6 +213,8 @@ class Factory:
     def _graph(self, target: str) -> onnx.ModelProto:
         """The typed ONNX graph of a target."""
         name, ranges = self._floating(target), self._plan.ranges if self._precision.name == "int8" else None
+        if target == "cpu" and ranges is not None:
+            say(f"    of these the CPU takes {len(quantized_here(ranges))}: what comes behind a LayerNorm")
         with step("ONNX"):
             if target == "cpu":  # OpenVINO takes floating-point types by a hint: its graph stays float32
                 return cpu_graph(self._rewritten, ranges)
