@@ -44,6 +44,8 @@ SLOWEST = 30.0  #: seconds a call may take: a slower candidate is timed once, th
 BASE_TURNS = 2
 COMPILED = 256  #: the side torch.compile is tried at, beside a package's own
 TOO_LONG = f"compiling takes minutes at every size: tried at {COMPILED}x{COMPILED} and on the package's network"
+#: What was tried and left: its place in the record, and its title.
+TRIED = {"tried": "tried, and left", "tried_in_int8": "tried in INT8, and left"}
 TRIES = 3  #: rounds at most of what was tried and left
 CALIBRATION = 8  #: photographs that the INT8 ranges of a trained network are from
 #: Which figure of the measured peak is a precision's. What OpenVINO makes of fp16 and INT8 has none.
@@ -471,6 +473,38 @@ def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str
     return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
 
 
+def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """The INT8 engine as it is, and with more convolutions in INT8 (ranges of ``other``, as its own); none where this
+    processor has no use for INT8. Wants `written`'s engine."""
+    import torch
+
+    from export import cpu, int8
+    from export.channels import channels_last
+    from export.graph import onnx_bytes, onnx_from_network
+    from export.precision import PRECISIONS
+    from export.rewrites import rewritten
+
+    if cpu.why_not(PRECISIONS["int8"]):
+        return []
+    progress("tried in INT8, and left: exporting ...")
+    form = channels_last(rewritten(network))
+    inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
+    ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
+    model = onnx_from_network(form, side=image.shape[-1])
+    here = (".attn.qkv.", ".ffn.project_in.")
+    more = {
+        "the feed-forward's output projections in INT8 too": (".ffn.project_out",),
+        "the feed-forward's depthwise convolutions in INT8 too": (".ffn.dwconv.",),
+        "every depthwise convolution in INT8 too": (".ffn.dwconv.", ".attn.qkv_dwconv."),
+    }
+    found = [Candidate("the INT8 engine as it is", "openvino", "int8 engine", "int8")]
+    for number, (name, parts) in enumerate(more.items()):
+        taken = {module: largest for module, largest in ranges.items() if any(p in module for p in (*here, *parts))}
+        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantized_graph(model, taken)))
+        found.append(Candidate(name, "openvino", f"more{number}", "int8"))
+    return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
+
+
 def _exported(name: str, form: Any, graph: str, image: Tensor, folder: Path, precision: str) -> Candidate:
     """A form of the network as a candidate in the engine's runtime, its graph written."""
     from export.graph import onnx_bytes, onnx_from_network
@@ -621,7 +655,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
             f"{'':<48} {'median s':>9} {'least–most':>15} {'×':>6} {'dB':>6} {'MiB':>6} {'of peak':>8}",
         ]
         made += [f"{runtime:<48} {_figures(each)}" for runtime, each in found["rows"].items()]
-    for title, steps in (("the ladder", document["ladder"]), ("tried, and left", document["tried"])):
+    for title, steps in (("the ladder", document["ladder"]), *((name, document[key]) for key, name in TRIED.items())):
         made += ["", f"{title}, {document['ladder_of']}"]
         made += [f"{each['step']:<70} {_figures_of_a_step(each)}" for each in steps]
     made += ["", f"{'settings of the engine':<30} {'s':>7} {'ready s':>8} {'first call s':>13}"]
@@ -703,7 +737,7 @@ def _allowed(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | 
 
 def _left(document: Mapping[str, Any]) -> str:
     """What was tried beyond the rewrites, in short."""
-    steps = [each for each in document.get("tried", [])[1:] if "median_s" in each]
+    steps = [each for key in TRIED for each in document[key][1:] if "median_s" in each]
     if not steps:
         return ""
     found = "; ".join(f"{each['step']}, {each['speedup']:.2f}" for each in steps)
@@ -743,8 +777,8 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     standard, generator = random_network(), np.random.default_rng(0)
     document: dict[str, Any] = {"circumstances": circumstances(command), "peak": peaks(), "networks": {}}
     with tempfile.TemporaryDirectory() as temporary:
-        for side in (256, 512):
-            image, other = (generator.random((1, 3, side, side), np.float32) for _ in range(2))
+        noise = {side: [generator.random((1, 3, side, side), np.float32) for _ in range(2)] for side in (256, 512)}
+        for side, (image, other) in noise.items():
             name, folder = f"standard {side}", Path(temporary, str(side))
             document["networks"][name] = measured(
                 name, standard, image, "random", {"other": other}, folder, rounds, document["peak"]
@@ -752,11 +786,12 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
         document["networks"]["demo 512"] = measured(
             "demo 512", trained, photograph, "trained", calibration, Path(temporary, "demo"), rounds, document["peak"]
         )
-        small = Path(temporary, "256")
-        image, precision = np.load(small / "image.npy"), "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
+        small, (image, other) = Path(temporary, "256"), noise[256]
+        precision = "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
         document["ladder_of"] = f"standard network at 256, OpenVINO in {precision}"
         document["ladder"] = ladder(standard, image, small, rounds, precision)
         document["tried"] = tried(standard, image, small, rounds, precision)
+        document["tried_in_int8"] = tried_in_int8(standard, image, other, small, rounds)
         document["settings"] = settings(small, rounds, precision)
     return document
 

@@ -96,7 +96,8 @@ def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str,
         weight = weights.get(node.input[1]) or shapes[node.input[1]]
         group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
         kind = DEPTHWISE if group > 1 else f"{weight[-1]}x{weight[-1]} convolution"
-        return Node(kind, prod(shapes[node.output[0]]) * prod(weight[1:]), node.input[1].removesuffix(".weight"))
+        module = node.input[1].removesuffix("_dq").removesuffix(".weight")  # INT8 weights come through a node
+        return Node(kind, prod(shapes[node.output[0]]) * prod(weight[1:]), module)
     if node.op_type in ("MatMul", "Gemm"):
         # A linear layer has its weights on the right; a small matrix on the left is multiplied into another.
         is_weight = node.input[1] if node.input[1] in weights else ""

@@ -2,7 +2,7 @@
 
 The published ``cpu`` engine, with the settings its JSON states, in OpenVINO and its counters (PERF_COUNT); and the same
 graph in ONNX Runtime and its profiler. ``--package`` and ``--standard`` (the paper's network, random weights) take the
-graph that `make engine TARGET=cpu` would build instead.
+graph that `make engine TARGET=cpu` would build instead; INT8 has all layers of a plan in it that a CPU can take.
 
 Layers are told apart by kind (benchmarks/kinds.py), with the arithmetic and the memory traffic that they reach.
 ``--trtexec`` makes the same tables of what trtexec timed on a GPU: two files of its own, and the graph it was given.
@@ -28,11 +28,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino
-import torch
 from google.protobuf.message import DecodeError
 
 from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, interruptible, progress
+from benchmarks.core import random_network
 from benchmarks.kinds import (
     ELEMENTWISE,
     FROM_NORM,
@@ -46,14 +46,12 @@ from benchmarks.kinds import (
     layers_of_trtexec,
     nodes,
 )  # fmt: skip
-from export import cpu
-from export.architecture import restormer
+from export import cpu, int8
 from export.build import MODEL
 from export.channels import cpu_graph
 from export.errors import ExportError
 from export.graph import onnx_bytes
 from export.names import INPUT
-from export.network import Restormer
 from export.package import network_from_package, package_from_folder
 from export.precision import PRECISIONS, precision_from_name
 from export.publish import versions
@@ -206,6 +204,11 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
     return made
 
 
+def noise(side: int, *, seed: int) -> np.ndarray:
+    """An image ``[1, 3, side, side]`` of nothing."""
+    return np.random.default_rng(seed).random((1, 3, side, side), np.float32)
+
+
 def published(repository: Path) -> Path:
     """The engine file of the highest version; `ExportError` if there is none for a CPU."""
     found = versions(repository / MODEL)
@@ -220,19 +223,21 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
     if arguments.standard or arguments.package:
         precision = precision_from_name(arguments.precision or "fp32")
         cpu.require_precision(precision)
-        if precision.name == "int8":
+        if precision.name == "int8" and not arguments.standard:
             raise ExportError("an INT8 graph comes of a plan: make engine PRECISION=int8 TARGET=cpu, then make profile")
         side = arguments.side or (STANDARD_SIDE if arguments.standard else SIDE)
         if side < 8 or side % 8:
             raise ExportError(f"--side {side}: the network halves an image three times: give a multiple of 8")
         if arguments.standard:
-            torch.manual_seed(0)
-            name, network = "the standard network, 26.1 M parameters, random weights", Restormer(restormer()).eval()
+            name, network = "the standard network, 26.1 M parameters, random weights", random_network()
         else:
             package = package_from_folder(arguments.package)
             name, network = f"the network of {arguments.package}", network_from_package(package)
         progress("exporting the graph ...")
-        return cpu_graph(rewritten(network), side=side), cpu.settings(precision), {
+        ready, ranges = rewritten(network), None
+        if precision.name == "int8":  # random weights have no photographs: their ranges are of another random image
+            ranges = int8.calibrated(ready, {"other": noise(side, seed=1)}, "minmax", lambda: None)
+        return cpu_graph(ready, ranges, side=side), cpu.settings(precision), {
             "network": name, "side": side, "precision": precision.name,
         }  # fmt: skip
     engine = arguments.engine or published(arguments.repository)
@@ -282,7 +287,9 @@ def main() -> None:
         "--standard", action="store_const", const=1, help="the paper's network, 26.1 M parameters, random weights"
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--precision", help="of a package or the standard network: fp32, bf16 or fp16")
+    parser.add_argument(
+        "--precision", help="of a package or the standard network: fp32, bf16 or fp16; int8 of the latter only"
+    )
     parser.add_argument("--side", type=int, help="of a package or the standard network: pixels, a multiple of 8")
     parser.add_argument("--runtime", choices=("both", "openvino", "onnxruntime"), default="both")
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="one more of OpenVINO's")
@@ -318,7 +325,7 @@ def measured(
     """The first runtime's figures, and beside them those of the others."""
     settings = {**settings, **dict(each.split("=", 1) for each in arguments.setting)}
     known = nodes(model)
-    image = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+    image = noise(side, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
         graph.write_bytes(onnx_bytes(model))

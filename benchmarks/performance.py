@@ -119,17 +119,17 @@ def _gain(step: Document, other: Document | None) -> str:
     )
 
 
-def tried_table(document: Document) -> str | None:
-    """What was tried beyond the ladder, each alone, beside the engine as it is, which comes first."""
-    steps = [step for step in document.get("tried", []) if "median_s" in step]
+def tried_table(document: Document, key: str) -> str | None:
+    """What was tried beyond the ladder (`core.TRIED`), each alone, beside the engine as it is, which comes first."""
+    steps = [step for step in document[key] if "median_s" in step]
     if not steps:
         return None
-    head = ("tried, and left", "s an image", "least–most", "× the engine", "dB")
+    head = (core.TRIED[key], "s an image", "least–most", "× the engine", "dB")
     rows = [
         (step["step"], significant(step["median_s"]), _range(step), _gain(step, other), _decibels(step))
         for other, step in zip([None, *steps[:1] * len(steps)], steps, strict=False)
     ]
-    return table(head, rows) + _not_run({step["step"]: step for step in document["tried"]})
+    return table(head, rows) + _not_run({step["step"]: step for step in document[key]})
 
 
 def settings_table(document: Document) -> str:

@@ -419,8 +419,10 @@ def why_instances(found: dict[str, Any]) -> str:
     for row in idle:
         words += (
             f" One process for {row['part']} worked only {row['worked_share']:.0%} of the time, though a photograph "
-            f"was always there: the rest it waited for Triton to hand over the next."
+            f"was always there: the rest it waited for Triton to hand over the next"
         )
+        # With nobody to end what it prepared, it goes by the times that are for photographs that went astray.
+        words += ", and for a network that is missing here to end one." if row["part"] == "preprocess" else "."
     return words
 
 

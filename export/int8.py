@@ -128,15 +128,23 @@ def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
     return found
 
 
-def calibrated(network: Restormer, images: Images, method: str, tick: Callable[[], None]) -> dict[str, float]:
-    """The largest input magnitude each candidate shall represent, from photographs ``[1, 3, S, S]``.
+def calibrated(
+    network: Restormer,
+    images: Images,
+    method: str,
+    tick: Callable[[], None],
+    layers: Mapping[str, nn.Conv2d] | None = None,
+) -> dict[str, float]:
+    """The largest input magnitude each layer shall represent, from photographs ``[1, 3, S, S]``.
 
     ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
-    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph.
+    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph. ``layers``: of the
+    network, by name; the `candidates` where none are given.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    largest = dict.fromkeys(candidates(network), 0.0)
+    layers = candidates(network) if layers is None else layers
+    largest = dict.fromkeys(layers, 0.0)
     collector = HistogramCollector(method if method != "minmax" else "percentile", True, 2048, 128, PERCENTILE, "same")
 
     def see(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -145,7 +153,7 @@ def calibrated(network: Restormer, images: Images, method: str, tick: Callable[[
             with _silence():
                 collector.collect({name: inputs[0].numpy()})
 
-    hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in candidates(network).items()]
+    hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
             for image in images.values():

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import kinds, layers
-from export import coverage
+from export import coverage, int8
 from export.architecture import restormer
 from export.channels import cpu_graph
 from export.network import Restormer
@@ -38,6 +38,14 @@ def test_the_nodes_account_for_every_multiply_accumulate(graph):
     assert sum(node.kind == kinds.PRODUCT for node in known) == 3 * 7
     assert sum(node.kind == kinds.NORM for node in known) >= 2 * 7 * 4
     assert sum(node.kind == kinds.SUMS for node in known) == 2 * 7  # of q and k
+
+
+def test_an_int8_graph_has_the_same_convolutions_by_the_same_names(graph):
+    def convolutions(model):
+        return {(each.module, each.kind, each.macs) for each in kinds.nodes(model).values() if "conv" in each.kind}
+
+    taken = {"latent.0.attn.qkv": 1.0, "latent.0.ffn.project_in": 1.0}
+    assert convolutions(int8.quantized_graph(graph, taken)) == convolutions(graph)
 
 
 def test_parts_of_a_written_out_norm_are_its_own():
@@ -157,7 +165,7 @@ def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeyp
         (["--repository", "{bare}"], "make engine PRECISION=fp32 TARGET=cpu"),
         (["--engine", "{bare}/nothing.onnx"], "no engine with its JSON at"),
         (["--standard", "--side", "100"], "a multiple of 8"),
-        (["--standard", "--precision", "int8"], "an INT8 graph comes of a plan|VNNI"),
+        (["--package", "demo/package", "--precision", "int8"], "an INT8 graph comes of a plan|VNNI"),
         (["--package", "{bare}"], "holds no model_checkpoint.pt"),
         (["--trtexec", "README.md", "README.md", "README.md"], "these are not trtexec's"),
     ],
