@@ -48,8 +48,8 @@ TOO_LONG = f"compiling takes minutes at every size: tried at {COMPILED}x{COMPILE
 TRIED = {"tried": "tried, and left", "tried_in_int8": "tried in INT8, and left"}
 TRIES = 3  #: rounds at most of what was tried and left
 CALIBRATION = 8  #: photographs that the INT8 ranges of a trained network are from
-#: Which figure of the measured peak is a precision's. What OpenVINO makes of fp16 and INT8 has none.
-PEAKS = {"fp32": "float32_gflops", "bf16": "bfloat16_gflops"}
+#: Which figure of the measured peak is a precision's. Nothing here multiplies matrices in fp16 fast enough to be one.
+PEAKS = {"fp32": "float32_gflops", "bf16": "bfloat16_gflops", "int8": "int8_gops"}
 
 
 @dataclass(frozen=True)
@@ -336,9 +336,13 @@ def peak_of(peak: Mapping[str, float | None], precision: str) -> float | None:
 
 
 def peaks() -> dict[str, float | None]:
-    """What this machine reaches at best: matrix products in GFLOP/s (PyTorch, the best of some), copies in GB/s."""
+    """What this machine reaches at best: matrix products in GFLOP/s (PyTorch's; in INT8 ONNX Runtime's, None where it
+    has no arithmetic of its own), copies in GB/s; the best of some each."""
     import openvino
     import torch
+
+    from export import cpu
+    from export.precision import PRECISIONS
 
     def best(function: Callable[[], Any]) -> float:
         seconds = []
@@ -357,8 +361,29 @@ def peaks() -> dict[str, float | None]:
     return {
         "float32_gflops": operations / best(lambda: wide @ wide),
         "bfloat16_gflops": operations / best(lambda: narrow @ narrow) if "BF16" in capabilities else None,
+        "int8_gops": None if cpu.why_not(PRECISIONS["int8"]) else operations / best(_int8_product(side)),
         "copy_gb_s": source.nbytes / 1e9 / best(lambda: np.copyto(target, source)),
     }
+
+
+def _int8_product(side: int) -> Callable[[], Any]:
+    """A product of two square matrices in INT8, to be called; the right one is known beforehand, as weights are."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
+    ends = [
+        helper.make_tensor_value_info(name, kind, [side, side])
+        for name, kind in (("left", TensorProto.UINT8), ("product", TensorProto.INT32))
+    ]
+    numbers = np.arange(side * side, dtype=np.int64).reshape(side, side) % 127  # seven bits: AVX2 saturates beyond
+    weights = [numpy_helper.from_array((numbers - 63).astype(np.int8), "right")]
+    model = helper.make_model(
+        helper.make_graph([node], "product", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    left = numbers.astype(np.uint8)
+    return lambda: session.run(None, {"left": left})
 
 
 def random_network() -> Any:
@@ -729,8 +754,9 @@ def _allowed(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | 
     base = next(iter(ran(found).values()))["median_s"]
     allowed = base / (found["gflop"] / top)
     beyond = f": {GOAL:g} is out of reach here" if allowed < GOAL else ""
+    unit = "GOP/s" if precision == "int8" else "GFLOP/s"
     return (
-        f"The network's multiplications alone, at the {top:,.0f} GFLOP/s that a matrix product reaches here in "
+        f"The network's multiplications alone, at the {top:,.0f} {unit} that a matrix product reaches here in "
         f"{precision}, would be {allowed:.1f} times as fast{beyond}."
     )
 

@@ -40,7 +40,7 @@ def test_candidates_agree_with_the_paper_and_say_why_they_cannot_run(written):
     workers = core.compared(wanted, folder, rounds=2)
     assert workers[0].candidate.name == core.BASE
     reference = np.load(folder / workers[0].first["output"])
-    peak = {"float32_gflops": 100.0, "bfloat16_gflops": 200.0, "copy_gb_s": 10.0}
+    peak = {"float32_gflops": 100.0, "bfloat16_gflops": 200.0, "int8_gops": None, "copy_gb_s": 10.0}
     rows = {w.candidate.name: core.row(w, 1.0, gflop, peak, reference, folder) for w in workers}
     for name, row in rows.items():
         if "not_run" in row:
@@ -193,6 +193,15 @@ def test_the_verdict_says_what_the_peak_allows_and_what_was_tried():
     assert "would be 6.7 times as fast: 10 is out of reach here." in said
     assert "out of reach" not in core.verdict(record(4.0, 60.0))
     assert said.endswith("as times the engine's speed: two images a call, 0.91.")
+
+
+def test_the_peak_of_int8_is_a_product_that_is_right_and_counts_as_operations():
+    product = core._int8_product(512)()[0]
+    numbers = np.arange(512 * 512).reshape(512, 512) % 127
+    assert (product == numbers @ (numbers - 63)).all()
+    document = record(4.0, 60.0, **{INT8: figures(12.0, 50.0, "int8")})
+    document["peak"]["int8_gops"] = 900.0
+    assert "at the 900 GOP/s that a matrix product reaches here in int8, would be 30.0 times" in core.verdict(document)
 
 
 def test_the_tables_name_what_did_not_run():
