@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -458,7 +459,7 @@ def written(network: Any, image: Tensor, folder: Path, calibration: Mapping[str,
 
 def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
     """What each step brings: the engine's runtime on the graph after it, and after all steps before."""
-    from export.channels import channel_norms, masked_attention
+    from export.channels import channel_norms, grouped_feed_forward, masked_attention
     from export.rewrites import fold_norms, pad_feed_forward, split_projections
 
     steps: list[tuple[str, Callable[[Any], Any]]] = [
@@ -468,7 +469,9 @@ def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: st
         ("projections split into a convolution each", split_projections),
         ("LayerNorm as reductions over the channel axis", channel_norms),
         ("attention over [pixels, channels], output projection multiplied in", masked_attention),
-    ]
+        ("feed-forward in groups of channels, whose maps stay in the cache",
+         partial(grouped_feed_forward, side=image.shape[-1])),
+    ]  # fmt: skip
     found, form = [], network
     for number, (name, step) in enumerate(steps):
         progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
@@ -482,7 +485,7 @@ def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str
     from export.channels import channels_last
     from export.rewrites import rewritten
 
-    form = channels_last(rewritten(network))
+    form = channels_last(rewritten(network), side=image.shape[-1])
     progress("tried, and left: exporting ...")
     found = [
         Candidate("the engine as it is", "openvino", "engine", precision),
@@ -512,7 +515,7 @@ def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, roun
     if cpu.why_not(PRECISIONS["int8"]):
         return []
     progress("tried in INT8, and left: exporting ...")
-    form = channels_last(rewritten(network))
+    form = channels_last(rewritten(network), side=image.shape[-1])
     inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
     ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
     model = onnx_from_network(form, side=image.shape[-1])

@@ -9,7 +9,9 @@ into heads, a LayerNorm over a transposed view) is paid with copies of the wides
 * q, k and v meet as ``[pixels, channels]`` matrices, all heads at once: a mask leaves of the product what belongs to
   one head. That multiplies more than needed, on the smallest of the products, and moves nothing;
 * the output projection is multiplied into the attention matrix, W(Av) = (WA)v: two small matrices instead of a pass
-  over the map.
+  over the map;
+* the feed-forward goes a group of hidden channels at a time where its maps are largest, and what comes of the groups
+  is added up: the maps of one group stay in the cache, where all of them would pass memory.
 
 All are identities in real arithmetic. ``make benchmark-core`` says what each brings.
 
@@ -22,24 +24,34 @@ saves.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export import int8
+from export.architecture import STAGES
 from export.graph import onnx_from_network
-from export.network import EPSILON, NORM_FLOOR, Attention, LayerNorm, Restormer, TransformerBlock
-from export.rewrites import split_projections
+from export.network import EPSILON, NORM_FLOOR, Attention, FeedForward, LayerNorm, Restormer, TransformerBlock
+from export.rewrites import by_inputs, by_outputs, split_projections
 from imaging import SIDE
 
 _MASKED = -1e4  #: added to what belongs to two heads: softmax makes zero of it, and half precision holds it
+#: Bytes of a hidden map, two a number, that a cache holds beside its like: the third level's of server processors has
+#: 16 MiB or more.
+CACHED = 8 * 2**20
+NARROWEST = 64  #: channels of a group: with fewer the convolutions lose more than the cache brings
 
 
-def channels_last(network: Restormer) -> Restormer:
-    """The network as the CPU's engine is built from it. Its norms have to be folded (``export.rewrites``)."""
-    return masked_attention(channel_norms(split_projections(network)))
+def channels_last(network: Restormer, *, side: int = SIDE) -> Restormer:
+    """The network as the CPU's engine is built from it, for images of ``[N, 3, side, side]``.
+
+    Its norms have to be folded (``export.rewrites``).
+    """
+    return grouped_feed_forward(masked_attention(channel_norms(split_projections(network))), side=side)
 
 
 def cpu_graph(network: Restormer, ranges: Mapping[str, float] | None = None, *, side: int = SIDE) -> onnx.ModelProto:
@@ -47,7 +59,7 @@ def cpu_graph(network: Restormer, ranges: Mapping[str, float] | None = None, *, 
 
     ``ranges``: largest input magnitudes of an INT8 plan's modules, of which `quantized_here` are taken.
     """
-    model = onnx_from_network(channels_last(network), side=side)
+    model = onnx_from_network(channels_last(network, side=side), side=side)
     return model if ranges is None else int8.quantized_graph(model, quantized_here(ranges))
 
 
@@ -71,6 +83,22 @@ def masked_attention(network: Restormer) -> Restormer:
     for layer in result.modules():
         if isinstance(layer, TransformerBlock):
             layer.attn = MaskedAttention(layer.attn)  # type: ignore[assignment]
+    return result
+
+
+def grouped_feed_forward(network: Restormer, *, side: int) -> Restormer:
+    """Feed-forward in the form of `GroupedFeedForward` where a map of it is beyond `CACHED`, for images of this side.
+
+    The projections have to be split.
+    """
+    result = copy.deepcopy(network)
+    for stage, level in STAGES.items():
+        for layer in result.get_submodule(stage).modules():
+            if isinstance(layer, TransformerBlock):
+                hidden = layer.ffn.project_out.in_channels
+                groups = min(math.ceil(2 * hidden * (side >> level) ** 2 / CACHED), hidden // NARROWEST)
+                if groups > 1:
+                    layer.ffn = GroupedFeedForward(layer.ffn, groups)  # type: ignore[assignment]
     return result
 
 
@@ -119,3 +147,31 @@ class MaskedAttention(nn.Module):
         mixing = (self.projection @ attention).transpose(1, 2)
         mixed: Tensor = (v @ mixing).reshape(-1, height, columns, width).permute(0, 3, 1, 2)
         return mixed if self.bias is None else mixed + self.bias
+
+
+class GroupedFeedForward(nn.Module):
+    """`export.network.FeedForward` a group of hidden channels at a time, what comes of them added up."""
+
+    def __init__(self, layer: FeedForward, groups: int) -> None:
+        super().__init__()
+        points, deeps, out = layer.project_in, layer.dwconv, layer.project_out
+        if not (isinstance(points, nn.ModuleList) and isinstance(deeps, nn.ModuleList)):
+            raise TypeError("split_projections first")
+        width = 8 * math.ceil(out.in_channels / (8 * groups))
+
+        def in_turns(halves: nn.ModuleList) -> nn.ModuleList:
+            # In one list, whose name an INT8 plan knows.
+            gate, value = (by_outputs(half, width) for half in halves)  # type: ignore[arg-type]
+            return nn.ModuleList(each for pair in zip(gate, value, strict=True) for each in pair)
+
+        self.project_in, self.dwconv = in_turns(points), in_turns(deeps)
+        self.project_out = nn.ModuleList(by_inputs(out, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor | None = None
+        parts = list(zip(self.project_in, self.dwconv, strict=True))
+        for (gate, deep_gate), (value, deep_value), out in zip(parts[::2], parts[1::2], self.project_out, strict=True):
+            found = out(functional.gelu(deep_gate(gate(x))) * deep_value(value(x)))
+            total = found if total is None else total + found
+        assert total is not None
+        return total

@@ -73,6 +73,27 @@ def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
     return result
 
 
+def by_outputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:
+    """A convolution, depthwise or not, as several of so many output channels each; the last may have fewer."""
+    parts = [slice(at, at + width) for at in range(0, convolution.out_channels, width)]
+    weights = [convolution.weight[part] for part in parts]
+    biases = [None if convolution.bias is None else convolution.bias[part] for part in parts]
+    return [
+        _with_weights(convolution, weight, bias, groups=1 if convolution.groups == 1 else len(weight))
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
+
+
+def by_inputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:
+    """A convolution as several of so many input channels each, whose outputs add up to its own."""
+    starts = range(0, convolution.in_channels, width)
+    biases = [convolution.bias, *[None] * (len(starts) - 1)]
+    return [
+        _with_weights(convolution, convolution.weight[:, at : at + width], bias)
+        for at, bias in zip(starts, biases, strict=True)
+    ]
+
+
 def _folded(norm: LayerNorm, convolution: nn.Conv2d) -> nn.Conv2d:
     """The convolution with the norm's weight and bias inside; the norm keeps ones and zeros."""
     kernel, weight, bias = convolution.weight, norm.body.weight, norm.body.bias
@@ -111,12 +132,7 @@ def _padded_bias(convolution: nn.Conv2d, extra: int) -> Tensor | None:
 
 def _split(projection: Projection, parts: int) -> nn.ModuleList:
     whole = _convolution(projection)
-    biases = [None] * parts if whole.bias is None else whole.bias.chunk(parts)
-    groups = whole.groups if whole.groups == 1 else whole.groups // parts
-    weights = whole.weight.chunk(parts)
-    return nn.ModuleList(
-        _with_weights(whole, weight, bias, groups=groups) for weight, bias in zip(weights, biases, strict=True)
-    )
+    return nn.ModuleList(by_outputs(whole, whole.out_channels // parts))
 
 
 def _convolution(projection: Projection) -> nn.Conv2d:

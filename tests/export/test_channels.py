@@ -5,10 +5,12 @@ import onnxruntime
 import pytest
 import torch
 
-from export import int8
-from export.channels import channels_last, cpu_graph, masked_attention
+from export import channels, int8
+from export.architecture import STAGES, restormer
+from export.channels import GroupedFeedForward, channels_last, cpu_graph, grouped_feed_forward, masked_attention
 from export.coverage import convolutions
 from export.graph import onnx_bytes, onnx_from_network
+from export.network import Restormer
 from export.rewrites import fold_norms, rewritten, split_projections
 from tests.export.test_network import VARIANTS, image_for, network_of
 
@@ -22,6 +24,37 @@ def test_is_the_same_function(variant):
     error = (found - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     assert error < 1e-5  # the network takes its long sums in float32, this form all in the network's type
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("narrowest", [8, 16])
+def test_the_feed_forward_in_groups_is_the_same_function(variant, narrowest, monkeypatch):
+    """With a cache that holds nothing, so as many groups as there may be; of 176 channels they are not all as wide."""
+    monkeypatch.setattr(channels, "CACHED", 1)
+    monkeypatch.setattr(channels, "NARROWEST", narrowest)
+    network = rewritten(network_of(**variant))
+    image = image_for(network)
+    made = channels_last(network, side=image.shape[-1])
+    groups = [len(layer.project_out) for layer in made.modules() if isinstance(layer, GroupedFeedForward)]
+    assert max(groups) == 176 // narrowest
+    assert narrowest > 8 or len(groups) == network.architecture.depth
+    with torch.inference_mode():
+        expected, found = network(image), made(image)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_groups_are_of_the_maps_that_a_cache_does_not_hold():
+    """The standard network's at 256: the first level's in two, behind the concatenation, which is wider, in four."""
+    network = split_projections(rewritten(Restormer(restormer(blocks=(1, 1, 1, 1), refinement=1))))
+
+    def groups(side):
+        made = grouped_feed_forward(network, side=side)
+        ffns = {name.partition(".")[0]: layer for name, layer in made.named_modules() if name.endswith(".ffn")}
+        return [len(list(ffns[stage].project_out.children())) or 1 for stage in STAGES]
+
+    assert groups(256) == [2, 1, 1, 1, 1, 1, 4, 4]
+    assert groups(512) == [2, 4, 2, 1, 2, 4, 4, 4]
+    assert groups(64) == [1] * 8
 
 
 def test_a_map_of_zeros_gives_numbers():
@@ -40,18 +73,20 @@ def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
     assert np.abs(together - alone).max() < 1e-5 * np.abs(alone).max()
 
 
-def test_int8_is_what_comes_behind_a_norm():
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_int8_is_what_comes_behind_a_norm(in_groups, monkeypatch):
     """Of a plan for the whole network; what reads the widest maps stays, and so does what is no convolution here."""
+    monkeypatch.setattr(channels, "CACHED", 1 if in_groups else 2**30)
+    monkeypatch.setattr(channels, "NARROWEST", 8)
     network = rewritten(network_of()).float()
     plan = dict.fromkeys(int8.candidates(network), 3.0)
     found = convolutions(cpu_graph(network, plan, side=32))
     taken = {layer.module for layer in found if layer.arithmetic == "INT8"}
-    parts = (("attn.qkv", 3), ("ffn.project_in", 2))
-    names = {name for name in plan if name.endswith(tuple(part for part, _ in parts))}
-    assert taken == {
-        f"{name}.{i}" for name in names for part, count in parts if name.endswith(part) for i in range(count)
-    }
-    assert len(taken) == 5 * network.architecture.depth
+    behind = (".attn.qkv", ".ffn.project_in")
+    assert taken == {layer.module for layer in found if layer.module.rpartition(".")[0].endswith(behind)}
+    blocks = [block for stage in network.architecture.stages.values() for block in stage]
+    groups = [-(-block.hidden // 8) if in_groups else 1 for block in blocks]
+    assert len(taken) == sum(3 + 2 * count for count in groups)
     assert {layer.arithmetic for layer in convolutions(cpu_graph(network, side=32))} == {"FLOAT"}
 
 
@@ -60,4 +95,6 @@ def test_norms_have_to_be_folded_and_projections_split_before():
         channels_last(network_of())
     with pytest.raises(TypeError, match="split_projections first"):
         masked_attention(fold_norms(network_of()))
+    with pytest.raises(TypeError, match="split_projections first"):
+        GroupedFeedForward(fold_norms(network_of()).latent[0].ffn, 2)
     masked_attention(split_projections(network_of()))
