@@ -46,8 +46,7 @@ def where(document: Document) -> str:
     isa = next((words for flag, words in ISA.items() if flag in found["isa"]), "no AVX2")
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
-    when = "before and after it" if "seconds" in found["noise"] else "before it"  # as earlier records had it
-    noise = f" · the same work varied by {found['noise']['spread']:.0%} {when}"
+    noise = f" · the same work varied by {found['noise']['spread']:.0%} before and after it"
     if document.get("calculation"):
         noise = ""
     elif is_noisy(found["noise"]):

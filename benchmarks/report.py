@@ -27,7 +27,7 @@ TEMPLATE = "performance.md.j2"
 RECORDS = {
     "core": "make benchmark-core",
     "profile": "make profile",
-    "profile-standard": "make profile STANDARD=1",
+    "profile-standard": "make profile STANDARD=1 PRECISION=int8",
     "pipeline": "make benchmark",
     "tune": "make tune SLO_P99_MS=…",
     "scale": "make benchmark-scale",
