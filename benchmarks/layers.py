@@ -246,15 +246,20 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
         raise ExportError(f"no engine with its JSON at {engine}: make engine PRECISION=fp32 TARGET=cpu")
     if arguments.precision or arguments.side:
         raise ExportError("an engine has a precision and a side of its own: --precision and --side go with a network")
-    stated = json.loads(beside.read_text(encoding="utf-8"))
-    if stated["target"] != "cpu":
-        raise ExportError(f"{engine} is for {stated['target']}: make engine PRECISION=fp32 TARGET=cpu")
-    words = dict(word.split("=", 1) for word in shlex.split(stated["command"]) if "=" in word)
-    name = f"the network of {words['PACKAGE']}, {stated['network']['parameters']:,} parameters"
-    cpu.require_precision(PRECISIONS[stated["precision"]])
-    return onnx.load(engine), stated["runtime"]["settings"], {
-        "network": name, "side": stated["profile"]["compiled"][-1], "precision": stated["precision"],
-    }  # fmt: skip
+    try:
+        stated = json.loads(beside.read_text(encoding="utf-8"))
+        if stated["target"] != "cpu":
+            raise ExportError(f"{engine} is for {stated['target']}: make engine PRECISION=fp32 TARGET=cpu")
+        words = dict(word.split("=", 1) for word in shlex.split(stated["command"]) if "=" in word)
+        name = f"the network of {words['PACKAGE']}, {stated['network']['parameters']:,} parameters"
+        cpu.require_precision(PRECISIONS[stated["precision"]])
+        return onnx.load(engine), stated["runtime"]["settings"], {
+            "network": name, "side": stated["profile"]["compiled"][-1], "precision": stated["precision"],
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+        raise ExportError(
+            f"{engine} or the JSON beside it is damaged ({type(error).__name__} {error}): build it again"
+        ) from error
 
 
 def timed_by_trtexec(profile: Path, info: Path, graph: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import ceil
 from typing import Any
 
 from benchmarks import core, plots
@@ -157,7 +158,9 @@ def profile_tables(document: Document) -> str:
     runtimes = (document, *document["others"])
     head = [f"{document['side']}x{document['side']}, {document['precision']}"]
     for found in runtimes:
-        head += [f"{found['runtime']}: layers", "ms", "share", "GFLOP/s", "GB/s"]
+        # Its own word for what it computes in: a runtime may take a graph in another type than it was built for.
+        types = ", ".join(sorted({row["precision"] for row in found["layers"] if row["macs"]}))
+        head += [f"{found['runtime']} ({types}): layers", "ms", "share", "GFLOP/s", "GB/s"]
     kinds = dict.fromkeys(row["kind"] for found in runtimes for row in found["kinds"])
     rows = [[kind, *(cell for found in runtimes for cell in _kind_cells(found, kind))] for kind in kinds]
     layers = sorted(document["layers"], key=lambda row: -row["ms"])[:TOP]
@@ -276,9 +279,15 @@ def tune_sentence(document: Document) -> str:
     wanted += f" at {significant(document['rate'])} a second" if document["rate"] else ""
     if not (row := document["chosen"]):
         return f"Wanted: {wanted}. Nothing tried meets that; the best: {significant(document['best']['p99_ms'])} ms."
+    stays = all(row[name] == document["tried"][0][name] for name in TUNED)
+    chosen = (
+        "What the server chooses by itself meets that, and nothing was better by more than chance; loaded again"
+        if stays
+        else "Chosen, and loaded again in turns with the server's own choice"
+    )
     return (
-        f"Wanted: {wanted}. Chosen, and loaded twice more, in turns with the server's own choice: "
-        f"{significant(row['p99_ms'])} ms in the slower of the two, {significant(row['rate'])} a second."
+        f"Wanted: {wanted}. {chosen}: {significant(row['p99_ms'])} ms in the slowest round, "
+        f"{significant(row['rate'])} a second."
     )
 
 
@@ -317,7 +326,7 @@ def roofline_table(document: Document) -> str:
         cells = [precision]
         for name in ("fused_ms", "standing_ms"):
             cells += [f"{row[name]:.1f}", f"{1e3 / row[name]:.0f}"]
-        cells += [f"{row['memory_share']:.0%}", "–" if row["cores"] is None else f"{row['cores']:.0f}"]
+        cells += [f"{row['memory_share']:.0%}", "–" if row["cores"] is None else f"{ceil(row['cores'])}"]
         rows.append(cells + ([f"{row['cost_per_thousand']:.4f}"] if price else []))
     return table(head + ([f"a thousand, at {price:g} an hour"] if price else []), rows)
 
@@ -388,8 +397,8 @@ def speed_sentence(document: Document) -> str:
     rows = {each: row for each, row in core.ran(document["networks"][name]).items() if not each.startswith(core.OURS)}
     other, second = max(rows.items(), key=lambda item: item[1]["speedup"])
     ours = (
-        f"The demo network in {best[0]} (`make engine`) is {best[1]['speedup']:.1f} times as fast as in PyTorch eager "
-        f"float32 and {best[1]['psnr_db']:.0f} dB from it"
+        f"The demo network in {best[0]} (`make engine PRECISION={best[1]['precision']}`) is {best[1]['speedup']:.1f} "
+        f"times as fast as in PyTorch eager float32 and {best[1]['psnr_db']:.0f} dB from it"
         if best
         else f"None of our engines keeps {core.GOAL_DB:g} dB on the demo network"
     )

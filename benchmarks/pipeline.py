@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import statistics
 import tempfile
@@ -34,6 +33,7 @@ from benchmarks.command_line import add_record, finish, jpegs, numbers, say
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from benchmarks.traffic import SERVER_PYTHON, served
+from export.errors import ExportError
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
 WINDOWS = 2  #: of a point of the sweep: their rates are its spread
@@ -210,8 +210,8 @@ def limit_of(engine: Path, package: Path) -> dict[str, Any]:
     from export.package import network_from_package, package_from_folder
 
     document = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
-    name = gpus()[0][0]  # "NVIDIA H100 80GB HBM3"; a GH200 is no H200
-    gpu = next((roofline.GPUS[word] for word in re.findall(r"[a-z]+\d+", name.lower()) if word in roofline.GPUS), None)
+    name = gpus()[0][0]
+    gpu = roofline.gpu_of(name)
     if gpu is None:
         return {"why_not": f"no datasheet of {name} in benchmarks/roofline.py"}
     if sha256(checkpoint_path(package)) != document["package"]["checkpoint_sha256"]:
@@ -394,6 +394,8 @@ def main() -> None:
                     most = max(options.concurrency)
                     small = against_parts(bench, alone, most, options.rounds, options.seconds, 0.0)
                 document["small"] = {"network": network, **pinned, **small}
+    except ExportError as error:
+        raise SystemExit(f"error: {error}") from None
     except analyzer.Full:
         raise SystemExit(f"error: the queue does not hold {max(options.concurrency)}: a lower --concurrency") from None
     except KeyboardInterrupt:

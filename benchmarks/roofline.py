@@ -11,16 +11,19 @@ up. Two sums:
 - *as the graph stands*: every node is a layer. What a runtime would take that fuses nothing.
 
 Kernels reach neither rate quite, so an engine takes longer than the first, and TensorRT fuses, so less than the second.
+Every tensor is counted as if it passed memory. The smallest maps of a batch may stay in a GPU's second-level cache (50
+MB in an H100): those layers, which take least of the time, may be faster than calculated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +64,28 @@ class Gpu:
 
 
 def _gpu(
-    name: str, terabytes: float, tf32: float, half: float, int8: float, fp32: float, fp16: float, source: str
-) -> Gpu:
+    name: str, terabytes: float, tf32: float, half: float, int8: float, fp32: float, fp16: float, bf16: float,
+    source: str,
+) -> Gpu:  # fmt: skip
     tensor = {"TF32": tf32, "FLOAT16": half, "BFLOAT16": half, "INT8": int8}
-    vector = {"FLOAT": fp32, "TF32": fp32, "FLOAT16": fp16, "BFLOAT16": fp16, "INT8": fp16}
+    vector = {"FLOAT": fp32, "TF32": fp32, "FLOAT16": fp16, "BFLOAT16": bf16, "INT8": fp16}
     rates = [{key: rate * TERA for key, rate in table.items()} for table in (tensor, vector)]
     return Gpu(name, terabytes * TERA, rates[0], rates[1], source)
 
 
-#: Terabytes a second; tera-operations of tensor cores in TF32, half and INT8; of CUDA cores in float32 and half.
+#: Terabytes a second; tera-operations of tensor cores in TF32, half and INT8; of CUDA cores in fp32, fp16 and bf16.
 GPUS = {
-    "a100": _gpu("A100 SXM 80 GB", 2.039, 156, 312, 624, 19.5, 78,
+    "a100": _gpu("A100 SXM 80 GB", 2.039, 156, 312, 624, 19.5, 78, 39,
                  "NVIDIA A100 datasheet (2021); half on CUDA cores: Ampere architecture whitepaper"),
-    "h100": _gpu("H100 SXM 80 GB", 3.35, 494.7, 989.4, 1978.9, 66.9, 133.8,
+    "h100": _gpu("H100 SXM 80 GB", 3.35, 494.7, 989.4, 1978.9, 66.9, 133.8, 133.8,
                  "NVIDIA H100 datasheet (2024), halved where it counts sparsity; CUDA cores: Hopper whitepaper"),
-    "h200": _gpu("H200 SXM 141 GB", 4.8, 494.7, 989.4, 1978.9, 66.9, 133.8,
+    "h200": _gpu("H200 SXM 141 GB", 4.8, 494.7, 989.4, 1978.9, 66.9, 133.8, 133.8,
                  "NVIDIA H200 datasheet (2024), halved where it counts sparsity; CUDA cores as of H100, the same die"),
-    "b200": _gpu("B200, HGX", 7.7, 1100, 2250, 4500, 75, 150,
+    "b200": _gpu("B200, HGX", 7.7, 1100, 2250, 4500, 75, 150, 150,
                  "NVIDIA HGX B200 datasheet (2025), halved where it counts sparsity; half on CUDA cores: 2x float32"),
 }  # fmt: skip
+#: In the names of boards that are slower than the one of that name above.
+OTHER_BOARDS = ("pcie", "nvl", "40gb", "64gb")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 DETAILED = ("fp16",)  #: whose layers the record keeps one by one
 EXPORTED = ("fp32", "fp16", "bf16")  #: the others are made of these
@@ -90,6 +96,14 @@ ALIASES = ("Reshape", "Identity", "DequantizeLinear")
 #: What a layer is called after its first node, where that is no convolution.
 KINDS = {"MatMul": "attention product", "LayerNormalization": "LayerNorm", "Softmax": "softmax",
          "Transpose": "moves", "Gather": "moves", "Concat": "moves"}  # fmt: skip
+
+
+def gpu_of(name: str) -> Gpu | None:
+    """The datasheet of a GPU as its driver names it, "NVIDIA H100 80GB HBM3"; None if it is of another board."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    if any(word in OTHER_BOARDS for word in words):
+        return None
+    return next((GPUS[word] for word in words if word in GPUS), None)
 
 
 @dataclass
@@ -122,12 +136,19 @@ class Layer:
         return self.read + self.written + self.weights / batch
 
 
-def graphs(network: Restormer) -> dict[str, onnx.ModelProto]:
-    """The graph that a TensorRT engine of each precision is built from. INT8: every convolution a plan may take."""
+def graphs(
+    network: Restormer, *, side: int = SIDE, ranges: Mapping[str, float] | None = None
+) -> dict[str, onnx.ModelProto]:
+    """The graph that a TensorRT engine of each precision is built from, for images of ``[N, 3, side, side]``.
+
+    INT8: every convolution a plan may take; what one leaves out, it leaves out for fidelity. ``ranges``: of their
+    inputs; without them the graph is good for counting only.
+    """
     ready = rewritten(network)
-    made = {name: onnx_from_network(typed(ready, HALVES[name]) if name in HALVES else ready) for name in EXPORTED}
-    # The scales do not matter here: what a plan leaves out, it leaves out for fidelity.
-    eights = int8.quantized_graph(made["fp16"], dict.fromkeys(int8.candidates(ready), 1.0))
+    made = {
+        name: onnx_from_network(typed(ready, HALVES[name]) if name in HALVES else ready, side=side) for name in EXPORTED
+    }
+    eights = int8.quantized_graph(made["fp16"], ranges or dict.fromkeys(int8.candidates(ready), 1.0))
     return {**made, "tf32": made["fp32"], "int8": eights}
 
 
@@ -305,7 +326,7 @@ def lines(document: dict[str, Any], source: str) -> list[str]:
         f"{'a thousand':>11}",
     ]
     for precision, row in found.items():
-        cores = "–" if row["cores"] is None else f"{row['cores']:.0f}"
+        cores = "–" if row["cores"] is None else f"{ceil(row['cores'])}"
         cost = "–" if row["cost_per_thousand"] is None else f"{row['cost_per_thousand']:.4f}"
         times = (f"{row[name]:8.2f} ms {1e3 / row[name]:5.0f}/s" for name in ("fused_ms", "standing_ms"))
         made.append(f"{precision:<6} {'  '.join(times)} {row['memory_share']:16.0%} {cores:>13} {cost:>11}")
@@ -336,6 +357,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.batch < 1:
         parser.error("--batch: 1 or more")
+    if arguments.price is not None and not arguments.price > 0:
+        parser.error("--price: above 0")
     try:
         network = (
             network_from_package(package_from_folder(arguments.package))

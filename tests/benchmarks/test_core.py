@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 
-from benchmarks import core, performance, plots
-from export import cpu
+from benchmarks import core, performance, plots, roofline
+from export import cpu, int8
 from export.architecture import restormer
 from export.channels import channels_last
 from export.errors import ExportError
@@ -144,6 +145,11 @@ def figures(speedup, decibels, precision="fp32"):
     }
 
 
+def step(name, median, speedup, *, least=None, most=None):
+    times = {"median_s": median, "least_s": least or median, "most_s": most or median}
+    return {"step": name, **times, "speedup": speedup, "psnr_db": 200.0}
+
+
 def record(speedup, decibels, isa=("avx2", "amx_bf16"), peak=400.0, **more):
     """A record as `core.recorded` makes it, of one engine; ``more``: rows beside it, the same on both networks."""
     rows = {core.BASE: figures(1.0, 200.0), ENGINE: figures(speedup, decibels), **more}
@@ -155,8 +161,8 @@ def record(speedup, decibels, isa=("avx2", "amx_bf16"), peak=400.0, **more):
         "ladder_of": "the network",
         "ladder": [{"step": "first", "not_run": "its process died"}],
         "tried": [
-            {"step": "the engine as it is", "median_s": 1.0, "speedup": 1.0, "psnr_db": 200.0},
-            {"step": "two images a call", "median_s": 1.1, "speedup": 0.91, "psnr_db": 200.0},
+            step("the engine as it is", 1.0, 1.0),
+            step("two images a call", 1.1, 0.91),
             {"step": "four images a call", "not_run": "too little memory"},
         ],
         "tried_in_int8": [],
@@ -193,6 +199,26 @@ def test_the_verdict_says_what_the_peak_allows_and_what_was_tried():
     assert "would be 6.7 times as fast: 10 is out of reach here." in said
     assert "out of reach" not in core.verdict(record(4.0, 60.0))
     assert said.endswith("as times the engine's speed: two images a call, 0.91.")
+    unsure = record(4.0, 60.0)
+    unsure["tried_in_int8"] = [step("INT8", 1.0, 1.0, most=1.2), step("more of it", 1.1, 0.91)]
+    assert core.verdict(unsure).endswith("two images a call, 0.91. Within the spread of the rounds: more of it.")
+
+
+def test_the_verdict_says_how_far_the_rounds_are_apart_and_what_another_base_gives():
+    own = record(10.0, 60.0, **{core.OWN: figures(2.0, 100.0)})  # medians 10, 1 and 5 s, each a tenth less or more
+    assert "apart that is 8.2 to 12.2 times; beside our own network in the same PyTorch" in core.verdict(own)
+    assert "spares it much, 5.0 times." in core.verdict(own)
+
+
+def test_a_gpus_graphs_are_of_the_size_that_is_measured_and_have_real_ranges(written):
+    *_, network = written
+    ready = rewritten(network)
+    ranges = {name: 2.0 + at for at, name in enumerate(int8.candidates(ready))}
+    made = roofline.graphs(network, side=64, ranges=ranges)
+    sides = {[dim.dim_value for dim in each.graph.input[0].type.tensor_type.shape.dim][-1] for each in made.values()}
+    assert sides == {64}
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in made["int8"].graph.initializer}
+    assert scales["latent.0.attn.qkv.input_scale"] == pytest.approx(ranges["latent.0.attn.qkv"] / 127, rel=1e-3)
 
 
 def test_the_peak_of_int8_is_a_product_that_is_right_and_counts_as_operations():
@@ -226,7 +252,9 @@ def test_the_page_says_the_same_and_marks_what_lies_within_the_spread():
 
 
 def test_no_engine_that_is_faithful_is_said_in_the_readme_too():
-    assert "our cpu engine, fp32 (`make engine`) is 4.0 times" in performance.speed_sentence(record(4.0, 60.0))
+    assert "our cpu engine, fp32 (`make engine PRECISION=fp32`) is 4.0 times" in performance.speed_sentence(
+        record(4.0, 60.0)
+    )
     assert "None of our engines keeps 45 dB" in performance.speed_sentence(record(4.0, 30.0))
 
 

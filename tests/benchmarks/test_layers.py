@@ -164,6 +164,7 @@ def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeyp
     [
         (["--repository", "{bare}"], "make engine PRECISION=fp32 TARGET=cpu"),
         (["--engine", "{bare}/nothing.onnx"], "no engine with its JSON at"),
+        (["--engine", "{bare}/damaged.onnx"], "damaged.onnx or the JSON beside it is damaged .*: build it again"),
         (["--standard", "--side", "100"], "a multiple of 8"),
         (["--package", "demo/package", "--precision", "int8"], "an INT8 graph comes of a plan|VNNI"),
         (["--package", "{bare}"], "holds no model_checkpoint.pt"),
@@ -173,6 +174,8 @@ def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeyp
 def test_bad_input_ends_in_one_line_that_says_what_to_do(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     bare = bare_repository(tmp_path / "models")
+    (bare / "damaged.onnx").touch()
+    (bare / "damaged.onnx.json").write_text('{"target": "cpu"}', encoding="utf-8")
     with pytest.raises(SystemExit, match=said) as ended:
         main(monkeypatch, *(each.format(bare=bare) for each in arguments))
     assert str(ended.value).startswith("error: ")

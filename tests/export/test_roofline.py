@@ -122,3 +122,37 @@ def test_a_gpu_of_more_bandwidth_is_no_slower(graphs):
     assert list(every) == list(roofline.GPUS)
     for precision in roofline.PRECISIONS:
         assert every["h200"]["fused_ms"][precision] <= every["h100"]["fused_ms"][precision]
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA L4", None),
+    ],
+)
+def test_a_board_is_judged_by_its_own_datasheet_or_by_none(name, gpu):
+    assert roofline.gpu_of(name) is (roofline.GPUS[gpu] if gpu else None)
+
+
+def test_the_datasheets_figures_are_what_their_tables_say():
+    """In tera: bandwidth; TF32, half and INT8 of tensor cores, dense; fp32, fp16 and bf16 of CUDA cores."""
+    found = {
+        name: [gpu.bandwidth, *(gpu.tensor[key] for key in ("TF32", "FLOAT16", "BFLOAT16", "INT8")),
+               *(gpu.vector[key] for key in ("FLOAT", "FLOAT16", "BFLOAT16"))]
+        for name, gpu in roofline.GPUS.items()
+    }  # fmt: skip
+    assert {name: [round(figure / 1e12, 3) for figure in figures] for name, figures in found.items()} == {
+        "a100": [2.039, 156, 312, 312, 624, 19.5, 78, 39],
+        "h100": [3.35, 494.7, 989.4, 989.4, 1978.9, 66.9, 133.8, 133.8],
+        "h200": [4.8, 494.7, 989.4, 989.4, 1978.9, 66.9, 133.8, 133.8],
+        "b200": [7.7, 1100, 2250, 2250, 4500, 75, 150, 150],
+    }
