@@ -31,6 +31,7 @@ OPERATIONS = {
                     MOVES),
 }  # fmt: skip
 PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: ONNX Runtime's names in OpenVINO's words
+RENAMED = ("Reshape", "Identity")  #: give a tensor another name in ONNX Runtime, and move nothing
 #: What OpenVINO makes of a LayerNormalization, under names of its own.
 FROM_NORM = ("MVN", "ReduceMean", "Subtract", "RMS")
 
@@ -130,7 +131,7 @@ def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Nod
         operation = of["op_name"]
         kind = REORDER if operation.startswith("Reorder") else OPERATIONS.get(operation, ELEMENTWISE)
         sizes = [prod(shape) * _width(each) for key in ("input_type_shape", "output_type_shape")
-                 for typed in of[key] for each, shape in typed.items()]  # fmt: skip
+                 for typed in of[key] for each, shape in typed.items() if operation not in RENAMED]  # fmt: skip
         written = next((each for typed in of["output_type_shape"] for each in typed), "")
         made.append(
             layer(

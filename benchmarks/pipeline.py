@@ -23,7 +23,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from export.errors import ExportError
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
 WINDOWS = 2  #: of a point of the sweep: their rates are its spread
+BUSY = 0.8  #: of its cores: a load generator that uses more may be what holds the rate back
 
 
 def allowed(alone: dict[str, float], *, on_gpu: bool) -> float:
@@ -345,17 +346,29 @@ def goal_lines(what: str, found: dict[str, Any]) -> list[str]:
         f"  enhance {found['reached']:.3f}: {found['ratio']:.3f} of that ({found['least']:.3f}–{found['most']:.3f}); "
         f"goal {found['goal']}: {'reached' if found['met'] else 'MISSED'}",
         f"  CPU ms a photograph: {', '.join(went)}, tritonserver {all_of['tritonserver']:.1f}, idle {idle:.1f}",
-        f"  the load generator used {found['generator_cpu']:.3f} of its core",
+        f"  the load generator used {found['generator_cpu']:.3f} of {found['generator_cores']} cores",
         f"  one at a time: alone {one['parts_ms']:.1f} ms, enhance {one['ensemble_ms']:.1f} ms: {one['added_ms']:.1f} "
         f"more ({one['least']:.1f}–{one['most']:.1f}); {one['between_ms']:.1f} between the parts, by Triton's counters",
     ]
 
 
-def divided(usable: Sequence[int]) -> tuple[list[int], int]:
-    """The cores of server and parts, and the load generator's."""
+def divided(usable: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The cores of server and parts, and the load generator's: one of eight."""
     if len(usable) < 2:
         raise SystemExit("error: one core is too few: the load generator needs one of its own")
-    return sorted(usable)[:-1], max(usable)
+    count = max(1, len(usable) // 8)
+    return sorted(usable)[:-count], sorted(usable)[-count:]
+
+
+def held_back(closed: Mapping[str, Sequence[Mapping[str, Any]]], cores: int) -> list[str]:
+    """A line of each load that the generator's cores were busy with, so that its rate may be theirs."""
+    return [
+        f"warning: {model}, {row['concurrency']} at a time: the load generator used {row['generator_cpu']:.2f} of its "
+        f"{cores} cores: more than this rate it could hardly send"
+        for model, rows in closed.items()
+        for row in rows
+        if row["generator_cpu"] > BUSY * cores
+    ]
 
 
 def main() -> None:
@@ -380,8 +393,8 @@ def main() -> None:
     cores, own = divided(list(os.sched_getaffinity(0)))
     command = make_command("benchmark", parser, options, "perf_analyzer", "record")
     document: dict[str, Any] = {"circumstances": circumstances(command)}
-    os.sched_setaffinity(0, {own})  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
-    pinned = {"cores": len(cores), "photographs": len(photographs)}
+    os.sched_setaffinity(0, own)  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
+    pinned = {"cores": len(cores), "generator_cores": len(own), "photographs": len(photographs)}
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -400,8 +413,8 @@ def main() -> None:
         raise SystemExit(f"error: the queue does not hold {max(options.concurrency)}: a lower --concurrency") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
-    os.sched_setaffinity(0, {*cores, own})
-    print("\n".join(lines(document)))
+    os.sched_setaffinity(0, {*cores, *own})
+    print("\n".join([*lines(document), *held_back(document["closed"], len(own))]))
     finish(document, options.record)
 
 

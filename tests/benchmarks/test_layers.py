@@ -111,6 +111,11 @@ def test_onnxruntimes_first_run_does_not_count():
     assert (found.ms, found.kind, found.bytes, found.module) == (0.2, "3x3 convolution", 2 * 8 * 16 * 4, "m")
 
 
+def test_a_tensor_by_another_name_moves_no_bytes():
+    (found,) = kinds.layers_of_onnxruntime([event("flat", "Reshape", 5)], {})
+    assert (found.kind, found.bytes) == (kinds.MOVES, 0)
+
+
 def trtexec(folder, graph):
     """Files as trtexec writes them: names of the plan's layers, and the graph's nodes in a layer's metadata."""
     conv = next(node.name for node in graph.graph.node if node.op_type == "Conv")

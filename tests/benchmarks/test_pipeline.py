@@ -118,7 +118,7 @@ def test_light_load_beside_a_gpu_takes_the_networks_time_from_triton():
 
 
 def test_the_table_says_missed_and_where_the_time_went():
-    found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1}
+    found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1, "generator_cores": 1}
     text = "\n".join(pipeline.goal_lines("the published network", found))
     assert "0.500 of that" in text
     assert "MISSED" in text
@@ -126,9 +126,17 @@ def test_the_table_says_missed_and_where_the_time_went():
 
 
 def test_the_load_generator_has_a_core_of_its_own():
-    assert pipeline.divided([3, 0, 2]) == ([0, 2], 3)
+    assert pipeline.divided([3, 0, 2]) == ([0, 2], [3])
+    assert pipeline.divided(range(16)) == (list(range(14)), [14, 15])
     with pytest.raises(SystemExit, match="needs one of its own"):
         pipeline.divided([0])
+
+
+def test_a_generator_that_was_busy_is_told():
+    rows = [{"concurrency": n, "generator_cpu": cpu} for n, cpu in ((1, 0.2), (8, 1.7))]
+    assert pipeline.held_back({CORE: rows}, 4) == []
+    (line,) = pipeline.held_back({CORE: rows}, 2)
+    assert line.startswith("warning: restormer, 8 at a time: the load generator used 1.70 of its 2 cores")
 
 
 def test_the_parts_are_the_servers_own(repository):

@@ -53,7 +53,10 @@ def test_the_rate_counts_what_was_enhanced_until_the_last_came_back():
 
 def clients(*rates, turned=0.0, busy=1.9):
     row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "failed_because": {}}
-    rows = [{"clients": 2**n, "rate": rate, **row} for n, rate in enumerate(rates)]
+    rows = [
+        {"clients": 2**n, "rate": rate, "cores_of_the_load": n / 10, "restormer_s": 0.5 + n / 10, **row}
+        for n, rate in enumerate(rates)
+    ]
     rows[-1]["overloaded_share"] = turned
     return {"rows": rows, "cores": 2, "queue": 4, "fit": {"per_client_s": 1.0, "r2": 0.999}}
 
@@ -64,6 +67,9 @@ def test_the_sentence_on_clients_says_where_the_rate_ends_and_why():
     assert "the cores are what ends it" in words
     assert "From 8 clients on some are turned away, because 4 may wait" in words
     assert "75%" in words
+    assert "Beyond 4 it falls, to 90% with 8: whoever is turned away asks again at once" in words
+    assert "take 0.30 of the cores instead of 0.20, and a run of the network 0.80 s instead of 0.70." in words
+    assert "it falls" not in scale.why_clients(clients(0.5, 1.0, 0.97))
 
 
 def test_it_blames_neither_cores_that_were_idle_nor_a_queue_that_was_not_full():
@@ -90,6 +96,7 @@ def test_the_sentence_on_batches_says_whether_company_pays():
     assert "little or nothing" in batch(1.05)
     assert "company would pay" in batch(0.6)
     assert "one image already" not in batch(0.6)
+    assert "takes 0.60 to 0.60 times as long" in batch(0.6)
     without = scale.why_batch(
         {"rows": [{"batch": 1, "seconds": 1.0}, {"batch": 8, "seconds": 4.0}], "fit": {"r2": 0.9}}
     )
