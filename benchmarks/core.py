@@ -450,10 +450,11 @@ def written(network: Any, image: Tensor, folder: Path, calibration: Mapping[str,
     np.save(folder / "image.npy", image)
     ready = rewritten(network)
     forms = {"plain": onnx_from_network(network, side=side), "engine": cpu_graph(ready, side=side)}
-    ranges = int8.calibrated(ready, calibration, "minmax", lambda: None) if calibration else None
-    if not cpu.why_not(PRECISIONS["int8"]):
+    has_int8, has_gpu = not cpu.why_not(PRECISIONS["int8"]), torch.cuda.is_available()
+    ranges = int8.calibrated(ready, calibration, "minmax", lambda: None) if has_int8 or has_gpu else None
+    if has_int8:
         forms["int8 engine"] = cpu_graph(ready, ranges, side=side)
-    if torch.cuda.is_available():
+    if has_gpu:
         made = roofline.graphs(network, side=side, ranges=ranges)
         forms |= {"fp16": made["fp16"], "int8": made["int8"]}
     for name, model in forms.items():
@@ -508,22 +509,22 @@ def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str
 def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """The INT8 engine as it is, and with more convolutions in INT8 (ranges of ``other``, as its own); none where this
     processor has no use for INT8. Wants `written`'s engine."""
+    import onnx
     import torch
 
     from export import cpu, int8
     from export.channels import channels_last
-    from export.graph import onnx_bytes, onnx_from_network
+    from export.graph import onnx_bytes
     from export.precision import PRECISIONS
     from export.rewrites import rewritten
 
     if cpu.why_not(PRECISIONS["int8"]):
         return []
-    progress("tried in INT8, and left: exporting ...")
+    progress("tried in INT8, and left: quantizing ...")
     form = channels_last(rewritten(network), side=image.shape[-1])
     inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
     ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
-    model = onnx_from_network(form, side=image.shape[-1])
-    here = (".attn.qkv.", ".ffn.project_in.")
+    engine = onnx.load(folder / "int8 engine.onnx")
     more = {
         "the feed-forward's output projections in INT8 too": (".ffn.project_out",),
         "the feed-forward's depthwise convolutions in INT8 too": (".ffn.dwconv.",),
@@ -531,8 +532,8 @@ def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, roun
     }
     found = [Candidate("the INT8 engine as it is", "openvino", "int8 engine", "int8")]
     for number, (name, parts) in enumerate(more.items()):
-        taken = {module: largest for module, largest in ranges.items() if any(p in module for p in (*here, *parts))}
-        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantized_graph(model, taken)))
+        taken = {module: largest for module, largest in ranges.items() if any(part in module for part in parts)}
+        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantized_graph(engine, taken)))
         found.append(Candidate(name, "openvino", f"more{number}", "int8"))
     return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
 

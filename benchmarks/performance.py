@@ -266,11 +266,15 @@ def tune_table(document: Document) -> str:
             f"{row['preprocess_instances']} + {row['postprocess_instances']}",
         ]
         cells += [*(f"{each}" for each in settings), *(significant(row[name]) for name in ("rate", "p50_ms", "p99_ms"))]
-        is_chosen = bool(chosen) and all(row[name] == chosen[name] for name in TUNED)
+        is_chosen = bool(chosen) and _is_same_choice(row, chosen)
         meets = "yes" if row["meets"] else "no"
         lost = f"{row['lost']} of {row['photographs'] + row['lost']}"
         rows.append([*cells, lost, f"**{meets}: chosen**" if is_chosen else meets])
     return table(head, rows)
+
+
+def _is_same_choice(row: Document, other: Document) -> bool:
+    return all(row[name] == other[name] for name in TUNED)
 
 
 def tune_sentence(document: Document) -> str:
@@ -279,7 +283,7 @@ def tune_sentence(document: Document) -> str:
     wanted += f" at {significant(document['rate'])} a second" if document["rate"] else ""
     if not (row := document["chosen"]):
         return f"Wanted: {wanted}. Nothing tried meets that; the best: {significant(document['best']['p99_ms'])} ms."
-    stays = all(row[name] == document["tried"][0][name] for name in TUNED)
+    stays = _is_same_choice(row, document["tried"][0])
     chosen = (
         "What the server chooses by itself meets that, and nothing was better by more than chance; loaded again"
         if stays

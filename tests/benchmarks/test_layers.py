@@ -1,5 +1,6 @@
 """Layers told apart by kind: every multiply-accumulate of the graph is found again, once, in what a runtime ran."""
 
+import argparse
 import json
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import kinds, layers
-from export import coverage, int8
+from export import coverage, cpu, int8
 from export.architecture import restormer
 from export.channels import cpu_graph
 from export.network import Restormer
@@ -46,6 +47,19 @@ def test_an_int8_graph_has_the_same_convolutions_by_the_same_names(graph):
 
     taken = {"latent.0.attn.qkv": 1.0, "latent.0.ffn.project_in": 1.0}
     assert convolutions(int8.quantized_graph(graph, taken)) == convolutions(graph)
+
+
+def test_the_standard_network_in_int8_has_what_a_cpu_takes_of_a_whole_plan(graph, monkeypatch):
+    """A small one in its place: ranges come of another image, and every layer behind a norm is in INT8."""
+    network = Restormer(restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))).eval()
+    monkeypatch.setattr(layers, "random_network", lambda: network)
+    monkeypatch.setattr(cpu, "why_not", lambda precision: "")  # a graph is built here, none is run
+    given = argparse.Namespace(standard=1, package=None, precision="int8", side=SIDE)
+    model, _, about = layers.subject(given)
+    found = coverage.convolutions(model)
+    assert sum(layer.arithmetic == "INT8" for layer in found) == 5 * network.architecture.depth
+    assert len(found) == len(coverage.convolutions(graph))
+    assert (about["precision"], about["side"]) == ("int8", SIDE)
 
 
 def test_parts_of_a_written_out_norm_are_its_own():

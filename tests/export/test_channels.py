@@ -81,11 +81,13 @@ def test_int8_is_what_comes_behind_a_norm(in_groups, monkeypatch):
     plan = dict.fromkeys(int8.candidates(network), 3.0)
     found = convolutions(cpu_graph(network, plan, side=32))
     taken = {layer.module for layer in found if layer.arithmetic == "INT8"}
-    behind = (".attn.qkv", ".ffn.project_in")
-    assert taken == {layer.module for layer in found if layer.module.rpartition(".")[0].endswith(behind)}
-    blocks = [block for stage in network.architecture.stages.values() for block in stage]
-    groups = [2 if in_groups and block.hidden == 170 else 1 for block in blocks]  # the only width for two of 64
-    assert len(taken) == sum(3 + 2 * count for count in groups)
+    parts = (("attn.qkv", 3), ("ffn.project_in", 2))
+    names = {name for name in plan if name.endswith(tuple(part for part, _ in parts))}
+    wanted = {f"{name}.{i}" for name in names for part, count in parts if name.endswith(part) for i in range(count)}
+    assert len(wanted) == 5 * network.architecture.depth
+    if in_groups:  # of the latent blocks' 176 channels there are two groups of 64 and more, of the others none
+        wanted |= {f"{name}.{i}" for name in names if "latent" in name and "ffn" in name for i in (2, 3)}
+    assert taken == wanted
     assert {layer.arithmetic for layer in convolutions(cpu_graph(network, side=32))} == {"FLOAT"}
 
 
