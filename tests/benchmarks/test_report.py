@@ -167,3 +167,12 @@ def test_a_percentile_of_too_few_requests_is_not_told():
         many: [plots.told(row | {"requests": many}, name) for name in ("p50", "p90", "p99")] for many in (9, 10, 100)
     }
     assert told == {9: [1.0, None, None], 10: [1.0, 2.0, None], 100: [1.0, 2.0, 3.0]}
+
+
+def test_what_was_tuned_says_whether_the_servers_own_choice_stays():
+    own = {**dict.fromkeys(performance.TUNED, 1), "p99_ms": 500.0, "rate": 1.5}
+    other = own | {"core_batch": 2}
+    document = {"slo_p99_ms": 4000, "rate": 1.5, "tried": [own, other], "best": other}
+    assert "What the server chooses by itself meets that" in performance.tune_sentence(document | {"chosen": own})
+    assert "Chosen, and loaded again in turns" in performance.tune_sentence(document | {"chosen": other})
+    assert "Nothing tried meets that" in performance.tune_sentence(document | {"chosen": None})
