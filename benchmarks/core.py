@@ -32,12 +32,13 @@ from numpy.typing import NDArray
 
 from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, interruptible, progress
+from benchmarks.peak import peak_of, peaks
 from export.errors import ExportError
 
 Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
 BASE = "PyTorch eager float32, as in the paper"
-OWN = "PyTorch eager float32, our network"
+OWN = "PyTorch eager float32, our network channels-last"  #: the fastest that we know to have in that PyTorch
 OURS = "our cpu engine"  #: how the names of this project's runtimes begin
 #: What an engine has to reach on a machine with AMX: times the base on that network, and decibels on the trained one.
 GOAL, GOAL_NETWORK, GOAL_DB = 10.0, "standard 256", 45.0
@@ -50,8 +51,6 @@ TOO_LONG = f"compiling takes minutes at every size: tried at {COMPILED}x{COMPILE
 TRIED = {"tried": "tried, and left", "tried_in_int8": "tried in INT8, and left"}
 TRIES = 3  #: rounds at most of what was tried and left
 CALIBRATION = 8  #: photographs that the INT8 ranges of a trained network are from
-#: Which figure of the measured peak is a precision's. Nothing here multiplies matrices in fp16 fast enough to be one.
-PEAKS = {"fp32": "float32_gflops", "bf16": "bfloat16_gflops", "int8": "int8_gops"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def candidates() -> list[Candidate]:
     found = [
         Candidate(BASE, "paper"),
         Candidate(OWN, "eager"),
-        Candidate("PyTorch eager bfloat16, our network", "eager", precision="bf16"),
+        Candidate("PyTorch eager bfloat16, our network channels-last", "eager", precision="bf16"),
         Candidate("torch.compile float32", "compile"),
         Candidate("torch.compile bfloat16", "compile", precision="bf16"),
         Candidate("ONNX Runtime float32", "ort", "plain"),
@@ -152,13 +151,16 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
         return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image)).numpy())
     device = "cuda" if kind.startswith("cuda") else "cpu"
     network = saved.to(device, half) if half and kind != "cuda autocast" else saved.to(device)
+    layout = torch.channels_last if kind == "eager" or kind.endswith("compile") else torch.contiguous_format
+    network = network.to(memory_format=layout)
     if kind.endswith("compile"):
-        network = torch.compile(network.to(memory_format=torch.channels_last))
+        network = torch.compile(network)
     call = _captured(network, folder) if kind == "cuda graph" else network
 
     def run(image: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=kind == "cuda autocast"):
-            return np.asarray(call(torch.from_numpy(image).to(device)).float().cpu().numpy())
+            given = torch.from_numpy(image).to(device, memory_format=layout)
+            return np.asarray(call(given).float().cpu().numpy())
 
     return run
 
@@ -321,7 +323,7 @@ def row(
         "median_s": worker.median,
         "least_s": min(worker.seconds),
         "most_s": max(worker.seconds),
-        "rounds": len(worker.seconds),
+        "seconds": worker.seconds,
         "speedup": base / worker.median,
         "psnr_db": worker.decibels(reference, folder),
         "memory_mib": worker.memory,
@@ -330,62 +332,6 @@ def row(
         "first_s": worker.first["first_s"],
         "precision": precision,
     }
-
-
-def peak_of(peak: Mapping[str, float | None], precision: str) -> float | None:
-    """GFLOP/s that a matrix product reached in a precision; None where that was not measured."""
-    return peak.get(PEAKS.get(precision, ""))
-
-
-def peaks() -> dict[str, float | None]:
-    """What this machine reaches at best: matrix products in GFLOP/s (PyTorch's; in INT8 ONNX Runtime's, None where it
-    has no arithmetic of its own), copies in GB/s; the best of some each."""
-    import openvino
-    import torch
-
-    from export import cpu
-    from export.precision import PRECISIONS
-
-    def best(function: Callable[[], Any]) -> float:
-        seconds = []
-        for _ in range(6):
-            began = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - began)
-        return min(seconds)
-
-    side, capabilities = 2048, openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    wide = torch.rand(side, side)
-    narrow = wide.bfloat16()
-    source = np.ones(64 * 2**20, np.float32)
-    target = np.empty_like(source)
-    operations = 2 * side**3 / 1e9
-    return {
-        "float32_gflops": operations / best(lambda: wide @ wide),
-        "bfloat16_gflops": operations / best(lambda: narrow @ narrow) if "BF16" in capabilities else None,
-        "int8_gops": None if cpu.why_not(PRECISIONS["int8"]) else operations / best(_int8_product(side)),
-        "copy_gb_s": source.nbytes / 1e9 / best(lambda: np.copyto(target, source)),
-    }
-
-
-def _int8_product(side: int) -> Callable[[], Any]:
-    """A product of two square matrices in INT8, to be called; the right one is known beforehand, as weights are."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    node = helper.make_node("MatMulInteger", ["left", "right"], ["product"])
-    ends = [
-        helper.make_tensor_value_info(name, kind, [side, side])
-        for name, kind in (("left", TensorProto.UINT8), ("product", TensorProto.INT32))
-    ]
-    numbers = np.arange(side * side, dtype=np.int64).reshape(side, side) % 127  # seven bits: AVX2 saturates beyond
-    weights = [numpy_helper.from_array((numbers - 63).astype(np.int8), "right")]
-    model = helper.make_model(
-        helper.make_graph([node], "product", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 20)]
-    )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    left = numbers.astype(np.uint8)
-    return lambda: session.run(None, {"left": left})
 
 
 def random_network() -> Any:
@@ -464,10 +410,12 @@ def written(network: Any, image: Tensor, folder: Path, calibration: Mapping[str,
 
 def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
     """What each step brings: the engine's runtime on the graph after it, and after all steps before."""
+    from benchmarks.paper import Plain
     from export.channels import channel_norms, grouped_feed_forward, masked_attention
     from export.rewrites import fold_norms, pad_feed_forward, split_projections
 
     steps: list[tuple[str, Callable[[Any], Any]]] = [
+        ("as in the paper", lambda each: each),
         ("products normalised after q·kᵀ, LayerNorm as one node", lambda each: each),
         ("LayerNorm's weight and bias folded into the next convolution", fold_norms),
         ("feed-forward padded to multiples of 8", pad_feed_forward),
@@ -481,7 +429,8 @@ def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: st
     for number, (name, step) in enumerate(steps):
         progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
         form = step(form)
-        found.append(_exported(name, form, f"step{number}", image, folder, precision))
+        exported = form if number else Plain(network)
+        found.append(_exported(name, exported, f"step{number}", image, folder, precision))
     return steps_of(compared(found, folder, rounds), folder)
 
 
@@ -502,6 +451,8 @@ def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str
                   folder, precision),
         Candidate("OpenVINO's hint for throughput", "openvino", "engine", precision,
                   (("PERFORMANCE_HINT", "THROUGHPUT"),)),
+        Candidate("OpenVINO without its graph pass that compiles elementwise work (snippets)", "openvino", "engine",
+                  precision, (("SNIPPETS_MODE", "DISABLE"),)),
     ]  # fmt: skip
     return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
 
@@ -618,28 +569,31 @@ def settings(folder: Path, rounds: int, precision: str) -> dict[str, Any]:
         else {"not_run": worker.reason}
         for worker in workers
     }
-    return {"rows": rows, "streams": _streams(folder / "engine.onnx", np.load(folder / "image.npy"), precision, cores)}
+    image = np.load(folder / "image.npy")
+    return {"rows": rows, "streams": _streams(folder / "engine.onnx", image, precision, cores, rounds)}
 
 
-def _streams(path: Path, image: Tensor, precision: str, cores: int) -> dict[str, float]:
-    """Images a second with one stream over all cores, and with a stream a core, both kept busy."""
+def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each round, with one stream over all cores, and with a stream a core, both kept busy."""
     import openvino
 
     from export import cpu
     from export.precision import PRECISIONS
 
-    rates = {}
+    queues = {}
     for streams in sorted({1, cores}):
         options = {**cpu.settings(PRECISIONS[precision]), "NUM_STREAMS": str(streams)}
-        queue = openvino.AsyncInferQueue(cpu.compiled(path, options), streams)
-        for _ in range(streams):
-            queue.start_async({0: image})
-        queue.wait_all()
-        began = time.perf_counter()
-        for _ in range(4 * streams):
-            queue.start_async({0: image})
-        queue.wait_all()
-        rates[_counted(streams, "stream")] = 4 * streams / (time.perf_counter() - began)
+        queues[streams] = openvino.AsyncInferQueue(cpu.compiled(path, options), streams)
+    rates: dict[str, list[float]] = {_counted(streams, "stream"): [] for streams in queues}
+    for turn in range(rounds + 1):  # the first is a warm-up
+        for streams, queue in queues.items():
+            progress(f"streams: {streams}, round {turn}/{rounds}")
+            began = time.perf_counter()
+            for _ in range(4 * streams):
+                queue.start_async({0: image})
+            queue.wait_all()
+            if turn:
+                rates[_counted(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
     return rates
 
 
@@ -695,7 +649,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     for name, each in document["settings"]["rows"].items():
         told = "not_run" not in each and f"{each['median_s']:7.3f} {each['ready_s']:8.2f} {each['first_s']:13.3f}"
         made.append(f"{name:<30} {told or 'not run: ' + each['not_run']}")
-    made += [f"{name:<30} {rate:7.3f} images a second" for name, rate in document["settings"]["streams"].items()]
+    for name, rates in document["settings"]["streams"].items():
+        made.append(f"{name:<30} {statistics.median(rates):7.3f} images a second ({min(rates):.3f}–{max(rates):.3f})")
     return [*made, "", verdict(document)]
 
 
@@ -752,15 +707,16 @@ def verdict(document: Mapping[str, Any]) -> str:
 
 
 def _apart(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | None) -> str:
-    """Between which ratios the rounds lie, and the ratio to the base that is not written as in the paper."""
+    """Between which ratios the rounds lie, and the ratio to the fastest base there is in eager PyTorch."""
     rows = ran(document["networks"][GOAL_NETWORK])
     if not best or OWN not in rows:
         return ""
-    base, ours = rows[BASE], best[1]
+    base, ours, own = rows[BASE], best[1], rows[OWN]
+    by_round = [theirs / each for theirs, each in zip(base["seconds"], ours["seconds"], strict=False)]
     return (
-        f"By the rounds that lie farthest apart that is {base['least_s'] / ours['most_s']:.1f} to "
-        f"{base['most_s'] / ours['least_s']:.1f} times; beside our own network in the same PyTorch, which spares it "
-        f"much, {rows[OWN]['median_s'] / ours['median_s']:.1f} times."
+        f"Round by round that is {min(by_round):.1f} to {max(by_round):.1f} times. The base keeps PyTorch's usual "
+        f"memory layout; beside the fastest that we know to have in eager PyTorch, our own network with its channels "
+        f"last, it is {own['median_s'] / ours['median_s']:.1f} times."
     )
 
 

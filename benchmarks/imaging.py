@@ -29,6 +29,7 @@ import simplejpeg
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, say
 
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
@@ -275,6 +276,8 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    is_whole = not (arguments.file or arguments.part)
+    about = circumstances(make_command("benchmark-imaging", parser, arguments, "record")) if is_whole else {}
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if arguments.file:
         sys.stdout.buffer.write(photograph(arguments.file))
@@ -282,7 +285,7 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part[0]](*map(int, arguments.part[1:]))))
         return
-    found = report(arguments.rounds)
+    found = {"circumstances": about, **report(arguments.rounds)}
     print("\n".join(lines(found)))
     finish(found, arguments.record)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import onnx
 
+from benchmarks.peak import peak_of
 from benchmarks.roofline import DEPTHWISE, KINDS
 from export.errors import ExportError
 
@@ -171,8 +172,9 @@ def layers_of_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], k
     return made
 
 
-def by_kind(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """The kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s, GB/s."""
+def by_kind(layers: Sequence[Layer], peak: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """The kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s, GB/s; and of those that multiply
+    the precisions, and ``least_ms``, which a matrix product's speed (`peak`) would allow them, None if not measured."""
     kinds: dict[str, list[Layer]] = defaultdict(list)
     for each in layers:
         kinds[each.kind].append(each)
@@ -180,10 +182,15 @@ def by_kind(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     rows = []
     for kind, members in kinds.items():
         ms = sum(each.ms for each in members)
+        multiplying = [each for each in members if each.macs]
+        tops = [peak_of(peak, each.precision) for each in multiplying]
+        least = [2 * each.macs / 1e6 / top for each, top in zip(multiplying, tops, strict=True) if top]
         rows.append(
             {
                 "kind": kind,
                 "count": len(members),
+                "precisions": dict(Counter(each.precision for each in multiplying)),
+                "least_ms": sum(least) if least and all(tops) else None,
                 "ms": ms,
                 "share": ms / total,
                 "gflop": 2 * sum(each.macs for each in members) / 1e9,

@@ -18,7 +18,7 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -46,6 +46,7 @@ from benchmarks.kinds import (
     layers_of_trtexec,
     nodes,
 )  # fmt: skip
+from benchmarks.peak import peaks
 from export import cpu, int8
 from export.build import MODEL
 from export.channels import cpu_graph
@@ -142,7 +143,9 @@ class OnnxRuntime:
         return layers_of_onnxruntime(events, self._known)
 
 
-def profiled(runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int) -> dict[str, Any]:
+def profiled(
+    runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int, peak: Mapping[str, float | None]
+) -> dict[str, Any]:
     """A runtime's figures, as the JSON has them. With counters and without take turns; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {"plain": [], "counted": []}
     for turn in range(rounds + 1):
@@ -160,15 +163,15 @@ def profiled(runtime: OpenVino | OnnxRuntime, image: np.ndarray, rounds: int) ->
         "plain_ms": statistics.median(plain),
         "least_ms": min(plain),
         "most_ms": max(plain),
-        **told(runtime.layers()),
+        **told(runtime.layers(), peak),
     }
 
 
-def told(layers: list[Layer]) -> dict[str, Any]:
-    """The layers as the JSON has them, the costliest first, and their kinds."""
+def told(layers: list[Layer], peak: Mapping[str, float | None]) -> dict[str, Any]:
+    """The layers as the JSON has them, the costliest first, and their kinds beside what the processor reaches."""
     return {
         "total_ms": sum(each.ms for each in layers),
-        "kinds": by_kind(layers),
+        "kinds": by_kind(layers, peak),
         "layers": [asdict(each) for each in sorted(layers, key=lambda each: -each.ms)],
     }
 
@@ -191,10 +194,11 @@ def lines(document: dict[str, Any], top: int) -> list[str]:
         made += [
             "",
             f"{found['runtime']}: {whole}its layers together {found['total_ms']:.1f} ms",
-            f"  {'kind':<24} {'layers':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8} {'GB/s':>6}",
+            f"  {'kind':<24} {'layers':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8} {'of peak':>8} {'GB/s':>6}",
         ]
         for row in found["kinds"]:
             rates = f"{row['gflop_s'] or '–':>8{'.0f' if row['gflop_s'] else ''}}"
+            rates += f" {format(row['least_ms'] / row['ms'], '.0%') if row['least_ms'] else '–':>8}"
             rates += f" {row['gb_s'] or '–':>6{'.1f' if row['gb_s'] else ''}}"
             made.append(f"  {row['kind']:<24} {row['count']:6} {row['ms']:9.2f} {row['share']:6.1%} {rates}")
         made += ["", f"  {'the costliest layers':<44} {'ms':>9}  {'kind':<22} {'runs as'}"]
@@ -276,7 +280,7 @@ def timed_by_trtexec(profile: Path, info: Path, graph: Path) -> dict[str, Any]:
         ) from error
     side = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     words = {"network": str(graph), "side": side, "precision": "as the graph is typed", "runtime": "TensorRT"}
-    return {**words, **told(found), "others": []}
+    return {**words, **told(found, {}), "others": []}
 
 
 def main() -> None:
@@ -329,7 +333,7 @@ def measured(
 ) -> dict[str, Any]:
     """The first runtime's figures, and beside them those of the others."""
     settings = {**settings, **dict(each.split("=", 1) for each in arguments.setting)}
-    known = nodes(model)
+    known, peak = nodes(model), peaks()
     image = noise(side, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
@@ -341,12 +345,12 @@ def measured(
         wanted = [make for name, make in makers.items() if arguments.runtime in ("both", name)]
         try:
             # One after the other, so that neither finds the other's threads or tensors in its caches.
-            found = [profiled(make(), image, arguments.rounds) for make in wanted]
+            found = [profiled(make(), image, arguments.rounds, peak) for make in wanted]
         except RuntimeError as error:  # OpenVINO knows a setting or does not
             raise ExportError(
                 f"the graph does not compile with {settings}: {str(error).strip().splitlines()[-1]}"
             ) from error
-    return {"settings": settings, **found[0], "others": found[1:]}
+    return {"settings": settings, "peak": peak, **found[0], "others": found[1:]}
 
 
 if __name__ == "__main__":

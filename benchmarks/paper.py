@@ -1,8 +1,9 @@
 """Restormer once more, straight from the paper's equations and as plainly as can be: the yardstick of tests and speed.
 
 Shares no code with ``export.network``: a function of a state dict and an image, every step as the paper writes it
-(q and k normalised before their product, LayerNorm spelled out, pixel shuffles by index), with PyTorch's own functions
-where it has them, as one would write it who does not think of speed. `Plain` is the same as a module, for its graph.
+(q and k normalised before their product, one convolution a projection), by PyTorch's own function where it has one.
+LayerNorm is spelled out, because PyTorch's is over the last axes and the paper's over the channels of NCHW; to move
+them there and back would change the memory layout of all that follows. `Plain` is the same as a module, for its graph.
 """
 
 import re
@@ -42,15 +43,14 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
         return convolution(name, x, groups=x.shape[1])
 
     def layer_norm(name: str, x: Tensor) -> Tensor:
-        mean = x.mean(dim=1, keepdim=True)
-        variance = x.var(dim=1, keepdim=True, unbiased=False)
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True, unbiased=False)
         weight, bias = weights[f"{name}.body.weight"], weights.get(f"{name}.body.bias")
         if bias is None:
             return x / torch.sqrt(variance + 1e-5) * weight[:, None, None]
         return (x - mean) / torch.sqrt(variance + 1e-5) * weight[:, None, None] + bias[:, None, None]
 
     def unit(x: Tensor) -> Tensor:
-        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # F.normalize, less an Expand that ONNX does not know
 
     def attention(name: str, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -77,15 +77,10 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
         return x
 
     def down(name: str, x: Tensor) -> Tensor:
-        x = convolution(f"{name}.body.0", x)
-        phases = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        return torch.stack(phases, dim=2).flatten(1, 2)
+        return F.pixel_unshuffle(convolution(f"{name}.body.0", x), 2)
 
     def up(name: str, x: Tensor) -> Tensor:
-        x = convolution(f"{name}.body.0", x)
-        n, c, h, w = x.shape
-        rows = [torch.stack([x[:, i * 2 + j :: 4] for j in (0, 1)], dim=-1) for i in (0, 1)]
-        return torch.stack(rows, dim=3).reshape(n, c // 4, h * 2, w * 2)
+        return F.pixel_shuffle(convolution(f"{name}.body.0", x), 2)
 
     shallow = convolution("patch_embed.proj", image)
     level1 = stage("encoder_level1", shallow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import ceil
+from statistics import median
 from typing import Any
 
 from benchmarks import core, plots
@@ -72,7 +73,7 @@ def core_table(name: str, network: Document) -> str:
             f"**{runtime}**" if runtime.startswith(core.OURS) else runtime,
             significant(row["median_s"]),
             _range(row),
-            f"{row['rounds']}",
+            f"{len(row['seconds'])}",
             f"{row['speedup']:.2f}",
             _decibels(row),
             "–" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}",
@@ -142,8 +143,21 @@ def settings_table(document: Document) -> str:
 
 def streams_sentence(document: Document) -> str:
     """What comes of one image after another over all cores, and of one a core."""
-    rates = (f"{name} {significant(rate)}" for name, rate in document["settings"]["streams"].items())
+    rates = (
+        f"{name} {significant(median(found))} ({significant(min(found))}–{significant(max(found))})"
+        for name, found in document["settings"]["streams"].items()
+    )
     return f"Images a second with as many on their way as the engine has streams: {', '.join(rates)}."
+
+
+def packing_sentence(document: Document) -> str:
+    """When the weights are packed for the processor: what the first call takes beside a later one."""
+    rows = [row for row in document["settings"]["rows"].values() if "median_s" in row]
+    ratios = [row["first_s"] / row["median_s"] for row in rows]
+    return (
+        "OpenVINO brings the weights into the form its kernels want when it compiles, which is the time in *ready*, or "
+        f"from the cache: a first call then takes {min(ratios):.2f} to {max(ratios):.2f} times a later one."
+    )
 
 
 def missing_rows(*documents: Document | None) -> list[str]:
@@ -159,8 +173,8 @@ def profile_tables(document: Document) -> str:
     head = [f"{document['side']}x{document['side']}, {document['precision']}"]
     for found in runtimes:
         # Its own word for what it computes in: a runtime may take a graph in another type than it was built for.
-        types = ", ".join(sorted({row["precision"] for row in found["layers"] if row["macs"]}))
-        head += [f"{found['runtime']} ({types}): layers", "ms", "share", "GFLOP/s", "GB/s"]
+        types = ", ".join(sorted({precision for row in found["kinds"] for precision in row["precisions"]}))
+        head += [f"{found['runtime']} ({types}): layers", "ms", "share", "of the peak", "GB/s"]
     kinds = dict.fromkeys(row["kind"] for found in runtimes for row in found["kinds"])
     rows = [[kind, *(cell for found in runtimes for cell in _kind_cells(found, kind))] for kind in kinds]
     layers = sorted(document["layers"], key=lambda row: -row["ms"])[:TOP]
@@ -174,8 +188,30 @@ def _kind_cells(found: Document, kind: str) -> list[str]:
     row = next((row for row in found["kinds"] if row["kind"] == kind), None)
     if row is None:
         return ["–"] * 5
-    rates = [significant(row[name] or None, 2) for name in ("gflop_s", "gb_s")]
-    return [f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}", *rates]
+    reached = f"{row['least_ms'] / row['ms']:.0%}" if row["least_ms"] else "–"
+    return [
+        f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}", reached, significant(row["gb_s"] or None, 2)
+    ]  # fmt: skip
+
+
+def bound_sentence(document: Document) -> str | None:
+    """How far what multiplies is from the speed of a matrix product, kind by kind, and what multiplies nothing."""
+    bound = [row for row in document["kinds"] if row["least_ms"]]
+    if not bound:
+        return None
+    total, spent, least = document["total_ms"], *(sum(row[name] for row in bound) for name in ("ms", "least_ms"))
+    kinds = ", ".join(
+        f"{row['kind']} {significant(row['ms'] - row['least_ms'])} ({row['least_ms'] / row['ms']:.0%} of the peak)"
+        for row in sorted(bound, key=lambda row: row["least_ms"] - row["ms"])
+    )
+    others = ", ".join(row["kind"] for row in document["kinds"] if not row["least_ms"])
+    return (
+        f"Of the {significant(total)} ms of {document['runtime']}'s layers, those that multiply take "
+        f"{significant(spent)}, where a matrix product of this machine in the same precisions would take "
+        f"{significant(least)}. What they take more, in ms by kind: {kinds}. The other {significant(total - spent)} ms "
+        f"multiply nothing: {others}. Without those the network would be {total / spent:.2f} times as fast, and at the "
+        f"peak {total / least:.1f} times."
+    )
 
 
 def profile_sentence(document: Document) -> str:
@@ -187,6 +223,28 @@ def profile_sentence(document: Document) -> str:
         if "plain_ms" in found
         else f"{found['runtime']}, its layers together {significant(found['total_ms'])} ms"
         for found in (document, *document["others"])
+    )
+
+
+def served_sentence(document: Document) -> str:
+    """Which engine a record's servers had."""
+    found = document["engine"]
+    return (
+        f"Served: the {found['precision']} engine for {found['target']} that `{found['command']}` builds, of the "
+        f"checkpoint {found['checkpoint_sha256'][:12]}."
+    )
+
+
+def waiting_sentence(document: Document) -> str | None:
+    """What preprocess takes more when it is served, and what for; None where it takes no more."""
+    found = document["cpu_ms"]
+    more = found["served"]["preprocess"] - found["alone"]["preprocess"]
+    if more <= 0:
+        return None
+    return (
+        f"Served, preprocess takes {significant(more)} ms more, {more * document['reached'] / 1e3:.1%} of a core: "
+        "while the network is at work it looks a hundred times a second whether that has ended, so that nobody is "
+        "prepared who would wait in vain (`imaging/pace.py`)."
     )
 
 
@@ -300,7 +358,7 @@ GROWTH = {
     "megapixels": {"megapixels": "megapixels", "s": "seconds", "preprocess": "preprocess_s", "network": "restormer_s",
                    "postprocess": "postprocess_s", "in queues": "queue_s", "the rest": "rest_s"},
     "batch": {"batch": "batch", "s": "seconds", "in process, s": "in_process_s"},
-    "clients": {"clients": "clients", "a second": "rate", "p50 (s)": "p50_s", "p99 (s)": "p99_s", "enhanced": "ok",
+    "clients": {"clients": "clients", "a second": "rate", "p50 (s)": "p50_s", "p90 (s)": "p90_s", "enhanced": "ok",
                 "turned away": "rejected", "cores busy": "cores_busy"},
     "instances": {"servers": "servers", "processes of a step": "instances", "a second": "rate", "p50 (s)": "p50_s",
                   "cores busy": "cores_busy"},
@@ -332,7 +390,7 @@ def roofline_table(document: Document) -> str:
             cells += [f"{row[name]:.1f}", f"{1e3 / row[name]:.0f}"]
         cells += [f"{row['memory_share']:.0%}", "–" if row["cores"] is None else f"{ceil(row['cores'])}"]
         rows.append(cells + ([f"{row['cost_per_thousand']:.4f}"] if price else []))
-    return table(head + ([f"a thousand, at {price:g} an hour"] if price else []), rows)
+    return table(head + ([f"price of a thousand, at {price:g} an hour"] if price else []), rows)
 
 
 def every_gpu(document: Document) -> str:
@@ -413,7 +471,8 @@ def speed_sentence(document: Document) -> str:
 
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
-    where, core_tables, ladder_table, tried_table, settings_table, streams_sentence, core.verdict, missing_rows,
-    profile_tables, profile_sentence, goal_table, spent_table, pipeline_table, limit_sentence, tune_table,
-    tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+    where, core_tables, ladder_table, tried_table, settings_table, streams_sentence, packing_sentence, core.verdict,
+    missing_rows, profile_tables, profile_sentence, bound_sentence, served_sentence, goal_table, spent_table,
+    waiting_sentence, pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table, roofline_table,
+    every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
 )  # fmt: skip

@@ -32,7 +32,7 @@ from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, jpegs, numbers, say
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
-from benchmarks.traffic import SERVER_PYTHON, served
+from benchmarks.traffic import SERVER_PYTHON, described, served
 from export.errors import ExportError
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
@@ -48,24 +48,25 @@ def allowed(alone: dict[str, float], *, on_gpu: bool) -> float:
 
 
 def against_parts(
-    bench: Bench, alone: dict[str, parts.Part], concurrency: int, rounds: int, seconds: float, core: float
+    bench: Bench, alone: dict[str, parts.Part], concurrency: int, rounds: int, seconds: float, core: int = 0
 ) -> dict[str, Any]:
     """`enhance` beside its parts, in turns: one photograph at a time, and so many.
 
     The parts work before and after it, and the mean counts: a machine that drifts would else favour what came first.
-    ``core``: what a GPU's network does alone, 0 where the cores have it.
+    ``core``: how many at a time keep a GPU's network busiest, 0 where the cores have the network.
     """
     turns: list[dict[str, Any]] = []
     for number in range(rounds):
         saying = f"round {number + 1}/{rounds}:"
-        before = by_themselves(alone, seconds / 2, saying)
-        expected = turns[-1]["reached"] if turns else allowed(_rates([before], core), on_gpu=bool(core))
+        before, network = by_themselves(alone, seconds / 2, saying), [network_alone(bench, core)] if core else []
+        expected = turns[-1]["reached"] if turns else allowed(_rates([before], network), on_gpu=bool(core))
         points = {}
         for many in sorted({1, concurrency}):
             say(f"{saying} {ENHANCE}, {many} at a time")
             points[many] = bench.closed(ENHANCE, many, windows=1, expected=expected)
         both = [before, by_themselves(alone, seconds / 2, saying)]
-        each = _rates(both, core)
+        network += [network_alone(bench, core)] if core else []
+        each = _rates(both, network)
         turns.append(
             {
                 "parts": each,
@@ -91,10 +92,27 @@ def by_themselves(alone: dict[str, parts.Part], seconds: float, saying: str) -> 
     return found
 
 
-def _rates(times: Sequence[dict[str, tuple[Any, Any]]], core: float) -> dict[str, float]:
-    """Photographs a second of each part, the mean of these times."""
+def network_alone(bench: Bench, concurrency: int) -> float:
+    """Images a second through a GPU's network: Triton's `restormer`, because nothing here runs a plan without it."""
+    return rates(CORE, bench.closed(CORE, concurrency, windows=1, expected=0.0).moments)[0]
+
+
+def busiest(bench: Bench, concurrencies: Sequence[int]) -> int:
+    """How many at a time get most out of the network alone, of those that its queue holds."""
+    found: dict[int, float] = {}
+    for concurrency in concurrencies:
+        say(f"{CORE}, {concurrency} at a time")
+        with contextlib.suppress(analyzer.Full):
+            found[concurrency] = network_alone(bench, concurrency)
+    if not found:
+        raise SystemExit(f"error: the queue of {CORE} does not hold {min(concurrencies)}: a lower --concurrency")
+    return max(found, key=lambda each: found[each])
+
+
+def _rates(times: Sequence[dict[str, tuple[Any, Any]]], network: Sequence[float]) -> dict[str, float]:
+    """Photographs a second of each part, the mean of these times; ``network``: of a GPU's, which is none of them."""
     found = {name: statistics.mean(parts.rate(worked[name][0]) for worked in times) for name in times[0]}
-    return found | ({CORE: core} if core else {})
+    return found | ({CORE: statistics.mean(network)} if network else {})
 
 
 def summary(turns: Sequence[dict[str, Any]], concurrency: int, goal: float) -> dict[str, Any]:
@@ -230,16 +248,15 @@ def of_limit(limit: dict[str, Any], rate: float) -> dict[str, Any]:
 
 def report(bench: Bench, alone: dict[str, parts.Part], options: argparse.Namespace, engine: Path) -> dict[str, Any]:
     """Everything about the published engine, as the JSON line has it."""
-    on_gpu, most, core = engine.suffix == ".plan", max(options.concurrency), 0.0
+    on_gpu, most = engine.suffix == ".plan", max(options.concurrency)
     limit = limit_of(engine, options.package) if on_gpu else None  # before the minutes: it reads PACKAGE
-    if on_gpu:  # the network alone is Triton's `restormer`: nothing here runs a plan without it
-        found = [row(CORE, [bench.closed(CORE, each, windows=1, expected=0.0)])["rate"] for each in options.concurrency]
-        core = max(found)
+    core = busiest(bench, options.concurrency) if on_gpu else 0
     goal = against_parts(bench, alone, most, options.rounds, options.seconds, core)
     closed, opened = sweep(bench, options.concurrency, options.rates, goal.pop("closed"))
     rates_ = {model: max(rows, key=lambda each: each["rate"]) for model, rows in closed.items()}
     return {
         **goal,
+        "engine": described(engine),
         "hardware": "gpu" if on_gpu else "cpu",
         "closed": closed,
         "open": opened,
@@ -266,7 +283,7 @@ def benches(
     ]
     pinned = ["taskset", "-c", ",".join(map(str, cores))]
     with served(repository, wrapper=pinned) as server, contextlib.ExitStack() as stack:
-        engine = Path(json.loads(server.log.with_name("server.json").read_text(encoding="utf-8"))["engine"])
+        engine = server.engine
         alone = {}
         for name in NAMES:
             if name == CORE and engine.suffix == ".plan":
@@ -405,7 +422,7 @@ def main() -> None:
                 models, network = small_repository(folder, options.repository)
                 with benches(models, options, cores, folder) as (bench, alone, _):
                     most = max(options.concurrency)
-                    small = against_parts(bench, alone, most, options.rounds, options.seconds, 0.0)
+                    small = against_parts(bench, alone, most, options.rounds, options.seconds)
                 document["small"] = {"network": network, **pinned, **small}
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None

@@ -66,6 +66,11 @@ class Server:
         """Where it answers."""
         return f"127.0.0.1:{self.grpc_port}"
 
+    @property
+    def engine(self) -> Path:
+        """The engine file that it serves."""
+        return Path(json.loads(self.log.with_name("server.json").read_text(encoding="utf-8"))["engine"])
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric over what has these labels."""
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
@@ -106,6 +111,13 @@ class Server:
                 text = Path(f"/proc/{pid}/smaps_rollup").read_text()
                 total += int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
         return total / 1024
+
+
+def described(engine: Path) -> dict[str, str]:
+    """What is served, for a record: the engine's precision, target and checkpoint, and the command that builds it."""
+    stated = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
+    checkpoint = stated["package"]["checkpoint_sha256"]
+    return {**{key: stated[key] for key in ("precision", "target", "command")}, "checkpoint_sha256": checkpoint}
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def build(request: Request) -> list[Path]:
     """Builds and publishes the engines asked for, or finds them unchanged; returns them. Raises `ExportError`."""
     if request.precision == AUTO:
         return _build_fastest(request)
-    precision = precision_from_name(request.precision)
+    precision = precision_from_name(request.precision, AUTO)
     ort.require_one()
     _require_settings(request)
     targets = _targets(request, precision)

@@ -37,8 +37,8 @@ PRECISIONS = {
 }
 
 
-def precision_from_name(name: str) -> Precision:
-    """The precision called ``name``; `ExportError` lists what there is."""
+def precision_from_name(name: str, *others: str) -> Precision:
+    """The precision called ``name``; `ExportError` lists what there is, ``others`` too, which are no precisions."""
     if name not in PRECISIONS:
-        raise ExportError(f"PRECISION={name} is unknown: choose one of {', '.join(PRECISIONS)}")
+        raise ExportError(f"PRECISION={name} is unknown: choose one of {', '.join((*PRECISIONS, *others))}")
     return PRECISIONS[name]

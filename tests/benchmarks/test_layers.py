@@ -104,12 +104,26 @@ def test_both_runtimes_run_all_of_the_graphs_convolutions_and_their_layers_are_t
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     wanted = sum({id(node): node.macs for node in known.values() if node.kind.endswith("convolution")}.values())
     for runtime in (layers.OpenVino(path, known, settings), layers.OnnxRuntime(path, known, tmp_path)):
-        found = layers.profiled(runtime, image, 2)
+        found = layers.profiled(runtime, image, 2, {"float32_gflops": 100.0})
         assert found["total_ms"] > 0
         assert sum(each["macs"] for each in found["layers"] if each["kind"].endswith("convolution")) == wanted
         assert {each["kind"] for each in found["layers"]} <= set(kinds.RANK)
         assert {"1x1 convolution", kinds.DEPTHWISE, kinds.PRODUCT} <= {each["kind"] for each in found["kinds"]}
         assert sum(row["share"] for row in found["kinds"]) == pytest.approx(1)
+        multiplying = [row for row in found["kinds"] if row["gflop"]]
+        assert all(set(row["precisions"]) == {"f32"} for row in multiplying)
+        assert all(row["least_ms"] == pytest.approx(10 * row["gflop"]) for row in multiplying)  # at 100 GFLOP/s
+
+
+def test_a_kind_in_two_precisions_is_held_against_both_and_against_none_that_was_not_measured():
+    rest = {"name": "", "kind": "1x1 convolution", "ms": 3.0, "type": "", "bytes": 0, "module": ""}
+    two = [kinds.Layer(precision=precision, macs=10**9, **rest) for precision in ("bf16", "u8")]
+    peak = {"bfloat16_gflops": 1000.0, "int8_gops": 2000.0}
+    (row,) = kinds.by_kind(two, peak)
+    assert row["precisions"] == {"bf16": 1, "u8": 1}
+    assert row["least_ms"] == pytest.approx(2 + 1)
+    assert kinds.by_kind(two, peak | {"int8_gops": None})[0]["least_ms"] is None
+    assert kinds.by_kind(two, {})[0]["least_ms"] is None
 
 
 def event(name, operation, microseconds):

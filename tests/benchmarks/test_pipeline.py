@@ -117,6 +117,40 @@ def test_light_load_beside_a_gpu_takes_the_networks_time_from_triton():
     assert pipeline.light([on_gpu])["parts_ms"] == pytest.approx(100 + 900)
 
 
+class Stated:
+    """A bench whose rates are known: so many a second of `restormer` by how many are in flight, one less each time."""
+
+    def __init__(self, rates):
+        self.rates, self.asked = rates, []
+
+    def closed(self, model, concurrency, *, windows, expected):
+        self.asked.append((model, concurrency))
+        if concurrency not in self.rates:
+            raise analyzer.Full
+        rate = self.rates[concurrency] - 0.01 * len(self.asked)
+        moments = [Moment(at, Counter({(model, "request_success"): at * rate}), {}) for at in (0.0, 10.0)]
+        return Point(moments, {}, 0.1)
+
+
+def test_a_gpus_network_is_measured_where_it_does_most_of_what_its_queue_holds():
+    bench = Stated({1: 50.0, 4: 90.0, 8: 80.0})
+    assert pipeline.busiest(bench, [1, 4, 8, 64]) == 4
+    with pytest.raises(SystemExit, match="error: the queue of restormer does not hold 16: a lower --concurrency"):
+        pipeline.busiest(bench, [16, 32])
+
+
+def test_a_gpus_network_takes_turns_with_the_pipeline_as_the_parts_do(monkeypatch):
+    bench, seen = Stated({1: 30.0, 4: 90.0}), {}
+    monkeypatch.setattr(pipeline, "by_themselves", lambda *given: {"preprocess": ([parts.Worked(100, 1, 1)],) * 2})
+    monkeypatch.setattr(pipeline, "summary", lambda turns, concurrency, goal: seen.update(turns=turns, goal=goal))
+    pipeline.against_parts(bench, {"preprocess": None}, 4, 1, 10.0, 4)
+    assert bench.asked == [(CORE, 4), (ENHANCE, 1), (ENHANCE, 4), (CORE, 4)]
+    (turn,) = seen["turns"]
+    assert turn["parts"] == {"preprocess": 100.0, CORE: pytest.approx((89.99 + 89.96) / 2)}
+    assert (turn["allowed"], turn["reached"]) == pytest.approx((turn["parts"][CORE], 89.97))
+    assert seen["goal"] == 0.95
+
+
 def test_the_table_says_missed_and_where_the_time_went():
     found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1, "generator_cores": 1}
     text = "\n".join(pipeline.goal_lines("the published network", found))

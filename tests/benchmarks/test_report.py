@@ -161,6 +161,31 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     assert not (tmp_path / "docs").exists()
 
 
+def test_the_bound_of_a_profile_is_told_by_kind():
+    rows = [("1x1 convolution", 60.0, 30.0), ("elementwise", 20.0, None), ("attention product", 20.0, 2.0)]
+    document = {"runtime": "OpenVINO", "total_ms": 100.0}
+    document["kinds"] = [dict(zip(("kind", "ms", "least_ms"), row, strict=True)) for row in rows]
+    said = performance.bound_sentence(document)
+    assert "those that multiply take 80.0, where a matrix product of this machine in the same precisions" in said
+    assert "would take 32.0. " in said
+    assert "1x1 convolution 30.0 (50% of the peak), attention product 18.0 (10% of the peak). The other 20.0 ms" in said
+    assert "would be 1.25 times as fast, and at the peak 3.1 times." in said
+    assert performance.bound_sentence(document | {"kinds": document["kinds"][1:2]}) is None
+
+
+def test_what_waiting_costs_is_told_where_it_costs_anything():
+    document = {"cpu_ms": {"served": {"preprocess": 35.0}, "alone": {"preprocess": 25.0}}, "reached": 2.0}
+    assert "preprocess takes 10.0 ms more, 2.0% of a core" in performance.waiting_sentence(document)
+    document["cpu_ms"]["alone"]["preprocess"] = 36.0
+    assert performance.waiting_sentence(document) is None
+
+
+def test_the_first_call_is_told_beside_a_later_one():
+    rows = {"one": {"median_s": 2.0, "first_s": 3.0}, "two": {"median_s": 2.0, "first_s": 2.0}, "no": {"not_run": ""}}
+    said = performance.packing_sentence({"settings": {"rows": rows}})
+    assert said.endswith("a first call then takes 1.00 to 1.50 times a later one.")
+
+
 def test_a_percentile_of_too_few_requests_is_not_told():
     row = {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0}
     told = {

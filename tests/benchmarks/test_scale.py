@@ -10,6 +10,8 @@ import simplejpeg
 from benchmarks import scale
 from benchmarks.traffic import Answer
 
+PARTS = [f"{part}_s" for part in scale.PARTS]
+
 
 @pytest.mark.parametrize("megapixels", [1, 3, 12, 50])
 def test_photographs_are_four_to_three_in_whole_blocks(megapixels):
@@ -54,9 +56,10 @@ def test_the_rate_counts_what_was_enhanced_until_the_last_came_back():
 def clients(*rates, turned=0.0, busy=1.9):
     row = {"p50_s": 2.0, "overloaded_share": 0.0, "overloaded_p50_s": 0.02, "cores_busy": busy, "failed_because": {}}
     rows = [
-        {"clients": 2**n, "rate": rate, "cores_of_the_load": n / 10, "restormer_s": 0.5 + n / 10, **row}
+        {"clients": 2**n, "rate": rate, "least": rate - 0.02, "most": rate + 0.02, "cores_of_the_load": n / 10,
+         "restormer_s": 0.5 + n / 10, **row}
         for n, rate in enumerate(rates)
-    ]
+    ]  # fmt: skip
     rows[-1]["overloaded_share"] = turned
     return {"rows": rows, "cores": 2, "queue": 4, "fit": {"per_client_s": 1.0, "r2": 0.999}}
 
@@ -70,6 +73,21 @@ def test_the_sentence_on_clients_says_where_the_rate_ends_and_why():
     assert "Beyond 4 it falls, to 90% with 8: whoever is turned away asks again at once" in words
     assert "take 0.30 of the cores instead of 0.20, and a run of the network 0.80 s instead of 0.70." in words
     assert "it falls" not in scale.why_clients(clients(0.5, 1.0, 0.97))
+    unsure = clients(0.5, 0.97, 1.0, 0.9)
+    unsure["rows"][-1]["most"] = 1.0  # a round of it was as fast as one of the best
+    assert "it falls" not in scale.why_clients(unsure)
+
+
+def test_a_row_of_clients_has_the_rates_of_its_rounds_and_the_latencies_of_all():
+    rounds = [
+        scale.Clients([Answer(0, 1, "ok"), Answer(1, 1, "ok")], {"cores_busy": 1.0}, dict.fromkeys(PARTS, 2.0)),
+        scale.Clients([Answer(0, 4, "ok"), Answer(0, 0.1, "rejected")], {"cores_busy": 2.0}, dict.fromkeys(PARTS, 1.0)),
+    ]
+    row = scale.clients_row(2, rounds)
+    assert (row["rate"], row["least"], row["most"]) == (0.625, 0.25, 1.0)
+    assert (row["ok"], row["rejected"], row["overloaded_share"]) == (3, 1, 0.25)
+    assert row["p50_s"] == 1
+    assert (row["cores_busy"], row["restormer_s"]) == (1.5, 1.0)
 
 
 def test_it_blames_neither_cores_that_were_idle_nor_a_queue_that_was_not_full():
