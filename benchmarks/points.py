@@ -171,7 +171,6 @@ def row(model: str, points: Sequence[Point]) -> dict[str, Any]:
         "server_ms": grown[model, "request_duration_us"] / done / 1e3,
         "by_step": {step: {f"{what}_ms": spent(grown, step, what) for what in WHERE} for step in STEPS[model]},
         "batch": grown[CORE, "count"] / grown[CORE, "exec_count"],
-        "network_runs": grown[CORE, "count"] / done,
         "generator_cpu": statistics.median(point.generator for point in points),
     }
 

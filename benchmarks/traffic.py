@@ -213,7 +213,7 @@ async def closed_loop(
 async def open_loop(
     url: str, photographs: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0, priority: int = 0
 ) -> list[Answer]:
-    """Photographs at Poisson arrivals, ``rate`` a second on the mean, whatever has come back."""
+    """Photographs at Poisson arrivals, ``rate`` a second, whatever has come back."""
     began, tasks = time.monotonic(), []
     async with connected(url) as client:
         for number, moment in enumerate(arrivals(rate, seconds, seed)):
@@ -224,11 +224,12 @@ async def open_loop(
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """The moments of a Poisson process."""
-    draw, moments, moment = random.Random(seed), [], 0.0
-    while (moment := moment + draw.expovariate(rate)) < seconds:
-        moments.append(moment)
-    return moments
+    """The moments of a Poisson process that brings as many as it does on the mean.
+
+    Given their number, its moments are independent and uniform. Of few, the number itself would be chance.
+    """
+    draw = random.Random(seed)
+    return sorted(draw.uniform(0, seconds) for _ in range(round(rate * seconds)))
 
 
 def throughput(answers: Sequence[Answer], seconds: float, *, skip: float = 0.0) -> float:

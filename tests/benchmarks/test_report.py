@@ -161,6 +161,16 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     assert not (tmp_path / "docs").exists()
 
 
+def test_the_two_goals_are_one_go_only_at_one_commit(recorded):
+    network, pipeline = (copy.deepcopy(recorded[name]) for name in ("core", "pipeline"))
+    for each in (network, pipeline):
+        each["circumstances"] |= {"commit": "c0ffee", "cpu": "it", "cores": 2}
+    assert "measured in one go, at commit c0ffee: our engine is" in performance.goals_sentence(network, pipeline)
+    network["circumstances"]["commit"] = "decade"
+    assert "measured not in one go: our engine is" in performance.goals_sentence(network, pipeline)
+    assert performance.goals_sentence(network, None) is None
+
+
 def test_the_bound_of_a_profile_is_told_by_kind():
     rows = [("1x1 convolution", 60.0, 30.0), ("elementwise", 20.0, None), ("attention product", 20.0, 2.0)]
     document = {"runtime": "OpenVINO", "total_ms": 100.0}

@@ -96,7 +96,7 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--precision", "fp8"], "PRECISION=fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8"),
+        (["--precision", "fp8"], "PRECISION=fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8, auto"),
         (["--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
         (["--precision", "auto", "--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
         (

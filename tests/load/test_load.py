@@ -22,7 +22,8 @@ def test_arrivals_are_poisson():
     """Their number and the spread of the gaps: an exponential's deviation is its mean."""
     moments = traffic.arrivals(50, 200, seed=1)
     gaps = np.diff(moments)
-    assert len(moments) == pytest.approx(50 * 200, rel=0.03)
+    assert len(moments) == 50 * 200
+    assert 0 <= moments[0] <= moments[-1] < 200
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
     assert moments == sorted(moments)
     assert traffic.arrivals(50, 200, seed=1) == moments
