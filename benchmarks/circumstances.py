@@ -98,7 +98,7 @@ def noise(found: dict[str, list[float]]) -> dict[str, Any]:
 def probes() -> dict[str, list[float]]:
     """A fixed piece of work, timed a few times; and the share of the processors' time that was stolen meanwhile.
 
-    In a process of its own: the threads of this one may have been kept to some cores.
+    In a process of its own, whose threads are started here and now: they may use the cores that this one may.
     """
     command, root = [sys.executable, "-m", "benchmarks.circumstances"], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True)

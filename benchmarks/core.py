@@ -38,7 +38,7 @@ from export.errors import ExportError
 Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
 BASE = "PyTorch eager float32, as in the paper"
-OWN = "PyTorch eager float32, our network channels-last"  #: the fastest that we know to have in that PyTorch
+OWN = "PyTorch eager float32, our network channels-last"  #: the fastest of eager float32 that we know of
 OURS = "our cpu engine"  #: how the names of this project's runtimes begin
 #: What an engine has to reach on a machine with AMX: times the base on that network, and decibels on the trained one.
 GOAL, GOAL_NETWORK, GOAL_DB = 10.0, "standard 256", 45.0
@@ -75,15 +75,16 @@ def candidates() -> list[Candidate]:
     """Everything to compare on this machine; what it cannot run says so when it is tried."""
     found = [
         Candidate(BASE, "paper"),
-        Candidate(OWN, "eager"),
-        Candidate("PyTorch eager bfloat16, our network channels-last", "eager", precision="bf16"),
+        Candidate("PyTorch eager float32, our network", "eager"),
+        Candidate(OWN, "eager channels-last"),
+        Candidate("PyTorch eager bfloat16, our network channels-last", "eager channels-last", precision="bf16"),
         Candidate("torch.compile float32", "compile"),
         Candidate("torch.compile bfloat16", "compile", precision="bf16"),
         Candidate("ONNX Runtime float32", "ort", "plain"),
         Candidate("OpenVINO float32", "openvino", "plain"),
         *(Candidate(f"{OURS}, {name}", "openvino", "engine", name) for name in ("fp32", "bf16", "fp16")),
         # What a plan may leave out for fidelity is in: `make engine PRECISION=int8` is as fast at most.
-        Candidate(f"{OURS}, int8, every convolution of a plan", "openvino", "int8 engine", "int8"),
+        Candidate(f"{OURS}, int8, every convolution it can take", "openvino", "int8 engine", "int8"),
     ]
     import torch
 
@@ -117,7 +118,8 @@ def prepared(candidate: Candidate, folder: Path) -> Run:
     if kind == "tensorrt":
         from export import tensorrt
 
-        return tensorrt.runner(tensorrt.built("tensorrt", path.read_bytes(), tensorrt.Options()).plan)
+        options = tensorrt.Options(max_batch=1)  # one image at a time, as all that is timed beside it
+        return tensorrt.runner(tensorrt.built("tensorrt", path.read_bytes(), options).plan)
     return _torch(candidate, folder)
 
 
@@ -151,7 +153,9 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
         return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image)).numpy())
     device = "cuda" if kind.startswith("cuda") else "cpu"
     network = saved.to(device, half) if half and kind != "cuda autocast" else saved.to(device)
-    layout = torch.channels_last if kind == "eager" or kind.endswith("compile") else torch.contiguous_format
+    is_usual = kind in ("eager", "cuda")
+    layout = torch.contiguous_format if is_usual else torch.channels_last
+    torch.backends.cudnn.allow_tf32 = False  # on by default: float32 means float32 here
     network = network.to(memory_format=layout)
     if kind.endswith("compile"):
         network = torch.compile(network)
@@ -169,7 +173,7 @@ def _captured(network: Any, folder: Path) -> Any:
     """A CUDA graph of the network at the image's size."""
     import torch
 
-    slot = torch.from_numpy(np.load(folder / "image.npy")).cuda()
+    slot = torch.from_numpy(np.load(folder / "image.npy")).to("cuda", memory_format=torch.channels_last)
     with torch.inference_mode():
         for _ in range(3):
             network(slot)
@@ -318,7 +322,8 @@ def row(
     """A candidate's figures, or why there are none."""
     if not worker.was_timed:
         return {"not_run": worker.reason}
-    precision, top = worker.candidate.precision, peak_of(peak, worker.candidate.precision)
+    precision = worker.candidate.precision
+    top = peak_of(peak, precision, on_gpu=worker.candidate.is_on_gpu)
     return {
         "median_s": worker.median,
         "least_s": min(worker.seconds),
@@ -327,7 +332,7 @@ def row(
         "speedup": base / worker.median,
         "psnr_db": worker.decibels(reference, folder),
         "memory_mib": worker.memory,
-        "peak_share": gflop / worker.median / top if top and not worker.candidate.is_on_gpu else None,
+        "peak_share": gflop / worker.median / top if top else None,
         "ready_s": worker.first["ready_s"],
         "first_s": worker.first["first_s"],
         "precision": precision,
@@ -715,7 +720,7 @@ def _apart(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | No
     by_round = [theirs / each for theirs, each in zip(base["seconds"], ours["seconds"], strict=False)]
     return (
         f"Round by round that is {min(by_round):.1f} to {max(by_round):.1f} times. The base keeps PyTorch's usual "
-        f"memory layout; beside the fastest that we know to have in eager PyTorch, our own network with its channels "
+        f"memory layout; beside the fastest of eager float32 that we know of, our own network with its channels "
         f"last, it is {own['median_s'] / ours['median_s']:.1f} times."
     )
 
@@ -733,7 +738,7 @@ def _allowed(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | 
     beyond = f": {GOAL:g} is out of reach here" if allowed < GOAL else ""
     unit = "GOP/s" if precision == "int8" else "GFLOP/s"
     return (
-        f"The network's multiplications alone, at the {top:,.0f} {unit} that a matrix product reaches here in "
+        f"All of the network's multiplications, at the {top:,.0f} {unit} that a matrix product reaches here in "
         f"{precision}, would be {allowed:.1f} times as fast{beyond}."
     )
 
@@ -774,11 +779,16 @@ def main() -> None:
 
 def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     """Everything, as the JSON has it. Raises `ExportError` for a package or photographs that are none."""
+    import torch
+
     from export import cpu
     from export.fidelity import core_tensors
+    from export.machine import gpus
     from export.package import network_from_package, package_from_folder
     from export.precision import PRECISIONS
 
+    if gpus() and not torch.cuda.is_available():
+        raise ExportError("there is a GPU, and a PyTorch that does not see it: install a CUDA build of PyTorch")
     trained = network_from_package(package_from_folder(arguments.package))
     photograph = next(iter(core_tensors(arguments.photos).values()))
     calibration, rounds = calibration_images(arguments.calibration), arguments.rounds

@@ -278,7 +278,8 @@ def main() -> None:
     arguments = parser.parse_args()
     is_whole = not (arguments.file or arguments.part)
     about = circumstances(make_command("benchmark-imaging", parser, arguments, "record")) if is_whole else {}
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
     if arguments.file:
         sys.stdout.buffer.write(photograph(arguments.file))
         return
@@ -287,6 +288,7 @@ def main() -> None:
         return
     found = {"circumstances": about, **report(arguments.rounds)}
     print("\n".join(lines(found)))
+    os.sched_setaffinity(0, usable)  # as when the machine was probed before
     finish(found, arguments.record)
 
 

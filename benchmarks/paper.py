@@ -50,7 +50,7 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
         return (x - mean) / torch.sqrt(variance + 1e-5) * weight[:, None, None] + bias[:, None, None]
 
     def unit(x: Tensor) -> Tensor:
-        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # F.normalize, less an Expand that ONNX does not know
+        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # F.normalize, whose Expand hides the shape from ONNX
 
     def attention(name: str, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

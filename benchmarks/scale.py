@@ -39,6 +39,7 @@ from benchmarks.command_line import add_record, finish, interruptible, jpegs, nu
 from benchmarks.imaging import REFERENCE, mosaic
 from benchmarks.load import queue_of
 from benchmarks.traffic import (
+    PAUSE,
     Answer,
     Counters,
     Server,
@@ -345,8 +346,8 @@ def why_clients(found: dict[str, Any]) -> str:
     if last["rate"] < SATURATED * most and last["most"] < top["least"]:
         words += (
             f" Beyond {top['clients']} it falls, to {last['rate'] / most:.0%} with {last['clients']}: whoever is "
-            f"turned away asks again at once, so those who ask take {last['cores_of_the_load']:.2f} of the cores "
-            f"instead of {top['cores_of_the_load']:.2f}, and a run of the network {last['restormer_s']:.2f} s "
+            f"turned away asks again after {PAUSE:g} s, and those who ask take {last['cores_of_the_load']:.2f} of the "
+            f"cores instead of {top['cores_of_the_load']:.2f}, and a run of the network {last['restormer_s']:.2f} s "
             f"instead of {top['restormer_s']:.2f}."
         )
     for row in rows:

@@ -224,12 +224,12 @@ async def open_loop(
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """The moments of a Poisson process that brings as many as it does on the mean.
+    """The moments of a Poisson process that brings as many as it does on the mean, and one at the least.
 
     Given their number, its moments are independent and uniform. Of few, the number itself would be chance.
     """
     draw = random.Random(seed)
-    return sorted(draw.uniform(0, seconds) for _ in range(round(rate * seconds)))
+    return sorted(draw.uniform(0, seconds) for _ in range(max(1, round(rate * seconds))))
 
 
 def throughput(answers: Sequence[Answer], seconds: float, *, skip: float = 0.0) -> float:

@@ -1,8 +1,9 @@
 """Which settings meet a service-level objective on this machine: `make tune SLO_P99_MS=2000 RATE=0.5`.
 
-Each setting is really served and loaded with real photographs. With a rate, photographs arrive at it (Poisson), and the
-setting with the shortest 99th percentile is best; without one, more and more are sent at a time, as long as that gains,
-and the setting that does the most a second within the objective is best. A photograph that was turned away misses it.
+Each setting is really served and loaded with real photographs. With a rate, photographs arrive at it (Poisson, given
+their number), and the setting with the shortest 99th percentile is best; without one, more and more are sent at a time,
+as long as that gains, and the setting that does the most a second within the objective is best. A photograph that was
+turned away misses it.
 
 The search goes along one setting at a time and keeps the best, from what the server would choose by itself, until a
 whole round brings nothing: processes of the steps around the network, instances of the network, photographs a batch and

@@ -43,6 +43,8 @@ def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[R
 
     if provider not in onnxruntime.get_available_providers():
         raise ExportError(f"ONNX Runtime has no {provider} here")
+    if provider != CPU:  # CUDA and cuDNN from their wheels, unless PyTorch has loaded them
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     settings = {"use_tf32": str(int(tf32))} if provider == CUDA else {}

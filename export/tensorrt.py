@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from export.errors import ExportError
 from export.files import write_bytes
 from export.names import INPUT
-from imaging import SIDE
 
 LIBRARIES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 COMPATIBILITY = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}
@@ -107,6 +106,7 @@ def built(target: str, onnx: bytes, options: Options, *, tf32: bool = False, tim
     if not parser.parse(onnx):
         first = parser.get_error(0)
         raise ExportError(f"{LIBRARIES[target]} does not take the graph: {first.desc()} (node {first.node_name()})")
+    config.add_optimization_profile(_profile(builder, network, options.max_batch))
     cache = _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if getattr(config.progress_monitor, "interrupted", False):
@@ -174,13 +174,16 @@ def _config(trt: Any, builder: Any, options: Options, target: str, *, tf32: bool
                 f"COMPATIBILITY={options.compatibility} is unknown: choose one of {', '.join(COMPATIBILITY)}"
             )
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
-    profile = builder.create_optimization_profile()
-    most = (options.max_batch, 3, SIDE, SIDE)
-    profile.set_shape(INPUT, (1, 3, SIDE, SIDE), most, most)
-    config.add_optimization_profile(profile)
     if sys.stderr.isatty():
         config.progress_monitor = _progress(trt)
     return config
+
+
+def _profile(builder: Any, network: Any, max_batch: int) -> Any:
+    """One to ``max_batch`` images of the size that the graph has, made fastest for the most."""
+    profile, image = builder.create_optimization_profile(), tuple(network.get_input(0).shape)[1:]
+    profile.set_shape(INPUT, (1, *image), (max_batch, *image), (max_batch, *image))
+    return profile
 
 
 def _capability(trt: Any, text: str) -> Any:

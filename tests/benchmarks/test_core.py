@@ -130,7 +130,7 @@ def test_a_slow_candidate_is_timed_once_and_the_base_twice(written):
     assert worker.wants(1)
 
 
-ENGINE, INT8 = f"{core.OURS}, fp32", f"{core.OURS}, int8, every convolution of a plan"
+ENGINE, INT8 = f"{core.OURS}, fp32", f"{core.OURS}, int8, every convolution it can take"
 
 
 def figures(speedup, decibels, precision="fp32"):
@@ -211,7 +211,7 @@ def test_the_verdict_says_how_far_the_rounds_are_apart_and_what_another_base_giv
     own["networks"]["standard 256"]["rows"][ENGINE]["seconds"] = [1.0, 1.0, 1.0, 20.0]  # the base was timed less often
     said = core.verdict(own)
     assert "Round by round that is 9.0 to 12.0 times." in said
-    assert "beside the fastest that we know to have in eager PyTorch" in said
+    assert "beside the fastest of eager float32 that we know of" in said
     assert "with its channels last, it is 5.0 times." in said
 
 

@@ -70,8 +70,8 @@ def test_the_sentence_on_clients_says_where_the_rate_ends_and_why():
     assert "the cores are what ends it" in words
     assert "From 8 clients on some are turned away, because 4 may wait" in words
     assert "75%" in words
-    assert "Beyond 4 it falls, to 90% with 8: whoever is turned away asks again at once" in words
-    assert "take 0.30 of the cores instead of 0.20, and a run of the network 0.80 s instead of 0.70." in words
+    assert "Beyond 4 it falls, to 90% with 8: whoever is turned away asks again after 0.2 s, and those" in words
+    assert "who ask take 0.30 of the cores instead of 0.20, and a run of the network 0.80 s instead of 0.70." in words
     assert "it falls" not in scale.why_clients(clients(0.5, 1.0, 0.97))
     unsure = clients(0.5, 0.97, 1.0, 0.9)
     unsure["rows"][-1]["most"] = 1.0  # a round of it was as fast as one of the best

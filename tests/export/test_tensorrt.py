@@ -93,7 +93,20 @@ def test_float32_is_float32_and_tf32_is_asked_for(monkeypatch):
     for tf32 in (False, True):
         config = tensorrt._config(trt, builder, ONE_GPU, "rtx", tf32=tf32)
         assert config.get_flag(trt.BuilderFlag.TF32) == tf32
-        assert config.num_optimization_profiles == 1
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_profile_is_of_the_graphs_own_size(side):
+    trt = tensorrt.library("rtx")
+    builder = trt.Builder(tensorrt._logger(trt))
+    network = builder.create_network(0)
+    network.add_input("input", trt.float32, (-1, 3, side, side))
+    profile = tensorrt._profile(builder, network, 4)
+    assert [tuple(shape) for shape in profile.get_shape("input")] == [
+        (1, 3, side, side),
+        (4, 3, side, side),
+        (4, 3, side, side),
+    ]
 
 
 def test_options_reach_the_builder():
