@@ -9,12 +9,15 @@ from typing import Any
 
 from benchmarks import core, plots
 from benchmarks.circumstances import is_noisy
+from imaging.pace import POLL
 
 #: What a record of the core has to have for the comparison on a GPU to be whole.
 GPU_ROWS = tuple(each.name for each in core.on_gpu())
 ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 #: The settings that `make tune` searches.
 TUNED = ("versions", "preprocess_instances", "postprocess_instances", "core_instances", "core_batch", "core_delay_us")
+#: What two records have in common that were made in one go.
+ONE_GO = ("commit", "cpu", "cores", "memory_gib", "system", "versions")
 TOP = 10  #: layers of a profile that the page shows
 Document = dict[str, Any]
 
@@ -105,8 +108,10 @@ def goals_sentence(document: Document | None, pipeline: Document | None) -> str 
     if not document or not pipeline or not best:
         return None
     network, served = document["circumstances"], pipeline["circumstances"]
-    is_one = all(network[key] == served[key] for key in ("commit", "cpu", "cores"))
-    how = f"in one go, at commit {network['commit']}" if is_one else "not in one go"
+    is_one = "+" not in network["commit"] and all(network[key] == served[key] for key in ONE_GO)
+    day, times = network["time"][:10], [found["time"][11:16] for found in (network, served)]
+    is_one = is_one and served["time"][:10] == day
+    how = f"at one commit, {network['commit']}, begun at {' and '.join(times)} of {day}" if is_one else "not in one go"
     small = pipeline["small"]
     hidden = f", {small['ratio']:.3f} with a network that hides nothing" if small else ""
     return (
@@ -167,13 +172,15 @@ def streams_sentence(document: Document) -> str:
     return f"Images a second with as many on their way as the engine has streams: {', '.join(rates)}."
 
 
-def packing_sentence(document: Document) -> str:
-    """When the weights are packed for the processor: what the first call takes beside a later one."""
+def packing_sentence(document: Document) -> str | None:
+    """What the first call takes beside a later one: what is prepared then, weights above all. None if nothing ran."""
     rows = [row for row in document["settings"]["rows"].values() if "median_s" in row]
     ratios = [row["first_s"] / row["median_s"] for row in rows]
+    if not ratios:
+        return None
     return (
-        "OpenVINO brings the weights into the form its kernels want when it compiles, which is the time in *ready*, or "
-        f"from the cache: a first call then takes {min(ratios):.2f} to {max(ratios):.2f} times a later one."
+        f"A first call takes {min(ratios):.2f} to {max(ratios):.2f} times a later one: OpenVINO packs weights for its "
+        "kernels when it compiles, in *ready*, and what it then leaves to the first call is what that takes more."
     )
 
 
@@ -212,16 +219,18 @@ def _kind_cells(found: Document, kind: str) -> list[str]:
 
 
 def bound_sentence(document: Document) -> str | None:
-    """How far what multiplies is from the speed of a matrix product, kind by kind, and what multiplies nothing."""
-    bound = [row for row in document["kinds"] if row["least_ms"]]
-    if not bound:
+    """How far what multiplies is from the speed of a matrix product, kind by kind, and what multiplies nothing; None
+    where that speed was not measured in each of its precisions."""
+    bound = [row for row in document["kinds"] if row["gflop"]]
+    if not bound or any(row["least_ms"] is None for row in bound):
         return None
     total, spent, least = document["total_ms"], *(sum(row[name] for row in bound) for name in ("ms", "least_ms"))
     kinds = ", ".join(
-        f"{row['kind']} {significant(row['ms'] - row['least_ms'])} ({row['least_ms'] / row['ms']:.0%} of the peak)"
+        f"{row['kind']} {significant(max(row['ms'] - row['least_ms'], 0.0))} ({row['least_ms'] / row['ms']:.0%} of the "
+        "peak)"
         for row in sorted(bound, key=lambda row: row["least_ms"] - row["ms"])
     )
-    others = ", ".join(row["kind"] for row in document["kinds"] if not row["least_ms"])
+    others = ", ".join(row["kind"] for row in document["kinds"] if not row["gflop"])
     return (
         f"Of the {significant(total)} ms of {document['runtime']}'s layers, those that multiply take "
         f"{significant(spent)}, where a matrix product of this machine in the same precisions would take "
@@ -260,22 +269,52 @@ def waiting_sentence(document: Document) -> str | None:
         return None
     return (
         f"Served, preprocess takes {significant(more)} ms more, {more * document['reached'] / 1e3:.1%} of a core: "
-        "while the network is at work it looks a hundred times a second whether that has ended, so that nobody is "
-        "prepared who would wait in vain (`imaging/pace.py`)."
+        f"copies from and to Triton, and while the network is at work {1 / POLL:.0f} looks a second whether that has "
+        "ended, so that nobody is prepared who would wait in vain (`imaging/pace.py`)."
     )
+
+
+def light_table(document: Document) -> str:
+    """One photograph at a time: the parts in process, the whole as served, and what passes between the parts."""
+    head = ("ms, one photograph at a time", "its parts in process", "served", "more", "least–most", "between the parts")
+    rows = [
+        [name, *(significant(found[key]) for key in ("parts_ms", "ensemble_ms", "added_ms")),
+         f"{significant(found['least'])}–{significant(found['most'])}", significant(found["between_ms"])]
+        for name, found in _lights(document).items()
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def light_sentence(document: Document) -> str:
+    """Whether the rounds can tell what the ensemble adds to its parts."""
+    unsure = [name for name, found in _lights(document).items() if found["least"] < 0 < found["most"]]
+    told = "by Triton's own counters the time between the parts is known without them"
+    return (
+        f"With {' and '.join(unsure)} the rounds disagree whether the whole takes longer than its parts at all: {told}."
+        if unsure
+        else f"In every round the whole takes longer or shorter alike; {told}."
+    )
+
+
+def _lights(document: Document) -> dict[str, Document]:
+    return {name: case["light"] for name, case in _cases(document).items()}
+
+
+def _cases(document: Document) -> dict[str, Document]:
+    """The pipeline with the published network, and with one that hides nothing, if that was run."""
+    cases = {"the published network": document, "a small one, random weights": document["small"]}
+    return {name: case for name, case in cases.items() if case}
 
 
 def goal_table(document: Document) -> str:
     """What the pipeline reaches of what its parts allow: with the published network, and one that hides nothing."""
-    cases = {"the published network": document, "a small one, random weights": document["small"]}
-    found = {name: case for name, case in cases.items() if case}
     head = ["photographs a second", *(f"{part} alone" for part in document["parts"]), "so allowed", "reached", "share",
             "least–most", "goal"]  # fmt: skip
     rows = [
         [name, *(significant(rate) for rate in case["parts"].values()), significant(case["allowed"]),
          significant(case["reached"]), f"{case['ratio']:.3f}", f"{case['least']:.3f}–{case['most']:.3f}",
          f"{case['goal']:.2f} {_judged(case)}"]
-        for name, case in found.items()
+        for name, case in _cases(document).items()
     ]  # fmt: skip
     return table(head, rows)
 
@@ -288,12 +327,10 @@ def _judged(case: Document) -> str:
 
 def spent_table(document: Document) -> str:
     """CPU time of a photograph, by who spends it: alone in process, and served."""
-    cases = {"the published network": document, "a small one, random weights": document["small"]}
     processes, rows = [*document["parts"], "tritonserver"], []
-    for name, case in cases.items():
-        if case:
-            for way, found in case["cpu_ms"].items():
-                rows.append([f"{name}, {way}", *(significant(found.get(process)) for process in processes)])
+    for name, case in _cases(document).items():
+        for way, found in case["cpu_ms"].items():
+            rows.append([f"{name}, {way}", *(significant(found.get(process)) for process in processes)])
     return table(["CPU ms a photograph", *processes], rows)
 
 
@@ -388,7 +425,7 @@ def scale_table(found: Document, what: str, rows: str = "rows") -> str:
     columns = {title: name for title, name in GROWTH[what].items() if name in found[rows][0]}
     spread = "least" in found[rows][0]
     made = [
-        [*(_shown(round(row[name]) if name == what else row[name]) for name in columns.values()),
+        [*(_shown(round(row[name]) if name == what else _told(row, name)) for name in columns.values()),
          *([f"{significant(row['least'])}–{significant(row['most'])}"] if spread else [])]
         for row in found[rows]
     ]  # fmt: skip
@@ -420,13 +457,37 @@ def every_gpu(document: Document) -> str:
     return table(["fused, photographs a second", "TB/s", *precisions], rows)
 
 
-def bandwidth_sentence(document: Document) -> str:
-    """What more bandwidth is worth: the GPU with the most beside the one whose table this is."""
+def int8_sentence(document: Document) -> str:
+    """What holds half precision back, and what INT8 gains over it."""
+    half, eights = document["precisions"]["fp16"], document["precisions"]["int8"]
+    share, gain = half["memory_share"], half["fused_ms"] / eights["fused_ms"] - 1
+    counts = "bytes count, not arithmetic" if share > 0.5 else "arithmetic counts, not bytes"
+    gains = f"gains {gain:.0%}" if gain > 0 else "gains nothing"
+    return (
+        f"In half precision memory holds the network back for {share:.0%} of its time: {counts}. INT8 {gains}, because "
+        "what it quantizes is read and written between layers that stay in half precision."
+    )
+
+
+def bandwidth_sentence(document: Document) -> str | None:
+    """What more bandwidth is worth: the GPU with the most beside the one whose table this is; None if it is that."""
     most = max(document["gpus"].values(), key=lambda gpu: gpu["bandwidth"])
+    if most["name"] == document["gpu"]:
+        return None
     wider = most["bandwidth"] / document["roofs"]["bandwidth"]
     faster = document["precisions"]["fp16"]["fused_ms"] / most["fused_ms"]["fp16"]
     return (
         f"{most['name']} has {wider:.2f} times {document['gpu']}'s bandwidth, and allows {faster:.2f} times its rate."
+    )
+
+
+def cores_sentence(document: Document) -> str:
+    """Where the cores beside a GPU were measured."""
+    found = document["cores_of"]
+    where = f"on {found['cpu']}, {found['time'][:10]}" if found else "on a machine that its record does not name"
+    return (
+        f"*Cores beside*: what prepares and finishes so many photographs of 12 megapixels, by `make benchmark-imaging` "
+        f"{where}."
     )
 
 
@@ -448,6 +509,11 @@ def ledger_table(document: Document) -> str:
         for step, row in document["ledger"].items()
     )
     return table(head, rows)
+
+
+def _told(row: Document, name: str) -> Any:
+    """A figure; None for a percentile of photographs that are too few for it."""
+    return None if name == "p90_s" and row["ok"] < plots.FEW["p90"] else row[name]
 
 
 def _shown(value: Any) -> str:
@@ -476,7 +542,7 @@ def speed_sentence(document: Document) -> str:
     rows = {each: row for each, row in core.ran(document["networks"][name]).items() if not each.startswith(core.OURS)}
     other, second = max(rows.items(), key=lambda item: item[1]["speedup"])
     ours = (
-        f"The demo network in {best[0]} (`make engine PRECISION={best[1]['precision']}`) is {best[1]['speedup']:.1f} "
+        f"The demo network in {best[0]} ({_built(best[1]['precision'])}) is {best[1]['speedup']:.1f} "
         f"times as fast as in {core.BASE}, and {best[1]['psnr_db']:.0f} dB from it"
         if best
         else f"None of our engines keeps {core.GOAL_DB:g} dB on the demo network"
@@ -486,10 +552,17 @@ def speed_sentence(document: Document) -> str:
     )
 
 
+def _built(precision: str) -> str:
+    """What builds such an engine."""
+    command = f"`make engine PRECISION={precision}`"
+    return f"{command} leaves out of INT8 what costs fidelity" if precision == "int8" else command
+
+
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
     where, goals_sentence, core_tables, ladder_table, tried_table, settings_table, streams_sentence, packing_sentence,
     core.verdict, missing_rows, profile_tables, profile_sentence, bound_sentence, served_sentence, goal_table,
-    spent_table, waiting_sentence, pipeline_table, limit_sentence, tune_table, tune_sentence, scale_table,
-    roofline_table, every_gpu, bandwidth_sentence, roofline_layers, ledger_table,
+    spent_table, waiting_sentence, light_table, light_sentence, pipeline_table, limit_sentence, tune_table,
+    tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence, int8_sentence, cores_sentence,
+    roofline_layers, ledger_table,
 )  # fmt: skip

@@ -183,7 +183,7 @@ def roofline(document: dict[str, Any]) -> Figure:
     for shape in found:
         if shape["kind"] not in kinds:
             continue
-        colour, marker = KINDS[shape["kind"]]
+        colour, marker = KINDS.get(shape["kind"], (MUTED, "o"))
         area = 10 + 1500 * shape["layers"] * shape["ms"] / row["fused_ms"]
         look = {"s": area, "c": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.6, "edgecolors": PAPER}
         x = max(2e3 * shape["gmacs"] / shape["megabytes"], LEAST)

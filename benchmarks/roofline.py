@@ -296,6 +296,12 @@ def cores_beside(rate: float) -> float | None:
     return float(rate * (row["preprocess"] + row["postprocess"]) / 1e3)
 
 
+def cores_of() -> dict[str, str] | None:
+    """The processor and the day of that; None of a record that names neither, or of none."""
+    found = json.loads(IMAGING.read_text(encoding="utf-8")).get("circumstances") if IMAGING.is_file() else None
+    return found and {key: found[key] for key in ("cpu", "time")}
+
+
 def report(made: dict[str, onnx.ModelProto], gpu: Gpu, batch: int, price: float | None) -> dict[str, Any]:
     """By precision, as the JSON line has it."""
     found: dict[str, Any] = {}
@@ -382,6 +388,7 @@ def main() -> None:
         "batch": arguments.batch,
         "calculation": True,
         "price_an_hour": arguments.price,
+        "cores_of": cores_of(),
         "roofs": {"bandwidth": gpu.bandwidth, "tensor": gpu.tensor, "vector": gpu.vector},
         "precisions": report(made, gpu, arguments.batch, arguments.price),
         "shapes": {name: shapes(layers(made[name], fused=True), gpu, arguments.batch) for name in DETAILED},

@@ -217,6 +217,12 @@ def candidates_of(repository: Path, *, on_gpu: bool) -> dict[int, str]:
     }
 
 
+def checkpoint(repository: Path, version: int) -> str:
+    """Of the network that all the versions tried are of."""
+    found = (provenance(path) for path in sorted((repository / MODEL / str(version)).glob("model.*")))
+    return next(str(document["package"]["checkpoint_sha256"]) for document in found if document)
+
+
 def row(choice: Choice, found: Found, precision: str, slo: float) -> dict[str, Any]:
     """As the JSON line has it; what did not come back has no percentile."""
     numbers = {key: None if value == math.inf else value for key, value in asdict(found).items()}
@@ -309,6 +315,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     chosen = winner(last, start, slo, rate)
     document = {
         "circumstances": where,
+        "checkpoint_sha256": checkpoint(options.repository, max(precisions)),
         "slo_p99_ms": slo,
         "rate": rate or None,
         "tried": [as_row(choice, found) for choice, found in tried.items()],

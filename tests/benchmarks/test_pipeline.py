@@ -151,6 +151,42 @@ def test_a_gpus_network_takes_turns_with_the_pipeline_as_the_parts_do(monkeypatc
     assert seen["goal"] == 0.95
 
 
+class Swept:
+    """A bench that answers one a second whatever is asked, unless the model's queue holds fewer."""
+
+    def __init__(self, **holds):
+        self.holds, self.asked = holds, []
+
+    def closed(self, model, concurrency, *, windows, expected):
+        self.asked.append((model, concurrency))
+        if concurrency > self.holds.get(model, 64):
+            raise analyzer.Full
+        moments = [moment(0.0, 0), moment(10.0, 10)]
+        for each in moments:
+            each.counters[model, "request_success"] = 0 if each is moments[0] else 10
+        return point(*moments)
+
+    def open(self, model, rate, *, windows):
+        return self.closed(model, rate, windows=windows, expected=rate)
+
+    @property
+    def server(self):
+        return type("Counting", (), {"counters": staticmethod(Counter)})
+
+
+def test_tiles_are_measured_whatever_concurrencies_were_asked_for_and_at_a_rate_too():
+    bench = Swept()
+    closed, opened = pipeline.sweep(bench, [4, 8], [0.5], [])
+    assert [row["concurrency"] for row in closed[TILED]] == [1]
+    assert [row["concurrency"] for row in closed[CORE]] == [4, 8]
+    assert all([row["asked"] for row in opened[model]] == [0.5] for model in (CORE, ENHANCE, TILED))
+
+
+def test_a_queue_that_holds_none_of_what_was_asked_for_ends_in_one_line():
+    with pytest.raises(SystemExit, match="error: the queue of restormer does not hold 8: a lower --concurrency"):
+        pipeline.sweep(Swept(restormer=4), [8, 16], [0.5], [])
+
+
 def test_the_table_says_missed_and_where_the_time_went():
     found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1, "generator_cores": 1}
     text = "\n".join(pipeline.goal_lines("the published network", found))

@@ -1,6 +1,7 @@
 """The pages on speed are what the report makes of the recorded runs, and of nothing else."""
 
 import copy
+import itertools
 import json
 import re
 from pathlib import Path
@@ -161,31 +162,75 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
     assert not (tmp_path / "docs").exists()
 
 
-def test_the_two_goals_are_one_go_only_at_one_commit(recorded):
+def test_the_two_goals_are_one_go_only_on_one_day_and_commit_that_is_whole(recorded):
     network, pipeline = (copy.deepcopy(recorded[name]) for name in ("core", "pipeline"))
+    same = {key: network["circumstances"][key] for key in performance.ONE_GO} | {"commit": "c0ffee"}
+    network["circumstances"] |= same | {"time": "2026-11-28T10:00:00Z"}
+    pipeline["circumstances"] |= same | {"time": "2026-11-28T10:40:00Z"}
+    said = performance.goals_sentence(network, pipeline)
+    assert "measured at one commit, c0ffee, begun at 10:00 and 10:40 of 2026-11-28: our engine is" in said
+    for wrong in ({"commit": "decade"}, {"time": "2026-11-29T10:00:00Z"}, {"memory_gib": 1.0}):
+        other = pipeline | {"circumstances": pipeline["circumstances"] | wrong}
+        assert "measured not in one go: our engine is" in performance.goals_sentence(network, other)
     for each in (network, pipeline):
-        each["circumstances"] |= {"commit": "c0ffee", "cpu": "it", "cores": 2}
-    assert "measured in one go, at commit c0ffee: our engine is" in performance.goals_sentence(network, pipeline)
-    network["circumstances"]["commit"] = "decade"
-    assert "measured not in one go: our engine is" in performance.goals_sentence(network, pipeline)
+        each["circumstances"]["commit"] = "c0ffee+"
+    assert "not in one go" in performance.goals_sentence(network, pipeline)
     assert performance.goals_sentence(network, None) is None
 
 
 def test_the_bound_of_a_profile_is_told_by_kind():
-    rows = [("1x1 convolution", 60.0, 30.0), ("elementwise", 20.0, None), ("attention product", 20.0, 2.0)]
+    rows = [("1x1 convolution", 60.0, 30.0, 9.0), ("elementwise", 20.0, None, 0), ("attention product", 20.0, 2.0, 1.0)]
     document = {"runtime": "OpenVINO", "total_ms": 100.0}
-    document["kinds"] = [dict(zip(("kind", "ms", "least_ms"), row, strict=True)) for row in rows]
+    document["kinds"] = [dict(zip(("kind", "ms", "least_ms", "gflop"), row, strict=True)) for row in rows]
     said = performance.bound_sentence(document)
     assert "those that multiply take 80.0, where a matrix product of this machine in the same precisions" in said
     assert "would take 32.0. " in said
     assert "1x1 convolution 30.0 (50% of the peak), attention product 18.0 (10% of the peak). The other 20.0 ms" in said
+    assert "multiply nothing: elementwise." in said
     assert "would be 1.25 times as fast, and at the peak 3.1 times." in said
     assert performance.bound_sentence(document | {"kinds": document["kinds"][1:2]}) is None
+    document["kinds"][0]["least_ms"] = None  # in a precision whose peak nobody measured
+    assert performance.bound_sentence(document) is None
+
+
+def light(least, most):
+    return {"parts_ms": 100.0, "ensemble_ms": 110.0, "added_ms": 10.0, "between_ms": 5.0, "least": least, "most": most}
+
+
+def test_what_the_ensemble_adds_is_doubted_only_where_the_rounds_disagree():
+    document = {"light": light(-20.0, 40.0), "small": {"light": light(8.0, 12.0)}}
+    said = performance.light_sentence(document)
+    assert said.startswith("With the published network the rounds disagree")
+    assert "a small one" not in said
+    assert "In every round" in performance.light_sentence({"light": light(8.0, 12.0), "small": None})
+    assert "| a small one, random weights | 100 | 110 | 10.0 | 8.00–12.0 | 5.00 |" in performance.light_table(document)
+
+
+def test_the_limits_sentences_follow_their_figures():
+    precisions = {"fp16": {"memory_share": 0.9, "fused_ms": 10.0}, "int8": {"fused_ms": 8.0}}
+    document = {"precisions": precisions, "gpu": "B", "roofs": {"bandwidth": 2.0}, "cores_of": None}
+    document["gpus"] = {"b": {"name": "B", "bandwidth": 2.0, "fused_ms": {"fp16": 10.0}}}
+    assert "for 90% of its time: bytes count, not arithmetic. INT8 gains 25%," in performance.int8_sentence(document)
+    assert performance.bandwidth_sentence(document) is None
+    assert "its record does not name" in performance.cores_sentence(document)
+    precisions["fp16"]["memory_share"], precisions["int8"]["fused_ms"] = 0.3, 11.0
+    assert "arithmetic counts, not bytes. INT8 gains nothing" in performance.int8_sentence(document)
+    document["gpus"]["c"] = {"name": "C", "bandwidth": 4.0, "fused_ms": {"fp16": 5.0}}
+    assert performance.bandwidth_sentence(document).startswith("C has 2.00 times B's bandwidth, and allows 2.00")
+
+
+def test_no_paragraph_of_the_page_becomes_a_row_of_the_table_before_it(recorded):
+    lines = report.page(recorded).splitlines()
+    for line, following in itertools.pairwise(lines):
+        if line.startswith("|"):
+            assert not following or following.startswith("|"), following
 
 
 def test_what_waiting_costs_is_told_where_it_costs_anything():
     document = {"cpu_ms": {"served": {"preprocess": 35.0}, "alone": {"preprocess": 25.0}}, "reached": 2.0}
-    assert "preprocess takes 10.0 ms more, 2.0% of a core" in performance.waiting_sentence(document)
+    said = performance.waiting_sentence(document)
+    assert "preprocess takes 10.0 ms more, 2.0% of a core" in said
+    assert "100 looks a second" in said
     document["cpu_ms"]["alone"]["preprocess"] = 36.0
     assert performance.waiting_sentence(document) is None
 
@@ -193,7 +238,8 @@ def test_what_waiting_costs_is_told_where_it_costs_anything():
 def test_the_first_call_is_told_beside_a_later_one():
     rows = {"one": {"median_s": 2.0, "first_s": 3.0}, "two": {"median_s": 2.0, "first_s": 2.0}, "no": {"not_run": ""}}
     said = performance.packing_sentence({"settings": {"rows": rows}})
-    assert said.endswith("a first call then takes 1.00 to 1.50 times a later one.")
+    assert said.startswith("A first call takes 1.00 to 1.50 times a later one:")
+    assert performance.packing_sentence({"settings": {"rows": {"no": {"not_run": ""}}}}) is None
 
 
 def test_a_percentile_of_too_few_requests_is_not_told():
