@@ -32,13 +32,14 @@ from numpy.typing import NDArray
 
 from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, interruptible, progress
-from benchmarks.peak import peak_of, peaks
+from benchmarks.peak import higher, peak_of, peaks
 from export.errors import ExportError
 
 Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
 BASE = "PyTorch eager float32, as in the paper"
 OWN = "PyTorch eager float32, our network channels-last"  #: the fastest of eager float32 that we know of
+ON_GPU = "GPU: "  #: how the names of what runs there begin
 OURS = "our cpu engine"  #: how the names of this project's runtimes begin
 #: What an engine has to reach on a machine with AMX: times the base on that network, and decibels on the trained one.
 GOAL, GOAL_NETWORK, GOAL_DB = 10.0, "standard 256", 45.0
@@ -68,7 +69,7 @@ class Candidate:
     @property
     def is_on_gpu(self) -> bool:
         """Whether the processor only feeds it."""
-        return self.name.startswith("GPU")
+        return self.name.startswith(ON_GPU)
 
 
 def candidates() -> list[Candidate]:
@@ -316,14 +317,10 @@ def compared(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
     return workers
 
 
-def row(
-    worker: Worker, base: float, gflop: float, peak: Mapping[str, float | None], reference: Tensor, folder: Path
-) -> dict[str, Any]:
+def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
     """A candidate's figures, or why there are none."""
     if not worker.was_timed:
         return {"not_run": worker.reason}
-    precision = worker.candidate.precision
-    top = peak_of(peak, precision, on_gpu=worker.candidate.is_on_gpu)
     return {
         "median_s": worker.median,
         "least_s": min(worker.seconds),
@@ -332,11 +329,16 @@ def row(
         "speedup": base / worker.median,
         "psnr_db": worker.decibels(reference, folder),
         "memory_mib": worker.memory,
-        "peak_share": gflop / worker.median / top if top else None,
         "ready_s": worker.first["ready_s"],
         "first_s": worker.first["first_s"],
-        "precision": precision,
+        "precision": worker.candidate.precision,
     }
+
+
+def peak_share(name: str, row: Mapping[str, Any], gflop: float, peak: Mapping[str, float | None]) -> float | None:
+    """What a candidate reaches of a matrix product's speed in its precision; None where that was not measured."""
+    top = peak_of(peak, row["precision"], on_gpu=name.startswith(ON_GPU))
+    return gflop / row["median_s"] / top if top else None
 
 
 def random_network() -> Any:
@@ -608,7 +610,6 @@ def _counted(count: int, what: str) -> str:
 
 def measured(
     name: str, network: Any, image: Tensor, weights: str, calibration: Mapping[str, Tensor], folder: Path, rounds: int,
-    peak: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """One network at one size: every candidate."""
     progress(f"{name}: exporting ...")
@@ -628,9 +629,7 @@ def measured(
         "gflop": gflop,
         "weights": weights,
         "rows": {
-            each.name: row(workers[each], base.median, gflop, peak, reference, folder)
-            if wanted
-            else {"not_run": TOO_LONG}
+            each.name: row(workers[each], base.median, reference, folder) if wanted else {"not_run": TOO_LONG}
             for each, wanted in found.items()
         },
     }
@@ -644,9 +643,12 @@ def lines(document: Mapping[str, Any]) -> list[str]:
             "",
             f"{name}: {found['parameters'] / 1e6:.1f} M parameters, {found['gflop']:.0f} GFLOP an image, "
             f"{found['weights']} weights",
-            f"{'':<48} {'median s':>9} {'least–most':>15} {'×':>6} {'dB':>6} {'MiB':>6} {'of peak':>8}",
+            f"{'':<52} {'median s':>9} {'least–most':>15} {'×':>6} {'dB':>6} {'MiB':>6} {'of peak':>8}",
         ]
-        made += [f"{runtime:<48} {_figures(each)}" for runtime, each in found["rows"].items()]
+        made += [
+            f"{runtime:<52} {_figures(runtime, each, found['gflop'], document['peak'])}"
+            for runtime, each in found["rows"].items()
+        ]
     for title, steps in (("the ladder", document["ladder"]), *((name, document[key]) for key, name in TRIED.items())):
         made += ["", f"{title}, {document['ladder_of']}"]
         made += [f"{each['step']:<70} {_figures_of_a_step(each)}" for each in steps]
@@ -659,10 +661,11 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     return [*made, "", verdict(document)]
 
 
-def _figures(each: Mapping[str, Any]) -> str:
+def _figures(name: str, each: Mapping[str, Any], gflop: float, peak: Mapping[str, float | None]) -> str:
     if reason := each.get("not_run"):
         return f"not run: {reason}"
-    spread, memory, share = f"{each['least_s']:.2f}–{each['most_s']:.2f}", each["memory_mib"], each["peak_share"]
+    share = peak_share(name, each, gflop, peak)
+    spread, memory = f"{each['least_s']:.2f}–{each['most_s']:.2f}", each["memory_mib"]
     return (
         f"{each['median_s']:9.3f} {spread:>15} {each['speedup']:6.2f} {each['psnr_db']:6.1f} "
         f"{'–' if memory is None else memory:>6} {'–' if share is None else format(share, '.0%'):>8}"
@@ -798,12 +801,12 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
         noise = {side: [generator.random((1, 3, side, side), np.float32) for _ in range(2)] for side in (256, 512)}
         for side, (image, other) in noise.items():
             name, folder = f"standard {side}", Path(temporary, str(side))
-            document["networks"][name] = measured(
-                name, standard, image, "random", {"other": other}, folder, rounds, document["peak"]
-            )
+            document["networks"][name] = measured(name, standard, image, "random", {"other": other}, folder, rounds)
+            document["peak"] = higher(document["peak"], peaks())
         document["networks"]["demo 512"] = measured(
-            "demo 512", trained, photograph, "trained", calibration, Path(temporary, "demo"), rounds, document["peak"]
+            "demo 512", trained, photograph, "trained", calibration, Path(temporary, "demo"), rounds
         )
+        document["peak"] = higher(document["peak"], peaks())
         small, (image, other) = Path(temporary, "256"), noise[256]
         precision = "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
         document["ladder_of"] = f"standard network at 256, OpenVINO in {precision}"

@@ -63,10 +63,10 @@ def where(document: Document) -> str:
 
 def core_tables(document: Document) -> str:
     """Every runtime on every network."""
-    return "\n\n".join(core_table(name, network) for name, network in document["networks"].items())
+    return "\n\n".join(core_table(name, network, document["peak"]) for name, network in document["networks"].items())
 
 
-def core_table(name: str, network: Document) -> str:
+def core_table(name: str, network: Document, peak: Document) -> str:
     """Every runtime on one network; the first is what the others are compared with."""
     size = f"{network['side']}x{network['side']}"
     title = f"{name.rpartition(' ')[0]}, {network['parameters'] / 1e6:.1f} M, {network['weights']} weights, {size}"
@@ -80,7 +80,7 @@ def core_table(name: str, network: Document) -> str:
             f"{row['speedup']:.2f}",
             _decibels(row),
             "–" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}",
-            "–" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+            _share(core.peak_share(runtime, row, network["gflop"], peak)),
             significant(row["ready_s"] + row["first_s"]),
         )
         for runtime, row in core.ran(network).items()
@@ -92,6 +92,10 @@ def _not_run(rows: Document) -> str:
     """The names of those that have no figures, and why, under a table."""
     others = [f"{name} ({row['not_run'].rstrip('.')})" for name, row in rows.items() if "not_run" in row]
     return f"\n\nNot run: {'; '.join(others)}." if others else ""
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _range(row: Document) -> str:

@@ -41,8 +41,7 @@ def test_candidates_agree_with_the_paper_and_say_why_they_cannot_run(written):
     workers = core.compared(wanted, folder, rounds=2)
     assert workers[0].candidate.name == core.BASE
     reference = np.load(folder / workers[0].first["output"])
-    top = {"float32_gflops": 100.0, "bfloat16_gflops": 200.0, "int8_gops": None, "copy_gb_s": 10.0}
-    rows = {w.candidate.name: core.row(w, 1.0, gflop, top, reference, folder) for w in workers}
+    rows = {w.candidate.name: core.row(w, 1.0, reference, folder) for w in workers}
     for name, row in rows.items():
         if "not_run" in row:
             assert any(half in name for half in ("bf16", "bfloat16", "fp16", "int8"))
@@ -139,7 +138,6 @@ def figures(speedup, decibels, precision="fp32"):
     known = {"median_s": median, "least_s": min(seconds), "most_s": max(seconds), "seconds": seconds}
     return known | {
         "memory_mib": None,
-        "peak_share": None,
         "speedup": speedup,
         "psnr_db": decibels,
         "precision": precision,
@@ -226,13 +224,25 @@ def test_a_gpus_graphs_are_of_the_size_that_is_measured_and_have_real_ranges(wri
     assert scales["latent.0.attn.qkv.input_scale"] == pytest.approx(ranges["latent.0.attn.qkv"] / 127, rel=1e-3)
 
 
-def test_the_peak_of_int8_is_a_product_that_is_right_and_counts_as_operations():
-    product = peak._int8_product(512)()[0]
+def test_the_peaks_are_of_products_that_are_right_and_in_int8_count_as_operations(monkeypatch):
+    monkeypatch.setattr(peak, "SIDE", 512)
     numbers = np.arange(512 * 512).reshape(512, 512) % 127
-    assert (product == numbers @ (numbers - 63)).all()
+    assert (peak._onnxruntime("MatMulInteger")()[0] == numbers @ (numbers - 63)).all()
+    for product in (peak._onnxruntime("MatMul"), peak._openvino("fp32")):
+        assert np.allclose(product()[0], (numbers / 127) @ (numbers / 127), rtol=1e-4)
     document = record(4.0, 60.0, **{INT8: figures(12.0, 50.0, "int8")})
     document["peak"]["int8_gops"] = 900.0
     assert "at the 900 GOP/s that a matrix product reaches here in int8, would be 30.0 times" in core.verdict(document)
+
+
+def test_the_peak_is_the_highest_that_was_seen_and_a_gpus_rows_have_their_own():
+    before = {"float32_gflops": 100.0, "bfloat16_gflops": None, "gpu_float32_gflops": 1000.0}
+    seen = peak.higher(before, before | {"float32_gflops": 150.0, "gpu_float32_gflops": 900.0})
+    assert seen == {"float32_gflops": 150.0, "bfloat16_gflops": None, "gpu_float32_gflops": 1000.0}
+    row = {"median_s": 2.0, "precision": "fp32"}
+    assert core.peak_share(ENGINE, row, 300.0, seen) == 1.0
+    assert core.peak_share("GPU: PyTorch eager float32", row, 300.0, seen) == 0.15
+    assert core.peak_share(ENGINE, row | {"precision": "bf16"}, 300.0, seen) is None
 
 
 def test_the_tables_name_what_did_not_run():
@@ -270,7 +280,7 @@ def measured(written, found, monkeypatch):
     monkeypatch.setattr(core, "candidates", lambda: found)
     monkeypatch.setattr(core, "written", lambda *given: gflop)
     image = np.load(folder / "image.npy")
-    return core.measured("it", network, image, "random", {}, folder, 1, {"float32_gflops": 100.0})
+    return core.measured("it", network, image, "random", {}, folder, 1)
 
 
 def test_what_takes_minutes_to_compile_is_a_row_with_its_reason(written, monkeypatch):

@@ -57,13 +57,13 @@ def test_every_command_of_the_report_is_a_verb():
 
 def network(weights, **rows):
     """A network's figures as the core's record has them; ``rows``: times as fast, and decibels."""
-    figures = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "memory_mib": 512, "peak_share": None}
+    figures = {"median_s": 0.01, "least_s": 0.009, "most_s": 0.011, "memory_mib": 512}
     figures |= {"seconds": [0.01, 0.009, 0.011], "precision": "fp32"}
     made = {
         name: figures | {"ready_s": 1.0, "first_s": 0.5, "speedup": speedup, "psnr_db": decibels}
         for name, (speedup, decibels) in rows.items()
     }
-    return {"side": 512, "parameters": 800_000, "weights": weights, "rows": made}
+    return {"side": 512, "parameters": 800_000, "gflop": 40.0, "weights": weights, "rows": made}
 
 
 def test_gpu_rows_are_missed_until_they_are_there():
@@ -77,13 +77,14 @@ def test_a_gpu_hosts_record_gets_tables_and_what_was_not_run_its_reason(recorded
     rows = {"PyTorch eager float32, as in the paper": (1.0, plots.SAME), "GPU: TensorRT FP16": (100.0, 55.0)}
     core = {
         "circumstances": recorded["roofline"]["circumstances"],
+        "peak": {"gpu_float32_gflops": 8000.0},
         "networks": {"demo 512": network("trained", **rows)},
     }
     core["networks"]["demo 512"]["rows"]["GPU: TensorRT INT8"] = {"not_run": "too little memory"}
     core["networks"]["demo 512"]["rows"]["GPU: TensorRT FP16"]["memory_mib"] = None
     assert "No GPU has run any of this yet" in report.page(recorded)
     page = report.page({**recorded, "core-gpu": core})
-    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 3 | 100.00 | 55.0 | – | – | 1.50 |" in page
+    assert "| GPU: TensorRT FP16 | 0.0100 | 0.00900–0.0110 | 3 | 100.00 | 55.0 | – | 50% | 1.50 |" in page
     assert "\nNot run: GPU: TensorRT INT8 (too little memory).\n" in page
     assert "No GPU has run any of this yet" not in page
 
