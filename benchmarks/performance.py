@@ -291,13 +291,13 @@ def light_table(document: Document) -> str:
 
 def light_sentence(document: Document) -> str:
     """Whether the rounds can tell what the ensemble adds to its parts."""
-    unsure = [name for name, found in _lights(document).items() if found["least"] < 0 < found["most"]]
-    told = "by Triton's own counters the time between the parts is known without them"
-    return (
-        f"With {' and '.join(unsure)} the rounds disagree whether the whole takes longer than its parts at all: {told}."
+    unsure = [name for name, found in _lights(document).items() if found["least"] <= 0]
+    said = (
+        f"With {' and '.join(unsure)} not every round finds that the whole takes longer than its parts in process"
         if unsure
-        else f"In every round the whole takes longer or shorter alike; {told}."
+        else "In every round the whole takes longer than its parts in process"
     )
+    return f"{said}; the time between the parts is by Triton's own counters, and needs no comparison."
 
 
 def _lights(document: Document) -> dict[str, Document]:
@@ -468,7 +468,7 @@ def int8_sentence(document: Document) -> str:
     counts = "bytes count, not arithmetic" if share > 0.5 else "arithmetic counts, not bytes"
     gains = f"gains {gain:.0%}" if gain > 0 else "gains nothing"
     return (
-        f"In half precision memory holds the network back for {share:.0%} of its time: {counts}. INT8 {gains}, because "
+        f"In half precision memory holds the network back for {share:.0%} of its time: {counts}. INT8 {gains}: "
         "what it quantizes is read and written between layers that stay in half precision."
     )
 
