@@ -219,8 +219,8 @@ def _roofs(plot: Axes, roofs: dict[str, Any]) -> None:
 
 
 def scaling(document: dict[str, Any]) -> Figure:
-    """How cost grows: with megapixels, batch and clients."""
-    figure, (first, second, third, fourth) = _panels(4, 5.6, columns=2)
+    """How cost grows: with megapixels, batch, clients, and server instances."""
+    figure, (first, second, third, fourth, fifth, sixth) = _panels(6, 8.0, columns=2)
     _growth(first, document["megapixels"], "megapixels", "per_megapixel_s", "seconds a photograph, by its size")
     _growth(second, document["batch"], "batch", "per_image_s", "seconds a batch, the network alone")
     rows = document["clients"]["rows"]
@@ -243,7 +243,29 @@ def scaling(document: dict[str, Any]) -> Figure:
     for plot in (third, fourth):
         plot.set_xscale("log", base=2)
         _plain(plot.xaxis, "{:g}", at=clients)
+    found = document["instances"]
+    setups = {f"{_counted(row['servers'], 'server')},\n{_counted(row['instances'], 'process')}\na step": row
+              for row in found["rows"]}  # fmt: skip
+    _bars(fifth, setups, "photographs a second, by instances")
+    steps = {f"{row['part']},\n{_counted(row['instances'], 'process')}": row for row in found["parts"]}
+    _bars(sixth, steps, "photographs a second of a step alone")
     return figure
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('s') else 's'}"
+
+
+def _bars(plot: Axes, rows: dict[str, dict[str, Any]], title: str) -> None:
+    """Rates, with the least and most of their rounds."""
+    places = range(len(rows))
+    plot.bar(places, [row["rate"] for row in rows.values()], color=BLUE, width=0.55)
+    for place, row in zip(places, rows.values(), strict=True):
+        plot.plot([place] * 2, [row["least"], row["most"]], color=INK, linewidth=1)
+        _say(plot, place, row["most"], f"{row['rate']:.3g}", INK, (0, 3), size=8.5)
+    plot.set_xticks(places, list(rows), fontsize=7.5)
+    plot.set(title=title, ylim=(0, max(row["most"] for row in rows.values()) * 1.15))
+    plot.grid(axis="x", visible=False)
 
 
 def _growth(plot: Axes, found: dict[str, Any], of: str, slope: str, title: str) -> None:
