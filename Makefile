@@ -49,7 +49,8 @@ help:  ## This list
 	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
-	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
+	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
+	@echo "    of benchmark-scale: ONLY=megapixels,batch,clients,instances  MEGAPIXELS=1,12,50  BATCHES=1,2,8  CLIENTS=1,8,64   of profile: SIDE=pixels"
 	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
 
 check-python:

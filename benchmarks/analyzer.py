@@ -27,7 +27,7 @@ class Full(Exception):
 def require(command: str) -> None:
     """Ends in one line where there is no perf_analyzer."""
     if shutil.which(command) is None:
-        raise SystemExit(f"error: {command} is missing: pip install perf-analyzer, or PERF_ANALYZER=")
+        raise SystemExit(f"error: {command} is no command: pip install perf-analyzer, or PERF_ANALYZER=/path/to/it")
 
 
 def command(perf_analyzer: str, server: Server) -> list[str]:

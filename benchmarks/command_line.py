@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ def writable(text: str) -> Path:
     if path.exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{path} is {'a folder' if path.is_dir() else 'no file'}: name a file")
     parent = next(each for each in path.absolute().parents if each.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"nothing can be written into {parent}: name another file")
-    return path
+    try:  # what access says is not always true: of /proc, or of a full disk
+        with tempfile.TemporaryFile(dir=parent):
+            return path
+    except OSError:
+        raise argparse.ArgumentTypeError(f"nothing can be written into {parent}: name another file") from None
 
 
 def progress(text: str = "") -> None:

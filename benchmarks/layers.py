@@ -249,7 +249,10 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
     if not engine.is_file() or not beside.is_file():
         raise ExportError(f"no engine with its JSON at {engine}: make engine PRECISION=fp32 TARGET=cpu")
     if arguments.precision or arguments.side:
-        raise ExportError("an engine has a precision and a side of its own: --precision and --side go with a network")
+        raise ExportError(
+            "an engine has a precision and a side of its own: leave PRECISION and SIDE out, or add STANDARD=1 or "
+            "PACKAGE=folder"
+        )
     try:
         stated = json.loads(beside.read_text(encoding="utf-8"))
         if stated["target"] != "cpu":

@@ -79,6 +79,7 @@ def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(
         ("docs", "docs is a folder: name a file"),
         ("/dev/null", "/dev/null is no file: name a file"),
         ("README.md/a.json", "nothing can be written into"),
+        ("/proc/a.json", "nothing can be written into /proc"),
     ):
         status, said = ended(module, *required, "--record", record)
         assert status == 2
