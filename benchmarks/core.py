@@ -154,8 +154,7 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
         return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image)).numpy())
     device = "cuda" if kind.startswith("cuda") else "cpu"
     network = saved.to(device, half) if half and kind != "cuda autocast" else saved.to(device)
-    is_usual = kind in ("eager", "cuda")
-    layout = torch.contiguous_format if is_usual else torch.channels_last
+    layout = torch.contiguous_format if kind in ("eager", "cuda") else torch.channels_last
     torch.backends.cudnn.allow_tf32 = False  # on by default: float32 means float32 here
     network = network.to(memory_format=layout)
     if kind.endswith("compile"):
@@ -562,7 +561,7 @@ def settings(folder: Path, rounds: int, precision: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     cache = str(folder / "cache")
     threads = sorted({1, max(1, cores // 2), cores})
-    ways = {_counted(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
+    ways = {counted(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
     ways |= {"compiled into a cache": {"CACHE_DIR": cache}, "compiled from the cache": {"CACHE_DIR": cache}}
     found = [Candidate(name, "openvino", "engine", precision, tuple(options.items())) for name, options in ways.items()]
     workers = compared(found, folder, rounds)
@@ -591,7 +590,7 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
     for streams in sorted({1, cores}):
         options = {**cpu.settings(PRECISIONS[precision]), "NUM_STREAMS": str(streams)}
         queues[streams] = openvino.AsyncInferQueue(cpu.compiled(path, options), streams)
-    rates: dict[str, list[float]] = {_counted(streams, "stream"): [] for streams in queues}
+    rates: dict[str, list[float]] = {counted(streams, "stream"): [] for streams in queues}
     for turn in range(rounds + 1):  # the first is a warm-up
         for streams, queue in queues.items():
             progress(f"streams: {streams}, round {turn}/{rounds}")
@@ -600,12 +599,14 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
                 queue.start_async({0: image})
             queue.wait_all()
             if turn:
-                rates[_counted(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
+                rates[counted(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
     return rates
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def counted(count: int, what: str) -> str:
+    """So many of them, in words: 1 thread, 2 threads, 2 processes."""
+    ending = "" if count == 1 else "es" if what.endswith("s") else "s"
+    return f"{count} {what}{ending}"
 
 
 def measured(

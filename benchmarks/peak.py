@@ -93,7 +93,8 @@ def _product(operation: str) -> tuple[onnx.ModelProto, NDArray[Any]]:
     if operation == "MatMulInteger":
         left, right, made = numbers.astype(np.uint8), (numbers - 63).astype(np.int8), TensorProto.INT32
     else:
-        left, right, made = (numbers / 127).astype(np.float32), (numbers / 127).astype(np.float32), TensorProto.FLOAT
+        left = right = (numbers / 127).astype(np.float32)
+        made = TensorProto.FLOAT
     node = helper.make_node(operation, ["left", "right"], ["product"])
     kinds = (("left", helper.np_dtype_to_tensor_dtype(left.dtype)), ("product", made))
     ends = [helper.make_tensor_value_info(name, kind, [SIDE, SIDE]) for name, kind in kinds]

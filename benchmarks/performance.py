@@ -99,7 +99,11 @@ def _share(value: float | None) -> str:
 
 
 def _range(row: Document) -> str:
-    return f"{significant(row['least_s'])}–{significant(row['most_s'])}"
+    return _between(row["least_s"], row["most_s"])
+
+
+def _between(least: float, most: float) -> str:
+    return f"{significant(least)}–{significant(most)}"
 
 
 def _decibels(row: Document) -> str:
@@ -216,9 +220,9 @@ def _kind_cells(found: Document, kind: str) -> list[str]:
     row = next((row for row in found["kinds"] if row["kind"] == kind), None)
     if row is None:
         return ["–"] * 5
-    reached = f"{row['least_ms'] / row['ms']:.0%}" if row["least_ms"] else "–"
     return [
-        f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}", reached, significant(row["gb_s"] or None, 2)
+        f"{row['count']}", significant(row["ms"]), f"{row['share']:.1%}",
+        _share(row["least_ms"] and row["least_ms"] / row["ms"]), significant(row["gb_s"] or None, 2),
     ]  # fmt: skip
 
 
@@ -247,9 +251,9 @@ def bound_sentence(document: Document) -> str | None:
 def profile_sentence(document: Document) -> str:
     """What each runtime takes with and without its counters; of trtexec, which has its own way, its layers."""
     return "; ".join(
-        f"{found['runtime']} {significant(found['plain_ms'])} ms ({significant(found['least_ms'])}–"
-        f"{significant(found['most_ms'])}), with its counters {significant(found['counted_ms'])}, its layers together "
-        f"{significant(found['total_ms'])}"
+        f"{found['runtime']} {significant(found['plain_ms'])} ms "
+        f"({_between(found['least_ms'], found['most_ms'])}), with its counters {significant(found['counted_ms'])}, its "
+        f"layers together {significant(found['total_ms'])}"
         if "plain_ms" in found
         else f"{found['runtime']}, its layers together {significant(found['total_ms'])} ms"
         for found in (document, *document["others"])
@@ -283,7 +287,7 @@ def light_table(document: Document) -> str:
     head = ("ms, one photograph at a time", "its parts in process", "served", "more", "least–most", "between the parts")
     rows = [
         [name, *(significant(found[key]) for key in ("parts_ms", "ensemble_ms", "added_ms")),
-         f"{significant(found['least'])}–{significant(found['most'])}", significant(found["between_ms"])]
+         _between(found["least"], found["most"]), significant(found["between_ms"])]
         for name, found in _lights(document).items()
     ]  # fmt: skip
     return table(head, rows)
@@ -350,7 +354,7 @@ def pipeline_table(document: Document, loop: str) -> str:
             if point["rate"] is None:
                 rows.append([*cells, "its queue was full", *["–"] * (len(head) - len(cells) - 1)])
                 continue
-            cells += [significant(point["rate"]), f"{significant(point['least'])}–{significant(point['most'])}"]
+            cells += [significant(point["rate"]), _between(point["least"], point["most"])]
             cells += [significant(plots.told(point, name)) for name in latencies]
             rows.append([*cells, significant(point["batch"], 2)])
     return table(head, rows)
@@ -430,7 +434,7 @@ def scale_table(found: Document, what: str, rows: str = "rows") -> str:
     spread = "least" in found[rows][0]
     made = [
         [*(_shown(round(row[name]) if name == what else _told(row, name)) for name in columns.values()),
-         *([f"{significant(row['least'])}–{significant(row['most'])}"] if spread else [])]
+         *([_between(row["least"], row["most"])] if spread else [])]
         for row in found[rows]
     ]  # fmt: skip
     return table([*columns, *(["least–most"] if spread else [])], made)
@@ -536,7 +540,7 @@ def throughput_sentence(document: Document) -> str:
 
 
 def _cores(count: int) -> str:
-    return "core" if count == 1 else f"{count} cores"
+    return "core" if count == 1 else core.counted(count, "core")
 
 
 def speed_sentence(document: Document) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import statistics
@@ -32,7 +31,7 @@ from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, jpegs, numbers, say
 from benchmarks.parts import CORE, NAMES
 from benchmarks.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
-from benchmarks.traffic import SERVER_PYTHON, described, served
+from benchmarks.traffic import SERVER_PYTHON, described, served, stated
 from export.errors import ExportError
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
@@ -95,9 +94,9 @@ def by_themselves(alone: dict[str, parts.Part], seconds: float, saying: str) -> 
 def network_alone(bench: Bench, concurrency: int) -> float:
     """Images a second through a GPU's network: Triton's `restormer`, which has its batcher and instances."""
     point = bench.closed(CORE, concurrency, windows=1, expected=0.0)
-    own = len(os.sched_getaffinity(0))
-    if point.generator > BUSY * own:  # then the network alone can do more, and the share of it is flattered
-        say(f"warning: {CORE}, {concurrency} at a time: the load generator used {point.generator:.2f} of {own} cores")
+    # Where it is held back, the network alone can do more, and the share of it is flattered.
+    if warning := warning_of(CORE, concurrency, point.generator, len(os.sched_getaffinity(0))):
+        say(warning)
     return rates(CORE, point.moments)[0]
 
 
@@ -109,8 +108,13 @@ def busiest(bench: Bench, concurrencies: Sequence[int]) -> int:
         with contextlib.suppress(analyzer.Full):
             found[concurrency] = network_alone(bench, concurrency)
     if not found:
-        raise SystemExit(f"error: the queue of {CORE} does not hold {min(concurrencies)}: a lower --concurrency")
+        raise too_many(CORE, min(concurrencies))
     return max(found, key=lambda each: found[each])
+
+
+def too_many(model: str, concurrency: int) -> SystemExit:
+    """The end of a run whose queue turns away what was asked for."""
+    return SystemExit(f"error: the queue of {model} does not hold {concurrency}: a lower --concurrency")
 
 
 def _rates(times: Sequence[dict[str, tuple[Any, Any]]], network: Sequence[float]) -> dict[str, float]:
@@ -208,7 +212,7 @@ def sweep(
             closed[model].append({"concurrency": concurrency, **row(model, [point])})
             expected = closed[model][-1]["rate"]
         if not closed[model]:
-            raise SystemExit(f"error: the queue of {model} does not hold {min(concurrencies)}: a lower --concurrency")
+            raise too_many(model, min(concurrencies))
         closed[model].sort(key=lambda each: int(each["concurrency"]))
         most = max(each["rate"] for each in closed[model])
         opened[model] = [open_row(bench, model, share * most) for share in shares]
@@ -233,7 +237,7 @@ def limit_of(engine: Path, package: Path) -> dict[str, Any]:
     from export.machine import gpus
     from export.package import network_from_package, package_from_folder
 
-    document = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
+    document = stated(engine)
     name = gpus()[0][0]
     gpu = roofline.gpu_of(name)
     if gpu is None:
@@ -382,15 +386,24 @@ def divided(usable: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(usable)[:-count], sorted(usable)[-count:]
 
 
+def warning_of(model: str, concurrency: int, used: float, cores: int) -> str | None:
+    """What there is to say of a load that the generator's cores were busy with, so that its rate may be theirs."""
+    if used <= BUSY * cores:
+        return None
+    return (
+        f"warning: {model}, {concurrency} at a time: the load generator used {used:.2f} of its {cores} cores: more "
+        "than this rate it could hardly send"
+    )
+
+
 def held_back(closed: Mapping[str, Sequence[Mapping[str, Any]]], cores: int) -> list[str]:
-    """A line of each load that the generator's cores were busy with, so that its rate may be theirs."""
-    return [
-        f"warning: {model}, {row['concurrency']} at a time: the load generator used {row['generator_cpu']:.2f} of its "
-        f"{cores} cores: more than this rate it could hardly send"
+    """A line of each load of a sweep whose rate may be the generator's."""
+    found = (
+        warning_of(model, row["concurrency"], row["generator_cpu"], cores)
         for model, rows in closed.items()
         for row in rows
-        if row["generator_cpu"] > BUSY * cores
-    ]
+    )
+    return [warning for warning in found if warning]
 
 
 def main() -> None:
@@ -432,7 +445,7 @@ def main() -> None:
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     except analyzer.Full:
-        raise SystemExit(f"error: the queue does not hold {max(options.concurrency)}: a lower --concurrency") from None
+        raise too_many(ENHANCE, max(options.concurrency)) from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     os.sched_setaffinity(0, {*cores, *own})

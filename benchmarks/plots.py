@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.core import OURS, ran, trained
+from benchmarks.core import OURS, counted, ran, trained
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a3507d"
@@ -244,16 +244,12 @@ def scaling(document: dict[str, Any]) -> Figure:
         plot.set_xscale("log", base=2)
         _plain(plot.xaxis, "{:g}", at=clients)
     found = document["instances"]
-    setups = {f"{_counted(row['servers'], 'server')},\n{_counted(row['instances'], 'process')}\na step": row
+    setups = {f"{counted(row['servers'], 'server')},\n{counted(row['instances'], 'process')}\na step": row
               for row in found["rows"]}  # fmt: skip
     _bars(fifth, setups, "photographs a second, by instances")
-    steps = {f"{row['part']},\n{_counted(row['instances'], 'process')}": row for row in found["parts"]}
+    steps = {f"{row['part']},\n{counted(row['instances'], 'process')}": row for row in found["parts"]}
     _bars(sixth, steps, "photographs a second of a step alone")
     return figure
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('s') else 's'}"
 
 
 def _bars(plot: Axes, rows: dict[str, dict[str, Any]], title: str) -> None:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -113,11 +114,17 @@ class Server:
         return total / 1024
 
 
+def stated(engine: Path) -> dict[str, Any]:
+    """The JSON beside an engine that is served."""
+    found: dict[str, Any] = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
+    return found
+
+
 def described(engine: Path) -> dict[str, str]:
     """What is served, for a record: the engine's precision, target and checkpoint, and the command that builds it."""
-    stated = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
-    checkpoint = stated["package"]["checkpoint_sha256"]
-    return {**{key: stated[key] for key in ("precision", "target", "command")}, "checkpoint_sha256": checkpoint}
+    found = stated(engine)
+    kept = {key: str(found[key]) for key in ("precision", "target", "command")}
+    return {**kept, "checkpoint_sha256": found["package"]["checkpoint_sha256"]}
 
 
 @contextlib.contextmanager

@@ -198,8 +198,8 @@ def found_of(answers: Sequence[Answer], seconds: float, many: int) -> Found:
     )
 
 
-def candidates_of(repository: Path, *, on_gpu: bool) -> dict[int, str]:
-    """The published versions of the network that the highest is of, which this hardware serves, and their precision."""
+def published(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
+    """The published versions of the network that the highest is of, which this hardware serves, and their JSON."""
     documents = {}
     for version in versions(repository / MODEL):
         folder = repository / MODEL / str(version)
@@ -211,16 +211,15 @@ def candidates_of(repository: Path, *, on_gpu: bool) -> dict[int, str]:
         raise SystemExit(f"error: no engine in {repository / MODEL}: make engine {target}")
     network = documents[max(documents)]["package"]["checkpoint_sha256"]
     return {
-        version: str(document["precision"])
+        version: document
         for version, document in documents.items()
         if document["package"]["checkpoint_sha256"] == network
     }
 
 
-def checkpoint(repository: Path, version: int) -> str:
-    """Of the network that all the versions tried are of."""
-    found = (provenance(path) for path in sorted((repository / MODEL / str(version)).glob("model.*")))
-    return next(str(document["package"]["checkpoint_sha256"]) for document in found if document)
+def candidates_of(documents: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """The precision of each."""
+    return {version: str(document["precision"]) for version, document in documents.items()}
 
 
 def row(choice: Choice, found: Found, precision: str, slo: float) -> dict[str, Any]:
@@ -287,7 +286,8 @@ def winner(found: Mapping[Choice, Found], start: Choice, slo: float, rate: float
 def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
     """The search, as the JSON line has it; what was chosen is written to ``options.output``, with the command."""
     slo, rate, on_gpu = options.slo_p99_ms, options.rate, bool(gpus())
-    precisions = candidates_of(options.repository, on_gpu=on_gpu)
+    documents = published(options.repository, on_gpu=on_gpu)
+    precisions = candidates_of(documents)
     where = circumstances(command)
 
     def loaded(choice: Choice, many: int) -> Found:
@@ -315,7 +315,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     chosen = winner(last, start, slo, rate)
     document = {
         "circumstances": where,
-        "checkpoint_sha256": checkpoint(options.repository, max(precisions)),
+        "checkpoint_sha256": documents[max(documents)]["package"]["checkpoint_sha256"],
         "slo_p99_ms": slo,
         "rate": rate or None,
         "tried": [as_row(choice, found) for choice, found in tried.items()],

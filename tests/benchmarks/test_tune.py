@@ -124,9 +124,9 @@ def test_a_gpu_is_searched_by_precision_and_delay():
 
 
 def test_only_versions_of_one_network_are_compared(repository):
-    assert tune.candidates_of(repository, on_gpu=False) == {1: "fp32"}
+    assert tune.candidates_of(tune.published(repository, on_gpu=False)) == {1: "fp32"}
     with pytest.raises(SystemExit, match="make engine PRECISION=fp16 TARGET=tensorrt"):
-        tune.candidates_of(repository, on_gpu=True)
+        tune.published(repository, on_gpu=True)
 
 
 def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):

@@ -102,6 +102,9 @@ def test_the_profile_is_of_the_graphs_own_size(side):
     network = builder.create_network(0)
     network.add_input("input", trt.float32, (-1, 3, side, side))
     profile = tensorrt._profile(builder, network, 4)
+    config = tensorrt._config(trt, builder, ONE_GPU, "rtx", tf32=False)
+    assert config.add_optimization_profile(profile) == 0  # its place: -1 of one that is not valid
+    assert config.num_optimization_profiles == 1
     assert [tuple(shape) for shape in profile.get_shape("input")] == [
         (1, 3, side, side),
         (4, 3, side, side),
