@@ -16,6 +16,7 @@ import argparse
 import copy
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import tempfile
@@ -150,8 +151,8 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
                 "this CPU has no bfloat16 arithmetic; PyTorch emulates it, many times slower than float32"
             )
     if kind == "paper":
-        weights = saved.state_dict()
-        return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image)).numpy())
+        weights, eps = saved.state_dict(), saved.architecture.eps
+        return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image), eps=eps).numpy())
     device = "cuda" if kind.startswith("cuda") else "cpu"
     network = saved.to(device, half) if half and kind != "cuda autocast" else saved.to(device)
     layout = torch.contiguous_format if kind in ("eager", "cuda") else torch.channels_last
@@ -360,9 +361,9 @@ def awake(network: Any) -> Any:
     import torch
 
     for name, parameter in network.named_parameters():
-        if name.endswith((".body.weight", ".temperature")):
+        if re.search(r"norm[12]\.weight$|temperature$", name):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        elif name.endswith(".body.bias"):
+        elif re.search(r"norm[12]\.bias$", name):
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
     return network
 

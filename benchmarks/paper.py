@@ -1,7 +1,10 @@
-"""Restormer once more, straight from the paper's equations and as plainly as can be: the yardstick of tests and speed.
+"""Restormer once more, straight from the equations and as plainly as can be: the reference of tests and speed.
 
-Shares no code with ``export.network``: a function of a state dict and an image, every step as the paper writes it
-(q and k normalised before their product, one convolution a projection), by PyTorch's own function where it has one.
+Shares no code with ``export.network`` or ``export.naming``: a function of a state dict, as the checkpoint names it, and
+an image. Every step is as the paper writes it (q and k normalised before their product, one convolution a projection),
+by PyTorch's own function where it has one. The paper's network and the owner's differ in names, ``eps`` and
+``reduce_chan_level1``, which the owner's has; both are read here.
+
 LayerNorm is spelled out, because PyTorch's is over the last axes and the paper's over the channels of NCHW; to move
 them there and back would change the memory layout of all that follows. `Plain` is the same as a module, for its graph.
 """
@@ -29,11 +32,14 @@ class Plain(nn.Module):
         return self.network.output
 
     def forward(self, image: Tensor) -> Tensor:
-        return restormer(dict(self.network.named_parameters()), image)
+        return restormer(dict(self.network.named_parameters()), image, eps=self.architecture.eps)
 
 
-def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
+def restormer(weights: Mapping[str, Tensor], image: Tensor, *, eps: float) -> Tensor:
     """``weights``: state dict; ``image``: [N, C, H, W]. Works in the type of both (the tests use float64)."""
+    body = ".body" if "encoder_level1.0.norm1.body.weight" in weights else ""
+    blocks = ".blocks" if "encoder_level1.blocks.0.norm1.weight" in weights else ""
+    embedding = "patch_embed.proj" if "patch_embed.proj.weight" in weights else "patch_embed"
 
     def convolution(name: str, x: Tensor, groups: int = 1) -> Tensor:
         weight = weights[f"{name}.weight"]
@@ -44,10 +50,10 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
 
     def layer_norm(name: str, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, dim=1, keepdim=True, unbiased=False)
-        weight, bias = weights[f"{name}.body.weight"], weights.get(f"{name}.body.bias")
+        weight, bias = weights[f"{name}{body}.weight"], weights.get(f"{name}{body}.bias")
         if bias is None:
-            return x / torch.sqrt(variance + 1e-5) * weight[:, None, None]
-        return (x - mean) / torch.sqrt(variance + 1e-5) * weight[:, None, None] + bias[:, None, None]
+            return x / torch.sqrt(variance + eps) * weight[:, None, None]
+        return (x - mean) / torch.sqrt(variance + eps) * weight[:, None, None] + bias[:, None, None]
 
     def unit(x: Tensor) -> Tensor:
         return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # F.normalize, whose Expand hides the shape from ONNX
@@ -69,9 +75,9 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
         return convolution(f"{name}.project_out", F.gelu(gate) * value)
 
     def stage(name: str, x: Tensor) -> Tensor:
-        count = len({m[1] for key in weights if (m := re.match(rf"{name}\.(\d+)\.", key))})
+        count = len({m[1] for key in weights if (m := re.match(rf"{name}{blocks}\.(\d+)\.", key))})
         for i in range(count):
-            block = f"{name}.{i}"
+            block = f"{name}{blocks}.{i}"
             x = x + attention(f"{block}.attn", layer_norm(f"{block}.norm1", x))
             x = x + feed_forward(f"{block}.ffn", layer_norm(f"{block}.norm2", x))
         return x
@@ -82,15 +88,16 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
     def up(name: str, x: Tensor) -> Tensor:
         return F.pixel_shuffle(convolution(f"{name}.body.0", x), 2)
 
-    shallow = convolution("patch_embed.proj", image)
+    shallow = convolution(embedding, image)
     level1 = stage("encoder_level1", shallow)
     level2 = stage("encoder_level2", down("down1_2", level1))
     level3 = stage("encoder_level3", down("down2_3", level2))
     x = stage("latent", down("down3_4", level3))
     x = stage("decoder_level3", convolution("reduce_chan_level3", torch.cat([up("up4_3", x), level3], 1)))
     x = stage("decoder_level2", convolution("reduce_chan_level2", torch.cat([up("up3_2", x), level2], 1)))
-    x = stage("decoder_level1", torch.cat([up("up2_1", x), level1], 1))
-    x = stage("refinement", x)
+    x = torch.cat([up("up2_1", x), level1], 1)
+    x = convolution("reduce_chan_level1", x) if "reduce_chan_level1.weight" in weights else x
+    x = stage("refinement", stage("decoder_level1", x))
     if "skip_conv.weight" in weights:
         return convolution("output", x + convolution("skip_conv", shallow))
     return convolution("output", x) + image

@@ -307,12 +307,14 @@ def benches(
 
 def small_repository(folder: Path, repository: Path) -> tuple[Path, str]:
     """The same models with a Restormer that hides nothing in their middle, and its line of description."""
-    from benchmarks.random_package import written
-    from export.architecture import restormer
+    from benchmarks.random_package import write_package
+    from export.architecture import OWNER_EPS, restormer
     from export.build import Request, build
 
-    architecture = restormer(dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement=0)
-    written(folder / "package", architecture)
+    architecture = restormer(
+        dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement=0, reduces_level1=True, eps=OWNER_EPS
+    )
+    write_package(folder / "package", architecture)
     photos = folder / "photos"
     photos.mkdir()
     shutil.copy("demo/photos/coffee-table.jpg", photos)

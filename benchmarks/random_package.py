@@ -1,45 +1,93 @@
-"""Writes a model package of any size with random weights: ``python -m benchmarks.random_package FOLDER``.
+"""Write a model package with random weights in the owner's layout: ``python -m benchmarks.random_package FOLDER``.
 
 For builds and speed, where weights do not matter; fidelity against ground truth means nothing on it. The default is
-the paper's standard network (26,126,644 parameters); ``--expansion 2.53`` is the size of the owner's (25,396,996).
-Optimizer and scheduler state are saved too, as a training run leaves them (some 300 MB).
+the owner's base network (25,437,220 parameters). The checkpoint has the keys and names of the owner's training code,
+the optimizer's two moments included (some 300 MB); the JSON files beside it are nested as the owner's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 
-from export.architecture import Architecture, restormer
+from benchmarks.core import awake
+from export.architecture import OWNER_SIZES, STAGES, Architecture, owner_network
+from export.naming import OWNER
 from export.network import Restormer
 
 
-def written(folder: Path, architecture: Architecture) -> Path:
-    """A package of this architecture, random weights and what a training run leaves beside them; its checkpoint."""
+def write_package(folder: Path, architecture: Architecture) -> Path:
+    """Write a package of this architecture as a training run leaves it; return its checkpoint."""
     torch.manual_seed(0)
-    network = Restormer(architecture)
+    network = awake(Restormer(architecture))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     network(torch.rand(1, 3, 64, 64)).mean().backward()
     optimizer.step()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model_checkpoint.pt"
-    state = {"model_state_dict": network, "optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
-    torch.save({"epoch": 1, **{name: part.state_dict() for name, part in state.items()}}, path)
+    torch.save(
+        {
+            "epoch": 1,
+            "model_state_dict": {OWNER.external(name): tensor for name, tensor in network.state_dict().items()},
+            "optimizer_state_dict": optimizer.state_dict(),
+            "scheduler_state_dict": scheduler.state_dict(),
+            "val_loss": 0.0,
+            "val_l1": 0.0,
+            "args": {"model": "restormer", "dim": architecture.dim, "resolution": 512, "pretrained": None},
+        },
+        path,
+    )
     count = sum(parameter.numel() for parameter in network.parameters())
+    for name, document in documents(architecture, count).items():
+        (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (folder / "MANIFEST.txt").write_text(
+        f"Restormer, random weights, {count / 1e6:.1f}M parameters\n", encoding="utf-8"
+    )
     print(f"{path}: {count:,} parameters, {path.stat().st_size / 1e6:.0f} MB", file=sys.stderr)
     return path
+
+
+def documents(architecture: Architecture, parameters: int) -> dict[str, object]:
+    """The JSON files of a package, nested as the owner nests them."""
+    encoder = [architecture.stages[name] for name in list(STAGES)[:4]]
+    structure = {
+        "num_blocks": [len(blocks) for blocks in encoder],
+        "num_heads": [blocks[0].heads for blocks in encoder],
+        "channels": [blocks[0].width for blocks in encoder],
+        "num_refinement_blocks": len(architecture.stages["refinement"]),
+        "expansion_factor": 2.66,
+        "bias": architecture.bias,
+        "LayerNorm_type": "WithBias",
+    }
+    size = {"total": parameters, "trainable": parameters, "size_mb": round(parameters * 4 / 2**20, 2)}
+    specs = {"input_shape": [3, 512, 512], "input_range": [0, 1], "requires_clamping": True, "clamp_range": [0, 1]}
+    return {
+        "architecture.json": {
+            "architecture": "Restormer",
+            "parameters": size,
+            "model_structure": {"encoder_decoder": structure},
+            "input_output_specs": specs,
+        },
+        "config.json": {
+            "training": {"resolution": 512},
+            "input_output": {"input_range": [0, 1], "normalization": "none", "preprocessing": "resize_to_512x512"},
+        },
+        "training_info.json": {"epoch": 1, "val_l1": 0.0, "val_psnr": 0.0, "val_ssim": 0.0, "train_loss": 0.0},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--expansion", type=float, default=2.66, help="feed-forward factor")
+    parser.add_argument("--size", choices=OWNER_SIZES, default="base", help="which of the owner's networks")
+    parser.add_argument("--bias", action="store_true", help="with biases")
     arguments = parser.parse_args()
-    written(arguments.folder, restormer(expansion=arguments.expansion))
+    write_package(arguments.folder, owner_network(arguments.size, bias=arguments.bias))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch.nn import functional
 from export import int8
 from export.architecture import STAGES
 from export.graph import onnx_from_network
-from export.network import EPSILON, NORM_FLOOR, Attention, FeedForward, LayerNorm, Restormer, TransformerBlock
+from export.network import NORM_FLOOR, Attention, FeedForward, LayerNorm, Restormer, TransformerBlock
 from export.rewrites import by_inputs, by_outputs, split_projections
 from imaging import SIDE
 
@@ -107,15 +107,15 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, norm: LayerNorm) -> None:
         super().__init__()
-        weight, bias = norm.body.weight, norm.body.bias
+        weight, bias = norm.weight, norm.bias
         if not torch.all(weight == 1) or (bias is not None and torch.any(bias != 0)):
             raise ValueError("fold_norms first: this form has no weight and no bias")
-        self.is_centred = bias is not None
+        self.is_centred, self.eps = bias is not None, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
         apart = x - x.mean(1, keepdim=True)
         deviation = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
-        scale = torch.rsqrt(deviation * deviation / x.shape[1] + EPSILON)
+        scale = torch.rsqrt(deviation * deviation / x.shape[1] + self.eps)
         return (apart if self.is_centred else x) * scale
 
 

@@ -1,6 +1,7 @@
 """Restormer in PyTorch, written from the paper (Zamir et al., CVPR 2022, arXiv 2111.09881, section 3).
 
-Tensors are NCHW. Parameter names are those of the public checkpoints, so such a checkpoint loads.
+One class serves the paper's network and the owner's variant of it; the `Architecture` says which. Tensors are NCHW.
+Parameter names are the internal ones, to which ``export.naming`` maps those of checkpoints.
 Three choices make the graph cheap and safe in half precision without changing the function:
 
 * q and k are normalised *after* their product, ``(q kᵀ) / sqrt(|q|² |k|²ᵀ)``: a c x c matrix is divided
@@ -23,7 +24,6 @@ from torch.nn import functional
 
 from export.architecture import Architecture, Block
 
-EPSILON = 1e-5  #: added to the variance in every LayerNorm
 NORM_FLOOR = 1e-36  #: smallest |q|²|k|²: a zero vector attends to all alike instead of dividing by zero
 
 #: A projection is one convolution whose output is cut into parts, or (see ``rewrites``) one for each part.
@@ -41,32 +41,26 @@ def projected(
     return [stacked[:, part] for part in range(parts)]
 
 
-class _NormBody(nn.Module):
-    """The parameters of a LayerNorm, under the name the checkpoints give them."""
-
-    def __init__(self, width: int, *, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-
 class LayerNorm(nn.Module):
     """LayerNorm over the channels of every pixel (NCHW in and out), statistics in float32.
 
-    ``bias_free`` divides x, not x less its mean, by the deviation, and adds nothing.
+    ``eps`` is added to the variance, which is divided by the number of channels. ``bias_free`` divides x, not
+    x - mean, by the deviation, and adds nothing.
     """
 
-    def __init__(self, width: int, *, bias_free: bool) -> None:
+    def __init__(self, width: int, *, bias_free: bool, eps: float) -> None:
         super().__init__()
-        self.body = _NormBody(width, bias=not bias_free)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = None if bias_free else nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        last, weight = x.permute(0, 2, 3, 1), self.body.weight
-        if self.body.bias is not None:
-            return functional.layer_norm(last, weight.shape, weight, self.body.bias, EPSILON).permute(0, 3, 1, 2)
+        last, weight = x.permute(0, 2, 3, 1), self.weight
+        if self.bias is not None:
+            return functional.layer_norm(last, weight.shape, weight, self.bias, self.eps).permute(0, 3, 1, 2)
         wide = last.float()
         variance = wide.var(dim=-1, keepdim=True, unbiased=False)
-        return (wide * torch.rsqrt(variance + EPSILON) * weight.float()).to(x.dtype).permute(0, 3, 1, 2)
+        return (wide * torch.rsqrt(variance + self.eps) * weight.float()).to(x.dtype).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -113,26 +107,17 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
 
-    def __init__(self, block: Block, *, bias: bool, bias_free_norm: bool) -> None:
+    def __init__(self, block: Block, architecture: Architecture) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(block.width, bias_free=bias_free_norm)
-        self.attn = Attention(block, bias=bias)
-        self.norm2 = LayerNorm(block.width, bias_free=bias_free_norm)
-        self.ffn = FeedForward(block, bias=bias)
+        bias_free, eps = architecture.bias_free_norm, architecture.eps
+        self.norm1 = LayerNorm(block.width, bias_free=bias_free, eps=eps)
+        self.attn = Attention(block, bias=architecture.bias)
+        self.norm2 = LayerNorm(block.width, bias_free=bias_free, eps=eps)
+        self.ffn = FeedForward(block, bias=architecture.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         result: Tensor = x + self.ffn(self.norm2(x))
-        return result
-
-
-class _PatchEmbedding(nn.Module):
-    def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.proj(x)
         return result
 
 
@@ -160,20 +145,22 @@ class Restormer(nn.Module):
     """The network of an `Architecture`.
 
     ``forward`` takes RGB ``[N, in_channels, H, W]`` in [0, 1], H and W multiples of 8, and returns
-    ``[N, out_channels, H, W]`` in the image's type, *not* clamped: whoever leaves the pipeline clamps. A network in
+    ``[N, out_channels, H, W]`` in the image's type, *not* clamped: the end of the pipeline clamps. A network in
     half precision takes and returns float32 too, and its global skip is added in float32.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        dim, bias = architecture.dim, architecture.bias
+        dim, out = architecture.dim, architecture.output_width
 
         def stage(name: str) -> nn.Sequential:
-            flags = {"bias": bias, "bias_free_norm": architecture.bias_free_norm}
-            return nn.Sequential(*(TransformerBlock(block, **flags) for block in architecture.stages[name]))
+            return nn.Sequential(*(TransformerBlock(block, architecture) for block in architecture.stages[name]))
 
-        self.patch_embed = _PatchEmbedding(architecture.in_channels, dim)
+        def convolution(name: str, inputs: int, outputs: int, size: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=name in architecture.biased)
+
+        self.patch_embed = convolution("patch_embed", architecture.in_channels, dim, 3)
         self.encoder_level1 = stage("encoder_level1")
         self.down1_2 = _Resample(dim, down=True)
         self.encoder_level2 = stage("encoder_level2")
@@ -182,17 +169,19 @@ class Restormer(nn.Module):
         self.down3_4 = _Resample(dim * 4, down=True)
         self.latent = stage("latent")
         self.up4_3 = _Resample(dim * 8, down=False)
-        self.reduce_chan_level3 = nn.Conv2d(dim * 8, dim * 4, 1, bias=bias)
+        self.reduce_chan_level3 = convolution("reduce_chan_level3", dim * 8, dim * 4, 1)
         self.decoder_level3 = stage("decoder_level3")
         self.up3_2 = _Resample(dim * 4, down=False)
-        self.reduce_chan_level2 = nn.Conv2d(dim * 4, dim * 2, 1, bias=bias)
+        self.reduce_chan_level2 = convolution("reduce_chan_level2", dim * 4, dim * 2, 1)
         self.decoder_level2 = stage("decoder_level2")
         self.up2_1 = _Resample(dim * 2, down=False)
+        if architecture.reduces_level1:
+            self.reduce_chan_level1 = convolution("reduce_chan_level1", dim * 2, out, 1)
         self.decoder_level1 = stage("decoder_level1")
         self.refinement = stage("refinement")
         if architecture.dual_pixel:
-            self.skip_conv = nn.Conv2d(dim, dim * 2, 1, bias=bias)
-        self.output = nn.Conv2d(dim * 2, architecture.out_channels, 3, padding=1, bias=bias)
+            self.skip_conv = convolution("skip_conv", dim, out, 1)
+        self.output = convolution("output", out, architecture.out_channels, 3)
 
     def forward(self, image: Tensor) -> Tensor:
         embedded = self.patch_embed(image.to(self.output.weight.dtype))
@@ -202,8 +191,10 @@ class Restormer(nn.Module):
         deep = self.latent(self.down3_4(level3))
         deep = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(deep), level3], 1)))
         deep = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(deep), level2], 1)))
-        deep = self.decoder_level1(torch.cat([self.up2_1(deep), level1], 1))
-        deep = self.refinement(deep)
+        deep = torch.cat([self.up2_1(deep), level1], 1)
+        if self.architecture.reduces_level1:
+            deep = self.reduce_chan_level1(deep)
+        deep = self.refinement(self.decoder_level1(deep))
         if self.architecture.dual_pixel:
             result: Tensor = self.output(deep + self.skip_conv(embedded)).to(image.dtype)
             return result

@@ -96,7 +96,7 @@ def by_inputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:
 
 def _folded(norm: LayerNorm, convolution: nn.Conv2d) -> nn.Conv2d:
     """The convolution with the norm's weight and bias inside; the norm keeps ones and zeros."""
-    kernel, weight, bias = convolution.weight, norm.body.weight, norm.body.bias
+    kernel, weight, bias = convolution.weight, norm.weight, norm.bias
     shift = convolution.bias
     if bias is not None:
         pushed = kernel.flatten(1) @ bias

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.architecture import restormer
+from export.architecture import OWNER_EPS, restormer
 from export.build import Request, build
 from export.network import Restormer
 from tests.conftest import ROOT, bare_repository
 
-TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))
+TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), reduces_level1=True, eps=OWNER_EPS)
 
 
 def save_package(folder: Path, network: Restormer) -> Path:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.architecture import architecture_from_weights, restormer
+from export.architecture import OWNER_EPS, PAPER_EPS, architecture_from_weights, restormer
 from export.errors import ExportError
 from export.network import Restormer
 
@@ -22,18 +22,20 @@ depths = st.integers(1, 3)
     bias=st.booleans(),
     bias_free_norm=st.booleans(),
     dual_pixel=st.booleans(),
+    reduces_level1=st.booleans(),
+    eps=st.sampled_from((OWNER_EPS, PAPER_EPS)),
     in_channels=st.sampled_from((1, 3, 6)),
 )
 def test_round_trip(**hyper_parameters):
     architecture = restormer(dim=8, **hyper_parameters)
     with torch.device("meta"):
         weights = Restormer(architecture).state_dict()
-    assert architecture_from_weights(weights) == architecture
+    assert architecture_from_weights(weights, eps=architecture.eps) == architecture
 
 
 def test_another_network_is_refused_by_the_first_missing_tensor():
-    with pytest.raises(ExportError, match="patch_embed.proj.weight"):
-        architecture_from_weights({"conv1.weight": torch.empty(64, 3, 7, 7)})
+    with pytest.raises(ExportError, match="patch_embed.weight"):
+        architecture_from_weights({"conv1.weight": torch.empty(64, 3, 7, 7)}, eps=OWNER_EPS)
 
 
 def test_a_missing_stage_is_named():
@@ -41,4 +43,4 @@ def test_a_missing_stage_is_named():
         weights = Restormer(restormer(dim=8)).state_dict()
     rest = {name: tensor for name, tensor in weights.items() if not name.startswith("latent.")}
     with pytest.raises(ExportError, match="latent"):
-        architecture_from_weights(rest)
+        architecture_from_weights(rest, eps=OWNER_EPS)

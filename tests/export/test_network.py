@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import paper
-from export.architecture import restormer
+from export.architecture import OWNER_EPS, owner_network, restormer
 from export.network import Restormer, projected
 from export.rewrites import fold_norms, pad_feed_forward, split_projections
 
@@ -17,6 +17,8 @@ VARIANTS = {
     "deeper_decoder": {"decoder_blocks": (2, 1, 3)},
     "one_channel": {"in_channels": 1, "out_channels": 1},
     "dual_pixel": {"in_channels": 6, "dual_pixel": True},
+    "owner": {"reduces_level1": True, "eps": OWNER_EPS},
+    "owner_bias": {"reduces_level1": True, "eps": OWNER_EPS, "bias": True},
 }
 
 
@@ -40,7 +42,7 @@ def test_is_the_network_of_the_paper(variant):
     image = image_for(network)
     with torch.inference_mode():
         # The network takes its long sums in float32 by design; the paper's equations run in float64.
-        expected, found = paper.restormer(network.state_dict(), image), network(image)
+        expected, found = paper.restormer(network.state_dict(), image, eps=network.architecture.eps), network(image)
     error = (found - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     assert error < 1e-5
@@ -48,14 +50,12 @@ def test_is_the_network_of_the_paper(variant):
 
 def test_sizes_are_those_of_the_public_checkpoint_and_of_the_owners_package():
     with torch.device("meta"):
-        counts = [
-            sum(p.numel() for p in Restormer(restormer(expansion=expansion)).parameters()) for expansion in (2.66, 2.53)
-        ]
-    assert counts == [26_126_644, 25_396_996]
+        networks = [Restormer(architecture) for architecture in (restormer(), owner_network())]
+    assert [sum(p.numel() for p in network.parameters()) for network in networks] == [26_126_644, 25_437_220]
 
 
 @pytest.mark.parametrize("rewrite", [pad_feed_forward, fold_norms, split_projections])
-@pytest.mark.parametrize("name", ["standard", "bias", "bias_free_norm"])
+@pytest.mark.parametrize("name", ["standard", "bias", "bias_free_norm", "owner_bias"])
 def test_rewrites_are_exact(rewrite, name):
     network = network_of(**VARIANTS[name])
     rewritten = rewrite(network)
