@@ -46,6 +46,7 @@ MAKEFLAGS += --no-print-directory
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
+	@echo "    SIDE_OVERRIDE=512 builds from a network that was trained at another size"
 	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
@@ -117,7 +118,7 @@ inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, a
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photographs "$(PHOTOS)" --targets "$(TRUTH)" --calibration "$(CALIBRATION)" \
-		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") \
+		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") $(if $(SIDE_OVERRIDE),--side-override "$(SIDE_OVERRIDE)") \
 		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \
 		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
 		--server-python $(SERVER) $(FOLDERS)

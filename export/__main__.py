@@ -61,6 +61,12 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--calibrator", default=USUAL.calibrator, help=", ".join(CALIBRATORS))
     engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
     engine.add_argument("--gate", type=float, help="least fidelity in dB instead of the precision's own; recorded")
+    engine.add_argument(
+        "--side-override",
+        type=int,
+        metavar="512",
+        help="build for 512x512 although the network was trained at another size",
+    )
     engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the ladder's last rung")
     options = USUAL.options
     engine.add_argument("--max-batch", type=_batch, default=options.max_batch, help="largest batch of the profile")

@@ -44,7 +44,7 @@ class Request:
     fidelity is measured on, ``targets`` their ground truth by the same names, ``calibration`` the photographs that
     ranges and INT8 scales come from. ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB.
     ``server_python`` is the interpreter of the server's environment, for the ladder's last rung; without it that rung
-    is left out, and says so.
+    is left out, and says so. ``side_override`` builds for this side although the network was trained at another.
     """
 
     package: Path
@@ -60,6 +60,7 @@ class Request:
     plan: Path | None = None
     gate: float | None = None
     server_python: Path | None = None
+    side_override: int | None = None
     options: Options = field(default_factory=Options)
 
 
@@ -243,7 +244,7 @@ def command(request: Request, target: str | None = None) -> str:
         "TARGET": (target or request.target, "auto"), "VERSION": (request.version, usual.version),
         "PHOTOS": (request.photographs, usual.photographs), "TRUTH": (request.targets, usual.targets),
         "CALIBRATION": (request.calibration, usual.calibration), "CALIBRATOR": (request.calibrator, usual.calibrator),
-        "PLAN": (request.plan, None), "GATE": (request.gate, None),
+        "PLAN": (request.plan, None), "GATE": (request.gate, None), "SIDE_OVERRIDE": (request.side_override, None),
         "REPOSITORY": (request.repository, usual.repository), "ENGINES": (request.engines, usual.engines),
         "MAX_BATCH": (options.max_batch, usual.options.max_batch),
         "OPTIMIZATION_LEVEL": (options.optimization_level, usual.options.optimization_level),
@@ -281,6 +282,7 @@ def _origin(request: Request, target: str) -> dict[str, str]:
     for path in [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]:
         builder.update(path.read_bytes() if path.is_file() else b"")
     settings = [request.gate, request.calibrator, request.options, request.plan and sha256(request.plan)]
+    settings.append(request.side_override)
     if target == "cpu":  # with the server installed the ladder has one rung more
         settings.append(request.server_python is not None and request.server_python.is_file())
     return {

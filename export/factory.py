@@ -32,6 +32,7 @@ from export.precision import Precision
 from export.progress import counted, say, step
 from export.publish import keep_siblings, staged, write_json
 from export.rewrites import rewritten, typed
+from export.trained_frame import require_frame
 from imaging import SIDE
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +56,8 @@ class Factory:
         architecture = self._package.architecture
         say(f"    {architecture.describe()} · {self._package.parameters:,} parameters")
         for remark in self._package.remarks:
-            say(f"    does not agree: {remark}")
+            say(f"    remark: {remark}")
+        require_frame(self._package.frame, request.side_override)
         if (architecture.in_channels, architecture.out_channels) != (3, 3):
             raise ExportError(
                 f"{request.package}: the server takes RGB to RGB, this network is {architecture.describe()}"
@@ -362,7 +364,12 @@ class Factory:
                 "training_info": package.training_info,
                 "remarks": package.remarks,
             },
-            "network": {"architecture": package.architecture.describe(), "parameters": package.parameters},
+            "network": {
+                "architecture": package.architecture.describe(),
+                "parameters": package.parameters,
+                "eps": package.architecture.eps,
+                "trained_frame": package.frame.text,
+            },
             "profile": {"compiled": one} if target == "cpu" else {"min": one, "opt": most, "max": most},
             "versions": tool_versions(target),
             "machine": {

@@ -1,4 +1,4 @@
-"""One page about a model package: its files, its training, its architecture and cost, and what does not agree."""
+"""One page about a model package: its files, training, network and cost, its claims, and what does not agree."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from imaging import SIDE
 
 
 def report(package: Package) -> str:
-    """The page, as text."""
+    """Write the page, as text."""
     convolutions, products = multiply_accumulates(package.architecture, SIDE)
     lines = [f"model package {package.folder}", "", "files"]
     lines += [_file_line(path) for path in sorted(package.folder.iterdir()) if path.is_file()]
     lines += ["", "training"]
-    lines += [f"  {name:<20} {value}" for name, value in package.training_info.items()] or ["  no training_info.json"]
-    lines += ["", "architecture", f"  {package.architecture.describe()}"]
+    lines += [_training_line(*item) for item in package.training_info.items()] or ["  no training_info.json"]
+    lines += [
+        "",
+        "network",
+        f"  weights              {package.place or 'at the top of the checkpoint'}",
+        f"  naming               {package.convention.title}",
+        f"  eps                  {package.architecture.eps:g}",
+        f"  frame of training    {package.frame.text}",
+        f"  {package.architecture.describe()}",
+    ]
     lines += [f"  {line}" for line in _stage_lines(package.architecture)]
     lines += [
         "",
@@ -73,6 +81,12 @@ def _work(ghost: Restormer, side: int) -> tuple[list[Convolution], int]:
     with torch.inference_mode():
         ghost(torch.empty(1, ghost.architecture.in_channels, side, side, device="meta"))
     return found, products
+
+
+def _training_line(name: str, value: object) -> str:
+    """A figure of the training; zeros in place of losses and scores are placeholders of the training code."""
+    is_placeholder = value == 0 and not isinstance(value, bool) and name != "epoch"
+    return f"  {name:<20} {'not measured' if is_placeholder else value}"
 
 
 def _file_line(path: Path) -> str:

@@ -55,10 +55,13 @@ def trained_frame(config: Flat, convention: Convention) -> TrainedFrame:
 
 def require_frame(frame: TrainedFrame, side_override: int | None) -> None:
     """Refuse a network trained at another size, unless the caller insists on ours."""
+    if side_override not in (None, SIDE):
+        raise ExportError(f"--side-override {side_override}: engines are built for {SIDE}x{SIDE} only")
     if frame.mismatch and side_override != SIDE:
         raise ExportError(
             f"the network was trained at {frame.mismatch} (config.json: {frame.text}), engines are built for "
-            f"{SIDE}x{SIDE}: ask for a network trained at {SIDE}, or build all the same with --side-override {SIDE}"
+            f"{SIDE}x{SIDE}: ask for a network trained at {SIDE}, or build all the same with --side-override {SIDE} "
+            f"(make: SIDE_OVERRIDE={SIDE})"
         )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from export.architecture import OWNER_EPS, restormer
 from export.build import Request, build
+from export.naming import OWNER
 from export.network import Restormer
 from tests.conftest import ROOT, bare_repository
 
@@ -16,7 +17,8 @@ TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), r
 
 def save_package(folder: Path, network: Restormer) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"model_state_dict": network.state_dict()}, folder / "model_checkpoint.pt")
+    weights = {OWNER.external(name): tensor for name, tensor in network.state_dict().items()}
+    torch.save({"model_state_dict": weights}, folder / "model_checkpoint.pt")
     return folder
 
 

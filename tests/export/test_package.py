@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from export.__main__ import main
-from export.architecture import OWNER_EPS, restormer
+from export.architecture import OWNER_EPS, owner_network, restormer
 from export.errors import ExportError
+from export.files import sha256
+from export.naming import CONVENTIONS, PAPER
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
 from export.report import multiply_accumulates
+from export.trained_frame import require_frame
 
 TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), reduces_level1=True, eps=OWNER_EPS)
 
@@ -82,10 +86,14 @@ def test_a_boast_of_another_size_is_reported(tmp_path, weights):
     assert remark.startswith("MANIFEST.txt says 25.4M parameters, the tensors hold 0.")
 
 
-def test_the_cost_of_the_standard_network_is_the_known_one():
-    convolutions, products = multiply_accumulates(restormer(), 256)
-    assert round(convolutions / 1e9, 2) == 140.99
-    assert round((convolutions + products) / 1e9, 2) == 154.88
+@pytest.mark.parametrize(
+    ("architecture", "side", "convolutions", "total"),
+    [(restormer(), 256, 140.99, 154.88), (owner_network(), 512, 383.64, 410.21)],
+)
+def test_the_cost_is_the_published_one(architecture, side, convolutions, total):
+    inside, products = multiply_accumulates(architecture, side)
+    assert round(inside / 1e9, 2) == convolutions
+    assert round((inside + products) / 1e9, 2) == total
 
 
 def test_inspect_prints_what_is_there_and_what_does_not_agree(tmp_path, weights, capsys):
@@ -169,3 +177,172 @@ def test_broken_json_is_named(tmp_path, weights, name):
     (tmp_path / name).write_text("{")
     with pytest.raises(ExportError, match=f"{name} is not valid JSON"):
         package_from_folder(tmp_path)
+
+
+KINDS = {
+    "lightning, a loss beside it": lambda w: {"state_dict": {**prefixed("net.", w), "loss.vgg.0.weight": w["x"]}},
+    "a GAN's generator": lambda w: {"generator": prefixed("module.", w), "discriminator": {"0.weight": w["x"]}},
+    "inside two keys": lambda w: {"checkpoint": {"network": prefixed("", w)}},
+    "compiled block by block": lambda w: {n.replace("0.attn", "0._orig_mod.attn"): w[n] for n in prefixed("", w)},
+    "half precision": lambda w: {name: tensor.bfloat16() for name, tensor in prefixed("", w).items()},
+}  # fmt: skip
+
+
+def prefixed(prefix, weights):
+    return {prefix + name: tensor for name, tensor in weights.items() if name != "x"}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda convention: convention.title)
+def test_the_network_is_found_in_any_wrapping_and_naming(tmp_path, weights, convention, kind):
+    named = {convention.external(name): tensor for name, tensor in weights.items()}
+    content = kind({**named, "x": torch.zeros(3)})
+    package = package_from_folder(package_with(tmp_path, content))
+    assert (package.convention, package.architecture.eps) == (convention, convention.eps)
+    loaded = network_from_package(package).state_dict()
+    assert all(torch.allclose(loaded[name], tensor, atol=1e-2) for name, tensor in weights.items())
+
+
+def test_averaged_weights_that_are_not_whole_are_passed_over(tmp_path, weights):
+    partial = {name: tensor + 1 for name, tensor in weights.items() if not name.startswith("latent")}
+    package = package_from_folder(package_with(tmp_path, {"model": weights, "model_ema": partial}))
+    assert torch.equal(package.weights["output.weight"], weights["output.weight"])
+    assert any("model_ema" in remark and "latent" in remark for remark in package.remarks)
+
+
+UNCONVERTIBLE = {
+    "float8": lambda t: t.to(torch.float8_e4m3fn),
+    "integers": lambda t: t.to(torch.int8),
+    "complex": lambda t: t.to(torch.complex64),
+    "sparse": lambda t: t.to_sparse(),
+    "without data": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("convert", UNCONVERTIBLE.values(), ids=UNCONVERTIBLE)
+def test_a_tensor_that_cannot_be_converted_is_named(tmp_path, weights, convert):
+    with pytest.raises(ExportError, match=r"'output\.weight' cannot be converted"):
+        package_from_folder(package_with(tmp_path, {**weights, "output.weight": convert(weights["output.weight"])}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent.0.attn.relative_bias": torch.zeros(1)}, r"'latent\.0\.attn\.relative_bias'"),
+        ({"latent.0.norm1.body.weight": torch.zeros(64)}, "two naming conventions are mixed"),
+        ({"encoder_level1.blocks.0.norm1.weight": torch.zeros(8)}, "two naming conventions are mixed"),
+        ({"reduce_chan_level2.bias": torch.zeros(99)}, r"'reduce_chan_level2\.bias' has shape"),
+        ({"latent.0.attn.qkv.bias": torch.zeros(192)}, r"'latent\.0\.attn\.qkv\.bias'"),
+    ],
+)
+def test_a_tensor_without_a_place_is_named(tmp_path, weights, change, message):
+    with pytest.raises(ExportError, match=message):
+        package_from_folder(package_with(tmp_path, {**weights, **change}))
+
+
+def test_counters_of_profilers_are_dropped_with_a_remark(tmp_path, weights):
+    counters = {"total_ops": torch.zeros(1), "latent.0.attn.total_params": torch.zeros(1)}
+    (remark,) = package_from_folder(package_with(tmp_path, {**weights, **counters})).remarks
+    assert remark.startswith("2 profiler counters")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html></html>", "web page"),
+        (b"/annex/objects/MD5E-s1--0.pt\n", "git annex get"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"", "whole"),
+    ],
+)
+def test_what_lies_in_place_of_a_checkpoint_is_named(tmp_path, content, message):
+    (tmp_path / "model_checkpoint.pt").write_bytes(content)
+    with pytest.raises(ExportError, match=message):
+        package_from_folder(tmp_path)
+
+
+def test_a_dictionary_within_itself_does_not_hang(tmp_path, weights):
+    content = {"model": weights}
+    content["self"] = content
+    assert package_from_folder(package_with(tmp_path, content)).architecture == TINY
+
+
+OWNERS = {
+    "variant": "base",
+    "parameters": {"total": 25_423_939, "trainable": 25_423_939, "size_mb": 97.0},
+    "model_structure": {"encoder_decoder": {
+        "num_blocks": [1, 1, 1, 1], "num_heads": "1,1,1,1", "channels": [8, 16, 32, 64], "num_refinement_blocks": 0,
+        "expansion_factor": 2.66, "bias": False, "LayerNorm_type": "WithBias",
+    }},
+    "input_output_specs": {"input_shape": [3, 512, 512], "requires_clamping": True},
+    "implementation_details": {"bias": "none in convolutions", "heads": "one"},
+}  # fmt: skip
+
+
+def test_nested_claims_are_compared_and_a_count_may_be_a_thousandth_off(tmp_path, weights):
+    package_with(tmp_path, weights)
+    count = sum(tensor.numel() for tensor in weights.values())
+    for total, agrees in ((round(count * 1.0005), True), (round(count * 1.01), False)):
+        claims = {**OWNERS, "parameters": {**OWNERS["parameters"], "total": total}}
+        (tmp_path / "architecture.json").write_text(json.dumps(claims))
+        remarks = package_from_folder(tmp_path).remarks
+        assert len(remarks) == (0 if agrees else 1), remarks
+    structure = {"encoder_decoder": {"num_heads": [1, 2, 4, 8], "expansion_factor": float("nan")}}
+    (tmp_path / "architecture.json").write_text(json.dumps({"model_structure": structure}))
+    remarks = " / ".join(package_from_folder(tmp_path).remarks)
+    assert "num_heads = [1, 2, 4, 8]" in remarks
+    assert "expansion_factor is nan" in remarks
+
+
+@pytest.mark.parametrize(
+    ("config", "remark", "refused"),
+    [
+        ({"input_output": {"preprocessing": "resize_to_512x512"}, "training": {"resolution": 512}}, "", False),
+        ({}, "", False),
+        ({"training": {"resolution": "7MP (3296x2192 typical)"},
+          "input_output": {"preprocessing": "none (native resolution)"}}, "enhance_tiled", False),
+        ({"input_output": {"preprocessing": "resize_to_768x768"}}, "768x768", True),
+        ({"training": {"resolution": 384}}, "384x384", True),
+        ({"training": {"resolution": [512, 768]}}, "512x768", True),
+        ({"input_output": {"preprocessing": "letterbox_512"}}, "letterbox_512", False),
+    ],
+)  # fmt: skip
+def test_the_frame_of_the_training_decides(tmp_path, weights, config, remark, refused):
+    package_with(tmp_path, weights)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    package = package_from_folder(tmp_path)
+    assert len(package.remarks) == bool(remark)
+    assert all(remark in each for each in package.remarks)
+    require_frame(package.frame, 512)
+    if refused:
+        with pytest.raises(ExportError, match=remark):
+            require_frame(package.frame, None)
+    else:
+        require_frame(package.frame, None)
+
+
+def test_a_paper_package_without_a_config_has_an_unknown_frame(tmp_path, weights):
+    named = {PAPER.external(name): tensor for name, tensor in weights.items()}
+    (remark,) = package_from_folder(package_with(tmp_path, named)).remarks
+    assert "enhance_tiled" in remark
+
+
+@pytest.mark.parametrize("style", ["{}  {}", "{} *{}", "SHA256 ({1}) = {0}", "SHA2-256({1})= {0}"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("upper", [False, True])
+def test_checksums_are_read_in_every_style(tmp_path, weights, style, encoding, upper):
+    path = package_with(tmp_path, weights) / "model_checkpoint.pt"
+    for digest, count in ((sha256(path), 0), ("0" * 64, 1)):
+        line = style.format(digest.upper() if upper else digest, path.name)
+        (tmp_path / "MANIFEST.txt").write_bytes(f"Restormer\r\n{line}\r\n".encode(encoding))
+        assert len(package_from_folder(tmp_path).remarks) == count
+
+
+def test_zeros_of_the_training_code_are_not_measurements(tmp_path, weights, capsys):
+    package_with(tmp_path, weights)
+    (tmp_path / "training_info.json").write_text('{"epoch": 0, "val_l1": 0.05, "val_psnr": 0.0}')
+    assert main(["inspect", "--package", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    for name, value in (("epoch", "0"), ("val_l1", "0.05"), ("val_psnr", "not measured")):
+        assert re.search(rf"^  {name} +{value}$", page, re.MULTILINE), page

@@ -14,7 +14,7 @@ import torch
 
 from export import int8, tensorrt
 from export.__main__ import main
-from export.architecture import restormer
+from export.architecture import owner_network
 from export.coverage import convolutions, covered
 from export.errors import ExportError
 from export.graph import onnx_bytes, onnx_from_network
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT for RTX has wheels for Linux on x86-64"
 )
 
-#: What the parser makes of the standard network, and how many of these are casts: neither may grow.
+#: What the parser makes of the owner's base network, and how many of these are casts: neither may grow.
 MOST_LAYERS = {"fp32": 1858, "bf16": 1992, "fp16": 1992, "int8": 3576}
 MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178, "int8": 178}
 ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
@@ -36,7 +36,7 @@ ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
 @pytest.fixture(scope="module")
 def standard():
     torch.manual_seed(0)
-    network = Restormer(restormer()).eval()
+    network = Restormer(owner_network()).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # as after training: no two temperatures alike
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
