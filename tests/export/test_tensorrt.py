@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 #: What the parser makes of the owner's base network, and how many of these are casts: neither may grow.
-MOST_LAYERS = {"fp32": 1858, "bf16": 1992, "fp16": 1992, "int8": 3576}
+MOST_LAYERS = {"fp32": 1859, "bf16": 1993, "fp16": 1993, "int8": 3577}
 MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178, "int8": 178}
 ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
 
