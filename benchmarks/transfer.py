@@ -25,8 +25,8 @@ from benchmarks.command_line import add_record, finish, say
 from export.fidelity import Runner, torch_runner
 from export.metrics import distance
 from export.package import network_from_package, package_from_folder
-from imaging import Frame, Look, Photograph, decode, framed, unframed
-from imaging.codec import resized
+from imaging import SIDE, Look, Photograph, core_from_pixels, decode, pixels_from_core
+from imaging.frame import resize
 from imaging.tiles import Canvas
 
 RIDGES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -40,8 +40,7 @@ Way = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def shrunk(array: np.ndarray) -> np.ndarray:
     """The photograph at the model's size, hxwx3 float32 in [0, 1]."""
-    frame = Frame.of(*array.shape[:2])
-    return resized(array, (frame.width, frame.height))
+    return resize(array, (SIDE, SIDE))
 
 
 def enlarged(full: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -111,8 +110,7 @@ def opened(path: Path) -> np.ndarray:
 def ways(full: np.ndarray, target: np.ndarray, run: Runner) -> dict[str, dict[str, np.ndarray]]:
     """Every result for one photograph, by question and way."""
     before, true_look = shrunk(full), shrunk(target)
-    frame = Frame.of(*full.shape[:2])
-    after = unframed(run(framed(before)[None])[0], frame)
+    after = pixels_from_core(run(core_from_pixels(before)[None])[0])
     bgu = {"bilateral grid, cells of 8": bilateral(8, 16), "bilateral grid, cells of 16": bilateral(16, 8)}
     sweep = {f"transfer, ridge {ridge:g}": transferred(ridge) for ridge in RIDGES}
     true: dict[str, Way] = {"enlarging": enlarged, **bgu, **sweep}

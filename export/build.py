@@ -25,6 +25,7 @@ from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
 from export.publish import provenance, versions
 from export.tensorrt import Options
+from imaging import FRAME
 
 MODEL = "restormer"  #: the model's folder in a repository
 MAX_BATCH = 8  #: the configs' max_batch_size; a test holds them together
@@ -291,6 +292,7 @@ def _origin(request: Request, target: str) -> dict[str, str]:
         "targets": folder_digest(request.targets),
         "calibration": folder_digest(request.calibration),
         "precision": request.precision,
+        "frame": FRAME,
         "settings": hashlib.sha256(repr(settings).encode()).hexdigest(),
         "builder": builder.hexdigest(),
         "machine": repr([machine.cpu_name(), machine.gpus() if target == "tensorrt" else None]),

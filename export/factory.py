@@ -33,7 +33,7 @@ from export.progress import counted, say, step
 from export.publish import keep_siblings, staged, write_json
 from export.rewrites import rewritten, typed
 from export.trained_frame import require_frame
-from imaging import SIDE
+from imaging import FRAME, SIDE
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: On a GPU everything that is not INT8 in an INT8 engine is float16; on a CPU float32.
@@ -296,7 +296,8 @@ class Factory:
         rung, python = "served by Triton", self._request.server_python
         if python is None or not python.is_file():
             return NotRun(rung=rung, reason="the server is not installed: make setup")
-        write_json(folder / f"{engine}.json", {"sha256": sha256(folder / engine), **document})
+        described = {"sha256": sha256(folder / engine), "frame": FRAME, **document}
+        write_json(folder / f"{engine}.json", described)
         with (
             step("fidelity as served by Triton"),
             served.triton(python, self._request.repository, folder) as run,
@@ -357,6 +358,7 @@ class Factory:
             "sha256": sha256(folder / engine),
             "target": target,
             "precision": request.precision,
+            "frame": FRAME,
             "origin": origin,
             "package": {
                 "folder": request.package.name,

@@ -19,7 +19,7 @@ from export import half
 from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
 from export.precision import Precision
-from imaging import SIDE, SUFFIXES, InvalidPhotograph, decode_small, framed
+from imaging import SIDE, SUFFIXES, InvalidPhotograph, prepared
 
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
@@ -182,7 +182,7 @@ def photographs(folder: Path) -> list[Path]:
 def core_tensor(path: Path, side: int = SIDE) -> Tensor:
     """One photograph as the server prepares it: ``[1, 3, side, side]``."""
     try:
-        return framed(decode_small(path.read_bytes(), side=side), side=side)[None]
+        return prepared(path.read_bytes(), side=side)[None]
     except InvalidPhotograph as error:
         raise ExportError(f"{path}: {error}") from error
 

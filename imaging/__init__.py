@@ -1,4 +1,4 @@
-"""Pure functions on pixels: decode, frame (fit to the model), transfer (carry a look to full size), tiles, encode.
+"""Pure functions on pixels: decode, frame (stretch to the square), transfer (carry a look to full size), tiles, encode.
 
 The same code prepares fidelity images on the build side and photographs in the server, so there is no skew
 between them. It runs under NumPy 1.26 (the server's Python) and NumPy 2 (everywhere else), and imports nothing
@@ -8,16 +8,16 @@ of this project: no PyTorch, no Triton.
 from imaging.codec import SUFFIXES, decode, decode_small
 from imaging.encoding import encode
 from imaging.errors import InvalidOption, InvalidPhotograph, InvalidRequest
-from imaging.frame import SIDE, Frame, framed, unframed
+from imaging.frame import FRAME, SIDE, core_from_pixels, pixels_from_core
 from imaging.options import Options
 from imaging.photograph import Limits, Photograph
 from imaging.pipeline import finished, prepared
 from imaging.transfer import Look
 
 __all__ = [
+    "FRAME",
     "SIDE",
     "SUFFIXES",
-    "Frame",
     "InvalidOption",
     "InvalidPhotograph",
     "InvalidRequest",
@@ -25,11 +25,11 @@ __all__ = [
     "Look",
     "Options",
     "Photograph",
+    "core_from_pixels",
     "decode",
     "decode_small",
     "encode",
     "finished",
-    "framed",
+    "pixels_from_core",
     "prepared",
-    "unframed",
 ]

@@ -32,9 +32,9 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from imaging import deep, jpeg
 from imaging.arrays import Pixels, Unit, by_strips, integers
 from imaging.colour import SRGB, Space
-from imaging.compiled import area_mean, copy_blocks
+from imaging.compiled import copy_blocks
 from imaging.errors import InvalidPhotograph
-from imaging.frame import SIDE, Frame
+from imaging.frame import SIDE, resize
 from imaging.metadata import Metadata, metadata_of
 from imaging.photograph import LIMITS, Limits, Photograph
 
@@ -82,23 +82,33 @@ def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
 
 
 def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> Pixels | Unit:
-    """The photograph with its longer side at ``side`` pixels, upright, HxWx3 in sRGB. Raises `InvalidPhotograph`.
+    """Decode the photograph stretched to ``side`` x ``side`` pixels, upright, in sRGB. Raises `InvalidPhotograph`.
 
-    A JPEG is shrunk while it is decoded (to no less than twice the side), several times as fast as decoding it whole.
+    A JPEG is shrunk while it is decoded, several times as fast as decoding it whole (see `_shrink`).
     float32 in [0, 1], or uint16 where it had to be converted to sRGB.
     """
     with _opened(data, limits) as (image, _, turn):
-        frame = Frame.of(image.height, image.width, side=side)
-        at_least = (2 * frame.height, 2 * frame.width)
+        height, width = image.height, image.width
+        shrink = _shrink(height, width, side)
         if _is_fast(image):
+            at_least = (height // shrink, width // shrink)
             pixels, space = jpeg.decode(data, image, at_least=at_least), _space(image)
         else:
-            image.draft(image.mode, at_least[::-1])  # of a CMYK JPEG
+            image.draft(image.mode, (width // shrink, height // shrink))  # of a CMYK JPEG
             pixels, space, _ = _stored(image, data)
-            if deep.is_deep(image, data):  # on its side, if need be, where Pillow has told the upright size
-                frame = Frame.of(*pixels.shape[:2], side=side)
-        small = resized(pixels[..., : space.channels], (frame.width, frame.height))
+        is_shrunk = pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
+        extent = (height / shrink, width / shrink) if is_shrunk else pixels.shape[:2]
+        small = resize(pixels[..., : space.channels], (side, side), extent)
         return np.ascontiguousarray(_turned(space.to_srgb(small), turn))
+
+
+def _shrink(height: int, width: int, side: int) -> int:
+    """Return how many times smaller a JPEG may be decoded: 1, 2, 4 or 8, each side still 7/4 of ``side`` or more.
+
+    Less than that comes out visibly different from a full decode (docs/photographs.md); libjpeg-turbo's other factors
+    take longer than these.
+    """
+    return next((factor for factor in (8, 4, 2) if min(height, width) * 4 >= 7 * side * factor), 1)
 
 
 def _stored(image: Image.Image, data: bytes) -> tuple[Pixels, Space, Space | None]:
@@ -151,17 +161,6 @@ def _inks(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Space, Space | No
     if ink.profile is None:
         return np.array(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")), SRGB, None
     return by_strips(pixels, 3, np.uint8, lambda strip: integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
-
-
-def resized(pixels: Pixels, size: tuple[int, int]) -> Unit:
-    """HxWxC pixels at another size (width, height), float32 in [0, 1]: means when shrunk, bicubic when enlarged."""
-    white = np.float32(np.iinfo(pixels.dtype).max)
-    if pixels.shape[1] >= size[0] and pixels.shape[0] >= size[1]:
-        small: Unit = area_mean(np.require(pixels, requirements=["C", "W"]), size[1], size[0])
-        return small / white
-    planes = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(pixels.shape[2])]
-    larger = [np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes]
-    return np.clip(np.stack(larger, axis=2) / white, 0, 1)
 
 
 def _turned(pixels: Pixels | Unit, turn: int) -> Pixels | Unit:

@@ -127,27 +127,58 @@ def fit_affine(before: Any, after: Any, channels: Any, ridge: Any, black: Any) -
     return slope, offset
 
 
-@compiled("f4[:,:,::1](u1[:,:,::1], i8, i8)", "f4[:,:,::1](u2[:,:,::1], i8, i8)", "f4[:,:,::1](f4[:,:,::1], i8, i8)")
-def area_mean(pixels: Any, height: Any, width: Any) -> Any:
-    """HxWxC pixels shrunk to ``height`` x ``width``, each the mean of just what it covers; in units of the pixels."""
-    rows, columns, channels = pixels.shape
-    result = np.zeros((height, width, channels), np.float32)
-    strip = np.empty(columns * channels, np.float32)
-    tall, wide = rows / height, columns / width
-    for y in range(height):
-        strip[:] = 0
-        top, bottom = y * tall, min((y + 1) * tall, rows)
-        for k in range(int(top), min(int(np.ceil(bottom)), rows)):
-            part = np.float32((min(bottom, k + 1) - max(top, k)) / tall)
-            row = pixels[k].reshape(columns * channels)
-            for i in range(columns * channels):
-                strip[i] += part * np.float32(row[i])
-        for x in range(width):
-            left, right = x * wide, min((x + 1) * wide, columns)
-            for k in range(int(left), min(int(np.ceil(right)), columns)):
-                part = np.float32((min(right, k + 1) - max(left, k)) / wide)
-                for c in range(channels):
-                    result[y, x, c] += part * strip[k * channels + c]
+@compiled(
+    "void(u1[::1], u1[::1], f4, f4, f4[::1])",
+    "void(u2[::1], u2[::1], f4, f4, f4[::1])",
+    "void(f4[::1], f4[::1], f4, f4, f4[::1])",
+)
+def _add_rows(above: Any, below: Any, share: Any, share_below: Any, sums: Any) -> None:
+    for i in range(sums.shape[0]):
+        sums[i] += share * np.float32(above[i]) + share_below * np.float32(below[i])
+
+
+@compiled("void(f4[::1], i8[::1], f4[:,::1], f4[:,::1])")
+def _weighted_along(row: Any, lefts: Any, weights: Any, out: Any) -> None:
+    """Weighted sums along a row of interleaved channels; three channels have an unrolled loop of their own."""
+    width, channels = out.shape
+    for x in range(width):
+        if channels == 3:
+            i, a, b, c = lefts[x] * 3, np.float32(0), np.float32(0), np.float32(0)
+            for k in range(weights.shape[1]):
+                a += weights[x, k] * row[i]
+                b += weights[x, k] * row[i + 1]
+                c += weights[x, k] * row[i + 2]
+                i += 3
+            out[x, 0], out[x, 1], out[x, 2] = a, b, c
+        else:
+            for channel in range(channels):
+                total = np.float32(0)
+                for k in range(weights.shape[1]):
+                    total += weights[x, k] * row[(lefts[x] + k) * channels + channel]
+                out[x, channel] = total
+
+
+@compiled(
+    "f4[:,:,::1](u1[:,:,::1], i8[::1], f4[:,::1], i8[::1], f4[:,::1])",
+    "f4[:,:,::1](u2[:,:,::1], i8[::1], f4[:,::1], i8[::1], f4[:,::1])",
+    "f4[:,:,::1](f4[:,:,::1], i8[::1], f4[:,::1], i8[::1], f4[:,::1])",
+)
+def resample(pixels: Any, tops: Any, down: Any, lefts: Any, across: Any) -> Any:
+    """Resample HxWxC pixels; the result at [y, x] is the weighted sum of the pixels from [tops[y], lefts[x]] on.
+
+    ``down`` and ``across`` hold a row of weights for each row and each column of the result. Rows are summed two at a
+    time, which halves the traffic of the sums.
+    """
+    columns, channels = pixels.shape[1] * pixels.shape[2], pixels.shape[2]
+    result, sums = np.empty((len(tops), len(lefts), channels), np.float32), np.empty(columns, np.float32)
+    for y in range(len(tops)):
+        sums[:] = 0
+        for k in range(0, down.shape[1], 2):
+            following = min(k + 1, down.shape[1] - 1)
+            share = down[y, following] if following > k else np.float32(0)
+            above, below = pixels[tops[y] + k], pixels[tops[y] + following]
+            _add_rows(above.reshape(columns), below.reshape(columns), down[y, k], share, sums)
+        _weighted_along(sums, lefts, across, result[y])
     return result
 
 

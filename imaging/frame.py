@@ -1,53 +1,60 @@
-"""Geometry: how a photograph of any shape fits the model's square, and back.
+"""The frame: how a photograph fills the model's square, and back.
 
-The photograph keeps its aspect ratio: its longer side becomes ``SIDE`` pixels, it is centred, and the rest of
-the square is its own mirror image. (The network's attention is global over the square, so a black border would
-change the tone of every pixel; a mirror leaves the statistics alone.)
+The whole photograph is stretched to the square, whatever its aspect ratio, because that is how the network was
+trained. The filter is a triangle whose support grows with the shrink factor: bilinear with antialiasing, as Pillow
+resizes, but in float32 instead of rounding to 8 bits after each direction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from numpy.typing import NDArray
 
 from imaging.arrays import Core, Pixels, Unit, unit
+from imaging.compiled import resample
 
 SIDE = 512  #: height and width of the core tensor, in pixels
+#: The frame's name, recorded with each engine; the server rejects an engine of another frame.
+FRAME = "stretch-512-bilinear"
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where the photograph lies in the square: ``[top : top + height, left : left + width]``."""
+def resize(pixels: Pixels | Unit, shape: tuple[int, int], extent: tuple[float, float] | None = None) -> Unit:
+    """Resize HxWxC pixels to ``shape`` (height, width); float32 in [0, 1].
 
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, height: int, width: int, *, side: int = SIDE) -> Frame:
-        """The frame of a photograph of ``height`` x ``width`` pixels; every side at least one pixel."""
-        scale = side / max(height, width)
-        inner_height = min(side, max(1, round(height * scale)))
-        inner_width = min(side, max(1, round(width * scale)))
-        return cls((side - inner_height) // 2, (side - inner_width) // 2, inner_height, inner_width)
-
-
-def framed(small: Pixels | Unit, *, side: int = SIDE) -> Core:
-    """The core tensor of a small photograph.
-
-    ``small`` is HxWx3, its longer side ``side``; the result is ``[3, side, side]`` float32 in [0, 1].
+    ``extent``: height and width of the part that counts, in pixels, if the last row or column is only partly covered
+    by the photograph.
     """
-    frame = Frame.of(*small.shape[:2], side=side)
-    if (frame.height, frame.width) != small.shape[:2]:
-        raise ValueError(f"the longer side of the small photograph must be {side} pixels, not {small.shape[:2]}")
-    below, right = side - frame.top - frame.height, side - frame.left - frame.width
-    square = np.pad(unit(small), ((frame.top, below), (frame.left, right), (0, 0)), mode="symmetric")
-    return np.ascontiguousarray(square.transpose(2, 0, 1))
+    height, width = extent or pixels.shape[:2]
+    white = 1 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
+    tops, down = _triangles(pixels.shape[0], shape[0], height)
+    lefts, across = _triangles(pixels.shape[1], shape[1], width)
+    result: Unit = resample(np.require(pixels, requirements=["C", "W"]), tops, down / np.float32(white), lefts, across)
+    return result
 
 
-def unframed(tensor: Core, frame: Frame) -> Unit:
-    """The photograph's part of a ``[3, side, side]`` tensor as HxWx3, clamped to [0, 1]."""
-    inner = tensor[:, frame.top : frame.top + frame.height, frame.left : frame.left + frame.width]
-    return np.ascontiguousarray(np.clip(inner, 0.0, 1.0).transpose(1, 2, 0), dtype=np.float32)
+def _triangles(length: int, size: int, extent: float) -> tuple[NDArray[np.int64], Unit]:
+    """For each of ``size`` samples along ``length`` pixels: the first pixel it is made of, and the pixels' weights."""
+    scale = extent / size
+    support = max(scale, 1.0)
+    centres = (np.arange(size) + 0.5) * scale
+    taps = min(int(np.ceil(2 * support)) + 1, length)
+    first = np.clip(np.floor(centres - support + 0.5).astype(np.int64), 0, length - taps)
+    distances = np.abs(first[:, None] + np.arange(taps) + 0.5 - centres[:, None])
+    weights = np.maximum(1 - distances / support, 0)
+    return first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def small_shape(height: int, width: int) -> tuple[int, int]:
+    """Return the shape with the photograph's aspect ratio and its longer side at ``SIDE`` pixels."""
+    scale = SIDE / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def core_from_pixels(small: Pixels | Unit) -> Core:
+    """Turn square HxWx3 pixels into a core tensor ``[3, H, W]``, float32 in [0, 1]."""
+    return np.ascontiguousarray(unit(small).transpose(2, 0, 1))
+
+
+def pixels_from_core(core: Core) -> Unit:
+    """Turn a core tensor ``[3, H, W]`` into HxWx3 pixels, clamped to [0, 1]."""
+    return np.ascontiguousarray(np.clip(core, 0.0, 1.0).transpose(1, 2, 0), dtype=np.float32)

@@ -6,18 +6,18 @@ import dataclasses
 
 import numpy as np
 
-from imaging.arrays import Core, integers, unit
-from imaging.codec import decode, decode_small, resized
+from imaging.arrays import Core, integers
+from imaging.codec import decode, decode_small
 from imaging.encoding import encode
-from imaging.frame import Frame, framed, unframed
+from imaging.frame import SIDE, core_from_pixels, pixels_from_core, resize, small_shape
 from imaging.options import SMALL, Options
 from imaging.photograph import LIMITS, Limits, Photograph
 from imaging.transfer import Look
 
 
-def prepared(file: bytes, limits: Limits = LIMITS) -> Core:
-    """The core tensor ``[3, 512, 512]`` of an encoded photograph. Raises `InvalidPhotograph`."""
-    return framed(decode_small(file, limits))
+def prepared(file: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> Core:
+    """Make the core tensor ``[3, side, side]`` of an encoded photograph. Raises `InvalidPhotograph`."""
+    return core_from_pixels(decode_small(file, limits, side=side))
 
 
 def finished(file: bytes, core: Core, restored: Core, options: Options, limits: Limits = LIMITS) -> bytes:
@@ -42,20 +42,18 @@ def require_finite(restored: Core) -> None:
 
 def look_of(photograph: Photograph, core: Core, restored: Core, options: Options) -> Look:
     """What the network did, in the photograph's own colour space."""
-    frame = Frame.of(*photograph.pixels.shape[:2])
-    before, after = (photograph.space.from_srgb(unframed(tensor, frame)) for tensor in (core, restored))
+    before, after = (photograph.space.from_srgb(pixels_from_core(tensor)) for tensor in (core, restored))
     return Look.between(before, after, strength=options.strength)
 
 
 def small(photograph: Photograph, core: Core, restored: Core, options: Options) -> Photograph:
-    """The network's own result, the longer side at 512 pixels, in the photograph's colour space and depth."""
-    frame = Frame.of(*photograph.pixels.shape[:2])
-    before, after = (unframed(tensor, frame) for tensor in (core, restored))
+    """The network's own result, the longer side at 512 pixels, in the photograph's aspect ratio, space and depth."""
+    shape = small_shape(*photograph.pixels.shape[:2])
+    before, after = (pixels_from_core(tensor) for tensor in (core, restored))
     blended = before + np.float32(options.strength) * (after - before)
-    values = photograph.space.from_srgb(blended)
+    values = photograph.space.from_srgb(resize(blended, shape))
     if photograph.has_alpha:
-        alpha = resized(photograph.pixels[..., -1:], (frame.width, frame.height))
-        values = np.concatenate([values, unit(alpha)], axis=2)
+        values = np.concatenate([values, resize(photograph.pixels[..., -1:], shape)], axis=2)
     return dataclasses.replace(photograph, pixels=integers(values, photograph.pixels.dtype))
 
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.arrays import Core, Pixels, Unit, integers, unit
-from imaging.compiled import area_mean
-from imaging.frame import SIDE
+from imaging.frame import SIDE, resize
 from imaging.photograph import Photograph
 from imaging.transfer import Look
 
@@ -144,6 +143,6 @@ def _coarse(difference: Unit) -> Unit:
     """Only what is wider than `COARSE` pixels, HxWxC float32."""
     height, width, channels = difference.shape
     rows, columns = max(1, round(height / COARSE)), max(1, round(width / COARSE))
-    means = area_mean(np.ascontiguousarray(difference), rows, columns)
+    means = resize(difference, (rows, columns))
     planes = [Image.fromarray(np.ascontiguousarray(means[..., c])) for c in range(channels)]
     return np.stack([np.asarray(p.resize((width, height), Image.Resampling.BICUBIC)) for p in planes], axis=2)

@@ -30,6 +30,8 @@ KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")
 LOOPBACK = ("127.", "::1", "localhost")
 #: Engines built with these run on other GPUs than the one they were built on (export/tensorrt.py).
 PORTABLE = ("ampere_plus", "same_cc")
+#: How preprocess fits a photograph to the square (imaging/frame.py); an engine must have been checked with the same.
+FRAME = "stretch-512-bilinear"
 
 
 @dataclass(frozen=True)
@@ -412,6 +414,10 @@ def _checked(path: Path) -> tuple[Engine, dict[str, Any]]:
         raise ServerError(f"{path} or its JSON is missing or unreadable: build the engine again: make engine") from None
     if found != expected:
         raise ServerError(f"{path} is not the file its JSON describes: build the engine again: make engine")
+    if document.get("frame") != FRAME:
+        built = document.get("frame", "an unknown frame")
+        again = document.get("command", "make engine")
+        raise ServerError(f"{path} was built for {built}, this server uses {FRAME}: build the engine again: {again}")
     return Engine(path, hashlib.sha256(text).hexdigest()), document
 
 

@@ -39,6 +39,12 @@ def encoded(array, kind="JPEG", **options):
     return buffer.getvalue()
 
 
+def bilinear(values, shape):
+    """Pillow's bilinear resize of HxWxC values, plane by plane in float32."""
+    planes = [Image.fromarray(np.ascontiguousarray(values[..., c], np.float32)) for c in range(values.shape[2])]
+    return np.stack([np.asarray(plane.resize(shape[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=2)
+
+
 def deep(kind, array, *, compressed=False):
     """A PNG or TIFF of 16 bits a channel, by OpenCV: another road than the one under test."""
     array = array[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]]

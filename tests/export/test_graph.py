@@ -18,7 +18,7 @@ from export.graph import onnx_bytes, onnx_from_network
 from export.metrics import psnr
 from export.package import network_from_package, package_from_folder
 from export.rewrites import rewritten, split_projections, typed
-from imaging import decode_small, framed
+from imaging import prepared
 from tests.export.test_network import network_of
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +93,7 @@ def typed_outputs(model):
 def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
     """Emulated: PyTorch with real half and bfloat16 tensors on a CPU, on a small version of a photograph."""
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
-    small = decode_small((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128)
-    image = torch.from_numpy(framed(small, side=128))[None]
+    image = torch.from_numpy(prepared((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
         expected, found = network(image), typed(network, dtype)(image)
     assert found.dtype == torch.float32

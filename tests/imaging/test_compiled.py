@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imaging.compiled import area_mean, box_mean, copy_blocks
+from imaging.compiled import box_mean, copy_blocks
 from tests.conftest import ROOT
 
 REPORT = """
@@ -60,23 +60,6 @@ def test_box_mean_is_the_mean_of_what_is_inside(height, width, channels, seed):
         for x in range(width):
             inside = image[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
             assert np.allclose(found[y, x], inside.mean((0, 1)), atol=1e-5)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.data())
-def test_area_mean_keeps_the_sum(height, width, data):
-    """Every pixel counts once: the mean of the means, by the area each stands for, is the mean of all."""
-    rows, columns = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    found = area_mean(image, rows, columns)
-    assert found.mean() == pytest.approx(image.mean(), rel=1e-4)
-    assert image.min() <= found.min() <= found.max() <= image.max()
-
-
-def test_area_mean_of_whole_blocks_is_their_mean():
-    image = np.random.default_rng(0).integers(0, 65536, (60, 80, 2), np.uint16)
-    expected = image.reshape(15, 4, 20, 4, 2).mean((1, 3))
-    assert np.allclose(area_mean(image, 15, 20), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])

@@ -1,46 +1,95 @@
-"""The frame: any photograph fits, and comes back."""
+"""The frame: any photograph fills the square, as near to the owner's own resize as eight bits allow."""
+
+import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from imaging import SIDE, Frame, framed, unframed
+from export.metrics import psnr
+from imaging import SIDE, core_from_pixels, decode, pixels_from_core, prepared
+from imaging.frame import resize, small_shape
+from tests.conftest import ROOT
+from tests.photographs import bilinear, encoded
 
-sides = st.integers(1, 40_000)
-
-
-@given(sides, sides)
-def test_lies_inside_the_square_centred_and_keeps_the_aspect(height, width):
-    frame = Frame.of(height, width)
-    assert max(frame.height, frame.width) == SIDE
-    assert min(frame.height, frame.width) >= 1
-    assert 0 <= frame.top <= frame.top + frame.height <= SIDE
-    assert abs(frame.top - (SIDE - frame.top - frame.height)) <= 1
-    assert abs(frame.left - (SIDE - frame.left - frame.width)) <= 1
-    exact = SIDE * min(height, width) / max(height, width)
-    assert abs(min(frame.height, frame.width) - max(exact, 1)) <= 0.5
+lengths = st.integers(1, 90)
+seeds = st.integers(0, 2**32 - 1)
 
 
-@given(st.integers(1, 64), st.integers(1, 64), st.integers(0, 2**32 - 1))
-def test_framed_and_back_is_the_same(height, width, seed):
-    side = max(height, width)
-    small = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    tensor = framed(small, side=side)
-    assert tensor.shape == (3, side, side)
-    assert tensor.dtype == np.float32
-    assert 0 <= tensor.min() <= tensor.max() <= 1
-    back = unframed(tensor, Frame.of(height, width, side=side))
-    assert np.array_equal(np.rint(back * 255).astype(np.uint8), small)
+def owners_core(data):
+    """The core tensor as the network was trained: whole, RGB, 8 bits, Pillow's bilinear."""
+    small = Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(small, np.float32).transpose(2, 0, 1) / 255
 
 
-def test_the_border_mirrors_the_photograph():
-    small = np.arange(8 * 4 * 3, dtype=np.uint8).reshape(8, 4, 3)
-    tensor = framed(small, side=8)
-    assert np.array_equal(tensor[:, :, 1], tensor[:, :, 2])
-    assert np.array_equal(tensor[:, :, 0], tensor[:, :, 3])
+@settings(deadline=None)
+@given(lengths, lengths, lengths, lengths, st.integers(1, 4), st.sampled_from(["u1", "u2", "f4"]), seeds)
+def test_resizes_every_layout_as_pillow_does(height, width, rows, columns, channels, kind, seed):
+    rng = np.random.default_rng(seed)
+    white = 1 if kind == "f4" else np.iinfo(kind).max
+    given_pixels = (rng.random((height, width, channels)) * white).astype(kind)
+    found = resize(given_pixels, (rows, columns))
+    assert found.dtype == np.float32
+    assert np.allclose(found, bilinear(given_pixels, (rows, columns)) / white, atol=2e-5)
 
 
-def test_a_photograph_of_the_wrong_size_is_a_programming_error():
-    with pytest.raises(ValueError, match="longer side"):
-        framed(np.zeros((100, 90, 3), np.uint8))
+@settings(deadline=None)
+@given(st.integers(20, 200), st.integers(8, 16))
+def test_a_half_covered_last_row_does_not_shift_the_rest(half, size):
+    """A ramp of odd length, and the same shrunk by two as a decoder shrinks it: nothing moves by a quarter pixel."""
+    length = 2 * half + 1
+    ramp = np.arange(length + 1, dtype=np.float32)[:, None, None]
+    whole, small = resize(ramp[:-1], (size, 1)), resize((ramp[::2] + ramp[1::2]) / 2, (size, 1), (length / 2, 1))
+    assert np.abs(whole - small)[1:-1].max() < 0.25
+
+
+@given(lengths, seeds)
+def test_to_the_core_and_back_is_the_same(side, seed):
+    small = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    core = core_from_pixels(small)
+    assert (core.shape, core.dtype) == ((3, side, side), np.float32)
+    assert 0 <= core.min() <= core.max() <= 1
+    assert np.array_equal(np.rint(pixels_from_core(core) * 255).astype(np.uint8), small)
+
+
+def test_the_way_back_clamps():
+    assert pixels_from_core(np.full((3, 4, 4), 1.5, np.float32)).max() == 1
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_the_small_shape_keeps_the_aspect(height, width):
+    rows, columns = small_shape(height, width)
+    assert max(rows, columns) == SIDE
+    assert abs(min(rows, columns) - max(1, SIDE * min(height, width) / max(height, width))) <= 0.5
+
+
+def test_the_whole_photograph_fills_the_square():
+    """A wide picture of four quarters: each is a quarter of the core tensor."""
+    quarters = np.zeros((600, 1800, 3), np.uint8)
+    quarters[300:, :900, 0] = quarters[:300, 900:, 1] = quarters[300:, 900:, 2] = 255
+    core = prepared(encoded(quarters, "PNG"))
+    half = SIDE // 2
+    for channel, (top, left) in enumerate([(half, 0), (0, half), (half, half)]):
+        expected = np.zeros((SIDE, SIDE))
+        expected[top : top + half, left : left + half] = 1
+        inside = np.abs(np.arange(SIDE) - half + 0.5) > 2
+        assert np.allclose(core[channel][inside][:, inside], expected[inside][:, inside], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["balcony", "reading-corner"])
+@pytest.mark.parametrize("cut", [0, 3], ids=["as it came", "odd sides"])
+def test_a_jpeg_decoded_small_is_near_the_owners_own_resize(name, cut):
+    """The goal is 45 dB; docs/photographs.md has more photographs."""
+    data = (ROOT / f"demo/photos/{name}.jpg").read_bytes()
+    if cut:
+        data = encoded(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
+    found = psnr(prepared(data), owners_core(data))
+    print(f"{name}: {found:.1f} dB")
+    assert found >= 45
+
+
+def test_whatever_is_not_shrunk_is_within_a_step_of_eight_bits():
+    data = encoded(decode((ROOT / "demo/photos/coffee-table.jpg").read_bytes()).pixels, "PNG")
+    assert np.abs(prepared(data) - owners_core(data)).max() <= 1.01 / 255

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from imaging import Look, decode
 from imaging.arrays import unit
-from imaging.codec import resized
+from imaging.frame import resize
 from imaging.tiles import OVERLAP, SIDE, Canvas, starts, windows
 from tests.photographs import deep, deep_pixels, encoded, pixels, profile
 
@@ -88,7 +88,7 @@ def test_no_seam_at_the_borders_of_tiles_and_the_tone_of_the_whole_everywhere():
     y, x = np.mgrid[0:1200, 0:1600]
     scene = np.clip(np.stack([60 + x / 40, 90 + y / 30, 120 - x / 60], 2), 0, 255).astype(np.uint8)
     data = encoded(scene, "PNG")
-    small = resized(scene, (512, 384))
+    small = resize(scene, (512, 512))
     look = Look.between(small, small * np.float32(1.15))
     expected = decode(data)
     look.apply(expected.pixels)
@@ -106,7 +106,7 @@ def test_detail_comes_from_the_tiles():
     """The anchor replaces what is coarse; what the network does to fine detail stays."""
     grain = np.random.default_rng(1).normal(0, 0.05, (3, SIDE, SIDE)).astype(np.float32)
     scene = np.full((700, 900, 3), 128, np.uint8)
-    small = resized(scene, (512, 398))
+    small = resize(scene, (512, 512))
     photograph = decode(encoded(scene, "PNG"))
     result = run(Canvas(photograph, Look.between(small, small)), lambda tile: tile.core + grain)
     assert 0.03 < unit(result)[100:400, 100:400].std() < 0.06

@@ -8,8 +8,8 @@ from PIL import Image
 
 from export.metrics import psnr
 from imaging import Look
-from imaging.codec import resized
 from imaging.compiled import fit_affine
+from imaging.frame import resize
 from tests.photographs import pixels
 
 
@@ -143,7 +143,7 @@ def test_strength_scales_the_look():
 def test_a_smooth_ramp_stays_smooth():
     """No blocks and no bands: a sky that brightens evenly has no step larger than its own."""
     ramp = np.broadcast_to(np.linspace(6_000, 56_000, 1100)[:, None, None], (1100, 64, 3)).astype(np.uint16)
-    small = np.asarray(resized(np.ascontiguousarray(ramp), (16, 275)))
+    small = resize(ramp, (275, 16))
     result = ramp.copy()
     Look.between(small, small ** np.float32(0.7)).apply(result)
     steps = np.diff(result[..., 0].astype(int), axis=0)[8:-8]

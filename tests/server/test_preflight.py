@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from imaging import FRAME
 from server import machine, preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
@@ -104,6 +105,23 @@ def test_a_broken_engine_json_is_one_line(tmp_path, repository, content):
         preflight.check_engines(copy)
 
 
+def test_the_server_and_the_engines_name_the_same_frame(repository):
+    document = json.loads((repository / "restormer/1/model.onnx.json").read_text())
+    assert preflight.FRAME == FRAME == document["frame"] == document["origin"]["frame"]
+
+
+@pytest.mark.parametrize("frame", [{}, {"frame": "letterbox-512"}], ids=["none recorded", "another"])
+def test_an_engine_of_another_frame_is_rejected_with_the_command_that_builds_it(tmp_path, repository, frame):
+    copy = tmp_path / "copy"
+    shutil.copytree(repository, copy)
+    path = copy / "restormer/1/model.onnx.json"
+    document = json.loads(path.read_text())
+    del document["frame"]
+    path.write_text(json.dumps({**document, **frame}))
+    with pytest.raises(ServerError, match=f"{FRAME}.*: {re.escape(document['command'])}$"):
+        preflight.check_engines(copy)
+
+
 def test_the_highest_version_is_the_one_served(tmp_path, repository):
     copy = tmp_path / "copy"
     shutil.copytree(repository, copy)
@@ -187,6 +205,7 @@ def plans(tmp_path):
         plan.write_bytes(f"plan for {capability}".encode())
         document = {
             "sha256": hashlib.sha256(plan.read_bytes()).hexdigest(),
+            "frame": preflight.FRAME,
             "machine": {"gpu_compute_capability": capability},
             "options": {"compatibility": "none"},
             "runtime": {"name": "tensorrt", "version": "11.4.1.5"},
