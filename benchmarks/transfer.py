@@ -8,6 +8,11 @@ at full size compete too.
 For each: PSNR and SSIM at full size against the full-size target, and the energy of fine detail (differences of
 neighbours) as a part of the target's, where one is ideal; means over the photographs. The ridge was chosen on these
 same photographs.
+
+A third question, on the middle of each photograph at several aspect ratios: *which frame?* The letterbox (aspect ratio
+kept, the rest of the square mirrored), the stretch that is served, whose fitting windows take on the photograph's
+aspect ratio, and the stretch with the look shrunk to the aspect ratio before it is fitted, so that windows are square.
+``--frames`` measures this question alone.
 """
 
 from __future__ import annotations
@@ -16,17 +21,18 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.bilateral_grid import upsampled
-from benchmarks.command_line import add_record, finish, say
+from benchmarks.command_line import add_record, earlier, finish, say
 from export.fidelity import Runner, torch_runner
 from export.metrics import distance
 from export.package import network_from_package, package_from_folder
 from imaging import SIDE, Look, Photograph, core_from_pixels, decode, pixels_from_core
-from imaging.frame import resize
+from imaging.frame import resize, small_shape
 from imaging.tiles import Canvas
 
 RIDGES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -35,7 +41,9 @@ CROPS = {"reading-corner": (1080, 180), "balcony": (980, 420), "valley-view": (1
 CROP = 220
 #: The network at full size in PyTorch takes 2.3 GB a megapixel: the middle of the one photograph that is larger.
 MOST_ROWS = 2560
+ASPECTS = {"1:1": 1.0, "3:2": 3 / 2, "2:3": 2 / 3, "2:1": 2.0, "4:1": 4.0}
 Way = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Rows = dict[str, dict[str, list[dict[str, float]]]]  #: figures of each photograph, by question and way
 
 
 def shrunk(array: np.ndarray) -> np.ndarray:
@@ -110,7 +118,7 @@ def opened(path: Path) -> np.ndarray:
 def ways(full: np.ndarray, target: np.ndarray, run: Runner) -> dict[str, dict[str, np.ndarray]]:
     """Every result for one photograph, by question and way."""
     before, true_look = shrunk(full), shrunk(target)
-    after = pixels_from_core(run(core_from_pixels(before)[None])[0])
+    after = restored(before, run)
     bgu = {"bilateral grid, cells of 8": bilateral(8, 16), "bilateral grid, cells of 16": bilateral(16, 8)}
     sweep = {f"transfer, ridge {ridge:g}": transferred(ridge) for ridge in RIDGES}
     true: dict[str, Way] = {"enlarging": enlarged, **bgu, **sweep}
@@ -125,6 +133,65 @@ def ways(full: np.ndarray, target: np.ndarray, run: Runner) -> dict[str, dict[st
             "network at full size": whole(full, run),
         },
     }
+
+
+def restored(small: np.ndarray, run: Runner) -> np.ndarray:
+    """What the network makes of square pixels."""
+    return pixels_from_core(run(core_from_pixels(small)[None])[0])
+
+
+def frames(full: np.ndarray, target: np.ndarray, run: Runner) -> dict[str, dict[str, np.ndarray]]:
+    """The transfer's result by question and frame."""
+    shape = small_shape(*full.shape[:2])
+    kept, true_kept = resize(full, shape), resize(target, shape)
+    square, true_square = shrunk(full), shrunk(target)
+    margins = [((SIDE - side) // 2, SIDE - side - (SIDE - side) // 2) for side in shape]
+    boxed = restored(np.pad(kept, (*margins, (0, 0)), mode="symmetric"), run)
+    boxed = boxed[margins[0][0] : margins[0][0] + shape[0], margins[1][0] : margins[1][0] + shape[1]]
+    after = restored(square, run)
+    pairs = {
+        "true look": {"letterbox": (kept, true_kept), "stretch": (square, true_square)},
+        "network": {"letterbox": (kept, boxed), "stretch": (square, after)},
+    }
+    for each in pairs.values():
+        before, look = each["stretch"]
+        each["stretch, square windows"] = resize(before, shape), resize(look, shape)
+    way = transferred()
+    return {question: {name: way(full, *pair) for name, pair in each.items()} for question, each in pairs.items()}
+
+
+def middle(pixels: np.ndarray, aspect: float) -> np.ndarray:
+    """The largest middle part with this aspect ratio."""
+    height, width = pixels.shape[:2]
+    rows, columns = min(height, round(width / aspect)), min(width, round(height * aspect))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return np.ascontiguousarray(pixels[top : top + rows, left : left + columns])
+
+
+def means(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
+    """Each figure's mean over the photographs."""
+    return {
+        question: {
+            way: {name: float(np.mean([f[name] for f in each])) for name in ("psnr", "ssim", "detail")}
+            for way, each in results.items()
+        }
+        for question, results in rows.items()
+    }
+
+
+def compared(paths: list[Path], run: Runner) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """The frames at each aspect ratio."""
+    found = {}
+    for aspect, ratio in ASPECTS.items():
+        rows: Rows = {"true look": {}, "network": {}}
+        for path in paths:
+            full, target = (middle(opened(Path("demo") / kind / path.name), ratio) for kind in ("photos", "targets"))
+            for question, results in frames(full, target, run).items():
+                for way, result in results.items():
+                    rows[question].setdefault(way, []).append(figures(result, target))
+        found[aspect] = means(rows)
+        say(f"frames at {aspect}")
+    return found
 
 
 def crops(shown: dict[str, dict[str, np.ndarray]]) -> Image.Image:
@@ -146,10 +213,20 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
     add_record(parser)
     parser.add_argument("--crops", type=Path, help="picture of the pieces side by side")
+    parser.add_argument("--frames", action="store_true", help="only the frames; the rest of the record stays")
     arguments = parser.parse_args()
     run = torch_runner(network_from_package(package_from_folder(arguments.package)))
     paths = sorted(Path("demo/targets").glob("*.jpg"))
-    rows: dict[str, dict[str, list[dict[str, float]]]] = {"true look": {}, "network": {}}
+    document = earlier(arguments.record) if arguments.frames else compared_ways(paths, run, arguments.crops)
+    document["frames"] = compared(paths, run)
+    for aspect, questions in document["frames"].items():
+        printed(f"{aspect}, ", questions)
+    finish(document, arguments.record)
+
+
+def compared_ways(paths: list[Path], run: Runner, picture: Path | None) -> dict[str, Any]:
+    """The ways to full resolution, and their crops side by side."""
+    rows: Rows = {"true look": {}, "network": {}}
     shown = {}
     for path in paths:
         started = time.monotonic()
@@ -161,21 +238,19 @@ def main() -> None:
         if path.stem in CROPS:
             shown[path.stem] = {**found["network"], "target": target}
         say(f"{path.name}: {time.monotonic() - started:.0f} s")
-    means = {
-        question: {
-            way: {name: float(np.mean([f[name] for f in each])) for name in ("psnr", "ssim", "detail")}
-            for way, each in results.items()
-        }
-        for question, results in rows.items()
-    }
-    for question, results in means.items():
-        print(f"\n{question:<36} {'PSNR dB':>8} {'SSIM':>7} {'detail':>7}")
+    found = means(rows)
+    printed("", found)
+    if picture:
+        crops(shown).save(picture, quality=90)
+    return {"photographs": [path.name for path in paths], **found}
+
+
+def printed(title: str, questions: dict[str, dict[str, dict[str, float]]]) -> None:
+    """The figures as a table."""
+    for question, results in questions.items():
+        print(f"\n{title + question:<36} {'PSNR dB':>8} {'SSIM':>7} {'detail':>7}")
         for way, row in results.items():
             print(f"{way:<36} {row['psnr']:8.2f} {row['ssim']:7.3f} {row['detail']:7.2f}")
-    if arguments.crops:
-        crops(shown).save(arguments.crops, quality=90)
-    document = {"photographs": [path.name for path in paths], **means}
-    finish(document, arguments.record)
 
 
 if __name__ == "__main__":
