@@ -55,7 +55,8 @@ from benchmarks.traffic import (
 from export import cpu
 from export.build import MODEL
 from export.publish import documents, versions
-from imaging import SIDE, prepared
+from imaging import prepared
+from imaging.codec import shrink_factor
 
 MEGAPIXELS, BATCHES, CLIENTS = (1, 2, 3, 6, 12, 24, 36, 50), (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)
 PARTS = ("preprocess", MODEL, "postprocess")
@@ -101,10 +102,9 @@ def photograph(megapixels: float) -> bytes:
 
 
 def eighths(data: bytes) -> int:
-    """To how many eighths of its size the decoder shrinks this JPEG (4:3, lying) while it decodes it small."""
+    """Return to how many eighths of its size this JPEG is shrunk while preprocess decodes it."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    least = {"min_width": 2 * SIDE, "min_height": round(2 * SIDE * height / width)}
-    return round(8 * simplejpeg.decode_jpeg(data, **least).shape[1] / width)
+    return 8 // shrink_factor(height, width)
 
 
 def seconds_of_parts(before: Counters, after: Counters) -> dict[str, float]:

@@ -84,12 +84,12 @@ def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
 def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> Pixels | Unit:
     """Decode the photograph stretched to ``side`` x ``side`` pixels, upright, in sRGB. Raises `InvalidPhotograph`.
 
-    A JPEG is shrunk while it is decoded, several times as fast as decoding it whole (see `_shrink`).
+    A JPEG is shrunk while it is decoded, several times as fast as decoding it whole (see `shrink_factor`).
     float32 in [0, 1], or uint16 where it had to be converted to sRGB.
     """
     with _opened(data, limits) as (image, _, turn):
         height, width = image.height, image.width
-        shrink = _shrink(height, width, side)
+        shrink = shrink_factor(height, width, side)
         if _is_fast(image):
             at_least = (height // shrink, width // shrink)
             pixels, space = jpeg.decode(data, image, at_least=at_least), _space(image)
@@ -102,7 +102,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
         return np.ascontiguousarray(_turned(space.to_srgb(small), turn))
 
 
-def _shrink(height: int, width: int, side: int) -> int:
+def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
     """Return how many times smaller a JPEG may be decoded: 1, 2, 4 or 8, each side still 7/4 of ``side`` or more.
 
     Less than that comes out visibly different from a full decode (docs/photographs.md); libjpeg-turbo's other factors

@@ -21,11 +21,10 @@ def test_photographs_are_four_to_three_in_whole_blocks(megapixels):
     assert width / height == pytest.approx(4 / 3, rel=0.02)
 
 
-@pytest.mark.parametrize(("width", "eighths"), [(1024, 8), (1360, 7), (2048, 4), (4000, 3), (8192, 1)])
-def test_the_decoder_shrinks_to_the_least_eighths_that_are_enough(width, eighths):
-    """At least 1,024 pixels have to be left of the longer side."""
+@pytest.mark.parametrize(("width", "eighths"), [(1024, 8), (2384, 8), (2400, 4), (4000, 4), (8192, 2), (9600, 1)])
+def test_a_jpeg_is_shrunk_while_896_pixels_are_left_of_its_shorter_side(width, eighths):
     data = simplejpeg.encode_jpeg(np.zeros((width * 3 // 4, width, 3), np.uint8))
-    assert scale.eighths(data) == eighths == min(n for n in range(1, 9) if -(-width * n // 8) >= 1024)
+    assert scale.eighths(data) == eighths
 
 
 def test_what_parts_worked_is_read_off_what_the_counters_grew():
