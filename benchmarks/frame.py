@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from benchmarks.command_line import add_record, finish, jpegs, progress
@@ -23,9 +25,10 @@ from export.fidelity import Runner, torch_runner
 from export.metrics import psnr
 from export.package import network_from_package, package_from_folder
 from imaging import SIDE, prepared
+from imaging.codec import shrink_factor
 
 ASPECTS = {"3:2": 3 / 2, "4:3": 4 / 3, "16:9": 16 / 9, "2:3": 2 / 3}
-MEGAPIXELS = (3, 7, 12)
+MEGAPIXELS = (3, 5, 7, 12)
 
 
 def owners_core(data: bytes) -> np.ndarray:
@@ -65,19 +68,22 @@ def main() -> None:
     add_record(parser)
     arguments = parser.parse_args()
     run = torch_runner(network_from_package(package_from_folder(arguments.package)))
-    paths, rows = jpegs(arguments.photos), []
+    paths = jpegs(arguments.photos)
+    rows: list[dict[str, Any]] = []
     for aspect, ratio in ASPECTS.items():
         for megapixels in MEGAPIXELS:
             progress(f"{aspect}, {megapixels} megapixels")
             if files := [data for path in paths if (data := shrunk(path, ratio, megapixels))]:
-                row = {"aspect": aspect, "megapixels": megapixels, "photographs": len(files)}
+                shrink = shrink_factor(*simplejpeg.decode_jpeg_header(files[0])[:2])
+                row = {"aspect": aspect, "megapixels": megapixels, "photographs": len(files), "shrink": shrink}
                 rows.append({**row, **near(files, run)})
     progress()
-    print(f"{'':12}{'photographs':>12}{'core dB':>9}{'difference':>11}{'output dB':>10}{'difference':>11}")
+    print("              photographs shrunk by  core dB difference output dB difference")
     for row in rows:
         print(
-            f"{row['aspect']:>5} {row['megapixels']:>3} MP{row['photographs']:>12}{row['core_psnr']:9.1f}"
-            f"{row['core_difference']:11.0f}{row['output_psnr']:10.1f}{row['output_difference']:11.0f}"
+            f"{row['aspect']:>5} {row['megapixels']:>3} MP {row['photographs']:>13}{row['shrink']:>10}"
+            f"{row['core_psnr']:9.1f}{row['core_difference']:11.0f}"
+            f"{row['output_psnr']:10.1f}{row['output_difference']:11.0f}"
         )
     finish({"rows": rows}, arguments.record)
 

@@ -2,7 +2,7 @@
 
 The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
 ``make benchmark-client``, ``make benchmark-bulk``, ``make test-load``, ``make test-rolling`` and ``make fuzz``, each
-with ``RECORD=…``. What is about speed is on a page of its own: ``make report``.
+with ``RECORD=…``, and by ``python -m benchmarks.frame``. What is about speed is on a page of its own: ``make report``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,37 @@ from benchmarks.imaging import GPU_RATE, REFERENCE
 from benchmarks.simulation import GPUS
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def near_table() -> str:
+    """How near preprocess comes to a full decode and Pillow's resize."""
+    lines = [
+        "| aspect ratio | megapixels | photographs | decoded at | core tensor: PSNR (dB) | largest difference "
+        "| output: PSNR (dB) | largest difference |",
+        "|---" * 8 + "|",
+    ]
+    for row in _document("frame")["rows"]:
+        figures = [f"{row[f'{what}_psnr']:.1f} | {row[f'{what}_difference']:.0f}/255" for what in ("core", "output")]
+        decoded = "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"
+        cells = [row["aspect"], row["megapixels"], row["photographs"], decoded, *figures]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def frames_table() -> str:
+    """The transfer with letterbox and with stretch, by aspect ratio: PSNR and fine detail."""
+    frames = _document("transfer")["frames"]
+    ways = list(frames["1:1"]["network"])
+    titles = [f"{look}, {way}" for look in ("true look", "network's look") for way in ways]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for aspect, questions in frames.items():
+        cells = [
+            f"{questions[question][way]['psnr']:.2f} ({questions[question][way]['detail']:.2f})"
+            for question in ("true look", "network")
+            for way in ways
+        ]
+        lines.append(f"| {aspect} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def transfer_table() -> str:
@@ -358,8 +389,8 @@ def _document(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for made in (
-        transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table, load_sentences,
-        faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence, bulk_table,
-        bulk_sentences, simulation_table, simulation_sentence,
+        near_table, frames_table, transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table,
+        load_sentences, faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
+        bulk_table, bulk_sentences, simulation_table, simulation_sentence,
     ):  # fmt: skip
         print(made(), end="\n\n")

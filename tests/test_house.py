@@ -89,7 +89,15 @@ def test_the_figures_of_the_readme_are_the_measured_ones(made):
 
 
 @pytest.mark.parametrize(
-    "made", [figures.transfer_table, figures.cost_table, figures.cost_sentences, figures.fuzz_table]
+    "made",
+    [
+        figures.near_table,
+        figures.frames_table,
+        figures.transfer_table,
+        figures.cost_table,
+        figures.cost_sentences,
+        figures.fuzz_table,
+    ],
 )
 def test_the_figures_of_the_photographs_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/photographs.md").read_text(encoding="utf-8")

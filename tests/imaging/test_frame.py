@@ -81,13 +81,13 @@ def test_the_whole_photograph_fills_the_square():
 @pytest.mark.parametrize("name", ["balcony", "reading-corner"])
 @pytest.mark.parametrize("cut", [0, 3], ids=["as it came", "odd sides"])
 def test_a_jpeg_decoded_small_is_near_the_owners_own_resize(name, cut):
-    """The goal is 45 dB; docs/photographs.md has more photographs."""
+    """The goal is 45 dB for every photograph (docs/photographs.md); these two, of little grain, come nearer."""
     data = (ROOT / f"demo/photos/{name}.jpg").read_bytes()
     if cut:
         data = encoded(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
     found = psnr(prepared(data), owners_core(data))
     print(f"{name}: {found:.1f} dB")
-    assert found >= 45
+    assert found >= 55
 
 
 def test_whatever_is_not_shrunk_is_within_a_step_of_eight_bits():
