@@ -8,7 +8,10 @@ they lie. Pointers inside a maker's note may no longer fit.
 from __future__ import annotations
 
 import struct
+from collections.abc import Set
 from dataclasses import dataclass, replace
+
+from imaging.position import may_hold_position
 
 ORIENTATION, SETTINGS, PLACE = 0x0112, 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
@@ -19,7 +22,17 @@ _DESCRIPTIVE = {
     0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749,
     0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F,
 }  # fmt: skip
+#: Tags of the camera's settings that Exif 3.0 defines, without those that only their maker can read (MakerNote,
+#: DeviceSettingDescription): what is kept when the position is stripped.
+_STANDARD = {
+    0x829A, 0x829D, 0x8822, 0x8824, 0x8827, 0x8828, *range(0x8830, 0x8836), 0x9000, 0x9003, 0x9004,
+    *range(0x9010, 0x9013), 0x9101, 0x9102, *range(0x9201, 0x920B), 0x9214, 0x9286, *range(0x9290, 0x9293),
+    *range(0x9400, 0x9406), *range(0xA000, 0xA005), 0xA20B, 0xA20C, 0xA20E, 0xA20F, 0xA210, 0xA214, 0xA215, 0xA217,
+    *range(0xA300, 0xA303), *range(0xA401, 0xA40B), 0xA40C, 0xA420, *range(0xA430, 0xA440), *range(0xA460, 0xA463),
+    0xA500,
+}  # fmt: skip
 BYTE, _SHORT, _LONG = 1, 3, 4
+_TEXT_KINDS = (BYTE, 2, 7)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes that are one number
 _PREFIX = b"Exif\0\0"
@@ -62,8 +75,10 @@ class Exif:
         return found if 1 <= found <= 8 else 1
 
     def renewed(self, *, width: int, height: int, gps: bool) -> Exif:
-        """For an upright file of this size, with the place if ``gps``."""
+        """For an upright file of this size, with the position if ``gps``."""
         main, settings = dict(self.main), dict(self.settings)
+        if not gps:
+            main, settings = _without_position(main), _without_position(settings, _STANDARD)
         if ORIENTATION in main:
             main[ORIENTATION] = Entry(_SHORT, 1, struct.pack(f"{self.order}H", 1))
         for tag, side in ((_WIDTH, width), (_HEIGHT, height)):
@@ -104,6 +119,15 @@ class Exif:
             main[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", at + len(behind)))
             behind += _laid_out(found, self.order, at + len(behind))
         return _laid_out(main, self.order, start, behind)
+
+
+def _without_position(directory: Directory, known: Set[int] = _DESCRIPTIVE) -> Directory:
+    return {tag: e for tag, e in directory.items() if tag in known and not may_hold_position(_text(e))}
+
+
+def _text(entry: Entry) -> str:
+    """Its ASCII characters, one or two bytes each; empty for numbers."""
+    return entry.value.replace(b"\0", b"").decode("latin-1") if entry.kind in _TEXT_KINDS else ""
 
 
 def _laid_out(directory: Directory, order: str, start: int, behind: bytes = b"") -> bytes:

@@ -1,7 +1,8 @@
 """EXIF and XMP: kept, but for what is no longer true of the new file.
 
 The picture is upright now, so its orientation is 1 in both; its width and height are those of the new file; the
-embedded thumbnail, which shows the old picture, is left behind. All else stays, the place (GPS) unless stripped.
+embedded thumbnail, which shows the old picture, is left behind. The rest is kept, unless the position is stripped:
+then every entry that holds one is removed, and so is what cannot be searched for one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from PIL import Image
 
 from imaging import exif
 from imaging.exif import Exif
+from imaging.position import is_named_position, may_hold_position
 
 #: `tiff:Orientation` as an attribute or an element (XMP part 1, 7.9.2.2).
 _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a packet begins
-_TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
+_TIFF = "http://ns.adobe.com/tiff/1.0/"
+_RDF_ALTERNATIVES = ("Alt", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
+_XMLNS = "http://www.w3.org/2000/xmlns/"
 #: The longest XMP packet that is looked into; a longer one stays as it is, or goes if the place has to.
 _MOST_XMP = 2_000_000
 
@@ -74,17 +78,36 @@ def _renewed_xmp(packet: bytes, *, gps: bool) -> bytes | None:
         for attribute in list(element.attributes.values()):
             if (attribute.namespaceURI, attribute.localName) == (_TIFF, "Orientation"):
                 attribute.value = "1"
-            elif not gps and _is_place(attribute):
+            elif not gps and _is_position(attribute, attribute.value):
                 element.removeAttributeNode(attribute)
         if (element.namespaceURI, element.localName) == (_TIFF, "Orientation"):
             while element.firstChild:
                 element.removeChild(element.firstChild)
             element.appendChild(document.createTextNode("1"))
-        elif not gps and _is_place(element) and element.parentNode:
-            element.parentNode.removeChild(element)
+        elif not gps:
+            _strip_position(element)
     # Node by node: an XMP packet has no XML declaration (XMP part 1, 7.3.2).
-    return "".join(node.toxml() for node in document.childNodes).encode("utf-8")
+    nodes = (node for node in document.childNodes if gps or node is document.documentElement or _is_wrapper(node))
+    return "".join(node.toxml() for node in nodes).encode("utf-8")
 
 
-def _is_place(node: minidom.Attr | minidom.Element) -> bool:
-    return node.namespaceURI == _EXIF and str(node.localName).startswith("GPS")
+def _strip_position(element: minidom.Element) -> None:
+    """Remove the element if it tells the position, else what in it is neither an element nor a value."""
+    text = "".join(node.data for node in element.childNodes if isinstance(node, minidom.Text))
+    if _is_position(element, text) and element.parentNode:
+        element.parentNode.removeChild(element)
+    for node in list(element.childNodes):
+        if not isinstance(node, minidom.Element | minidom.Text):
+            element.removeChild(node)
+
+
+def _is_position(node: minidom.Attr | minidom.Element, value: str) -> bool:
+    if node.namespaceURI == _XMLNS:
+        return False
+    names = (str(node.localName), str(node.namespaceURI))
+    return (names != _RDF_ALTERNATIVES and any(map(is_named_position, names))) or may_hold_position(value)
+
+
+def _is_wrapper(node: minidom.Node) -> bool:
+    """Whether it is ``<?xpacket ...?>``, which begins and ends a packet."""
+    return node.nodeType == node.PROCESSING_INSTRUCTION_NODE and node.nodeName == "xpacket"

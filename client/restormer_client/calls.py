@@ -152,7 +152,7 @@ class Calls:
         ``[H, W, 3]`` (the last two travel as PNG). ``size``: ``native`` (usually) or ``512``, the longer side's pixels.
         ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif`` (usually the photograph's own; JPEG for HEIC).
         ``quality``: 1 to 100 (usually 92). ``strength``: 0, the photograph as it was, to 1, the whole effect (usually).
-        ``gps``: ``keep`` (usually) or ``strip`` the place in EXIF and XMP. ``tiled``: run the network over the full
+        ``gps``: ``keep`` (usually), or ``strip`` positions in EXIF and XMP. ``tiled``: run the network over the full
         resolution in tiles, for detail; dozens of times the work. ``priority``: ``interactive`` or ``bulk``, which
         waits behind it. ``timeout``: seconds for the whole call, retries included. The server checks the values.
         Raises `EnhanceError` or one of its kin, and `OSError` where ``photo`` cannot be read.

@@ -1,0 +1,38 @@
+"""Recognize positions in metadata, whoever wrote them.
+
+EXIF has one directory for the position; makers of drones and telephones, and applications, use names and texts of their
+own. The rules prefer false alarms: one costs a single entry, only with `gps=strip`; a miss can publish a home address.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Parts of names in any namespace: ``GPSLatitude``, ``GpsLongtitude`` (DJI), ``LRFTargetLon``, ``geo:lat``.
+_NAME = re.compile(
+    r"(?i:gps|latitud|longt?itud|altitud|coordinat|geo(?!met)|iso6709|northing|easting)"
+    r"|(?:Position|(?<![a-z])position)(?!ing)"
+    r"|(?:^|_|(?<=[a-z]))(?:L(?:at|on|ng|ong)|Alt)$|(?:^|_)(?:lat|lon|lng|long|alt)$"
+)
+_DEGREES = r"[+-]?\d{1,3}\.\d{4,}"
+#: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded, so that
+#: a long text from a stranger is searched in linear time.
+_TEXT = re.compile(
+    r"(?i:gps\w{0,20}|latitude|longt?itude|(?<![a-z])(?:lat|lon|lng))\W{1,5}\d{1,9}\.\d"  # {"lat": 48.137}
+    r"|\bgeo:-?\d"  # RFC 5870
+    r"|[+-]\d{2,6}\.\d{1,9}[+-]\d{3,7}\.\d"  # ISO 6709: +48.1371+011.5761/
+    r"|\b\d{1,3},\d{1,2}(?:[.,]\d{1,9})?[NSEW]\b"  # XMP: 48,8.2N
+    r"|\d\s?[°º˚](?:\s?\d[^NSEWO]{0,20})?\s?[NSEWO]\b"  # 48° 8' 13" N
+    rf"|{_DEGREES}\s{{0,3}}[,;/ ]\s{{0,3}}{_DEGREES}"  # 48.13715, 11.57612
+    r"|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{70}"  # base64
+)
+
+
+def is_named_position(name: str) -> bool:
+    """Whether a property of this name holds a position or a part of one."""
+    return _NAME.search(name) is not None
+
+
+def may_hold_position(text: str) -> bool:
+    """Whether a text contains a position, or a file in which one could be."""
+    return _TEXT.search(text) is not None

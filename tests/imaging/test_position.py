@@ -1,0 +1,134 @@
+"""gps=strip leaves no position, whoever wrote it and wherever; gps=keep leaves every byte."""
+
+import dataclasses
+import struct
+
+import pytest
+
+from imaging import decode, encode
+from imaging.exif import Entry, Exif, parsed
+from imaging.metadata import Metadata
+from imaging.position import is_named_position, may_hold_position
+from tests.photographs import deep, deep_pixels, encoded, opened, pixels
+
+MAKER_NOTE, COMMENT, PRIVATE, EXPOSURE, DESCRIPTION, WINDOWS_COMMENT = 0x927C, 0x9286, 0x9AAA, 0x829A, 0x010E, 0x9C9C
+LATITUDE, LONGITUDE = "48.1371540", "11.5761240"
+NAMED = [  # properties of drones, telephones and applications
+    "GPSLatitude", "GPSXYAccuracy", "GpsLatitude", "GpsLongtitude", "gps_lon", "Latitude", "longtitude",
+    "HomeLongitude", "AbsoluteAltitude", "RelativeAltitude", "LRFTargetLon", "LRFTargetLat", "LRFTargetAlt", "lat",
+    "long", "LatLng", "Coordinates", "CameraPosition", "geotag", "GeoHash", "UTMNorthing", "location.ISO6709",
+]  # fmt: skip
+OTHERS = [  # ones that have to stay
+    "Orientation", "YCbCrPositioning", "Composition", "relation", "AltTextAccessibility", "LongExposureNoiseReduction",
+    "AutoLateralCA", "PoseHeadingDegrees", "FullPanoWidthPixels", "GeometricDistortion", "City", "Flat", "Alternates",
+]  # fmt: skip
+POSITIONS = [
+    f"{LATITUDE}, {LONGITUDE}", "+48.13715+011.57612/", "geo:48.1,11.5", "48,8.2N", "48,8,13N", "48° 8' 13\" N",
+    "48.1371° N", '{"latitude": 48.1, "longitude": 11.5}', '{"lat":-33.8}', "GPSLatitude=48.1", "A" * 80,
+]  # fmt: skip
+TEXTS = [
+    "", "Canon EOS R5", "2026-11-28T10:15:00+01:00", "20 °C in the shade", "f/2.8, 1/250 s", "24.0 70.0 2.8 2.8",
+    "Salon 2.0", "xmp.did:6F9619FF-8B86-1234-4567-00C04FC964FF", "https://example.com/license/4.0", "360° Nord",
+    "9f" * 32,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "expected"), [(NAMED, True), (OTHERS, False)])
+def test_names_of_positions_are_told_from_others(names, expected):
+    assert {name: is_named_position(name) for name in names} == dict.fromkeys(names, expected)
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(POSITIONS, True), (TEXTS, False)])
+def test_texts_that_hold_positions_are_told_from_others(texts, expected):
+    assert {text: may_hold_position(text) for text in texts} == dict.fromkeys(texts, expected)
+
+
+@pytest.mark.parametrize("unit", ["1", "+1.1", "48.13715 ", "A", "lat ", "4° 8", "1,", "gps_", " "])
+def test_long_texts_are_searched_in_time(unit):
+    """An expression that backtracks takes minutes over these; the test's time limit would end it."""
+    may_hold_position("48.13715" + unit * (1_000_000 // len(unit)))
+    is_named_position(unit * (1_000_000 // len(unit)))
+
+
+def described(content, attributes="", spaces=""):
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:drone="http://www.dji.com/drone-dji/1.0/"'
+        f' xmlns:exif="http://ns.adobe.com/exif/1.0/" {spaces} dc:format="house" {attributes}><dc:title><rdf:Alt>'
+        f'<rdf:li xml:lang="x-default">A title</rdf:li></rdf:Alt></dc:title>{content}'
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+
+
+PACKETS = {
+    "attribute": described("", f'drone:GpsLatitude="+{LATITUDE}" drone:GpsLongtitude="+{LONGITUDE}"'),
+    "element": described(
+        f"<drone:Latitude>{LATITUDE}</drone:Latitude><drone:Longtitude> {LONGITUDE}</drone:Longtitude>"
+    ),
+    "structure": described(f'<drone:Home rdf:parseType="Resource"><drone:Lat>{LATITUDE}</drone:Lat></drone:Home>'),
+    "list": described(f"<drone:Coordinates><rdf:Seq><rdf:li>{LATITUDE}</rdf:li></rdf:Seq></drone:Coordinates>"),
+    "namespace": described(f"<g:point>{LATITUDE}</g:point>", spaces='xmlns:g="http://www.georss.org/georss"'),
+    "another name": described(f"<dc:coverage>{LATITUDE}, {LONGITUDE}</dc:coverage>"),
+    "another attribute": described("", f'drone:Where="{LATITUDE},{LONGITUDE}"'),
+    "character data": described(f"<drone:Where><![CDATA[{LATITUDE},]]>{LONGITUDE}</drone:Where>"),
+    "comment": described(f"<!-- {LATITUDE} -->"),
+    "instruction": described(f"<?drone {LATITUDE}?>"),
+    "behind the packet": described("") + f"<!-- {LATITUDE} --><?drone {LATITUDE}?>",
+    "entity": f'<!DOCTYPE x [<!ENTITY where "{LATITUDE}">]>' + described("<drone:Latitude>&where;</drone:Latitude>"),
+}
+
+
+@pytest.mark.parametrize("packet", PACKETS.values(), ids=PACKETS)
+def test_xmp_keeps_all_but_the_position(packet):
+    metadata = Metadata(None, packet.encode())
+    stripped = metadata.renewed(width=1, height=1, gps=False).xmp
+    assert LATITUDE[:6].encode() not in stripped
+    assert LONGITUDE[:6].encode() not in stripped
+    assert b'dc:format="house"' in stripped
+    assert b'<rdf:Alt><rdf:li xml:lang="x-default">A title</rdf:li></rdf:Alt>' in stripped
+    assert metadata.renewed(width=1, height=1, gps=True).xmp == packet.encode()
+
+
+def marked(text):
+    return Entry(7, len(text), text)
+
+
+BLOCK = Exif(
+    "<",
+    {0x010F: Entry(2, 4, b"DJI\0"), DESCRIPTION: Entry(2, 22, f"{LATITUDE},{LONGITUDE}\0".encode()),
+     WINDOWS_COMMENT: Entry(1, 34, "lat: 48.1371540 ;".encode("utf-16-le"))},
+    {EXPOSURE: Entry(5, 1, struct.pack("<II", 1, 250)),
+     MAKER_NOTE: marked(b"DJI\0" + struct.pack("<dd", 48.137, 11.576)),
+     COMMENT: marked(b"ASCII\0\0\0" + f"GPS: {LATITUDE}".encode()), PRIVATE: marked(b"<place 48.1371540>")},
+    {2: Entry(5, 3, struct.pack("<6I", 48, 1, 8, 1, 13, 1))},
+)  # fmt: skip
+TELLING = [LATITUDE.encode(), LATITUDE.encode("utf-16-le"), LONGITUDE.encode(), struct.pack("<d", 48.137)]
+TELLING += [BLOCK.place[2].value]
+
+
+def photograph(kind):
+    """One that came in a file of this kind, with a position in every place."""
+    depth = "16 bits" in kind
+    data = deep(kind.split()[0], deep_pixels()) if depth else encoded(pixels(), kind)
+    metadata = Metadata(BLOCK, PACKETS["attribute"].encode())
+    return decode(encode(dataclasses.replace(decode(data), metadata=metadata)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "PNG 16 bits", "TIFF 16 bits"])
+def test_files_of_every_kind_lose_the_position_and_keep_the_rest(kind):
+    kept, stripped = (encode(photograph(kind), gps=gps) for gps in (True, False))
+    assert all(text in kept for text in TELLING)
+    assert not [text for text in TELLING if text in stripped]
+    exif = opened(stripped).getexif()
+    assert exif[0x010F] == "DJI"
+    assert exif.get_ifd(0x8769)[EXPOSURE] == pytest.approx(1 / 250)
+    assert not exif.get_ifd(0x8825)
+    assert b"A title" in stripped
+
+
+def test_a_position_among_the_settings_goes_too():
+    """Both pointers of some files lead to one directory, so that the position is read as settings."""
+    shared = Exif("<", {}, {**BLOCK.settings, **BLOCK.place}, BLOCK.place)
+    renewed = parsed(Metadata(shared).renewed(width=1, height=1, gps=False).exif.block())
+    assert renewed.settings.keys() == {EXPOSURE}
+    assert not renewed.place
