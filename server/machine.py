@@ -45,8 +45,12 @@ def gpus() -> tuple[tuple[str, str], ...]:
 
 
 def hardware(cards: Iterable[tuple[str, str]]) -> str:
-    """The name of the configs for these GPUs: one of `settings.HARDWARE`, ``gpu`` where they differ or have none."""
-    names = {next((n for n in ("a100", "h100", "h200") if n in card.lower()), "gpu") for card, _ in cards}
+    """The name of the configs for these GPUs: one of `settings.HARDWARE`, ``gpu`` where they differ or have none.
+
+    The name has to be a word of its own: an RTX A1000 is not an A100, a GH200 not an H200.
+    """
+    known = (re.search(r"\b(a100|h100|h200)\b", card.lower()) for card, _ in cards)
+    names = {match[1] if match else "gpu" for match in known}
     return names.pop() if len(names) == 1 else "gpu" if names else "cpu"
 
 

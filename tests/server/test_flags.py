@@ -109,6 +109,10 @@ def test_a_wrong_variable_is_one_line(variable, value, tmp_path):
         ([], "cpu"), ([("NVIDIA A100-SXM4-80GB", "8.0")], "a100"), ([("NVIDIA H100 80GB HBM3", "9.0")] * 8, "h100"),
         ([("NVIDIA H200", "9.0")], "h200"), ([("NVIDIA L40S", "8.9")], "gpu"),
         ([("NVIDIA H100 PCIe", "9.0"), ("NVIDIA A100-PCIE-40GB", "8.0")], "gpu"),
+        ([("NVIDIA H100 NVL", "9.0")], "h100"), ([("GRID A100-10C", "8.0")], "a100"),
+        ([("NVIDIA RTX A1000", "8.6")], "gpu"), ([("NVIDIA RTX A1000 Laptop GPU", "8.6")], "gpu"),
+        ([("NVIDIA GH200 480GB", "9.0")], "gpu"), ([("NVIDIA A100X", "8.0")], "gpu"),
+        ([("NVIDIA H1000", "9.0")], "gpu"), ([("NVIDIA H200", "9.0"), ("NVIDIA GH200 480GB", "9.0")], "gpu"),
     ],
 )  # fmt: skip
 def test_the_configs_are_chosen_by_the_cards(cards, name):
