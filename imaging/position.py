@@ -14,16 +14,18 @@ _NAME = re.compile(
     r"|(?:Position|(?<![a-z])position)(?!ing)"
     r"|(?:^|_|(?<=[a-z]))(?:L(?:at|on|ng|ong)|Alt)$|(?:^|_)(?:lat|lon|lng|long|alt)$"
 )
-_DEGREES = r"[+-]?\d{1,3}\.\d{4,}"
-#: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded, so that
-#: a long text from a stranger is searched in linear time.
+#: Longer than what people and cameras write; a longer text keeps the search busy, and is more likely a file.
+_MOST_TEXT = 10_000
+_DEGREES = r"[+-]?\d{1,3}\.\d{3,}"
+#: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded: a
+#: stranger's text must not keep the search busy.
 _TEXT = re.compile(
     r"(?i:gps\w{0,20}|latitude|longt?itude|(?<![a-z])(?:lat|lon|lng))\W{1,5}\d{1,9}\.\d"  # {"lat": 48.137}
     r"|\bgeo:-?\d"  # RFC 5870
     r"|[+-]\d{2,6}\.\d{1,9}[+-]\d{3,7}\.\d"  # ISO 6709: +48.1371+011.5761/
     r"|\b\d{1,3},\d{1,2}(?:[.,]\d{1,9})?[NSEW]\b"  # XMP: 48,8.2N
-    r"|\d\s?[°º˚](?:\s?\d[^NSEWO]{0,20})?\s?[NSEWO]\b"  # 48° 8' 13" N
-    rf"|{_DEGREES}\s{{0,3}}[,;/ ]\s{{0,3}}{_DEGREES}"  # 48.13715, 11.57612
+    r"|\d\s?[°º˚]\s?(?:\d{1,2}(?:[.,]\d{1,9})?\s?['′’]|[NSEWO]\b)"  # 48° 8' 13" N, 48.137° N
+    rf"|{_DEGREES}(?:\s?[NSEW]\b|\s{{0,3}}[,;/ ]\s{{0,3}}[NSEW]?{_DEGREES})"  # 48.137N, or 48.13715, 11.57612
     r"|(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{70}"  # base64
 )
 
@@ -34,5 +36,5 @@ def is_named_position(name: str) -> bool:
 
 
 def may_hold_position(text: str) -> bool:
-    """Whether a text contains a position, or a file in which one could be."""
-    return _TEXT.search(text) is not None
+    """Whether a text contains a position, or a file in which one could be, or is too long to be searched."""
+    return len(text) > _MOST_TEXT or _TEXT.search(text) is not None
