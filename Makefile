@@ -28,7 +28,7 @@ BUILD  := $(ENVS)/build/bin/python
 BULK   := $(ENVS)/bulk/bin/python
 SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
-	--repository "$(REPOSITORY)" --state "$(STATE)"
+	--repository "$(REPOSITORY)" --state "$(STATE)" $(if $(HARDWARE),--hardware "$(HARDWARE)")
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # Quiet where all is well; pip's own progress bars need a terminal anyway.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -52,7 +52,7 @@ help:  ## This list
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
 	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
 	@echo "    of benchmark-scale: ONLY=megapixels,batch,clients,instances  MEGAPIXELS=1,12,50  BATCHES=1,2,8  CLIENTS=1,8,64   of profile: SIDE=pixels"
-	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  PYTHON=python3.11"
+	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -136,8 +136,9 @@ serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it tr
 stop:  ## Stop it again
 	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
 
-# The demo serves on this CPU, whatever else `auto` would build.
+# The demo builds for this CPU and serves on it, whatever GPUs there are.
 demo: TARGET = cpu
+demo: HARDWARE = cpu
 demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; pictures and a page in out/
 	@$(BUILD) -m demo.run --server-python $(SERVER) --photos "$(PHOTOS)" --output "$(OUTPUT)" $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)

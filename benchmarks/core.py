@@ -793,7 +793,10 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     from export.precision import PRECISIONS
 
     if gpus() and not torch.cuda.is_available():
-        raise ExportError("there is a GPU, and a PyTorch that does not see it: install a CUDA build of PyTorch")
+        raise ExportError(
+            "there is a GPU, and a PyTorch that does not see it: install a CUDA build of PyTorch, "
+            "or set CUDA_VISIBLE_DEVICES= to measure the CPU alone"
+        )
     trained = network_from_package(package_from_folder(arguments.package))
     photograph = next(iter(core_tensors(arguments.photos).values()))
     calibration, rounds = calibration_images(arguments.calibration), arguments.rounds

@@ -31,9 +31,9 @@ from benchmarks.circumstances import circumstances, make_command
 from benchmarks.command_line import add_record, finish, jpegs, say, writable
 from benchmarks.traffic import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
 from export.files import write_bytes
-from export.machine import gpus
 from export.publish import provenance, versions
 from server import served as assembled
+from server.__main__ import parsed as server_settings
 from server.machine import cores
 from server.settings import Settings
 
@@ -207,7 +207,7 @@ def published(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
         if engines and (document := provenance(engines[0])):
             documents[version] = document
     if not documents:
-        target = "PRECISION=fp16 TARGET=tensorrt" if on_gpu else "PRECISION=fp32"
+        target = "PRECISION=fp16 TARGET=tensorrt" if on_gpu else "PRECISION=fp32 TARGET=cpu"
         raise SystemExit(f"error: no engine in {repository / MODEL}: make engine {target}")
     network = documents[max(documents)]["package"]["checkpoint_sha256"]
     return {
@@ -285,7 +285,8 @@ def winner(found: Mapping[Choice, Found], start: Choice, slo: float, rate: float
 
 def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
     """The search, as the JSON line has it; what was chosen is written to ``options.output``, with the command."""
-    slo, rate, on_gpu = options.slo_p99_ms, options.rate, bool(gpus())
+    _, settings = server_settings(["--repository", str(options.repository), "start"])
+    slo, rate, on_gpu = options.slo_p99_ms, options.rate, assembled.hardware(settings) != "cpu"
     documents = published(options.repository, on_gpu=on_gpu)
     precisions = candidates_of(documents)
     where = circumstances(command)
@@ -302,7 +303,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     def as_row(choice: Choice, found: Found) -> dict[str, Any]:
         return row(choice, found, precisions[choice.versions], slo)
 
-    start = start_of(Settings(repository=options.repository), max(precisions))
+    start = start_of(settings, max(precisions))
     allowed = dimensions(start, sorted(precisions), cores(), on_gpu=on_gpu)
     tried = search(start, allowed, lambda choice: loaded(choice, 0), lambda found: found.worth(slo, rate))
     best = max(tried, key=lambda choice: tried[choice].worth(slo, rate))

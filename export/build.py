@@ -191,7 +191,7 @@ def _targets(request: Request, precision: Precision) -> list[str]:
         require_precision(precision)
     if request.target == "tensorrt" and not machine.gpus():
         raise ExportError(
-            "TARGET=tensorrt needs an NVIDIA GPU, and nvidia-smi lists none: "
+            "TARGET=tensorrt needs an NVIDIA GPU, and none is visible (nvidia-smi, CUDA_VISIBLE_DEVICES): "
             "use TARGET=auto, which does what this machine can"
         )
     if request.target != "auto":
@@ -231,10 +231,8 @@ def _say_what_is_left(request: Request) -> None:
     model = request.repository / MODEL
     served = versions(model)[-1:]
     engine = provenance(model / str(served[0]) / "model.onnx") if served else {}
-    what = (
-        f"version {served[0]}, {engine['precision']} on the CPU" if engine else "no engine: make engine PRECISION=fp32"
-    )
-    say(f"served here now: {what}")
+    on_cpu = f"version {served[0]}, {engine['precision']} on the CPU" if engine else ""
+    say(f"served here now: {on_cpu or 'no engine: make engine PRECISION=fp32 TARGET=cpu'}")
     say(f"to finish on the GPU host: {command(request, target='tensorrt')}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import resource
 import subprocess
@@ -29,17 +30,38 @@ def _cpuinfo(field: str) -> str:
 
 @functools.cache
 def gpus() -> list[tuple[str, str]]:
-    """Name and compute capability (``9.0``) of every GPU, as nvidia-smi lists them; empty without a driver.
+    """Name and compute capability (``9.0``) of every GPU that CUDA_VISIBLE_DEVICES leaves; empty without a driver.
 
-    A plan is built for the first: on a mixed host set CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    nvidia-smi itself ignores that variable. A plan is built for the first GPU: on a mixed host set the variable, and
+    CUDA_DEVICE_ORDER=PCI_BUS_ID. The server has a copy of this: neither room imports the other.
     """
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,uuid", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.rpartition(",")[::2]] for line in found.stdout.splitlines() if "," in line]
-    return [(name, capability) for name, capability in rows]
+    rows = [[cell.strip() for cell in line.split(",")] for line in found.stdout.splitlines() if "," in line]
+    return [(name, capability) for name, capability, *_ in _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:
+    """The rows that CUDA_VISIBLE_DEVICES leaves: up to the first entry that names no GPU, as CUDA does it.
+
+    An entry is an index, counted as nvidia-smi does (and CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID), or the beginning of a
+    UUID. A MIG slice does not say whose it is, so it leaves all.
+    """
+    if chosen is None:
+        return rows
+    visible: list[list[str]] = []
+    for entry in map(str.strip, chosen.split(",")):
+        if entry.startswith("MIG-"):
+            return rows
+        by_uuid = entry.startswith("GPU-")
+        named = [row for i, row in enumerate(rows) if (row[-1].startswith(entry) if by_uuid else entry == str(i))]
+        if len(named) != 1:
+            break
+        visible += named
+    return visible
 
 
 def peak_memory_mib() -> int:

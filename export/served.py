@@ -40,7 +40,7 @@ def triton(
         command = [str(python.absolute()), "-m", "server"]
         command += ["--repository", str(folder / "models"), "--state", str(folder / "state")]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--wheel", str(python.absolute().parents[2] / "triton")]
+        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu"]
         try:
             started = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
             if started.returncode:

@@ -26,8 +26,7 @@ from server.settings import CONTROLS, HARDWARE, Settings, libpython_folder
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    options = vars(_parser().parse_args(arguments))
-    verb, settings = options.pop("verb"), Settings(**options)
+    verb, settings = parsed(arguments)
     try:
         return _VERBS[verb](settings)
     except (ServerError, OSError) as error:
@@ -36,6 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def parsed(arguments: list[str] | None = None) -> tuple[str, Settings]:
+    """The verb, and the settings that the flags and the environment give."""
+    options = vars(_parser().parse_args(arguments))
+    return options.pop("verb"), Settings(**options)
 
 
 def _start(settings: Settings) -> int:
@@ -140,7 +145,7 @@ _FLAGS: dict[str, tuple[Any, str]] = {
     "state": (Path, "folder for the served copy, log, backends, key and process id"),
     "wheel": (Path, "folder the Triton wheel was installed in"),
     "triton": (_file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"),
-    "hardware": (HARDWARE, "whose configs are served; auto: by nvidia-smi"),
+    "hardware": (HARDWARE, "whose configs are served; auto: cpu, or with --triton by nvidia-smi"),
     "versions": (_versions, "engine versions to serve side by side, as 1,2; usually the highest alone"),
     "preprocess_instances": (_count, "processes; 0: from the cores"),
     "postprocess_instances": (_count, "processes; 0: from the cores"),

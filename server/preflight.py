@@ -132,14 +132,18 @@ def _hardware(settings: Settings) -> str:
     chosen, cards = served.hardware(settings), machine.gpus()
     if chosen != "cpu" and not cards:
         raise ServerError(
-            f"--hardware={chosen}, but nvidia-smi shows no GPU here: nvidia-smi says why, or --hardware=cpu"
+            f"--hardware={chosen}, but no GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES): "
+            "nvidia-smi says why, or --hardware=cpu (make: HARDWARE=cpu)"
         )
     if chosen != "cpu" and not settings.triton:
         raise ServerError(
             f"--hardware={chosen} needs NVIDIA's Triton, the PyPI wheel has no TensorRT backend: "
-            "docker compose up triton, or --hardware=cpu"
+            "docker compose up triton, or --hardware=cpu (make: HARDWARE=cpu)"
         )
-    return f"{chosen}: " + (", ".join(f"{name} ({cc})" for name, cc in cards) or f"{machine.cores()} cores")
+    if chosen != "cpu":
+        return f"{chosen}: " + ", ".join(f"{name} ({cc})" for name, cc in cards)
+    left_out = ", no GPU: the PyPI wheel has no TensorRT backend" if cards and not settings.triton else ""
+    return f"cpu: {machine.cores()} cores{left_out}"
 
 
 def _engine(settings: Settings) -> str:
@@ -354,7 +358,7 @@ def check_engines(
         folder = folders[version]
         engines = [_plan(version, folder, gpu, tensorrt) for gpu in dict.fromkeys(gpus)] or [_graph(version, folder)]
     if not engines:
-        target = "PRECISION=fp16 TARGET=tensorrt" if gpus else "PRECISION=fp32"
+        target = "PRECISION=fp16 TARGET=tensorrt" if gpus else "PRECISION=fp32 TARGET=cpu"
         raise ServerError(f"no engine in {repository / 'restormer'}: make engine {target}")
     return engines[0]
 

@@ -86,8 +86,10 @@ def core_config(text: str, settings: Settings) -> str:
 
 
 def hardware(settings: Settings) -> str:
-    """Which configs are served: as set, or by the GPUs found."""
-    return machine.hardware(machine.gpus()) if settings.hardware == "auto" else settings.hardware
+    """Which configs are served: as set, or by the GPUs found if this Triton can use them. The PyPI wheel cannot."""
+    if settings.hardware != "auto":
+        return settings.hardware
+    return machine.hardware(machine.gpus()) if settings.triton else "cpu"
 
 
 def instances(settings: Settings) -> dict[str, int]:

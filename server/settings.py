@@ -24,9 +24,10 @@ class Settings:
     """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC.
 
     ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
-    ``hardware`` chooses among a model's ``configs/``. Instances of 0 mean: from this machine's cores. ``core_`` are the
-    network's: 0 instances, a batch of 0 and no delay mean: as its config says. A port, an age, a cache of 0 mean: off.
-    Times are in seconds, ``core_delay_us`` in microseconds.
+    ``hardware`` chooses among a model's ``configs/``; ``auto`` means cpu with the wheel, which has no TensorRT backend.
+    Instances of 0 mean: from this machine's cores. ``core_`` are the network's: 0 instances, a batch of 0 and no delay
+    mean: as its config says. A port, an age, a cache of 0 mean: off. Times are in seconds, ``core_delay_us`` in
+    microseconds.
     """
 
     repository: Path = Path("model_repository")

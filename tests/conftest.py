@@ -11,10 +11,14 @@ from urllib.request import urlopen
 import pytest
 
 from benchmarks.ports import free_port
+from export import machine as build_machine
 from export.build import Request, build
+from server import machine as server_machine
 
 __all__ = ["ROOT", "SERVER_PYTHON", "Triton", "bare_repository", "copied", "counted", "free_port", "server_command"]
 
+#: The tests are those of a host without a GPU, also on one that has some.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = Path(__file__).parents[1]
 SERVER_PYTHON = ROOT / ".envs/server/bin/python"
 
@@ -39,7 +43,8 @@ class Triton:
 
 
 def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
-    """``python -m server VERB`` with options as flags."""
+    """``python -m server VERB`` with options as flags, on the CPU unless they name other hardware."""
+    options = {"hardware": "cpu", **options}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return [str(python), "-m", "server", *flags, verb]
 
@@ -91,6 +96,40 @@ def triton(repository, tmp_path_factory):
     subprocess.run(server.command("start"), cwd=ROOT, check=True)
     yield server
     subprocess.run(server.command("stop"), cwd=ROOT, check=True)
+
+
+#: A stub: it answers a query with the fields asked for, for two kinds of cards, as nvidia-smi does: all of them,
+#: whatever CUDA_VISIBLE_DEVICES says.
+NVIDIA_SMI = """#!{python}
+import sys
+cards = [{{"name": n, "compute_cap": c, "uuid": u}} for n, c, u in {cards}]
+(fields,) = [a.removeprefix("--query-gpu=").split(",") for a in sys.argv if a.startswith("--query-gpu=")]
+for card in cards:
+    print(", ".join(card[field] for field in fields))
+"""
+CARDS = [
+    ("NVIDIA H100 80GB HBM3", "9.0", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"),
+    ("NVIDIA H100 80GB HBM3", "9.0", "GPU-89a1b2c3-0000-4106-c12f-20bd9faed9f6"),
+    ("NVIDIA L40S", "8.9", "GPU-0123abcd-d72c-4106-c12f-20bd9faed9f6"),
+]
+
+
+@pytest.fixture
+def gpu_host(tmp_path_factory, monkeypatch):
+    """A host with an NVIDIA driver and these `CARDS`, as far as a stub nvidia-smi first on PATH makes one."""
+    stub = tmp_path_factory.mktemp("driver") / "nvidia-smi"
+    stub.write_text(NVIDIA_SMI.format(python=sys.executable, cards=CARDS), encoding="utf-8")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    _ask_again()
+    yield
+    _ask_again()
+
+
+def _ask_again():
+    for machine in (build_machine, server_machine):
+        machine.gpus.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ class TritonPythonModel:
         wanted = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[settings["INFERENCE_PRECISION_HINT"]]
         if wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise RuntimeError(
-                f"the engine wants {wanted}, which this CPU does not execute: make engine PRECISION=fp32"
+                f"the engine wants {wanted}, which this CPU does not execute: make engine PRECISION=fp32 TARGET=cpu"
             )
         model = core.read_model(folder / "model.onnx")
         model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a fixed shape compiles to faster code

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,16 @@ def test_only_versions_of_one_network_are_compared(repository):
     assert tune.candidates_of(tune.published(repository, on_gpu=False)) == {1: "fp32"}
     with pytest.raises(SystemExit, match="make engine PRECISION=fp16 TARGET=tensorrt"):
         tune.published(repository, on_gpu=True)
+
+
+def test_the_hardware_is_that_of_the_server_which_is_tuned(gpu_host, monkeypatch, tmp_path):
+    """Beside a GPU the wheel still serves on the CPU; NVIDIA's installation comes from the environment."""
+    options = Namespace(slo_p99_ms=1000.0, rate=0.0, repository=tmp_path)
+    with pytest.raises(SystemExit, match="TARGET=cpu"):
+        tune.tuned(options, [], "")
+    monkeypatch.setenv("RESTORMER_TRITON", "/opt/tritonserver")
+    with pytest.raises(SystemExit, match="TARGET=tensorrt"):
+        tune.tuned(options, [], "")
 
 
 def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):

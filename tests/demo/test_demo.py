@@ -118,8 +118,9 @@ def check_demo(done, output, precision="fp32"):
         assert both.width > 2 * one.width
 
 
-def test_make_demo_starts_a_server_of_its_own_and_stops_it(triton, tmp_path):
-    """The recipe a user runs: nothing to install or build, then start, enhance, stop."""
+def test_make_demo_starts_a_server_of_its_own_and_stops_it(triton, tmp_path, gpu_host, monkeypatch):
+    """The recipe a user runs: nothing to install or build, then start, enhance, stop. Also where a GPU is."""
+    monkeypatch.setenv("RESTORMER_HARDWARE", "h100")
     settings = {
         "STATE": tmp_path / "state", "OUTPUT": tmp_path / "out", "GRPC_PORT": free_port(), "METRICS_PORT": free_port(),
     }  # fmt: skip

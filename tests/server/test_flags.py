@@ -4,19 +4,21 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.imaging import GPU_RATE
+from export import machine as build_machine
 from imaging import Limits
 from server import machine, preflight, served
 from server.__main__ import _FLAGS, main
 from server.errors import ServerError
 from server.process import deep_check, environment
 from server.settings import RESTRICTED, Settings
-from tests.conftest import ROOT, SERVER_PYTHON
+from tests.conftest import CARDS, ROOT, SERVER_PYTHON
 
 TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
 NEWEST = frozenset({"allow-client-shm", "http-max-input-size"})
@@ -117,6 +119,48 @@ def test_a_wrong_variable_is_one_line(variable, value, tmp_path):
 )  # fmt: skip
 def test_the_configs_are_chosen_by_the_cards(cards, name):
     assert machine.hardware(cards) == name
+
+
+UUIDS = [uuid for _, _, uuid in CARDS]
+VISIBLE = [  # CUDA_VISIBLE_DEVICES and the cards it leaves, by CUDA's rules
+    (None, [0, 1, 2]), ("", []), (" ", []), ("-1", []), ("NoDevFiles", []), ("3", []), ("0,1,2", [0, 1, 2]),
+    ("2", [2]), ("2,0", [2, 0]), ("0, 1", [0, 1]), ("0,-1,1", [0]), ("0,7,1", [0]), (UUIDS[2], [2]),
+    (f"{UUIDS[1]},{UUIDS[0]}", [1, 0]), ("GPU-0123", [2]), ("GPU-89", []), ("GPU-893", [0]), ("GPU-f", []),
+    ("GPU-", []), ("0,GPU-0123", [0, 2]), ("9.0", []), ("MIG-3f1e6a1c-5b5e-5f5e-8b5e-3f1e6a1c5b5e", [0, 1, 2]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", [machine, build_machine])
+@pytest.mark.parametrize(("chosen", "expected"), VISIBLE)
+def test_only_visible_gpus_count(room, chosen, expected, gpu_host, monkeypatch):
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert [*room.gpus()] == [CARDS[number][:2] for number in expected]
+
+
+def test_the_wheel_serves_on_the_cpu_whatever_the_host_has(gpu_host):
+    assert served.hardware(Settings()) == "cpu"
+    assert served.hardware(Settings(hardware="h100")) == "h100"
+    nvidias = Settings(triton=Path("/opt/tritonserver"))
+    assert served.hardware(nvidias) == "gpu"
+
+
+def test_nvidias_triton_serves_on_the_gpus_that_are_visible(gpu_host, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert served.hardware(Settings(triton=Path("/opt/tritonserver"))) == "h100"
+
+
+@pytest.mark.parametrize(
+    ("words", "passed"),
+    [
+        (["serve"], None), (["serve", "HARDWARE=cpu"], "cpu"), (["serve", "HARDWARE=h100"], "h100"), (["demo"], "cpu"),
+    ],
+)  # fmt: skip
+def test_make_passes_the_hardware_on(words, passed):
+    done = subprocess.run(["make", *words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = done.stdout.replace("\\\n", " ").splitlines()[-1]
+    flags = shlex.split(command)
+    assert (flags[flags.index("--hardware") + 1] if "--hardware" in flags else None) == passed
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("max 100000", 1 << 16), ("250000 100000", 2), ("50000 100000", 0)])

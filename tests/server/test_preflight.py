@@ -423,9 +423,9 @@ def test_half_of_tls_is_refused(certificates, missing):
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: ())
-    assert "nvidia-smi shows no GPU" in rows(hardware="h100")["hardware"].mend
+    assert "no GPU is visible" in rows(hardware="h100")["hardware"].mend
     monkeypatch.setattr(machine, "gpus", lambda: (H100,))
-    assert "needs NVIDIA's Triton" in rows(hardware="auto")["hardware"].mend
+    assert "needs NVIDIA's Triton" in rows(hardware="h100")["hardware"].mend
     assert (
         rows(hardware="auto", triton=Path("/opt/tritonserver"))["hardware"].found == "h100: NVIDIA H100 80GB HBM3 (9.0)"
     )
