@@ -1,5 +1,6 @@
 # Builds TensorRT plans: the TensorRT image of the same YY.MM as the Triton that serves them, because a plan runs on its exact
-# TensorRT only. Not run with a GPU yet (docs/gpu-checklist.md).
+# TensorRT only. Not run with a GPU yet (docs/gpu-checklist.md); the RUN lines are executed on a substitute base by
+# `make test-docker`.
 #   docker compose run --rm builder make engine PRECISION=fp16
 ARG BASE=nvcr.io/nvidia/tensorrt:26.11-py3
 FROM ${BASE}

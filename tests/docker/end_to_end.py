@@ -70,6 +70,12 @@ def docker(*arguments, check=True, seconds=600.0, **options):
     )
 
 
+def image(tag, dockerfile, folder, base=BASE):
+    """Build an image on another base than its own; return its tag."""
+    docker("build", "-q", "-t", tag, "--build-arg", f"BASE={base}", "-f", folder / dockerfile, folder, seconds=1700)
+    return tag
+
+
 def inspected(field):
     return json.loads(docker("inspect", CONTAINER, "--format", f"{{{{json {field}}}}}").stdout)
 
@@ -116,18 +122,7 @@ def compose(clone, ports):
         and docker("pull", PROMETHEUS, check=False).returncode
     ):
         stand_in = "restormer-test-prometheus:2"
-        docker(
-            "build",
-            "-q",
-            "-t",
-            stand_in,
-            "--build-arg",
-            f"BASE={BASE}",
-            "-f",
-            ROOT / "tests/docker/prometheus.Dockerfile",
-            ROOT / "tests/docker",
-        )
-        environment["PROMETHEUS_IMAGE"] = stand_in
+        environment["PROMETHEUS_IMAGE"] = image(stand_in, "prometheus.Dockerfile", ROOT / "tests/docker")
 
     def call(*arguments, **options):
         return docker("compose", *arguments, cwd=clone, env=environment, **options)
@@ -311,23 +306,24 @@ def test_how_large_the_image_is(compose):
 
 def test_the_gpu_images_lines_run_on_another_base(clone):
     """The lines that install are run, and what they made is asked, on Debian's Python in place of NVIDIA's image."""
-    docker(
-        "build",
-        "-q",
-        "-t",
-        "restormer-test-gpu:1",
-        "--build-arg",
-        f"BASE={BASE}",
-        "-f",
-        "docker/triton.Dockerfile",
-        ".",
-        cwd=clone,
-    )
-    asked = docker("run", "--rm", "restormer-test-gpu:1", "--triton", "/opt/tritonserver", "preflight", check=False)
+    made = image("restormer-test-gpu:1", "docker/triton.Dockerfile", clone)
+    asked = docker("run", "--rm", made, "--triton", "/opt/tritonserver", "preflight", check=False)
     assert asked.returncode == 1
     assert "/opt/tritonserver" in asked.stdout + asked.stderr
     assert "Traceback" not in asked.stdout + asked.stderr
-    docker("run", "--rm", "--entrypoint", "python", "restormer-test-gpu:1", "-c", "import imaging, restormer_client")
+    docker("run", "--rm", "--entrypoint", "python", made, "-c", "import imaging, restormer_client")
+
+
+def test_the_builders_lines_run_on_another_base(clone):
+    """On Debian's Python and make in place of NVIDIA's image; what was installed then works as compose runs it."""
+    base = image("restormer-test-tensorrt:1", "tensorrt.Dockerfile", ROOT / "tests/docker")
+    made = image("restormer-test-builder:1", "docker/builder.Dockerfile", clone, base)
+    locked = ("--rm", "--read-only", "--network", "none", "--tmpfs", "/tmp", "--user", "1000:1000")
+    assert "model package demo/package" in docker("run", *locked, made, "make", "inspect").stdout
+    installed = docker("run", *locked, made, "python3", "-m", "pip", "--python", "/opt/envs/build/bin/python", "list")
+    names = {line.split()[0] for line in installed.stdout.splitlines()}
+    assert {"onnxruntime-gpu", "polygraphy", "restormer-triton", "restormer-client"} <= names
+    assert not names & {"onnxruntime", "tensorrt"}
 
 
 def test_the_gpu_images_lock_has_wheels_for_its_python(tmp_path):
