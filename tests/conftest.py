@@ -31,15 +31,19 @@ class Triton:
     metrics_port: int
     state: Path
     repository: Path
+    http_port: int
 
     @property
     def url(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
 
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
     def command(self, verb: str) -> list[str]:
-        return server_command(
-            verb, repository=self.repository, state=self.state, grpc_port=self.grpc_port, metrics_port=self.metrics_port
-        )
+        ports = {"grpc_port": self.grpc_port, "metrics_port": self.metrics_port, "http_port": self.http_port}
+        return server_command(verb, repository=self.repository, state=self.state, **ports)
 
 
 def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
@@ -92,7 +96,7 @@ def repository(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def triton(repository, tmp_path_factory):
     """A running Triton that serves it."""
-    server = Triton(free_port(), free_port(), tmp_path_factory.mktemp("state"), repository)
+    server = Triton(free_port(), free_port(), tmp_path_factory.mktemp("state"), repository, free_port())
     subprocess.run(server.command("start"), cwd=ROOT, check=True)
     yield server
     subprocess.run(server.command("stop"), cwd=ROOT, check=True)

@@ -43,12 +43,7 @@ PHOTO = encoded(pixels(48, 64))
 
 @dataclass(frozen=True)
 class Restartable(Triton):
-    """A Triton that a test may kill, and that speaks HTTP as well."""
-
-    http_port: int
-
-    def command(self, verb):
-        return [*super().command(verb)[:-1], "--http-port", str(self.http_port), verb]
+    """A Triton that a test may kill."""
 
     def start(self):
         subprocess.run(self.command("start"), cwd=ROOT, check=True)
@@ -138,7 +133,7 @@ def bash_block(word):
 @pytest.mark.parametrize("photo", [PHOTO, b"a letter"], ids=["a photograph", "none"])
 def test_the_readmes_curl(own, tmp_path, photo):
     (tmp_path / "in.jpg").write_bytes(photo)
-    command = ["sh", "-c", bash_block("curl"), "curl.sh", f"127.0.0.1:{own.http_port}"]
+    command = ["sh", "-c", bash_block("curl"), "curl.sh", own.http_url]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     if photo is PHOTO:
         assert done.returncode == 0, done.stderr
