@@ -19,6 +19,7 @@ COMPUTE_CAPABILITIES ?= 8.6 8.9 12.0
 ADDRESS     ?= 127.0.0.1
 GRPC_PORT   ?= 8001
 METRICS_PORT ?= 8002
+HTTP_PORT   ?= $(or $(RESTORMER_HTTP_PORT),0)
 REPOSITORY  ?= model_repository
 STATE       ?= .run
 OUTPUT      ?= out
@@ -27,7 +28,7 @@ ENVS   ?= .envs
 BUILD  := $(ENVS)/build/bin/python
 BULK   := $(ENVS)/bulk/bin/python
 SERVER := $(ENVS)/server/bin/python
-SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) \
+SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --http-port $(HTTP_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)" $(if $(HARDWARE),--hardware "$(HARDWARE)")
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # Quiet where all is well; pip's own progress bars need a terminal anyway.
@@ -52,7 +53,7 @@ help:  ## This list
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
 	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
 	@echo "    of benchmark-scale: ONLY=megapixels,batch,clients,instances  MEGAPIXELS=1,12,50  BATCHES=1,2,8  CLIENTS=1,8,64   of profile: SIDE=pixels"
-	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
+	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }

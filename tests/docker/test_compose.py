@@ -178,6 +178,17 @@ def test_the_way_out_is_the_first_network_by_the_alphabet():
         assert all(name < other for other in SERVICES[service]["networks"])
 
 
+def test_http_is_opened_by_its_own_file_alone():
+    more = yaml.safe_load((ROOT / "docker/http.yaml").read_text(encoding="utf-8"))["services"]
+    assert set(more) == set(SERVERS)
+    for added in more.values():
+        port = added["environment"]["RESTORMER_HTTP_PORT"]
+        assert added == {
+            "environment": {"RESTORMER_HTTP_PORT": port},
+            "ports": [f"${{BIND_ADDRESS:-127.0.0.1}}:${{HTTP_PORT:-{port}}}:{port}"],
+        }
+
+
 def test_nothing_gets_an_answer_from_the_internet():
     for name, network in FILE["networks"].items():
         options = network.get("driver_opts", {})
