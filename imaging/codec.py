@@ -8,6 +8,7 @@ JPEG         baseline, progressive, grey, CMYK, YCCK; of MPO     JPEG, its chrom
 PNG          palette, grey, alpha, 16 bits                       PNG, 8 or 16 bits, alpha kept
 WebP         lossy, lossless, alpha                              WebP, lossless if it was
 TIFF         8 and 16 bits, grey, RGB, CMYK, alpha               TIFF, its lossless compression kept
+BMP          palette, grey, RGB, alpha; not run-length encoded   BMP in sRGB, alpha over white
 AVIF         8 bits (deeper ones are reduced)                    AVIF
 HEIC         8 bits (deeper ones are reduced)                    JPEG: HEVC encoders are not free to use
 ===========  ==================================================  =========================================
@@ -36,17 +37,20 @@ from imaging.compiled import copy_blocks
 from imaging.errors import InvalidPhotograph
 from imaging.frame import SIDE, resize
 from imaging.metadata import Metadata, metadata_of
+from imaging.options import WRITTEN
 from imaging.photograph import LIMITS, Limits, Photograph
 
 pi_heif.register_heif_opener(thumbnails=False)
 
 #: Formats we take.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
 #: What files of these formats are called, in lower case.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-_NAMES = "JPEG, PNG, WebP, TIFF, AVIF, HEIC"
+SUFFIXES = (*WRITTEN, ".heic", ".heif")
+_NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
 #: The narrowest photograph, in pixels, and the most its longer side may be of its shorter.
 MIN_SIDE, MAX_ASPECT = 16, 32
+#: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python, at up to 4 s a megabyte of a crafted file.
+_RUN_LENGTHS = (1, 2)
 # ICC profiles of presses are larger than the 1 MiB that Pillow takes out of a PNG's compressed chunk.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
@@ -224,6 +228,8 @@ def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata
             raise InvalidPhotograph(
                 f"the {image.format} has more than one picture (an animation, or pages): send a still one"
             )
+        if image.format == "BMP" and image.info["compression"] in _RUN_LENGTHS:
+            raise InvalidPhotograph("the BMP is run-length encoded: save it uncompressed, or as PNG")
         turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = metadata_of(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation

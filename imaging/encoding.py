@@ -31,7 +31,7 @@ def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, 
     """The photograph as a file, with its colours and metadata.
 
     ``format``: a key of `OUTPUTS`, or empty for its own. What a format cannot hold is reduced: alpha over white, 16
-    bits to 8, grey and CMYK to RGB.
+    bits to 8, grey and CMYK to RGB, for BMP any profile to sRGB.
     """
     kind = OUTPUTS.get(format, photograph.format)
     photograph = _fitting(photograph, kind)
@@ -52,7 +52,7 @@ def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, 
 def _fitting(photograph: Photograph, kind: str) -> Photograph:
     """The photograph with no more than the format can hold."""
     pixels, space = photograph.pixels, photograph.space
-    if photograph.has_alpha and kind == "JPEG":
+    if photograph.has_alpha and kind in ("JPEG", "BMP"):
         pixels = by_strips(pixels, pixels.shape[2] - 1, pixels.dtype, _over_white)
     only_rgb = kind in ("WEBP", "AVIF") or (kind == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2] == 2)
     if pixels.shape[2] <= 2 and only_rgb:
@@ -62,6 +62,10 @@ def _fitting(photograph: Photograph, kind: str) -> Photograph:
             return np.concatenate([integers(unit(grey.to_srgb(strip[..., :1])), kept), strip[..., 1:]], axis=2)
 
         pixels, space = by_strips(pixels, pixels.shape[2] + 2, kept, in_colour), SRGB
+    if kind == "BMP" and space.profile:
+        profiled = space
+        in_srgb = by_strips(pixels, 3, np.uint8, lambda strip: integers(profiled.to_srgb(strip), np.uint8))
+        pixels, space = in_srgb, SRGB
     if pixels.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         pixels = by_strips(pixels, pixels.shape[2], np.uint8, lambda strip: integers(unit(strip), np.uint8))
     ink = photograph.ink if kind in ("JPEG", "TIFF") else None

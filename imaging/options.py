@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from imaging.errors import InvalidOption
 
 #: What ``format`` may say, and the format it means.
-OUTPUTS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "avif": "AVIF"}
+OUTPUTS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
+#: What files in these formats are called, in lower case.
+WRITTEN = {
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp",
+    ".avif": "avif",
+}  # fmt: skip
 NATIVE, SMALL = "native", "512"
 QUALITY = 92
 
@@ -19,9 +24,9 @@ Value = str | int | float | bool
 class Options:
     """How the enhanced photograph is to come back.
 
-    ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif``; empty is the photograph's own (HEIC comes back as
-    JPEG). ``quality``: 1 to 100, of the formats that lose something. ``size``: ``native``, or ``512`` for the longer
-    side at 512 pixels. ``strength``: 0 (the photograph as it was) to 1 (the whole effect). ``gps``: ``keep`` or
+    ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif``; empty is the photograph's own (HEIC comes
+    back as JPEG). ``quality``: 1 to 100, of the formats that lose something. ``size``: ``native``, or ``512`` for the
+    longer side at 512 pixels. ``strength``: 0 (the photograph as it was) to 1 (the whole effect). ``gps``: ``keep`` or
     ``strip`` the place in EXIF and XMP.
     """
 

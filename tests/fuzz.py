@@ -30,9 +30,9 @@ from tests.imaging.test_codec import FILES, TAGGED
 from tests.photographs import encoded, opened, pixels
 
 GOOD = [data for data, *_ in FILES.values()] + list(TAGGED.values())
-GOOD += [encoded(pixels(24, 32), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")]
+GOOD += [encoded(pixels(24, 32), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")]
 SECONDS_PER_MEGAPIXEL, LEAST_SECONDS = 1.0, 2.0
-FORMATS = ("", "jpeg", "png", "webp", "tiff")
+FORMATS = ("", "jpeg", "png", "webp", "tiff", "bmp")
 CHUNK = 100
 
 

@@ -47,7 +47,7 @@ _BREAKS = 3  #: connections that may break over one photograph: it may be what b
 _DIAGNOSIS = 1.0  #: seconds, at the least, to ask which model it is that is missing
 _POLL = 0.2  #: seconds between two looks at a server that is not ready
 
-Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
+Format = Literal["jpeg", "png", "webp", "tiff", "bmp", "avif"]
 Priority = Literal["interactive", "bulk"]
 
 
@@ -150,8 +150,9 @@ class Calls:
 
         ``photo``: the bytes of an image file, a path, an open binary file, a Pillow image or a uint8 array
         ``[H, W, 3]`` (the last two travel as PNG). ``size``: ``native`` (usually) or ``512``, the longer side's pixels.
-        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff`` or ``avif`` (usually the photograph's own; JPEG for HEIC).
-        ``quality``: 1 to 100 (usually 92). ``strength``: 0, the photograph as it was, to 1, the whole effect (usually).
+        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif`` (usually the photograph's own; JPEG for
+        HEIC). ``quality``: 1 to 100 (usually 92). ``strength``: 0, the photograph as it was, to 1, the whole effect
+        (usually).
         ``gps``: ``keep`` (usually), or ``strip`` positions in EXIF and XMP. ``tiled``: run the network over the full
         resolution in tiles, for detail; dozens of times the work. ``priority``: ``interactive`` or ``bulk``, which
         waits behind it. ``timeout``: seconds for the whole call, retries included. The server checks the values.

@@ -7,10 +7,10 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from restormer_client import folder
-from restormer_client.calls import LONGEST, TIMEOUT
+from restormer_client.calls import LONGEST, TIMEOUT, Format
 from restormer_client.connection import TLS
 from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError
@@ -89,8 +89,9 @@ def _add_files(verb: argparse.ArgumentParser) -> None:
 def add_wishes(verb: argparse.ArgumentParser) -> None:
     """What is asked of each photograph; `wishes_of` reads it."""
     wishes = verb.add_argument_group("what comes back")
-    formats = ("jpeg", "png", "webp", "tiff", "avif")
-    wishes.add_argument("--format", choices=formats, help="default: the input's own, whatever the output is called")
+    wishes.add_argument(
+        "--format", choices=get_args(Format), help="default: the input's own, whatever the output is called"
+    )
     wishes.add_argument("--quality", type=int, help="1 to 100 (default 92)")
     wishes.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
     wishes.add_argument("--strength", type=float, help="0, the photograph as it was, to 1, the whole effect (default)")

@@ -12,8 +12,8 @@ from typing import TypeVar
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 #: Names that photographs have, as the server reads them.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
-_SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
+_SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "avif": ".avif"}
 _COMES_BACK_AS = {".heic": "jpeg", ".heif": "jpeg"}
 
 

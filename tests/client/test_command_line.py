@@ -8,12 +8,15 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
+from typing import get_args
 
 import pytest
-from restormer_client import DeadlineExceeded, InvalidPhotograph, Overloaded, files
+from restormer_client import DeadlineExceeded, InvalidPhotograph, Overloaded, calls, files
 from restormer_client.cli import main
 
 import imaging
+from imaging.options import OUTPUTS, WRITTEN
 from tests.conftest import free_port
 
 
@@ -288,6 +291,11 @@ def test_a_failed_photograph_leaves_the_old_one(fake, folder, tmp_path, run):
 
 def test_the_names_of_photographs_are_the_servers():
     assert set(files.SUFFIXES) == set(imaging.SUFFIXES)
+
+
+def test_the_formats_are_the_servers():
+    assert get_args(calls.Format) == tuple(OUTPUTS)
+    assert {files.renamed(Path("a.jpg"), name).suffix: name for name in OUTPUTS}.items() <= WRITTEN.items()
 
 
 def test_help_teaches(capsys):

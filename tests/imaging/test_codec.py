@@ -50,6 +50,26 @@ def deep_planes():
     return imagecodecs.tiff_encode(deep_pixels().transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
 
 
+def bitmap(kind):
+    """A BMP that Pillow does not write: with an alpha mask, of 16 bits a pixel, or run-length encoded."""
+    height, width = 240, 320
+    if kind == "alpha":
+        bits, compression, masks = 32, 3, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        body = np.dstack([pixels()[::-1, :, ::-1], np.full((height, width), 128, np.uint8)]).tobytes()
+    elif kind == "16 bits":
+        bits, compression, masks = 16, 3, (0xF800, 0x7E0, 0x1F, 0)
+        red, green, blue = np.moveaxis(pixels()[::-1].astype(np.uint16), 2, 0)
+        body = (red >> 3 << 11 | green >> 2 << 5 | blue >> 3).tobytes()
+    else:
+        bits, compression, masks = 8, 1, (0, 0, 0, 0)
+        body = (bytes([160, 7]) * 2 + b"\0\0") * height + b"\0\1"
+    palette = bytes(4 * 256 if bits == 8 else 0)
+    offset = 14 + 108 + len(palette)
+    header = struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset)
+    header += struct.pack("<IiiHHIIiiII", 108, width, height, 1, bits, compression, len(body), 2835, 2835, 0, 0)
+    return header + struct.pack("<4I", *masks) + bytes(52) + palette + body
+
+
 #: What came in, and what has to come back: format, Pillow's mode, bits a channel.
 FILES = {
     "JPEG": (encoded(pixels()), "JPEG", "RGB", 8),
@@ -81,6 +101,10 @@ FILES = {
     "TIFF 16 bits grey": (deep("TIFF", deep_pixels(1)), "TIFF", "I;16", 16),
     "TIFF 16 bits by planes": (deep_planes(), "TIFF", "RGB", 16),
     "TIFF 16 bits compressed": (deep("TIFF", deep_pixels(), compressed=True), "TIFF", "RGB", 16),
+    "BMP": (encoded(pixels(), "BMP"), "BMP", "RGB", 8),
+    "BMP palette": (encoded(Image.fromarray(pixels()).quantize(64), "BMP"), "BMP", "RGB", 8),
+    "BMP grey": (converted("L", "BMP"), "BMP", "L", 8),
+    "BMP of 16 bits a pixel": (bitmap("16 bits"), "BMP", "RGB", 8),
     "AVIF": (encoded(pixels(), "AVIF"), "AVIF", "RGB", 8),
     "AVIF alpha": (with_alpha("AVIF"), "AVIF", "RGBA", 8),
     "HEIC": (HEIC.read_bytes(), "JPEG", "RGB", 8),
@@ -174,7 +198,7 @@ def test_a_tiff_of_jpeg_comes_back_without_further_loss():
     assert again.info["compression"] == "tiff_adobe_deflate"
 
 
-OUT = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "avif": "AVIF"}
+OUT = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
 
 
 @pytest.mark.parametrize("name", OUT)
@@ -186,9 +210,25 @@ def test_every_format_can_be_asked_for(data, name):
     assert (again.format, again.size) == (OUT[name], photograph.pixels.shape[1::-1])
 
 
-def test_alpha_becomes_white_where_a_format_has_none():
+@pytest.mark.parametrize("name", ["jpeg", "bmp"])
+def test_alpha_becomes_white_where_a_format_has_none(name):
     clear = np.zeros((64, 64, 4), np.uint8)
-    assert decode(encode(decode(encoded(clear, "PNG")), format="jpeg")).pixels.min() > 250
+    assert decode(encode(decode(encoded(clear, "PNG")), format=name)).pixels.min() > 250
+
+
+def test_the_alpha_of_a_bmp_is_read_and_becomes_white():
+    photograph = decode(bitmap("alpha"))
+    assert np.array_equal(photograph.pixels, np.dstack([pixels(), np.full((240, 320), 128, np.uint8)]))
+    half = pixels() * (128 / 255) + 127
+    assert np.abs(decode(encode(photograph)).pixels - half).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "p3"), ("L", "grey")])
+def test_a_bmp_which_holds_no_profile_is_in_srgb(mode, kind):
+    photograph = decode(converted(mode, "PNG", icc_profile=profile(kind)))
+    srgb = photograph.space.to_srgb(photograph.pixels) / 65535
+    assert np.abs(srgb - photograph.pixels / 255).max() > 0.02
+    assert np.abs(decode(encode(photograph, format="bmp")).pixels / 255 - srgb).max() < 0.003
 
 
 def test_quality_makes_a_smaller_file():
@@ -350,6 +390,7 @@ def bad_files():
         "TIFF of two pages": (animated("TIFF"), "more than one picture"),
         "floating point": (encoded(np.zeros((32, 32), np.float32), "TIFF"), "8 or 16 bits"),
         "Lab": (encoded(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
+        "run-length encoded BMP": (bitmap("run lengths"), "run-length encoded"),
         "scans without end": (scan_bomb(), "scans"),
     }
 

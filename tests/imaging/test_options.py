@@ -1,17 +1,47 @@
 """Request parameters: what they may say, and what they do."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imaging import InvalidOption, InvalidPhotograph, Options, decode, finished, prepared
+from imaging import InvalidOption, InvalidPhotograph, Options, codec, decode, finished, prepared
+from imaging.codec import FORMATS
 from imaging.frame import resize
+from imaging.options import OUTPUTS
+from tests.conftest import ROOT
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
 
 PHOTO = encoded(pixels(600, 800))
 CORE = prepared(PHOTO)
 BRIGHT = CORE ** np.float32(0.7)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("docs/photographs.md", r"\| `format` \| ([^|]+) \|"),
+        ("model_repository/enhance/config.pbtxt", r"#   format +(.*?)  "),
+        ("model_repository/enhance/configs/cpu.pbtxt", r"#   format +(.*?)  "),
+    ],
+)
+def test_every_list_of_formats_is_complete(path, line):
+    assert re.search(line, (ROOT / path).read_text(encoding="utf-8"))[1].strip() == ", ".join(OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        (codec.__doc__, r"^(\w+) {2,}\S"),
+        ((ROOT / "docs/photographs.md").read_text("utf-8"), r"^\| ([A-Z]\w+) \| .*\| .*\|$"),
+    ],
+    ids=["codec", "docs/photographs.md"],
+)
+def test_every_table_of_formats_is_complete(text, row):
+    named = [name.upper() for name in re.findall(row, text, re.MULTILINE)]
+    assert [name for name in named if name != "FORMAT"] == ["HEIC" if kind == "HEIF" else kind for kind in FORMATS]
 
 
 def test_nothing_asked_is_the_default():
@@ -45,7 +75,7 @@ def test_numbers_and_their_text_mean_the_same(parameters, expected):
         ({"quality": 0}, "quality is 0: it has to be a number from 1 to 100"),
         ({"quality": [1]}, "quality"),
         ({"quality": 10**400}, "quality"),
-        ({"format": "gif"}, "format is 'gif': it has to be one of jpeg, png, webp, tiff, avif"),
+        ({"format": "gif"}, "format is 'gif': it has to be one of jpeg, png, webp, tiff, bmp, avif"),
         ({"format": "heic"}, "format is 'heic'"),
         ({"size": "1024"}, "size is '1024': it has to be one of native, 512"),
         ({"gps": "yes"}, "gps is 'yes'"),
