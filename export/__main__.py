@@ -13,6 +13,7 @@ from export.engines import rollback, table
 from export.errors import ExportError
 from export.precision import PRECISIONS
 from export.tensorrt import COMPATIBILITY, Options
+from imaging.options import NATIVE, SMALL
 
 USUAL = Request(package=Path())  # its defaults are the command line's
 
@@ -31,14 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--engines", type=Path, default=USUAL.engines, help="engines Triton does not serve")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
-    enhance.add_argument("--input", type=Path, help="photograph to read")
-    enhance.add_argument("--output", type=Path, help="file to write")
-    enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
-    enhance.add_argument("--output_dir", type=Path, help="folder to write into")
-    enhance.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
-    enhance.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    enhance.add_argument("--compile", action="store_true", help="through torch.compile: slow start, faster after")
-    for verb in (engine, inspect, enhance):
+    _enhance_flags(enhance)
+    for verb in (engine, inspect):
         verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
@@ -77,6 +72,25 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
         "--compute-capabilities", type=lambda text: tuple(text.split()), default=options.compute_capabilities,
         help='for rtx, for example "8.6 8.9 12.0"',
     )  # fmt: skip
+
+
+def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
+    model = enhance.add_mutually_exclusive_group(required=True)
+    model.add_argument("--package", type=Path, help="folder of the model package")
+    model.add_argument("--checkpoint", type=Path, help="checkpoint file alone, without the JSON files of a package")
+    enhance.add_argument("--input", type=Path, help="photograph to read")
+    enhance.add_argument("--output", type=Path, help="file to write; its ending decides the format")
+    enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
+    enhance.add_argument("--output_dir", type=Path, help="folder to write into")
+    enhance.add_argument("--suffix", default="", help="put before the ending of every file of --output_dir, as _hdr")
+    enhance.add_argument(
+        "--size", choices=(NATIVE, SMALL), default=NATIVE,
+        help="512: the network's own result in the photograph's aspect ratio, the longer side at 512 pixels, "
+        "not stretched to 512x512 (default: native, the photograph's own size)",
+    )  # fmt: skip
+    enhance.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    enhance.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    enhance.add_argument("--compile", action="store_true", help="through torch.compile: slow start, faster after")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,16 +136,22 @@ def _inspect(options: dict[str, Any]) -> int:
 
 
 def _enhance(options: dict[str, Any]) -> int:
-    from export.enhance import enhance_files, pairs_in, runner_from_package
+    from export.enhance import enhance_files, format_of, pairs_in, require_no_overwriting, runner_of
+    from export.package import package_from_checkpoint, package_from_folder
 
     one, folder = (options["input"], options["output"]), (options["input_dir"], options["output_dir"])
     if all(one) == all(folder) or any(one) == any(folder):
         raise ExportError("give --input and --output, or --input_dir and --output_dir")
-    pairs = [one] if all(one) else pairs_in(*folder)
-    run = runner_from_package(
-        options["package"], precision=options["precision"], device=options["device"], compiled=options["compile"]
-    )
-    return 1 if enhance_files(pairs, run) else 0
+    if all(one) and options["suffix"]:
+        raise ExportError("--suffix goes with --input_dir and --output_dir; --output is the whole name")
+    pairs = [one] if all(one) else pairs_in(*folder, options["suffix"])
+    require_no_overwriting(pairs)
+    for _, target in pairs:
+        format_of(target)  # before the network is loaded
+    checkpoint = options["checkpoint"]
+    package = package_from_checkpoint(checkpoint) if checkpoint else package_from_folder(options["package"])
+    run = runner_of(package, precision=options["precision"], device=options["device"], compiled=options["compile"])
+    return 1 if enhance_files(pairs, run, size=options["size"]) else 0
 
 
 _VERBS = {"engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance}
