@@ -1,9 +1,12 @@
 """The reference path without a server: files in, files out, one bad photograph does not stop the rest."""
 
+import re
+
+import numpy as np
 import pytest
 
 from export.__main__ import main
-from tests.photographs import encoded, opened, pixels
+from tests.photographs import HEIC, encoded, opened, pixels
 
 PACKAGE = ["--package", "demo/package"]
 
@@ -30,6 +33,50 @@ def test_one_photograph(tmp_path):
     assert opened((tmp_path / "out.png").read_bytes()).size == (64, 48)
 
 
+def test_a_checkpoint_alone_does_what_the_owners_script_does(tiny, tmp_path):
+    """Its flags, its names, its formats; 512 pixels, in the shape of the photograph; the same as by the package."""
+    checkpoint = tmp_path / "weights.pt"
+    checkpoint.write_bytes((tiny["package"] / "model_checkpoint.pt").read_bytes())
+    photos, out, one = tmp_path / "photos", tmp_path / "out", tmp_path / "one.png"
+    photos.mkdir()
+    (photos / "a.TIFF").write_bytes(encoded(pixels(48, 64), "TIFF"))
+    (photos / "b.bmp").write_bytes(encoded(pixels(48, 64), "BMP"))
+    (photos / "c.heic").write_bytes(HEIC.read_bytes())
+    asked = ["--device", "cpu", "--size", "512"]
+    files = ["--input_dir", str(photos), "--output_dir", str(out), "--suffix", "_hdr"]
+    assert main(["enhance", "--checkpoint", str(checkpoint), *asked, *files]) == 0
+    made = {path.name: opened(path.read_bytes()) for path in out.iterdir()}
+    assert {name: (image.format, image.size) for name, image in made.items()} == {
+        "a_hdr.TIFF": ("TIFF", (512, 384)),
+        "b_hdr.bmp": ("BMP", (512, 384)),
+        "c_hdr.jpg": ("JPEG", (384, 512)),
+    }
+    files = ["--input", str(photos / "b.bmp"), "--output", str(one)]
+    assert main(["enhance", "--package", str(tiny["package"]), *asked, *files]) == 0
+    assert opened(one.read_bytes()).format == "PNG"  # the name says so
+    assert np.array_equal(opened(one.read_bytes()), made["b_hdr.bmp"])
+
+
+def test_no_photograph_and_no_other_result_is_overwritten(tmp_path, capsys):
+    for name in ("a.jpg", "a.heic"):
+        (tmp_path / name).write_bytes(name.encode())
+    wishes = [["--input", "a.jpg", "--output", "a.jpg"]]
+    wishes += [["--input_dir", ".", "--output_dir", folder] for folder in (".", "out")]
+    for files in wishes:
+        given = [part if part.startswith("--") else str(tmp_path / part) for part in files]
+        assert main(["enhance", *PACKAGE, *given]) == 1
+        assert "would overwrite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.jpg": b"a.jpg", "a.heic": b"a.heic"}
+
+
+@pytest.mark.parametrize("models", [[], [*PACKAGE, "--checkpoint", "demo/package/model_checkpoint.pt"]])
+def test_a_package_or_a_checkpoint_is_named_and_not_both(models, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["enhance", *models, "--input", "in.jpg", "--output", "out.jpg"])
+    assert ended.value.code == 2
+    assert re.fullmatch("error: .*--checkpoint.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -42,6 +89,9 @@ def test_one_photograph(tmp_path):
             ["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--device", "cuda:99"],
             "--device cuda:99 cannot be",
         ),
+        (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.heic"], "end it in .jpg"),
+        (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--suffix", "_hdr"], "--suffix goes with"),
+        (["--input_dir", "demo/photos", "--output_dir", "TMP", "--suffix", "/hdr"], "--suffix /hdr"),
     ],
 )
 def test_wrong_requests_end_in_one_line(tmp_path, capsys, flags, message):
