@@ -39,7 +39,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
-.PHONY: help setup setup-gpu setup-bulk inspect engine engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
+.PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
 	benchmark-scale profile tune roofline report \
 	lint format lock clean check-python
@@ -48,9 +48,10 @@ help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
 	@echo "    SIDE_OVERRIDE=512 builds from a network that was trained at another size"
-	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
+	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder (or PAIRS=file.jsonl  DATA=folder)  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
+	@echo "  Settings of evaluate: PAIRS=file.jsonl (input and target a line)  DATA=folder of their paths  VERSION=1,2  URL=host:port of a running server"
 	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
 	@echo "    of benchmark-scale: ONLY=megapixels,batch,clients,instances  MEGAPIXELS=1,12,50  BATCHES=1,2,8  CLIENTS=1,8,64   of profile: SIDE=pixels"
 	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
@@ -119,10 +120,17 @@ inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, a
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photographs "$(PHOTOS)" --targets "$(TRUTH)" --calibration "$(CALIBRATION)" \
+		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(DATA),--data "$(DATA)") \
 		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") $(if $(SIDE_OVERRIDE),--side-override "$(SIDE_OVERRIDE)") \
 		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \
 		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
 		--server-python $(SERVER) $(FOLDERS)
+
+evaluate: setup  ## L1, PSNR and SSIM of PACKAGE and its published VERSION=1,2 (default: all) on PAIRS, beside what it claims
+	@$(if $(PAIRS),,echo "error: say which pairs: make evaluate PAIRS=test.jsonl" >&2; exit 1)
+	@$(BUILD) -m export evaluate --package "$(PACKAGE)" --pairs "$(PAIRS)" $(if $(DATA),--data "$(DATA)") \
+		$(if $(filter file,$(origin VERSION)),,--versions "$(VERSION)") --repository "$(REPOSITORY)" \
+		--output "$(OUTPUT)/evaluate" $(if $(URL),--url "$(URL)",--server-python $(SERVER))
 
 engines: $(ENVS)/build-ours.done  ## List what is published: version, precision, fidelity, age, whether it fits this machine
 	@$(BUILD) -m export engines $(FOLDERS)

@@ -1,8 +1,9 @@
-"""``python -m export engine | engines | rollback | inspect | enhance``: see ``make help``, and ``--help`` of each."""
+"""``python -m export VERB``: see ``make help``, ``--help``, and ``--help`` of each verb."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
     _enhance_flags(enhance)
-    for verb in (engine, inspect):
+    evaluate = verbs.add_parser("evaluate", help="measure a package and its published versions on pairs")
+    _evaluate_flags(evaluate)
+    for verb in (engine, inspect, evaluate):
         verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
@@ -52,6 +55,8 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--version", type=_version, default=USUAL.version, help="version folder to publish as")
     engine.add_argument("--photographs", type=Path, default=USUAL.photographs, help="folder to measure fidelity on")
     engine.add_argument("--targets", type=Path, default=USUAL.targets, help="their ground truth, by the same names")
+    engine.add_argument("--pairs", type=Path, help="JSON lines of input and target, instead of both folders")
+    engine.add_argument("--data", type=Path, help="folder the paths of --pairs are relative to")
     engine.add_argument("--calibration", type=Path, default=USUAL.calibration, help="folder for ranges and INT8 scales")
     engine.add_argument("--calibrator", default=USUAL.calibrator, help=", ".join(CALIBRATORS))
     engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
@@ -93,6 +98,16 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     enhance.add_argument("--compile", action="store_true", help="through torch.compile: slow start, faster after")
 
 
+def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--pairs", type=Path, required=True, help="JSON lines of input and target")
+    evaluate.add_argument("--data", type=Path, help="folder their paths are relative to (default: the file's own)")
+    evaluate.add_argument("--versions", type=_versions, default=(), help="published versions, as 1,2 (default: all)")
+    evaluate.add_argument("--repository", type=Path, default=USUAL.repository, help="Triton model repository")
+    evaluate.add_argument("--server-python", type=Path, help="interpreter of the server, to start a Triton")
+    evaluate.add_argument("--url", default="", help="a running Triton that serves the versions, instead of a new one")
+    evaluate.add_argument("--output", type=Path, default=Path("out/evaluate"), help="folder of the results")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as every other error."""
@@ -103,6 +118,10 @@ def _version(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no version: 1 or more (Triton serves the highest)")
     return int(text)
+
+
+def _versions(text: str) -> tuple[int, ...]:
+    return tuple(_version(part.strip()) for part in text.split(","))
 
 
 def _batch(text: str) -> int:
@@ -154,7 +173,19 @@ def _enhance(options: dict[str, Any]) -> int:
     return 1 if enhance_files(pairs, run, size=options["size"]) else 0
 
 
-_VERBS = {"engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance}
+def _evaluate(options: dict[str, Any]) -> int:
+    from export import evaluate
+
+    summary = evaluate.evaluate(evaluate.Request(**options))
+    print(evaluate.table(summary))
+    print(json.dumps(summary))
+    return 0
+
+
+_VERBS = {
+    "engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance,
+    "evaluate": _evaluate,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ import json
 import math
 import platform
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from export import machine, ort, tensorrt
 from export.errors import ExportError, GateError
 from export.files import checkpoint_path, sha256, write_bytes
+from export.pairs import Pair, pairs_from_file
 from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
 from export.publish import provenance, versions
@@ -28,6 +30,7 @@ from export.tensorrt import Options
 from imaging import FRAME
 
 MODEL = "restormer"  #: the model's folder in a repository
+MOST_PAIRS = 16  #: of a file of pairs, the first
 MAX_BATCH = 8  #: the configs' max_batch_size; a test holds them together
 ADAPTER = "cpu_model.py"  #: in model_repository/restormer/: becomes model.py of every version served on a CPU
 CALIBRATORS = ("percentile", "entropy", "minmax")
@@ -42,8 +45,9 @@ class Request:
     """What to build, from where, to where.
 
     ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. ``photographs`` are those
-    fidelity is measured on, ``targets`` their ground truth by the same names, ``calibration`` the photographs that
-    ranges and INT8 scales come from. ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB.
+    fidelity is measured on, ``targets`` their ground truth by the same names; ``pairs``, a file of pairs whose paths
+    are relative to ``data``, replaces both. ``calibration`` are the photographs that ranges and INT8 scales come from.
+    ``plan`` pins an INT8 plan. ``gate`` replaces the precision's own, in dB.
     ``server_python`` is the interpreter of the server's environment, for the ladder's last rung; without it that rung
     is left out, and says so. ``side_override`` builds for this side although the network was trained at another.
     """
@@ -56,6 +60,8 @@ class Request:
     version: int = 1
     photographs: Path = Path("demo/photos")
     targets: Path = Path("demo/targets")
+    pairs: Path | None = None
+    data: Path | None = None
     calibration: Path = Path("demo/calibration")
     calibrator: str = "percentile"
     plan: Path | None = None
@@ -102,6 +108,11 @@ def build(request: Request) -> list[Path]:
         if request.target == "auto" and "tensorrt" not in targets:
             _say_what_is_left(request)
     return [place.path for place in places.values()]
+
+
+def pairs_of(request: Request) -> list[Pair]:
+    """Return the pairs fidelity is measured on; none where photographs and targets are folders."""
+    return pairs_from_file(request.pairs, request.data)[:MOST_PAIRS] if request.pairs else []
 
 
 def _build_fastest(request: Request) -> list[Path]:
@@ -179,6 +190,7 @@ def _require_settings(request: Request) -> None:
         raise ExportError(f"CALIBRATOR={request.calibrator} is unknown: choose one of {', '.join(CALIBRATORS)}")
     if request.plan and not request.plan.is_file():
         raise ExportError(f"PLAN={request.plan} is no file: take the .int8.json that lies beside an engine")
+    pairs_of(request)
     if request.options.max_batch != MAX_BATCH:
         say(f"MAX_BATCH={request.options.max_batch}: max_batch_size in restormer/config.pbtxt has to be the same")
 
@@ -242,6 +254,7 @@ def command(request: Request, target: str | None = None) -> str:
     settings = {
         "TARGET": (target or request.target, "auto"), "VERSION": (request.version, usual.version),
         "PHOTOS": (request.photographs, usual.photographs), "TRUTH": (request.targets, usual.targets),
+        "PAIRS": (request.pairs, None), "DATA": (request.data, None),
         "CALIBRATION": (request.calibration, usual.calibration), "CALIBRATOR": (request.calibrator, usual.calibrator),
         "PLAN": (request.plan, None), "GATE": (request.gate, None), "SIDE_OVERRIDE": (request.side_override, None),
         "REPOSITORY": (request.repository, usual.repository), "ENGINES": (request.engines, usual.engines),
@@ -275,6 +288,7 @@ def _version(name: str) -> str:
 def _origin(request: Request, target: str) -> dict[str, str]:
     """Everything the engine and its figures depend on; equal origins mean there is nothing to build."""
     checkpoint_path(request.package)
+    pairs = pairs_of(request)
     room = Path(__file__).parent
     adapter = request.repository / MODEL / ADAPTER
     builder = hashlib.sha256(repr(sorted(tool_versions(target).items())).encode())
@@ -286,8 +300,8 @@ def _origin(request: Request, target: str) -> dict[str, str]:
         settings.append(request.server_python is not None and request.server_python.is_file())
     return {
         "package": folder_digest(request.package),
-        "photographs": folder_digest(request.photographs),
-        "targets": folder_digest(request.targets),
+        "photographs": _files_digest(pair.input for pair in pairs) if pairs else folder_digest(request.photographs),
+        "targets": _files_digest(pair.target for pair in pairs) if pairs else folder_digest(request.targets),
         "calibration": folder_digest(request.calibration),
         "precision": request.precision,
         "frame": FRAME,
@@ -299,7 +313,11 @@ def _origin(request: Request, target: str) -> dict[str, str]:
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 over names and contents of a folder's files; that of nothing if there is no such folder."""
+    return _files_digest(sorted(path for path in folder.glob("*") if path.is_file()))
+
+
+def _files_digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.glob("*") if path.is_file()):
+    for path in paths:
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()

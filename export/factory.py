@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, report, served, tensorrt
-from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, tool_versions
+from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, pairs_of, tool_versions
 from export.channels import cpu_graph, quantized_here
 from export.coverage import Convolution
 from export.errors import ExportError, GateError
@@ -63,7 +63,7 @@ class Factory:
                 f"{request.package}: the server takes RGB to RGB, this network is {architecture.describe()}"
             )
         with step("PyTorch float32 on the photographs"):
-            self._yardstick = fidelity.yardstick(self._network, request.photographs, request.targets)
+            self._yardstick = fidelity.yardstick(self._network, request.photographs, request.targets, pairs_of(request))
         self._rewritten = rewritten(self._network)
 
     def publish(self, target: str, place: Place, origin: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ package has it, in PyTorch float32, before any rewrite. Every way of running the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import nn
 from export import half
 from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
+from export.pairs import Pair, opened, squared, tensor_from_pixels
 from export.precision import Precision
 from imaging import SIDE, SUFFIXES, InvalidPhotograph, prepared
 
@@ -117,12 +118,19 @@ class Yardstick:
         return _mean(found) if found else None
 
 
-def yardstick(network: nn.Module, folder: Path, targets: Path | None = None) -> Yardstick:
-    """The photographs of a folder through the network in float32; targets are matched by name, less the suffix."""
-    images, run = core_tensors(folder), torch_runner(network)
+def yardstick(network: nn.Module, folder: Path, targets: Path | None = None, pairs: Sequence[Pair] = ()) -> Yardstick:
+    """The photographs of a folder through the network in float32; targets are matched by name, less the suffix.
+
+    ``pairs`` replace both folders; their images are prepared as `export.evaluate` prepares them.
+    """
+    images = {pair.name: tensor_from_pixels(squared(opened(pair.input))) for pair in pairs} or core_tensors(folder)
+    run = torch_runner(network)
     references = {name: run(image).clip(0, 1) for name, image in images.items()}
     if bad := [name for name, reference in references.items() if not np.isfinite(reference).all()]:
         raise ExportError(f"the float32 network itself makes NaN or infinity of {bad[0]}: is it trained?")
+    if pairs:
+        aims = {pair.name: tensor_from_pixels(squared(opened(pair.target))) for pair in pairs}
+        return Yardstick(images, references, aims)
     truth = {path.stem: path for path in photographs(targets)} if targets else {}
     paired = [(name, truth[Path(name).stem]) for name in images if Path(name).stem in truth]
     return Yardstick(images, references, {name: core_tensor(path) for name, path in paired})

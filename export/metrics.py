@@ -25,6 +25,31 @@ def psnr(image: Image, reference: Image) -> float:
     return float("inf") if error == 0 else -10.0 * float(np.log10(error))
 
 
+def figures(output: Image, target: NDArray[np.uint8]) -> dict[str, float]:
+    """Compare an output in [0, 1] with a target of 8 bits, in the four figures that packages are measured in.
+
+    SSIM has two forms: scikit-image's mean over 7x7 windows on 8 bits, and `global_ssim`. PSNR of equal images is 200.
+    """
+    from skimage.metrics import structural_similarity
+
+    ours, truth = output.astype(np.float64), target / 255.0
+    windowed = structural_similarity(target, np.round(ours * 255).astype(np.uint8), channel_axis=2, data_range=255)
+    return {
+        "l1": float(np.abs(ours - truth).mean()),
+        "psnr": min(psnr(ours, truth), 200.0),  # infinity is not JSON
+        "ssim_windowed": float(windowed),
+        "ssim_global": global_ssim(ours, truth),
+    }
+
+
+def global_ssim(image: Image, reference: Image) -> float:
+    """One structural similarity over all pixels and channels together, without windows."""
+    c1, c2, m, n = 0.01**2, 0.03**2, image.mean(), reference.mean()
+    covariance = ((image - m) * (reference - n)).mean()
+    variances = image.var(ddof=1) + reference.var(ddof=1)
+    return float((2 * m * n + c1) * (2 * covariance + c2) / ((m**2 + n**2 + c1) * (variances + c2)))
+
+
 def distance(image: Image, reference: Image) -> Distance:
     """All three figures. SSIM as in Wang et al. 2004 (Gaussian window, deviation 1.5), by scikit-image."""
     from skimage.metrics import structural_similarity  # slow to import, and most callers want no more than `psnr`

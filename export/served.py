@@ -1,7 +1,6 @@
-"""The ladder's last rung: the engine behind a real Triton, before it is published.
+"""A real Triton of our own: for the ladder's last stage, before an engine is published, and for measuring on pairs.
 
-The server is started by ``python -m server`` of the server's environment, on a copy of the model repository that
-holds only the new engine, on loopback ports of its own.
+It is started by ``python -m server`` of the server's environment, on loopback ports of its own, and stopped at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,45 +20,93 @@ from numpy.typing import NDArray
 from export.build import MODEL
 from export.errors import ExportError
 from export.names import INPUT, OUTPUT
+from imaging import InvalidPhotograph
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import InferenceServerClient
+
+Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+SECONDS = 600  #: the longest a call may take
 
 
 @contextmanager
-def triton(
-    python: Path, repository: Path, engine: Path
-) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+def triton(python: Path, repository: Path, engine: Path) -> Iterator[Runner]:
     """A running Triton that serves the version folder ``engine``; yields a function from core tensor to core tensor.
 
-    ``python`` is the interpreter of the server's environment. Raises `ExportError` with the server's last words.
+    It is given a copy of the model repository that holds only this engine. Raises `ExportError`.
     """
-    import tritonclient.grpc as grpc
-
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shutil.copytree(repository, folder / "models", ignore=_without_versions)
-        shutil.copytree(engine, folder / "models" / MODEL / "1")
+        models = Path(name) / "models"
+        shutil.copytree(repository, models, ignore=_without_versions)
+        shutil.copytree(engine, models / MODEL / "1")
+        with started(python, models) as address, connected(address) as client:
+            yield core_runner(client)
+
+
+@contextmanager
+def started(python: Path, repository: Path, *flags: str) -> Iterator[str]:
+    """Run a Triton on the published engines of a repository, which is only read; yields its address.
+
+    ``python`` is the interpreter of the server's environment, ``flags`` are further ones of its command line. Raises
+    `ExportError` with the server's last words.
+    """
+    with tempfile.TemporaryDirectory() as state:
+        if not python.is_file():
+            raise ExportError(f"the server is not installed ({python} is missing): make setup")
         grpc_port, metrics_port = _free_ports()
-        command = [str(python.absolute()), "-m", "server"]
-        command += ["--repository", str(folder / "models"), "--state", str(folder / "state")]
+        command = [str(python.absolute()), "-m", "server", "--repository", str(repository), "--state", state]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu"]
+        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu", *flags]
         try:
-            started = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
-            if started.returncode:
-                last = (started.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
-            with grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
-
-                def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
-                    tensor = grpc.InferInput(INPUT, list(image.shape), "FP32")
-                    tensor.set_data_from_numpy(image)
-                    output: NDArray[np.float32] = client.infer(MODEL, [tensor], client_timeout=600).as_numpy(OUTPUT)
-                    return output
-
-                yield run
-        except grpc.InferenceServerException as error:
-            raise ExportError(f"Triton does not answer for the engine: {error.message()}") from error
+            begun = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
+            if begun.returncode:
+                last = (begun.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ExportError(f"Triton does not serve {repository / MODEL}: {last.removeprefix('error: ')}")
+            yield f"127.0.0.1:{grpc_port}"
         finally:
             subprocess.run([*command, "stop"], capture_output=True, check=False)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[InferenceServerClient]:
+    """Connect to a Triton; what it answers instead of a result becomes an `ExportError`."""
+    import tritonclient.grpc as grpc
+
+    try:
+        with grpc.InferenceServerClient(address) as client:
+            yield client
+    except grpc.InferenceServerException as error:
+        raise ExportError(f"Triton on {address} does not answer: {error.message()}") from error
+
+
+def core_runner(client: InferenceServerClient, version: str = "") -> Runner:
+    """Return the network as a version serves it, the highest if none is named: core tensor to core tensor."""
+    import tritonclient.grpc as grpc
+
+    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        tensor = grpc.InferInput(INPUT, list(image.shape), "FP32")
+        tensor.set_data_from_numpy(image)
+        answer = client.infer(MODEL, [tensor], model_version=version, client_timeout=SECONDS)
+        output: NDArray[np.float32] = answer.as_numpy(OUTPUT)
+        return output
+
+    return run
+
+
+def enhanced(client: InferenceServerClient, photograph: bytes) -> bytes:
+    """Send a photograph's file through ``enhance`` with its defaults. Raises `InvalidPhotograph` if it is rejected."""
+    import tritonclient.grpc as grpc
+
+    tensor = grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[photograph]], np.object_))
+    try:
+        answer = client.infer("enhance", [tensor], client_timeout=SECONDS)
+    except grpc.InferenceServerException as error:
+        if error.status() == "StatusCode.INVALID_ARGUMENT":
+            raise InvalidPhotograph(error.message()) from error
+        raise
+    result: bytes = answer.as_numpy("ENHANCED").item()
+    return result
 
 
 def _without_versions(path: str, names: list[str]) -> list[str]:

@@ -1,0 +1,227 @@
+"""Measure a package on pairs as its authors do: PyTorch, then every published version behind a real Triton.
+
+The network's own stages see each image resized to the square by itself; ``enhance`` is measured at the photographs' own
+resolution. Nothing is written before everything is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export import served
+from export.build import MODEL
+from export.claims import SPLITS, Claims, claims_from_folder
+from export.errors import ExportError
+from export.fidelity import Runner, difference_picture, torch_runner
+from export.files import checkpoint_path, sha256, write_bytes
+from export.metrics import figures
+from export.package import network_from_package, package_from_folder
+from export.pairs import Pair, Pixels, opened, pairs_from_file, squared, tensor_from_pixels
+from export.progress import counted, say, step
+from export.publish import documents, versions
+from imaging import SIDE, InvalidPhotograph
+
+#: The measured columns: title, digits, and the metric of a claim they are compared with.
+COLUMNS = {
+    "l1": ("L1", 4, "l1"), "psnr": ("PSNR dB", 2, "psnr"),
+    "ssim_windowed": ("SSIM windowed", 4, "ssim"), "ssim_global": ("SSIM global", 4, "ssim"),
+}  # fmt: skip
+TORCH = "PyTorch float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure: a package, its published versions (all, unless ``versions`` names some), and where.
+
+    ``url`` is a running Triton; without it one is started with ``server_python``, the server environment's interpreter.
+    """
+
+    package: Path
+    pairs: Path
+    data: Path | None = None
+    versions: tuple[int, ...] = ()
+    repository: Path = Path("model_repository")
+    server_python: Path | None = None
+    url: str = ""
+    output: Path = Path("out/evaluate")
+
+
+@dataclass
+class Measured:
+    """One row an image and stage; ``worst`` is the last network stage's image with the lowest PSNR, and its picture."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    worst: tuple[str, Pixels] = ("", np.empty(0, np.uint8))
+
+    def add(self, stage: str, pair: Pair, size: tuple[int, int], resized: bool, found: dict[str, float]) -> None:
+        """Add a row."""
+        where = {"stage": stage, "input": pair.name, "target": str(pair.target), "size": "{}x{}".format(*size)}
+        self.rows.append({**where, "target_resized": resized, **found})
+
+
+def evaluate(request: Request) -> dict[str, Any]:
+    """Measure, write the results into ``output``, return their summary. Raises `ExportError`."""
+    pairs, measured = pairs_from_file(request.pairs, request.data), Measured()
+    stages = _versions(request, measured.remarks)
+    with step("reading the package"):
+        run = torch_runner(network_from_package(package_from_folder(request.package)))
+    squares = _squares(pairs, measured.remarks)
+    with contextlib.ExitStack() as stack:
+        # Triton is started first: what keeps it from serving is known before the long part.
+        client = stack.enter_context(served.connected(_address(request, stages, stack))) if stages else None
+        _measure_core(TORCH, pairs, squares, run, measured)
+        for version, stage in stages.items():
+            _measure_core(stage, pairs, squares, served.core_runner(client, str(version)), measured)
+        if stages:
+            _measure_enhance(f"enhance (version {max(stages)})", pairs, client, measured)
+    summary = _summary(request, measured, claims_from_folder(request.package))
+    _write(request.output, summary, measured)
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Return the summary as a Markdown table, and the remarks."""
+    lines = [["stage", "images", *(title for title, _, _ in COLUMNS.values())]]
+    for name, stage in summary["stages"].items():
+        resized = f", {stage['targets_resized']} targets resized" if stage["targets_resized"] else ""
+        figures = [
+            f"{stage[c]['mean']:.{digits}f} ± {stage[c]['deviation']:.{digits}f}"
+            for c, (_, digits, _) in COLUMNS.items()
+        ]
+        lines.append([name, f"{stage['images']}{resized}", *figures])
+    for split, claims in summary["claims"].items():
+        lines.append([f"claimed, {split}", "", *(claims.get(metric, "–") for _, _, metric in COLUMNS.values())])
+        for name, agrees in summary["agrees"][split].items():
+            words = ({True: "agrees", False: "differs"}.get(agrees.get(c), "–") for c in COLUMNS)
+            lines.append([f"– {name}", "", *words])
+    lines.insert(1, ["---"] * len(lines[0]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines]
+    return "\n".join([*rows, *(f"remark: {remark}" for remark in summary["remarks"])])
+
+
+def _versions(request: Request, remarks: list[str]) -> dict[int, str]:
+    """Choose the versions to measure, each with its stage's name."""
+    published = versions(request.repository / MODEL)
+    chosen = sorted(set(request.versions)) or published
+    if missing := [str(version) for version in chosen if version not in published]:
+        found = ", ".join(map(str, published)) or "none"
+        raise ExportError(f"version {', '.join(missing)} is not published in {request.repository} (published: {found})")
+    if not chosen or not (request.url or request.server_python):
+        remarks.append("only PyTorch was measured: " + ("no --server-python" if chosen else "no engine is published"))
+        return {}
+    checkpoint, stages = sha256(checkpoint_path(request.package)), {}
+    for version in chosen:
+        engines = documents(request.repository / MODEL / str(version))
+        stages[version] = f"version {version} ({', '.join(sorted({e['precision'] for e in engines}))})"
+        if any(engine["package"]["checkpoint_sha256"] != checkpoint for engine in engines):
+            remarks.append(f"version {version} was built from another checkpoint than this package's")
+    return stages
+
+
+def _squares(pairs: list[Pair], remarks: list[str]) -> list[tuple[Pixels, Pixels]]:
+    """Read every pair at the network's size."""
+    squares, unequal = [], []
+    with counted(f"reading {len(pairs)} pairs", len(pairs)) as tick:
+        for pair in pairs:
+            image, target = opened(pair.input), opened(pair.target)
+            unequal += [pair.name] if image.size != target.size else []
+            squares.append((squared(image), squared(target)))
+            tick()
+    if unequal:
+        remarks.append(f"input and target differ in shape in {len(unequal)} pairs, the first is {unequal[0]}")
+    return squares
+
+
+def _address(request: Request, stages: dict[int, str], stack: contextlib.ExitStack) -> str:
+    if request.url or request.server_python is None:
+        return request.url
+    wanted = ",".join(map(str, stages))
+    with step(f"starting Triton with version {wanted}"):
+        return stack.enter_context(served.started(request.server_python, request.repository, "--versions", wanted))
+
+
+def _measure_core(
+    stage: str, pairs: list[Pair], squares: list[tuple[Pixels, Pixels]], run: Runner, measured: Measured
+) -> None:
+    lowest = float("inf")
+    with counted(stage, len(pairs)) as tick:
+        for pair, (image, target) in zip(pairs, squares, strict=True):
+            output = np.asarray(run(tensor_from_pixels(image)), np.float32).clip(0, 1)
+            if not np.isfinite(output).all():
+                raise ExportError(f"{stage}: the output for {pair.name} holds NaN or infinity; nothing was written")
+            found = figures(output[0].transpose(1, 2, 0), target)
+            if found["psnr"] < lowest:
+                lowest = found["psnr"]
+                picture = difference_picture(tensor_from_pixels(image), output, tensor_from_pixels(target))
+                measured.worst = (f"{pair.name} ({stage}, {lowest:.2f} dB)", picture)
+            measured.add(stage, pair, (SIDE, SIDE), False, found)
+            tick()
+
+
+def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measured: Measured) -> None:
+    """Measure what a user gets: the file sent, both upright, the target resized to it where the shapes differ."""
+    with counted(f"{stage} at the photographs' own resolution", len(pairs)) as tick:
+        for pair in pairs:
+            try:
+                ours = opened(io.BytesIO(served.enhanced(client, pair.input.read_bytes())), upright=True)
+            except InvalidPhotograph as error:
+                measured.remarks.append(f"enhance rejects {pair.name}: {error}")
+                continue
+            target = opened(pair.target, upright=True)
+            fitted = target.resize(ours.size, Image.Resampling.BILINEAR)  # the same where the sizes are equal
+            found = figures(np.asarray(ours) / np.float32(255), np.asarray(fitted))
+            measured.add(stage, pair, ours.size, ours.size != target.size, found)
+            tick()
+
+
+def _summary(request: Request, measured: Measured, claims: Claims) -> dict[str, Any]:
+    stages: dict[str, Any] = {}
+    for name in dict.fromkeys(row["stage"] for row in measured.rows):
+        rows = [row for row in measured.rows if row["stage"] == name]
+        stages[name] = {"images": len(rows), "targets_resized": sum(row["target_resized"] for row in rows)}
+        for column in COLUMNS:
+            values = [row[column] for row in rows]
+            stages[name][column] = {"mean": float(np.mean(values)), "deviation": float(np.std(values))}
+    claimed = {split: claims.of(split) for split in SPLITS if claims.of(split)}
+    agrees = {
+        split: {
+            name: {c: stated[m].agrees(**stage[c]) for c, (_, _, m) in COLUMNS.items() if m in stated}
+            for name, stage in stages.items()
+            if not name.startswith("enhance")  # claims are about the network's own square
+        }
+        for split, stated in claimed.items()
+    }
+    return {
+        "package": str(request.package),
+        "pairs": str(request.pairs),
+        "stages": stages,
+        "claims": {split: {m: str(claim) for m, claim in stated.items()} for split, stated in claimed.items()},
+        "agrees": agrees,
+        "worst": measured.worst[0],
+        "remarks": [*measured.remarks, *claims.remarks],
+        "output": str(request.output),
+    }
+
+
+def _write(folder: Path, summary: dict[str, Any], measured: Measured) -> None:
+    text, picture = io.StringIO(), io.BytesIO()
+    writer = csv.DictWriter(text, list(measured.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(measured.rows)
+    Image.fromarray(measured.worst[1]).save(picture, "PNG")
+    document = json.dumps({**summary, "images": measured.rows}, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(folder / "images.csv", text.getvalue().encode())
+    write_bytes(folder / "worst.png", picture.getvalue())
+    write_bytes(folder / "evaluation.json", document.encode())
+    say(f"{folder}: images.csv, evaluation.json, worst.png: {summary['worst']}")
