@@ -78,10 +78,10 @@ def evaluate(request: Request) -> dict[str, Any]:
     squares = _squares(pairs, measured.remarks)
     with contextlib.ExitStack() as stack:
         # Triton is started first: what keeps it from serving is known before the long part.
-        client = stack.enter_context(served.connected(_address(request, stages, stack))) if stages else None
-        _measure_core(TORCH, pairs, squares, run, measured)
-        for version, stage in stages.items():
-            _measure_core(stage, pairs, squares, served.core_runner(client, str(version)), measured)
+        client: Any = stack.enter_context(served.connected(_address(request, stages, stack))) if stages else None
+        runners = {TORCH: run, **{stage: served.core_runner(client, str(v)) for v, stage in stages.items()}}
+        for stage, run in runners.items():
+            _measure_core(stage, pairs, squares, run, measured)
         if stages:
             _measure_enhance(f"enhance (version {max(stages)})", pairs, client, measured)
     summary = _summary(request, measured, claims_from_folder(request.package))
@@ -180,7 +180,7 @@ def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measured: Measu
                 continue
             target = opened(pair.target, upright=True)
             fitted = target.resize(ours.size, Image.Resampling.BILINEAR)  # the same where the sizes are equal
-            found = figures(np.asarray(ours) / np.float32(255), np.asarray(fitted))
+            found = figures(np.asarray(ours) / 255, np.asarray(fitted))
             measured.add(stage, pair, ours.size, ours.size != target.size, found)
             tick()
 

@@ -61,7 +61,7 @@ def started(python: Path, repository: Path, *flags: str) -> Iterator[str]:
             begun = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
             if begun.returncode:
                 last = (begun.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ExportError(f"Triton does not serve {repository / MODEL}: {last.removeprefix('error: ')}")
+                raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
             yield f"127.0.0.1:{grpc_port}"
         finally:
             subprocess.run([*command, "stop"], capture_output=True, check=False)
@@ -74,14 +74,21 @@ def connected(address: str) -> Iterator[InferenceServerClient]:
 
     try:
         with grpc.InferenceServerClient(address) as client:
+            client.is_server_live()  # an address where nothing listens is known before the first minute
             yield client
     except grpc.InferenceServerException as error:
         raise ExportError(f"Triton on {address} does not answer: {error.message()}") from error
 
 
 def core_runner(client: InferenceServerClient, version: str = "") -> Runner:
-    """Return the network as a version serves it, the highest if none is named: core tensor to core tensor."""
+    """Return the network as a version serves it, the highest if none is named: core tensor to core tensor.
+
+    Raises `ExportError` if the version is not served.
+    """
     import tritonclient.grpc as grpc
+
+    if not client.is_model_ready(MODEL, version):
+        raise ExportError(f"Triton does not serve {MODEL}, version {version}: start it with --versions")
 
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
         tensor = grpc.InferInput(INPUT, list(image.shape), "FP32")

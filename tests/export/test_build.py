@@ -242,13 +242,15 @@ def test_auto_without_a_gpu_says_what_it_chose_and_what_is_left(published, tiny,
 def test_the_recorded_command_builds_the_same_again():
     """Every setting that is not the default, quoted: read back as make hands it on."""
     options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
-    request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options)
+    pairs = {"pairs": Path("p q.jsonl"), "data": Path("d")}
+    request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options, **pairs)
     words = shlex.split(command(request, target="tensorrt"))
     done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     line = done.stdout.replace("\\\n", " ").splitlines()[-1]
     for flag in ('--package "a b"', '--target "tensorrt"', '--gate "40.0"', '--calibration "c"', '--max-batch "4"'):
         assert flag in line
     assert '--compatibility "ampere_plus"' in line
+    assert '--pairs "p q.jsonl" --data "d"' in line
     assert '--compute-capabilities "8.6"' in line
 
 
