@@ -123,8 +123,8 @@ def _versions(request: Request, remarks: list[str]) -> dict[int, str]:
     checkpoint, stages = sha256(checkpoint_path(request.package)), {}
     for version in chosen:
         engines = documents(request.repository / MODEL / str(version))
-        stages[version] = f"version {version} ({', '.join(sorted({e['precision'] for e in engines}))})"
-        if any(engine["package"]["checkpoint_sha256"] != checkpoint for engine in engines):
+        stages[version] = f"version {version} ({', '.join(sorted({e.get('precision', 'unknown') for e in engines}))})"
+        if any(engine.get("package", {}).get("checkpoint_sha256") != checkpoint for engine in engines):
             remarks.append(f"version {version} was built from another checkpoint than this package's")
     return stages
 
@@ -157,9 +157,10 @@ def _measure_core(
     lowest = float("inf")
     with counted(stage, len(pairs)) as tick:
         for pair, (image, target) in zip(pairs, squares, strict=True):
-            output = np.asarray(run(tensor_from_pixels(image)), np.float32).clip(0, 1)
+            output = np.asarray(run(tensor_from_pixels(image)), np.float32)
             if not np.isfinite(output).all():
                 raise ExportError(f"{stage}: the output for {pair.name} holds NaN or infinity; nothing was written")
+            output = output.clip(0, 1)
             found = figures(output[0].transpose(1, 2, 0), target)
             if found["psnr"] < lowest:
                 lowest = found["psnr"]
@@ -173,6 +174,7 @@ def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measured: Measu
     """Measure what a user gets: the file sent, both upright, the target resized to it where the shapes differ."""
     with counted(f"{stage} at the photographs' own resolution", len(pairs)) as tick:
         for pair in pairs:
+            tick()
             try:
                 ours = opened(io.BytesIO(served.enhanced(client, pair.input.read_bytes())), upright=True)
             except InvalidPhotograph as error:
@@ -182,7 +184,6 @@ def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measured: Measu
             fitted = target.resize(ours.size, Image.Resampling.BILINEAR)  # the same where the sizes are equal
             found = figures(np.asarray(ours) / 255, np.asarray(fitted))
             measured.add(stage, pair, ours.size, ours.size != target.size, found)
-            tick()
 
 
 def _summary(request: Request, measured: Measured, claims: Claims) -> dict[str, Any]:
