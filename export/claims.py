@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
+from export.documents import text_from_file
+
 SPLITS = ("test", "validation")
 #: Where JSON files state a split's means, and what stands before the metric's name there.
 _PLACES = (
@@ -103,7 +105,7 @@ def _stated(folder: Path, remarks: list[str]) -> Iterator[Claim]:
 
 def _document(path: Path, remarks: list[str]) -> object:
     try:
-        return json.loads(_text(path) or "{}", parse_float=Decimal, parse_constant=Decimal)
+        return json.loads(text_from_file(path) or "{}", parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError) as error:
         remarks.append(f"{path.name} is not valid JSON ({str(error) or type(error).__name__}): its claims are unknown")
         return {}
@@ -120,7 +122,7 @@ def _plausible(value: object, metric: str) -> tuple[Decimal, str]:
 
 def _prose(path: Path) -> list[Claim]:
     """Read the means a text states; deviations stand behind each mean, or all together in the same order."""
-    claims, split, text = [], "test", _text(path)
+    claims, split, text = [], "test", text_from_file(path)
     for line in text.splitlines():
         if word := re.search(r"\b(?:val|validation|test)\b", line, re.IGNORECASE):
             split = "test" if word[0].lower() == "test" else "validation"
@@ -138,10 +140,3 @@ def _prose(path: Path) -> list[Claim]:
 
 def _exponent(value: Decimal) -> int:
     return int(value.as_tuple().exponent)
-
-
-def _text(path: Path) -> str:
-    """Return a file's text, empty if there is none."""
-    data = path.read_bytes() if path.is_file() else b""
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return data.decode(encoding, errors="replace")

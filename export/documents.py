@@ -48,7 +48,7 @@ def documents_from_folder(folder: Path) -> Documents:
     """Read the documents of a package. Raises `ExportError` for JSON that cannot be parsed."""
     remarks: list[str] = []
     flat = {name: _flat_json(folder / f"{name}.json", remarks) for name in ("architecture", "config", "training_info")}
-    manifest = _text(folder / "MANIFEST.txt")
+    manifest = text_from_file(folder / "MANIFEST.txt")
     return Documents(**flat, manifest=manifest, remarks=(*remarks, *_checksum_remarks(folder, manifest)))
 
 
@@ -139,7 +139,7 @@ def _parsed(value: object) -> object:
     return value
 
 
-def _text(path: Path) -> str:
+def text_from_file(path: Path) -> str:
     """A text file in UTF-8 or, with a byte order mark, UTF-16; empty if there is none."""
     data = path.read_bytes() if path.is_file() else b""
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -225,7 +225,7 @@ def test_a_version_that_the_running_server_does_not_serve(tiny, triton, reposito
 def test_an_output_that_is_not_finite_writes_nothing(tiny_network, tmp_path, capsys):
     network = type(tiny_network)(tiny_network.architecture)
     with torch.no_grad():
-        network.patch_embed.proj.weight.fill_(3e38)
+        next(network.parameters()).fill_(3e38)
     (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
     flags = ["--package", save_package(tmp_path / "package", network), "--repository", bare_repository(tmp_path / "r")]
