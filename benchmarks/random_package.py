@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.core import awake
-from export.architecture import OWNER_SIZES, STAGES, Architecture, owner_network
+from demo.package_files import architecture_document
+from export.architecture import OWNER_SIZES, Architecture, owner_network
 from export.naming import OWNER
 from export.network import Restormer
 
@@ -54,25 +55,8 @@ def write_package(folder: Path, architecture: Architecture) -> Path:
 
 def documents(architecture: Architecture, parameters: int) -> dict[str, object]:
     """The JSON files of a package, nested as the owner nests them."""
-    encoder = [architecture.stages[name] for name in list(STAGES)[:4]]
-    structure = {
-        "num_blocks": [len(blocks) for blocks in encoder],
-        "num_heads": [blocks[0].heads for blocks in encoder],
-        "channels": [blocks[0].width for blocks in encoder],
-        "num_refinement_blocks": len(architecture.stages["refinement"]),
-        "expansion_factor": 2.66,
-        "bias": architecture.bias,
-        "LayerNorm_type": "WithBias",
-    }
-    size = {"total": parameters, "trainable": parameters, "size_mb": round(parameters * 4 / 2**20, 2)}
-    specs = {"input_shape": [3, 512, 512], "input_range": [0, 1], "requires_clamping": True, "clamp_range": [0, 1]}
     return {
-        "architecture.json": {
-            "architecture": "Restormer",
-            "parameters": size,
-            "model_structure": {"encoder_decoder": structure},
-            "input_output_specs": specs,
-        },
+        "architecture.json": architecture_document(architecture, parameters, "random"),
         "config.json": {
             "training": {"resolution": 512},
             "input_output": {"input_range": [0, 1], "normalization": "none", "preprocessing": "resize_to_512x512"},

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 
 Image = NDArray[np.float32]
 
@@ -97,3 +98,9 @@ def fused(radiance: Image, gain: float) -> Image:
     bracket = [np.round(rendered(radiance * gain * 2.0**stops) * 255).astype(np.uint8) for stops in BRACKET_STOPS]
     result = cv2.createMergeMertens(1.0, 1.0, 1.0).process(bracket)
     return np.clip(result, 0.0, 1.0).astype(np.float32)
+
+
+def stretched(image: Image, side: int) -> Image:
+    """Stretch to a square, whatever the aspect ratio: on 8 bits, bilinear with antialiasing."""
+    picture = PillowImage.fromarray(np.round(image * 255).astype(np.uint8))
+    return np.asarray(picture.resize((side, side), PillowImage.Resampling.BILINEAR), np.float32) / 255

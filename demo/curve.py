@@ -1,4 +1,4 @@
-"""The yardstick the demo network has to beat: the best global colour curve, a cubic for each channel."""
+"""What the demo network has to beat: the best global colour curve, a cubic for each channel."""
 
 from __future__ import annotations
 

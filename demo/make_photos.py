@@ -1,4 +1,4 @@
-"""Makes the demo's photographs again: dark around a bright window, at full resolution, with fused targets.
+"""Make the demo's photographs and their fused targets: dark around a bright window, at full resolution.
 
     python -m demo.make_photos SOURCES
 
@@ -6,7 +6,7 @@ SOURCES is a folder with the sharp photographs below, as they lie in Debian's pa
 (``/usr/share/backgrounds``; licences in its ``copyright``) and in scikit-image. The light is **synthetic**: the
 photograph is linearised, a window's light (a soft bright region that falls off into a dark room) is multiplied over
 it, and the simulated camera of ``demo.camera`` takes one exposure and fuses a bracket, at full size. None of these
-photographs was used in training.
+photographs was used in training. ``test.jsonl`` lists them as the demo package's test set.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ def main() -> None:
         credits[name] = {"from": source.file, "by": source.credit, "pixels": f"{sharp.shape[1]}x{sharp.shape[0]}"}
         print(f"{name}: {sharp.shape[1]}x{sharp.shape[0]}, gain {gain:.2f}")
     (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n", encoding="utf-8")
+    lines = [json.dumps({"input": f"photos/{name}", "target": f"targets/{name}"}) + "\n" for name in sorted(credits)]
+    (arguments.output / "test.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Prints the README's figures from the measured results (``python -m demo.table``).
+"""Print the tables of the measured results (``python -m demo.table``).
 
-The results in ``demo/results`` are written by ``python -m demo.train`` (``shipped.json`` by the run that made the
-package, ``fold_<scene>.json`` by the runs that left one interior out) and by ``python -m demo.run --record``
-(``served.json``).
+The results in ``demo/results`` are written by ``python -m demo.train`` (``shipped.json``, ``curve.json``) and by
+``python -m demo.run --record`` (``served.json``).
 """
 
 from __future__ import annotations
@@ -10,40 +9,32 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 RESULTS = Path(__file__).parent / "results"
-SUBJECTS = {"input": "input", "curve": "global cubic curve", "network": "network"}
-FIGURES = {"l1": ("L1", 4), "psnr": ("PSNR (dB)", 1), "ssim": ("SSIM", 3)}
+SUBJECTS = ("input", "curve", "network")
+FIGURES = {"psnr": 1, "l1": 4, "ssim": 3}  # digits
 Scenes = dict[str, dict[str, dict[str, float]]]
 
 
-def folds() -> Scenes:
-    """Figures of every fold by its held-out scene."""
-    return {scene: r for path in sorted(RESULTS.glob("fold_*.json")) for scene, r in _document(path.stem).items()}
-
-
-def gains(scenes: Scenes, subject: str) -> list[float]:
-    """Decibels the network is above ``subject``, scene by scene."""
-    return [result["network"]["psnr"] - result[subject]["psnr"] for result in scenes.values()]
+def gains(scenes: Scenes, subject: str) -> dict[str, float]:
+    """Decibels the network is above ``subject``, by scene."""
+    return {scene: result["network"]["psnr"] - result[subject]["psnr"] for scene, result in scenes.items()}
 
 
 def held_out_table() -> str:
-    """Mean ± deviation over held-out scenes, of the folds and of the shipped network."""
-    lines = ["| held-out scenes | | L1 | PSNR (dB) | SSIM |", "|---|---|---|---|---|"]
-    groups = {"the five folds": folds(), "the shipped network": _document("shipped")}
-    for title, scenes in groups.items():
-        for key, label in SUBJECTS.items():
-            cells = [_spread([r[key][f] for r in scenes.values()], digits) for f, (_, digits) in FIGURES.items()]
-            first = f"{title}: {', '.join(scenes)}" if key == "input" else ""
-            lines.append(f"| {first} | {label} | {' | '.join(cells)} |")
-    over = {subject: gains(folds(), subject) for subject in ("input", "curve")}
-    lines.append("")
-    lines.append(
-        f"Over the folds the network is {np.mean(over['input']):.1f} dB above the input (least: "
-        f"{min(over['input']):.1f}) and {np.mean(over['curve']):.1f} dB above the curve "
-        f"(least: {min(over['curve']):.1f})."
-    )
+    """Input, curve and network on the scenes that the network never saw, by kind of views."""
+    lines = [
+        "| views | scene | PSNR (dB): input | global curve | network | above the input | above the curve "
+        "| L1: input | global curve | network | SSIM: input | global curve | network |",
+        "|---" * 13 + "|",
+    ]
+    for kind, scenes in _document("shipped").items():
+        above = [gains(scenes, subject) for subject in ("input", "curve")]
+        for scene, result in scenes.items():
+            psnr, l1, ssim = (
+                [f"{result[subject][name]:.{digits}f}" for subject in SUBJECTS] for name, digits in FIGURES.items()
+            )
+            cells = [kind, scene, *psnr, *(f"{each[scene]:+.1f}" for each in above), *l1, *ssim]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -82,10 +73,6 @@ def served_table() -> str:
 
 def _document(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _spread(values: list[float], digits: int) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
 
 
 def _row(title: str, *values: float) -> str:

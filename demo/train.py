@@ -1,15 +1,15 @@
-"""Trains the demo model package again, and measures it honestly.
+"""Train the network of demo/package, and measure it on scenes that it never saw.
 
-    python -m demo.train PANORAMAS                    the shipped network -> demo/package, demo/results
-    python -m demo.train PANORAMAS --fold hall        one fold: everything but ``hall``, measured on ``hall``
-    python -m demo.train PANORAMAS --measure          no training: demo/package as it is, measured again
+    python -m demo.train PANORAMAS              train -> demo/package, demo/results
+    python -m demo.train PANORAMAS --resume     continue the run that was interrupted
+    python -m demo.train PANORAMAS --measure    train nothing: measure demo/package again
 
 PANORAMAS is a folder of equirectangular OpenEXR files: fifteen photographs of real places by Poly Haven, CC0 1.0,
-512x256, as packed in the npm package ``@pmndrs/assets`` 1.7.0 (``python -m demo.fetch_panoramas`` brings them).
+512x256, as packed in the npm package ``@pmndrs/assets`` 1.7.0 (``python -m demo.fetch_panoramas`` downloads them).
 
-Task: one exposure in, exposure fusion out (``demo.camera`` says exactly what both are). Loss: L1, plus 0.3 x L1 over
-bright regions (windows), plus 0.2 x L1 of the saturation. The network works in bfloat16 autocast with float32 weights.
-The package is written as a training run leaves it: weights, optimizer, scheduler, metrics, and the JSON files beside.
+Task: one exposure in, exposure fusion out (``demo.camera`` defines both), every view stretched to a square. Loss: L1,
+0.3 x L1 in which bright pixels weigh twice (windows), 0.2 x L1 of the saturation. The run's checkpoint, written every
+epoch, is what ``--resume`` continues from and what the package holds in the end.
 
 Runs are seeded; another processor or thread count rounds differently and gives a network as good, not the same bytes.
 """
@@ -17,40 +17,44 @@ Runs are seeded; another processor or thread count rounds differently and gives 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from demo import curve as yardstick
-from demo import pairs
-from demo.camera import Image
-from demo.pairs import Pair
-from export.architecture import restormer
-from export.metrics import Distance, distance
+from demo import measure, pairs
+from demo.camera import LUMINANCE, Image
+from demo.curve import Pair
+from demo.package_files import TEST_PAIRS, write_package
+from export.architecture import OWNER_EPS, restormer
+from export.naming import OWNER
 from export.network import Restormer
 from export.package import network_from_package, package_from_folder
+from imaging import SIDE
 
-ARCHITECTURE = {"dim": 16, "blocks": (1, 1, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8), "expansion": 2.66}
+ARCHITECTURE = restormer(dim=16, blocks=(1, 1, 1, 1), refinement=1, reduces_level1=True, eps=OWNER_EPS)
 STEPS_AN_EPOCH = 100
-WINDOW_THRESHOLD = 0.8  #: mean of the input's channels (sRGB) above which a pixel counts as window
-WINDOW_WEIGHT = 0.3
-SATURATION_WEIGHT = 0.2
-LEARNING_RATE = 1e-3
+WINDOW_THRESHOLD = 0.7  #: luminance of the target above which a pixel is bright (a window, a lamp)
+WINDOW_WEIGHT = 2.0
+WINDOW_LOSS, SATURATION_LOSS = 0.3, 0.2
+#: Side of the training views, how many views a scene has of it, views in a batch, and the share of such batches.
+VIEWS = ((128, 120, 2, 0.6), (192, 40, 1, 0.2), (256, 30, 1, 0.2))
+Both = tuple[Tensor, Tensor]
 
 
-def loss_terms(output: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """L1, L1 over the windows, and L1 of the saturation; tensors are ``[N, 3, H, W]``."""
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    """Weigh the three losses of ``[N, 3, H, W]`` tensors."""
     error = (output - target).abs()
-    windows = (image.mean(dim=1, keepdim=True) > WINDOW_THRESHOLD).float()
-    window = (error * windows).sum() / (windows.sum() * 3).clamp_min(1.0)
-    return error.mean(), window, (_saturation(output) - _saturation(target)).abs().mean()
+    luminance = torch.einsum("nchw,c->nhw", target, torch.from_numpy(LUMINANCE))
+    weights = torch.where(luminance > WINDOW_THRESHOLD, WINDOW_WEIGHT, 1.0)[:, None]
+    saturation = (_saturation(output) - _saturation(target)).abs().mean()
+    return error.mean() + WINDOW_LOSS * (error * weights).mean() + SATURATION_LOSS * saturation
 
 
 def _saturation(image: Tensor) -> Tensor:
@@ -60,157 +64,171 @@ def _saturation(image: Tensor) -> Tensor:
 
 
 class Sampler:
-    """Random batches: mostly four 128x128 crops, sometimes one 256x256, so that the scale is not learnt by heart."""
+    """Random batches of views that are kept in memory on 8 bits. Batch ``n`` is the same in every run."""
 
     def __init__(self, scenes: dict[str, Image], seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._small = [p for i, s in enumerate(scenes.values()) for p in pairs.training_pairs(s, 120, 128, seed + i)]
-        self._large = [
-            p for i, s in enumerate(scenes.values()) for p in pairs.training_pairs(s, 16, 256, seed + 99 + i)
+        self._seed = seed
+        self._pools = [self._pool(list(scenes.values()), side, count) for side, count, _, _ in VIEWS]
+
+    def _pool(self, scenes: list[Image], side: int, count: int) -> np.ndarray:
+        """Views as ``[N, 2, side, side, 3]``, input and target."""
+        print(f"rendering {count * len(scenes)} views of {side} pixels", file=sys.stderr, flush=True)
+        rngs = [np.random.default_rng((self._seed, side, number)) for number in range(len(scenes))]
+        views = [
+            np.round(np.stack(pair) * 255).astype(np.uint8)
+            for scene, rng in zip(scenes, rngs, strict=True)
+            for pair in pairs.training_pairs(scene, count, side, rng)
         ]
+        return np.stack(views)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        pool, count = (self._large, 1) if self._rng.random() < 0.2 else (self._small, 4)
-        chosen = [pool[i] for i in self._rng.integers(len(pool), size=count)]
-        stacked = np.stack([np.stack(pair) for pair in chosen])  # [N, 2, H, W, 3]
-        if self._rng.random() < 0.5:
-            stacked = stacked[:, :, :, ::-1]
-        both = torch.from_numpy(np.ascontiguousarray(stacked)).permute(1, 0, 4, 2, 3)
-        return both[0].contiguous(memory_format=torch.channels_last), both[1]
+    def batch(self, number: int) -> Both:
+        rng = np.random.default_rng((self._seed, number))
+        kind = rng.choice(len(VIEWS), p=[share for *_, share in VIEWS])
+        chosen = self._pools[kind][rng.integers(len(self._pools[kind]), size=VIEWS[kind][2])]
+        return _tensors(chosen[:, :, :, ::-1] if rng.random() < 0.5 else chosen)
 
 
-def enhanced(network: Restormer, image: Image) -> Image:
-    """The network on one HxWx3 image, float32, clamped to [0, 1]."""
-    with torch.inference_mode():
-        output = network(torch.from_numpy(image).permute(2, 0, 1)[None])
-    return output[0].permute(1, 2, 0).clamp(0, 1).numpy()
+def _tensors(views: np.ndarray) -> Both:
+    both = torch.from_numpy(np.ascontiguousarray(views)).permute(1, 0, 4, 2, 3).float() / 255
+    image, target = (each.contiguous(memory_format=torch.channels_last) for each in both)
+    return image, target
 
 
-def measured(network: Restormer | None, test: list[Pair]) -> list[Distance]:
-    """Distance to the target of each output; of each *input* when there is no network."""
-    return [distance(enhanced(network, image) if network else image, target) for image, target in test]
+def train(scenes: dict[str, Image], validation: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
+    """Train, from scratch or from where the run was interrupted; return the run's checkpoint."""
+    torch.manual_seed(options.seed)
+    network = Restormer(ARCHITECTURE).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.epochs * STEPS_AN_EPOCH)
+    checkpoint: dict[str, Any] = {"epoch": 0, "history": []}
+    if options.resume:
+        checkpoint = torch.load(options.checkpoint, weights_only=True)
+        weights = checkpoint["model_state_dict"].items()
+        network.load_state_dict({OWNER.internal(name): tensor for name, tensor in weights})
+        optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+    first = checkpoint["epoch"] + 1
+    if first > options.epochs:
+        return checkpoint
+    sampler, started = Sampler(scenes, options.seed), time.monotonic()
+    for epoch in range(first, options.epochs + 1):
+        train_loss = _train_epoch(network, optimizer, scheduler, sampler, epoch)
+        figures = {"epoch": epoch, "train_loss": train_loss, **_validate(network, validation)}
+        minutes = (time.monotonic() - started) / 60 / (epoch + 1 - first) * (options.epochs - epoch)
+        print(
+            f"epoch {epoch}/{options.epochs}  training loss {train_loss:.4f}  held-out loss {figures['val_loss']:.4f}  "
+            f"L1 {figures['val_l1']:.4f}  {minutes:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+        weights = {OWNER.external(name): tensor.contiguous() for name, tensor in network.state_dict().items()}
+        checkpoint = {
+            "epoch": epoch,
+            "model_state_dict": weights,
+            "optimizer_state_dict": optimizer.state_dict(),
+            "scheduler_state_dict": scheduler.state_dict(),
+            "val_loss": figures["val_loss"],
+            "val_l1": figures["val_l1"],
+            "args": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
+            "history": [*checkpoint["history"], figures],
+        }
+        save(checkpoint, options.checkpoint)
+    return checkpoint
 
 
-def summary(distances: list[Distance]) -> dict[str, float]:
-    """Mean and deviation (over the crops) of the three figures."""
-    rows = {field.name: [getattr(d, field.name) for d in distances] for field in dataclasses.fields(Distance)}
-    return {k: v for n, r in rows.items() for k, v in ((n, float(np.mean(r))), (f"{n}_deviation", float(np.std(r))))}
-
-
-def trained(
-    scenes: dict[str, Image], test: list[Pair], options: argparse.Namespace
-) -> tuple[Restormer, dict[str, object]]:
-    """Trains from scratch; returns the network and the checkpoint a training run would leave."""
-    steps, seed = options.steps, options.seed
-    torch.manual_seed(seed)
-    sampler = Sampler(scenes, seed)
-    network = Restormer(restormer(**ARCHITECTURE)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
-    running, started, metrics = 0.0, time.monotonic(), {}
-    for step in range(1, steps + 1):
-        image, target = sampler.batch()
-        with torch.autocast("cpu", torch.bfloat16):
-            output = network(image)
-        plain, window, saturation = loss_terms(output.float(), target, image)
-        loss = plain + WINDOW_WEIGHT * window + SATURATION_WEIGHT * saturation
+def _train_epoch(
+    network: Restormer,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    sampler: Sampler,
+    epoch: int,
+) -> float:
+    """Train for an epoch; return the mean loss."""
+    total = 0.0
+    for step in range((epoch - 1) * STEPS_AN_EPOCH, epoch * STEPS_AN_EPOCH):
+        image, target = sampler.batch(step)
+        value = loss(network.train()(image), target)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        running += float(plain.detach()) / STEPS_AN_EPOCH
-        if step % STEPS_AN_EPOCH == 0 or step == steps:
-            metrics = summary(measured(network.eval(), test))
-            network.train()
-            left = (time.monotonic() - started) / step * (steps - step)
-            print(
-                f"step {step}/{steps}  train L1 {running:.4f}  held-out L1 {metrics['l1']:.4f}  "
-                f"PSNR {metrics['psnr']:.2f} dB  SSIM {metrics['ssim']:.4f}  {left / 60:.0f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
-            running = 0.0
-    checkpoint = {
-        "epoch": -(-steps // STEPS_AN_EPOCH),
-        "model_state_dict": {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
-        "optimizer_state_dict": optimizer.state_dict(),
-        "scheduler_state_dict": scheduler.state_dict(),
-        "metrics": {f"val_{name}": metrics[name] for name in ("l1", "psnr", "ssim")},
-    }
-    return network.eval(), checkpoint
+        total += float(value.detach())
+    return total / STEPS_AN_EPOCH
 
 
-def comparison(network: Restormer, curve: np.ndarray, test: list[Pair]) -> dict[str, dict[str, float]]:
-    """The three things compared, on the same crops: the input, the global curve, the network."""
-    curved = [distance(yardstick.curve_applied(curve, image), target) for image, target in test]
+def _validate(network: Restormer, validation: list[Pair]) -> dict[str, float]:
+    batches = [_tensors(np.round(np.stack(pair)[None] * 255).astype(np.uint8)) for pair in validation]
+    with torch.inference_mode():
+        outputs = [network.eval()(image) for image, _ in batches]
+    losses = [float(loss(output, target)) for output, (_, target) in zip(outputs, batches, strict=True)]
+    errors = [float((o.clamp(0, 1) - target).abs().mean()) for o, (_, target) in zip(outputs, batches, strict=True)]
+    return {"val_loss": float(np.mean(losses)), "val_l1": float(np.mean(errors))}
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write the checkpoint in one move, so that an interruption leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def config(options: argparse.Namespace, scenes: list[str]) -> dict[str, object]:
+    """Describe the training, for the package's ``config.json``."""
     return {
-        "input": summary(measured(None, test)),
-        "curve": summary(curved),
-        "network": summary(measured(network, test)),
+        "training": {
+            "resolution": SIDE,  # what the package is served at
+            "view_sides": [side for side, *_ in VIEWS],
+            "view_aspects": [f"{width}:{height}" for width, height in pairs.ASPECTS],
+            "batch_size": VIEWS[0][2],
+            "learning_rate": options.learning_rate,
+            "optimizer": "AdamW",
+            "scheduler": "CosineAnnealingLR",
+            "epochs": options.epochs,
+            "steps_per_epoch": STEPS_AN_EPOCH,
+            "data_split": {"train": scenes, "validation": list(pairs.HELD_OUT), "test": TEST_PAIRS.name},
+        },
+        "loss_function": {
+            "components": {
+                "l1": {"weight": 1.0},
+                "window_aware": {"weight": WINDOW_LOSS, "threshold": WINDOW_THRESHOLD, "window_weight": WINDOW_WEIGHT},
+                "saturation": {"weight": SATURATION_LOSS},
+            }
+        },
     }
-
-
-def write_package(folder: Path, checkpoint: dict[str, object], config: dict[str, object], network: Restormer) -> None:
-    """The model package: checkpoint, JSON files and a manifest with SHA-256 sums."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, folder / "model_checkpoint.pt")
-    parameters = sum(p.numel() for p in network.parameters())
-    documents = {
-        "config.json": config,
-        "architecture.json": {"name": "Restormer", **ARCHITECTURE, "bias": False, "layer_norm": "WithBias",
-                              "in_channels": 3, "out_channels": 3, "parameters": parameters},
-        "training_info.json": {"epoch": checkpoint["epoch"], **checkpoint["metrics"],
-                               "validation_scenes": pairs.HELD_OUT, "torch": torch.__version__},
-    }  # fmt: skip
-    for name, document in documents.items():
-        write_document(folder / name, document)
-    lines = [f"Restormer demo, {parameters / 1e6:.2f}M parameters"]
-    for path in sorted(folder.iterdir()):
-        if path.name != "MANIFEST.txt":
-            lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
-    (folder / "MANIFEST.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
-    parser.add_argument("--fold", choices=pairs.INTERIORS, help="hold out this scene alone; write no package")
     parser.add_argument("--measure", action="store_true", help="measure the package that is there, train nothing")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--resume", action="store_true", help="continue from --checkpoint")
+    parser.add_argument("--checkpoint", type=Path, default=Path("out/demo-training.pt"), help="the run's checkpoint")
+    parser.add_argument("--epochs", type=int, default=24, help=f"of {STEPS_AN_EPOCH} steps each")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
     parser.add_argument("--results", type=Path, default=Path("demo/results"), help="folder for the measured figures")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser.parse_args()
+    if options.resume and not options.checkpoint.is_file():
+        raise SystemExit(f"no checkpoint at {options.checkpoint}: train without --resume first")
+    torch.set_num_threads(options.threads)
 
-    scenes = pairs.panoramas(arguments.panoramas)
-    held_out = (arguments.fold,) if arguments.fold else pairs.HELD_OUT
-    test = {name: pairs.level_pairs(scenes[name]) for name in held_out}
-    training = {name: scene for name, scene in scenes.items() if name not in held_out}
-    curve = yardstick.fitted_curve([pair for scene in training.values() for pair in pairs.level_pairs(scene)])
-    if arguments.measure:
-        network = network_from_package(package_from_folder(arguments.package))
-    else:
-        network, checkpoint = trained(training, [p for crops in test.values() for p in crops], arguments)
-    result = {name: comparison(network, curve, crops) for name, crops in test.items()}
-
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    name = f"fold_{arguments.fold}" if arguments.fold else "shipped"
-    write_document(arguments.results / f"{name}.json", result)
-    if not arguments.fold:
-        write_document(arguments.results / "curve.json", curve.tolist())
-    if not arguments.fold and not arguments.measure:
-        config = {"task": "single exposure -> exposure fusion", "loss": "L1 + 0.3 window + 0.2 saturation",
-                  "steps": arguments.steps, "learning_rate": LEARNING_RATE, "seed": arguments.seed,
-                  "training_scenes": sorted(training)}  # fmt: skip
-        write_package(arguments.package, checkpoint, config, network)
+    scenes = pairs.panoramas(options.panoramas)
+    held_out = {name: scenes.pop(name) for name in pairs.HELD_OUT}
+    if not options.measure:
+        validation = [pair for scene in held_out.values() for pair in pairs.level_pairs(scene, (3, 2))]
+        checkpoint = train(scenes, validation, options)
+        write_package(options.package, checkpoint, ARCHITECTURE, config(options, sorted(scenes)))
+    network = network_from_package(package_from_folder(options.package))
+    curves = measure.curves(scenes)
+    result = measure.held_out(network, curves, held_out)
+    options.results.mkdir(parents=True, exist_ok=True)
+    for name, document in {"shipped": result, "curve": curves}.items():
+        text = json.dumps(document, indent=2) + "\n"
+        (options.results / f"{name}.json").write_text(text, encoding="utf-8")
     print(json.dumps(result))
-
-
-def write_document(path: Path, document: object) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
