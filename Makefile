@@ -148,8 +148,9 @@ stop:  ## Stop it again
 # The demo builds for this CPU and serves on it, whatever GPUs there are.
 demo: TARGET = cpu
 demo: HARDWARE = cpu
-demo: setup engine  ## Enhance the photographs of demo/photos by a real Triton; pictures and a page in out/
-	@$(BUILD) -m demo.run --server-python $(SERVER) --photos "$(PHOTOS)" --output "$(OUTPUT)" $(if $(RECORD),--record "$(RECORD)") \
+demo: setup engine  ## Enhance the photographs of demo/photos with a real Triton, evaluate the package; pictures and a page in out/
+	@$(BUILD) -m demo.run --server-python $(SERVER) --package "$(PACKAGE)" --photos "$(PHOTOS)" --output "$(OUTPUT)" \
+		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)
 
 test: setup $(ENVS)/dev.done  ## All tests, with a real Triton

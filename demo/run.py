@@ -1,7 +1,8 @@
-"""``make demo``: every photograph of demo/photos through the real server; pictures, a page, and one JSON line.
+"""``make demo``: enhance every photograph of demo/photos with the real server; pictures, a page, and one JSON line.
 
-Starts Triton, or uses the one that ``make serve`` left running (and then leaves it running), enhances each photograph
-over gRPC, and writes into ``out/``: the enhanced photographs, before and after side by side, and ``index.html``.
+Start Triton, or use the one that ``make serve`` left running (and then leave it running), enhance each photograph over
+gRPC, and write into ``out/``: the enhanced photographs, before and after side by side, and ``index.html``. Then
+evaluate the package and its engine on the pairs of demo/test.jsonl, as ``make evaluate`` does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from restormer_client import EnhanceError, Enhancer
 
 from demo.curve import curve_applied
 from demo.page import Shown, page
+from export import evaluate
+from export.errors import ExportError
 from export.files import sha256
 from export.metrics import psnr
 from imaging import SUFFIXES
@@ -33,6 +36,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server-python", type=Path, required=True, help="interpreter of the server's environment")
     parser.add_argument("--photos", type=Path, default=DEMO / "photos")
+    parser.add_argument("--package", type=Path, default=DEMO / "package", help="package of the engine that is served")
+    parser.add_argument("--pairs", type=Path, default=DEMO / "test.jsonl", help="pairs to evaluate on")
     parser.add_argument("--output", type=Path, default=Path("out"))
     parser.add_argument("--record", type=Path, help="JSON file that keeps the figures for demo.table")
     parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
@@ -46,7 +51,8 @@ def main() -> int:
             with Enhancer(server["url"]) as enhancer:
                 version = enhancer.metadata().version
                 shown = [enhanced(enhancer, path, arguments.output) for path in photographs(arguments.photos)]
-    except (EnhanceError, OSError) as error:
+            evaluation = evaluated(server, arguments.package, arguments.pairs, arguments.output / "evaluate")
+    except (EnhanceError, ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
@@ -60,7 +66,7 @@ def main() -> int:
     index.write_text(page(shown, subtitle=subtitle), encoding="utf-8")
     overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
     print(f"look at {index}", file=sys.stderr)
-    figures = totals(shown, time.monotonic() - started, engine["precision"], version)
+    figures = totals(shown, time.monotonic() - started, engine["precision"], version) | evaluation
     if arguments.record:
         record(arguments.record, figures, engine, shown)
     print(json.dumps(figures))
@@ -81,6 +87,22 @@ def served(command: list[str]) -> Iterator[dict[str, str]]:
         yield json.loads(subprocess.run(status, stdout=subprocess.PIPE, text=True, check=True).stdout)
     finally:
         subprocess.run([*command, "stop"], check=True)
+
+
+def evaluated(server: dict[str, str], package: Path, pairs: Path, output: Path) -> dict[str, object]:
+    """Evaluate the package and the version that is served; return the means by stage, beside what is claimed."""
+    version = Path(server["engine"]).parent
+    request = evaluate.Request(
+        package=package, pairs=pairs, versions=(int(version.name),), repository=version.parents[1], url=server["url"],
+        output=output,
+    )  # fmt: skip
+    summary = evaluate.evaluate(request)
+    print(evaluate.table(summary), file=sys.stderr)
+    means = {
+        stage: {column: round(found[column]["mean"], 4) for column in evaluate.COLUMNS}
+        for stage, found in summary["stages"].items()
+    }
+    return {"test": means, "claimed": summary["claims"].get("test", {})}
 
 
 def photographs(folder: Path) -> list[Path]:
@@ -115,7 +137,8 @@ def measured(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[s
     target = opened(target_path.read_bytes()) if target_path.is_file() else None
     if target is None or (target.height, target.width) != image.shape[:2]:
         return {}
-    curve = np.array(json.loads((DEMO / "results/curve.json").read_text(encoding="utf-8")))
+    curves = json.loads((DEMO / "results/curve.json").read_text(encoding="utf-8"))
+    curve = np.array(curves["stretched 3:2"])  # the photographs' aspect ratio
     unit = [np.asarray(array, np.float32) / 255 for array in (image, result, target)]
     return {
         "psnr_in": psnr(unit[0], unit[2]),

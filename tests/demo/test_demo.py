@@ -1,9 +1,10 @@
-"""The demo: an honest package, a camera that obeys its rules, a page in one file."""
+"""The demo: its package and how it is trained, the simulated camera, the page in one file."""
 
 import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,35 +13,96 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from demo import camera, pairs
+from demo import camera, train
 from demo.curve import curve_applied, fitted_curve
 from demo.page import Shown, page
-from demo.table import folds, gains
+from demo.pairs import ASPECTS, HELD_OUT, TEST_KINDS, training_pairs
+from demo.table import gains
+from export.naming import OWNER
 from export.package import package_from_folder
 from tests.conftest import ROOT, SERVER_PYTHON, free_port
+from tests.export.conftest import TINY
 from tests.photographs import encoded, exif_with, opened, pixels
 
 PACKAGE = ROOT / "demo/package"
 
 
-def test_the_package_is_what_a_training_run_leaves():
+def test_the_package_is_what_the_owners_training_code_leaves():
     package = package_from_folder(PACKAGE)
+    assert package.convention is OWNER
     assert package.remarks == ()  # its JSON files and its manifest agree with its tensors
-    assert {"epoch", "val_l1", "val_psnr", "val_ssim"} <= set(package.training_info)
+    assert package.parameters <= 800_000
     checkpoint = torch.load(PACKAGE / "model_checkpoint.pt", weights_only=True)
-    assert checkpoint["optimizer_state_dict"]["state"]
-    assert checkpoint["scheduler_state_dict"]
-    assert checkpoint["metrics"]["val_psnr"] == package.training_info["val_psnr"]
+    assert set(checkpoint) == {
+        "epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "val_loss", "val_l1", "args",
+        "history",
+    }  # fmt: skip
+    moments = checkpoint["optimizer_state_dict"]["state"].values()
+    assert sum(m["exp_avg"].numel() for m in moments) == sum(m["exp_avg_sq"].numel() for m in moments)
+    assert sum(m["exp_avg"].numel() for m in moments) == package.parameters
+    assert {type(value) for value in checkpoint["args"].values()} <= {str, int, float, bool, type(None)}
+    assert checkpoint["val_l1"] == package.training_info["val_l1"]
+    assert package.training_info["val_psnr"] == 0  # a placeholder, as the owner's
     assert sum(path.stat().st_size for path in PACKAGE.iterdir()) < 10_000_000
 
 
-def test_every_interior_was_held_out_once():
-    assert sorted(folds()) == sorted(pairs.INTERIORS)
+@pytest.mark.parametrize("kind", TEST_KINDS)
+def test_the_network_beats_the_input_and_the_curve_on_scenes_it_never_saw(kind):
+    scenes = json.loads((ROOT / "demo/results/shipped.json").read_text(encoding="utf-8"))[kind]
+    assert set(scenes) == set(HELD_OUT)
+    assert min(gains(scenes, "input").values()) >= 6
+    assert min(gains(scenes, "curve").values()) >= 3
 
 
-def test_the_network_beats_the_input_and_the_global_curve_on_scenes_it_never_saw():
-    assert np.mean(gains(folds(), "input")) >= 3
-    assert np.mean(gains(folds(), "curve")) >= 1
+def test_views_are_stretched_to_squares_with_antialiasing():
+    """Stripes of one pixel become grey: the filter is antialiased. The aspect ratio is not kept."""
+    stripes = np.zeros((32, 64, 3), np.float32)
+    stripes[:, ::2] = 1
+    stripes[16:] = 1
+    square = camera.stretched(stripes, 32)
+    assert square.shape == (32, 32, 3)
+    assert np.allclose(square[:15, 2:-2], 0.5, atol=0.1)
+    assert np.all(square[17:] == 1)
+
+
+def test_training_views_are_squares_of_views_with_different_aspects():
+    panorama = np.random.default_rng(0).random((64, 128, 3), np.float32)
+    with pytest.MonkeyPatch.context() as patched:
+        rendered = []
+        view = camera.view
+        patched.setattr(
+            camera, "view", lambda *args, size, **more: rendered.append(size) or view(*args, size=size, **more)
+        )
+        views = list(training_pairs(panorama, 40, 24, np.random.default_rng(0)))
+    assert {image.shape for pair in views for image in pair} == {(24, 24, 3)}
+    assert {min(size) for size in rendered} == {24}  # never enlarged by the stretching
+    assert len(set(rendered)) == len(ASPECTS)
+
+
+def test_an_interrupted_training_ends_where_it_would_have_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STEPS_AN_EPOCH", 2)
+    monkeypatch.setattr(train, "VIEWS", ((16, 2, 2, 0.5), (24, 2, 1, 0.5)))
+    monkeypatch.setattr(train, "ARCHITECTURE", TINY)
+    scenes = {"one": np.random.default_rng(0).random((32, 64, 3), np.float32)}
+    validation = list(training_pairs(scenes["one"], 1, 16, np.random.default_rng(0)))
+    options = Namespace(epochs=2, seed=0, learning_rate=1e-3, resume=False, checkpoint=tmp_path / "whole.pt")
+    whole = train.train(scenes, validation, options)
+    options.checkpoint = tmp_path / "cut.pt"
+    save = train.save
+
+    def interrupted(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(scenes, validation, options)
+    options.resume = True
+    resumed = train.train(scenes, validation, options)
+    assert [each["epoch"] for each in resumed["history"]] == [1, 2]
+    for name, tensor in whole["model_state_dict"].items():
+        torch.testing.assert_close(resumed["model_state_dict"][name], tensor)
 
 
 unit_images = arrays(np.float32, (4, 5, 3), elements=st.floats(0, 1, width=32))
@@ -104,8 +166,13 @@ def check_demo(done, output, precision="fp32"):
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert set(figures) == {
-        "photos", "seconds", "psnr_in", "psnr_curve", "psnr_out", "precision", "server",
+        "photos", "seconds", "psnr_in", "psnr_curve", "psnr_out", "precision", "server", "test", "claimed",
     }  # fmt: skip
+    torch_figures, *served = figures["test"].values()
+    assert f"{torch_figures['l1']:.4f}" == figures["claimed"]["l1"].split(" ± ")[0]  # the package's own MANIFEST.txt
+    assert f"{torch_figures['psnr']:.2f}" == figures["claimed"]["psnr"].split(" ± ")[0]
+    assert len(served) == 2  # the engine's core, and enhance
+    assert served[0]["psnr"] == pytest.approx(torch_figures["psnr"], abs=0.05)
     names = sorted(path.stem for path in (ROOT / "demo/photos").glob("*.jpg"))
     assert figures["photos"] == len(names) >= 4
     assert figures["psnr_out"] > figures["psnr_curve"] > figures["psnr_in"]
@@ -136,8 +203,20 @@ def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path)
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "sideways.JPG").write_bytes(encoded(pixels(60, 90), exif=exif_with(6)))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"src": "photos/sideways.JPG", "tar": "photos/sideways.JPG"}))
     command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--photos", str(photos)]
-    command += ["--output", str(tmp_path / "out"), "--", "--state", str(triton.state), "--grpc-port", str(free_port())]
+    command += [
+        "--pairs",
+        str(pairs),
+        "--output",
+        str(tmp_path / "out"),
+        "--",
+        "--state",
+        str(triton.state),
+        "--grpc-port",
+        str(free_port()),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "using the server that is running" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["psnr_out"] is None  # no target, no figure
