@@ -94,7 +94,7 @@ def _stated(folder: Path, remarks: list[str]) -> Iterator[Claim]:
             remarks.append(f"{source}: {'.'.join(keys) or 'the whole'} is not an object: its claims are unknown")
             continue
         for metric in _MOST:
-            if (key := prefix + metric) in values:
+            if (key := prefix + metric) in values and values[key] != 0:  # zeros are placeholders
                 number, complaint = _plausible(values[key], metric)
                 if complaint:
                     value = values[key] if isinstance(values[key], str | int | Decimal) else type(values[key]).__name__
@@ -115,8 +115,6 @@ def _plausible(value: object, metric: str) -> tuple[Decimal, str]:
     """Return the number, and what keeps it from being a claim, if anything does."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         return Decimal(0), "not a number"
-    if value == 0:
-        return Decimal(0), "not measured"
     return Decimal(value), "" if 0 < value <= _MOST[metric] else f"not a mean {metric.upper()}"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.architecture import Architecture
+from export.claims import claims_from_folder
 from export.coverage import Convolution
 from export.files import sha256
 from export.network import Attention, Restormer
@@ -34,6 +35,11 @@ def report(package: Package) -> str:
         f"  {package.architecture.describe()}",
     ]
     lines += [f"  {line}" for line in _stage_lines(package.architecture)]
+    claims = claims_from_folder(package.folder)
+    lines += ["", "claims (make evaluate measures them)"]
+    lines += [
+        f"  {claim.split + ' ' + claim.metric.upper():<20} {claim}  ({claim.source})" for claim in claims.claims
+    ] or ["  none"]
     lines += [
         "",
         "cost",
@@ -43,7 +49,7 @@ def report(package: Package) -> str:
         "",
         "what does not agree",
     ]
-    lines += [f"  {remark}" for remark in package.remarks] or ["  nothing"]
+    lines += [f"  {remark}" for remark in (*package.remarks, *claims.remarks)] or ["  nothing"]
     return "\n".join(lines)
 
 
