@@ -70,7 +70,7 @@ def test_rewrites_are_exact(rewrite, name):
 
 def test_padding_makes_the_widths_round_and_leaves_the_network_alone():
     with torch.device("meta"):
-        network = Restormer(restormer())
+        network = Restormer(owner_network())
     padded = pad_feed_forward(network)
     stages = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
     assert [getattr(padded, s)[0].ffn.project_out.in_channels for s in stages] == [128, 256, 512, 1024]
