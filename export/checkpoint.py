@@ -33,13 +33,13 @@ _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 #: What averaged (EMA) weights are called, as a part of a key or prefix.
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|shadow|swa)(?:$|[._\d])", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|avg|averaged?|shadow|swa)(?:$|[._\d])", re.IGNORECASE)
 #: Keys and prefixes of the plain weights where a file holds several networks, the first that is there wins.
 _USUAL = (
     "model_state_dict", "state_dict", "model", "params", "module", "network", "net", "net_g", "netG", "generator", "G",
 )  # fmt: skip
-#: Segments that wrappers around a part of a network insert into names (torch.compile, FSDP, activation checkpoints).
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+#: Segments that wrappers around a part of a network insert into names (torch.compile, FSDP, checkpointing, DP).
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
 #: First bytes of files that are found where a checkpoint should be, and what they are.
 _NOT_CHECKPOINTS = (
     (rb"version https://git-lfs", "a pointer file of Git LFS: fetch the checkpoint itself with `git lfs pull`"),
@@ -107,7 +107,7 @@ def checkpoint_from_file(path: Path, eps: float | None = None) -> Checkpoint:
     Raises `ExportError` in one line for a file that is not a checkpoint, or not one of a Restormer.
     """
     content = _loaded(path)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping | list | tuple):
         raise ExportError(f"{path} holds a {type(content).__name__}, not a dictionary with weights")
     candidates = sorted(_candidates(content), key=lambda each: each.rank)
     if not candidates:
@@ -118,9 +118,7 @@ def checkpoint_from_file(path: Path, eps: float | None = None) -> Checkpoint:
         raise ExportError(f"{path}: {error}") from error
 
 
-def _first_complete(
-    path: Path, candidates: list[_Candidate], content: Mapping[Any, object], eps: float | None
-) -> Checkpoint:
+def _first_complete(path: Path, candidates: list[_Candidate], content: Any, eps: float | None) -> Checkpoint:
     """The best candidate that holds the whole network; one that does not is passed over with a remark."""
     first, *others = candidates
     if rivals := [each.place for each in others if each.rank == first.rank]:
@@ -140,8 +138,10 @@ def _first_complete(
     return chosen
 
 
-def _checkpoint(candidate: _Candidate, content: Mapping[Any, object], eps: float | None) -> Checkpoint:
+def _checkpoint(candidate: _Candidate, content: Any, eps: float | None) -> Checkpoint:
     tensors = {name: tensor for name, tensor in candidate.tensors.items() if not is_counter(name)}
+    if len(candidate.tensors) + len(candidate.outside) < len(candidate.state):
+        raise ExportError(f"{candidate.place} holds tensors both with and without a wrapper's names; save one of them")
     convention = convention_of(tensors)
     weights = {str(convention.internal(name)): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -155,7 +155,7 @@ def _checkpoint(candidate: _Candidate, content: Mapping[Any, object], eps: float
         architecture=architecture,
         convention=convention,
         place=candidate.place,
-        scalars={str(key): _plain(value) for key, value in content.items() if _is_scalar(value)},
+        scalars=_scalars(content),
         remarks=(*_dropped(candidate, len(tensors)), *_left_out(candidate)),
     )
 
@@ -197,7 +197,7 @@ def _require_whole(weights: Mapping[str, Tensor], architecture: Architecture, co
             raise ExportError(f"weights do not fit a Restormer: tensor {title!r} {shapes}")
 
 
-def _candidates(content: Mapping[Any, object]) -> Iterator[_Candidate]:
+def _candidates(content: Any) -> Iterator[_Candidate]:
     """Every subtree with tensors under names of a stage, at any depth and under any prefix."""
     for keys, state in _states(content):
         prefixes = {match[1]: None for name in state if (match := _STAGE_NAME.match(name))}
@@ -207,18 +207,20 @@ def _candidates(content: Mapping[Any, object]) -> Iterator[_Candidate]:
 _STAGE_NAME = re.compile(r"((?:.*?\.)??)encoder_level1\.")
 
 
-def _states(content: Mapping[Any, object]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors of each dictionary in the file, with the keys that lead to it."""
-    waiting: list[tuple[tuple[str, ...], Mapping[Any, object]]] = [((), content)]
-    seen = {id(content)}  # a pickle may hold a dictionary within itself
-    for keys, mapping in waiting:
-        yield keys, {str(name): value for name, value in mapping.items() if isinstance(value, Tensor)}
-        inner = [(key, value) for key, value in mapping.items() if isinstance(value, Mapping) and id(value) not in seen]
-        seen.update(id(value) for _, value in inner)
-        waiting += [((*keys, str(key)), value) for key, value in inner]
+def _states(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """The tensors of each dictionary and list in the file, with the keys that lead to it."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen: set[int] = set()  # a pickle may hold a dictionary within itself
+    for keys, container in waiting:
+        if id(container) in seen:
+            continue
+        seen.add(id(container))
+        items = list(container.items() if isinstance(container, Mapping) else enumerate(container))
+        yield keys, {str(name): value for name, value in items if isinstance(value, Tensor)}
+        waiting += [((*keys, str(key)), value) for key, value in items if isinstance(value, Mapping | list | tuple)]
 
 
-def _why_none(path: Path, content: Mapping[Any, object]) -> str:
+def _why_none(path: Path, content: Any) -> str:
     names = [name for _, state in _states(content) for name in state]
     if not names:
         return f"{path} holds no weights: a state dict of tensors is needed"
@@ -228,12 +230,11 @@ def _why_none(path: Path, content: Mapping[Any, object]) -> str:
     )
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bool | int | float | np.generic)
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+def _scalars(content: Any) -> dict[str, object]:
+    """Numbers and strings at the top of the file."""
+    items = content.items() if isinstance(content, Mapping) else ()
+    plain = {str(key): value.item() if isinstance(value, np.generic) else value for key, value in items}
+    return {key: value for key, value in plain.items() if isinstance(value, str | bool | int | float)}
 
 
 def _loaded(path: Path) -> object:

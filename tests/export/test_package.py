@@ -184,6 +184,8 @@ KINDS = {
     "a GAN's generator": lambda w: {"generator": prefixed("module.", w), "discriminator": {"0.weight": w["x"]}},
     "inside two keys": lambda w: {"checkpoint": {"network": prefixed("", w)}},
     "compiled block by block": lambda w: {n.replace("0.attn", "0._orig_mod.attn"): w[n] for n in prefixed("", w)},
+    "in a list": lambda w: {"models": [prefixed("", w)]},
+    "a wrapper around a stage": lambda w: {n.replace("latent.", "latent.module."): w[n] for n in prefixed("", w)},
     "half precision": lambda w: {name: tensor.bfloat16() for name, tensor in prefixed("", w).items()},
 }  # fmt: skip
 
