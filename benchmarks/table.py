@@ -38,7 +38,7 @@ def frames_table() -> str:
     """The transfer with letterbox and with stretch, by aspect ratio: PSNR and fine detail."""
     frames = _document("transfer")["frames"]
     ways = list(frames["1:1"]["network"])
-    titles = [f"{look}, {way}" for look in ("true look", "network's look") for way in ways]
+    titles = [f"{look}: {way}" for look in ("true look", "network's look") for way in ways]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for aspect, questions in frames.items():
         cells = [
