@@ -142,7 +142,7 @@ def _hardware(settings: Settings) -> str:
         )
     if chosen != "cpu":
         return f"{chosen}: " + ", ".join(f"{name} ({cc})" for name, cc in cards)
-    left_out = ", no GPU: the PyPI wheel has no TensorRT backend" if cards and not settings.triton else ""
+    left_out = ", its GPUs unused: the PyPI wheel has no TensorRT backend" if cards and not settings.triton else ""
     return f"cpu: {machine.cores()} cores{left_out}"
 
 
