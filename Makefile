@@ -41,7 +41,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
-	benchmark-scale profile tune roofline report \
+	profile tune roofline report \
 	lint format lock clean check-python
 
 help:  ## This list
@@ -52,8 +52,7 @@ help:  ## This list
 	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
 	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
 	@echo "  Settings of evaluate: PAIRS=file.jsonl (input and target a line)  DATA=folder of their paths  VERSION=1,2  URL=host:port of a running server"
-	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each"
-	@echo "    of benchmark-scale: ONLY=megapixels,batch,clients,instances  MEGAPIXELS=1,12,50  BATCHES=1,2,8  CLIENTS=1,8,64   of profile: SIDE=pixels"
+	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each   of profile: SIDE=pixels"
 	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
 
 check-python:
@@ -209,11 +208,6 @@ benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around th
 benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
-
-benchmark-scale: setup  ## How cost grows with megapixels, batch, clients and server instances, and why a line bends
-	@$(BUILD) -m benchmarks.scale --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(ONLY),--only "$(ONLY)") \
-		$(if $(MEGAPIXELS),--megapixels "$(MEGAPIXELS)") $(if $(BATCHES),--batches "$(BATCHES)") $(if $(CLIENTS),--clients "$(CLIENTS)") \
-		$(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
 profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, STANDARD=1, ENGINE=), by kind
 	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \

@@ -121,11 +121,10 @@ def probed() -> dict[str, list[float]]:
 
 
 class Ticks(NamedTuple):
-    """What the kernel has counted since the machine was started: ticks of all its processors, and of them idle ones
-    and those that a hypervisor gave to others."""
+    """What the kernel has counted since the machine was started: ticks of all its processors, and those of them
+    that a hypervisor gave to others."""
 
     total: int
-    idle: int
     stolen: int
 
 
@@ -133,9 +132,9 @@ def ticks() -> Ticks:
     """The counts of this moment; zeros where the kernel does not keep them."""
     try:
         counts = [int(each) for each in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
-        return Ticks(sum(counts), counts[3] + counts[4], counts[7])
+        return Ticks(sum(counts), counts[7])
     except (OSError, ValueError, IndexError):
-        return Ticks(0, 0, 0)
+        return Ticks(0, 0)
 
 
 def _versions() -> dict[str, str]:

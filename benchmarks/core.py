@@ -605,9 +605,8 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
 
 
 def counted(count: int, what: str) -> str:
-    """So many of them, in words: 1 thread, 2 threads, 2 processes."""
-    ending = "" if count == 1 else "es" if what.endswith("s") else "s"
-    return f"{count} {what}{ending}"
+    """So many of them, in words: 1 thread, 2 threads."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def measured(

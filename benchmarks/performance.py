@@ -415,31 +415,6 @@ def tune_sentence(document: Document) -> str:
     )
 
 
-#: Of each way of growing: the columns, and what they are called in the record.
-GROWTH = {
-    "megapixels": {"megapixels": "megapixels", "s": "seconds", "preprocess": "preprocess_s", "network": "restormer_s",
-                   "postprocess": "postprocess_s", "in queues": "queue_s", "the rest": "rest_s"},
-    "batch": {"batch": "batch", "s": "seconds", "in process, s": "in_process_s"},
-    "clients": {"clients": "clients", "a second": "rate", "p50 (s)": "p50_s", "p90 (s)": "p90_s", "enhanced": "ok",
-                "turned away": "rejected", "cores busy": "cores_busy"},
-    "instances": {"servers": "servers", "processes of a step": "instances", "a second": "rate", "p50 (s)": "p50_s",
-                  "cores busy": "cores_busy"},
-    "parts": {"alone": "part", "processes": "instances", "a second": "rate"},
-}  # fmt: skip
-
-
-def scale_table(found: Document, what: str, rows: str = "rows") -> str:
-    """One way of growing; with the least and most of its rounds, where it has rounds."""
-    columns = {title: name for title, name in GROWTH[what].items() if name in found[rows][0]}
-    spread = "least" in found[rows][0]
-    made = [
-        [*(_shown(round(row[name]) if name == what else _told(row, name)) for name in columns.values()),
-         *([_between(row["least"], row["most"])] if spread else [])]
-        for row in found[rows]
-    ]  # fmt: skip
-    return table([*columns, *(["least–most"] if spread else [])], made)
-
-
 def roofline_table(document: Document) -> str:
     """What a GPU's datasheet allows, by precision."""
     head = [f"{document['gpu']}: precision", "fused, ms", "a second", "as the graph stands, ms", "a second",
@@ -519,17 +494,6 @@ def ledger_table(document: Document) -> str:
     return table(head, rows)
 
 
-def _told(row: Document, name: str) -> Any:
-    """A figure; None for a percentile of photographs that are too few for it."""
-    return None if name == "p90_s" and row["ok"] < plots.FEW["p90"] else row[name]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return f"`{value}`"
-    return f"{value:,}" if isinstance(value, int) else significant(value)
-
-
 def throughput_sentence(document: Document) -> str:
     """What the plot of the pipeline says."""
     return (
@@ -571,6 +535,6 @@ SLOTS: tuple[Callable[..., Any], ...] = (
     where, goals_sentence, core_tables, ladder_table, tried_table, settings_table, streams_sentence, packing_sentence,
     core.verdict, missing_rows, profile_tables, profile_sentence, bound_sentence, served_sentence, goal_table,
     spent_table, waiting_sentence, light_table, light_sentence, pipeline_table, limit_sentence, tune_table,
-    tune_sentence, scale_table, roofline_table, every_gpu, bandwidth_sentence, int8_sentence, cores_sentence,
+    tune_sentence, roofline_table, every_gpu, bandwidth_sentence, int8_sentence, cores_sentence,
     roofline_layers, ledger_table,
 )  # fmt: skip

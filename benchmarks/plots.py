@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from benchmarks.core import OURS, counted, ran, trained
+from benchmarks.core import OURS, ran, trained
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a3507d"
@@ -38,7 +38,6 @@ STYLE = {
     "svg.hashsalt": "restormer-triton", "svg.fonttype": "path", "figure.constrained_layout.use": True,
 }  # fmt: skip
 MODELS = {"restormer": (GREEN, "s"), "enhance": (BLUE, "o"), "enhance_tiled": (ORANGE, "^")}
-PARTS = {"preprocess": ORANGE, "restormer": GREEN, "postprocess": BLUE}
 KINDS = {"1x1 convolution": (BLUE, "o"), "depthwise convolution": (ORANGE, "^"), "attention product": (GREEN, "s"),
          "3x3 convolution": (PURPLE, "D"), "LayerNorm": (MUTED, "v")}  # fmt: skip
 SAME = 200.0  #: decibels, the most that a record says: the same in every bit
@@ -90,7 +89,7 @@ def told(row: dict[str, Any], name: str) -> float | None:
 
 def pipeline(document: dict[str, Any]) -> Figure:
     """Throughput over latency: a line a model, a point a number in flight; hollow: sent at a rate, whoever waits."""
-    figure, (plot,) = _panels(1, 3.9)
+    figure, plot = _panel(3.9)
     labels: list[tuple[str, str, float, float]] = []  # words, colour, and the point they belong to
     for model, rows in document["closed"].items():
         colour, marker = MODELS[model]
@@ -130,7 +129,7 @@ def _operating_points(plot: Axes, rows: Sequence[dict[str, Any]], colour: str, m
 
 def core(document: dict[str, Any]) -> Figure:
     """Fidelity against speed: the runtimes on the demo network, whose decibels mean something."""
-    figure, (plot,) = _panels(1, 3.7)
+    figure, plot = _panel(3.7)
     (_, base), *others = ran(document["networks"][trained(document)]).items()
     rows = {name: row for name, row in others if row["psnr_db"] < SAME}
     for name, row in rows.items():
@@ -155,7 +154,7 @@ def core(document: dict[str, Any]) -> Figure:
 def ladder(document: dict[str, Any]) -> Figure:
     """What each step brought: bars, each from where the one before it ended."""
     steps = [step for step in document["ladder"] if "median_s" in step]
-    figure, (plot,) = _panels(1, 0.9 + 0.36 * len(steps))
+    figure, plot = _panel(0.9 + 0.36 * len(steps))
     places, first = range(len(steps)), steps[0]["median_s"]
     before = [steps[0]["speedup"], *(step["speedup"] for step in steps[:-1])]
     plot.barh(places, [step["speedup"] for step in steps], color=BLUE, height=0.62)
@@ -218,82 +217,9 @@ def _roofs(plot: Axes, roofs: dict[str, Any]) -> None:
     _plain(plot.yaxis, "{:,g}")
 
 
-def scaling(document: dict[str, Any]) -> Figure:
-    """How cost grows: with megapixels, batch, clients, and server instances."""
-    figure, (first, second, third, fourth, fifth, sixth) = _panels(6, 8.0, columns=2)
-    _growth(first, document["megapixels"], "megapixels", "per_megapixel_s", "seconds a photograph, by its size")
-    _growth(second, document["batch"], "batch", "per_image_s", "seconds a batch, the network alone")
-    rows = document["clients"]["rows"]
-    clients = [row["clients"] for row in rows]
-    third.plot(clients, [row["rate"] for row in rows], "o-", color=BLUE)
-    for row in rows:
-        if row["rejected"]:
-            share = row["rejected"] / (row["rejected"] + row["ok"])
-            _say(
-                third, row["clients"], row["rate"], f"{share:.0%}\nturned\naway", MUTED, (0, -6), along="top", size=7.5
-            )
-    third.set(title="photographs a second, by clients", xlabel="clients")
-    third.set_ylim(0, max(row["rate"] for row in rows) * 1.15)
-    fourth.fill_between(clients, [row["p50_s"] for row in rows], [row["p90_s"] for row in rows], color=BLUE, alpha=0.2,
-                        linewidth=0)  # fmt: skip
-    for name, words in (("p50_s", "median"), ("p90_s", "90th percentile")):
-        fourth.plot(clients, [row[name] for row in rows], "o-", color=BLUE, linewidth=1.6 if name == "p50_s" else 0.9)
-        _say(fourth, clients[-1], rows[-1][name], words, BLUE, (5, 0), "left", "center", size=8)
-    fourth.set(title="seconds a photograph, by clients", xlabel="clients", ylim=(0, None))
-    for plot in (third, fourth):
-        plot.set_xscale("log", base=2)
-        _plain(plot.xaxis, "{:g}", at=clients)
-    found = document["instances"]
-    setups = {f"{counted(row['servers'], 'server')},\n{counted(row['instances'], 'process')}\na step": row
-              for row in found["rows"]}  # fmt: skip
-    _bars(fifth, setups, "photographs a second, by instances")
-    steps = {f"{row['part']},\n{counted(row['instances'], 'process')}": row for row in found["parts"]}
-    _bars(sixth, steps, "photographs a second of a step alone")
-    return figure
-
-
-def _bars(plot: Axes, rows: dict[str, dict[str, Any]], title: str) -> None:
-    """Rates, with the least and most of their rounds."""
-    places = range(len(rows))
-    plot.bar(places, [row["rate"] for row in rows.values()], color=BLUE, width=0.55)
-    for place, row in zip(places, rows.values(), strict=True):
-        plot.plot([place] * 2, [row["least"], row["most"]], color=INK, linewidth=1)
-        _say(plot, place, row["most"], f"{row['rate']:.3g}", INK, (0, 3), size=8.5)
-    plot.set_xticks(places, list(rows), fontsize=7.5)
-    plot.set(title=title, ylim=(0, max(row["most"] for row in rows.values()) * 1.15))
-    plot.grid(axis="x", visible=False)
-
-
-def _growth(plot: Axes, found: dict[str, Any], of: str, slope: str, title: str) -> None:
-    """Points, what of them which part takes, and the fitted line."""
-    rows, fit = found["rows"], found["fit"]
-    sizes = [row[of] for row in rows]
-    parts = [part for part in PARTS if f"{part}_s" in rows[0]]
-    base = np.zeros(len(rows))
-    for part in parts:
-        top = base + [row[f"{part}_s"] for row in rows]
-        plot.fill_between(sizes, base, top, color=PARTS[part], alpha=0.3, linewidth=0)
-        _say(plot, sizes[-1], (base[-1] + top[-1]) / 2, part, PARTS[part], (5, 0), "left", "center", size=8)
-        base = top
-    for row in rows:
-        plot.plot([row[of]] * 2, [row["least"], row["most"]], color=INK, linewidth=1)
-    plot.plot(sizes, [row["seconds"] for row in rows], "o", color=INK)
-    whole = [(row[of], row["in_process_s"]) for row in rows if "in_process_s" in row]
-    if whole:
-        plot.plot(
-            *zip(*whole, strict=True), "o", color=GREEN, markerfacecolor="none", markersize=9, markeredgewidth=1.2
-        )
-        _say(plot, *whole[-1], "compiled for\nthe whole batch", GREEN, (9, 0), "left", "center", size=8)
-    ends = np.array([0, sizes[-1]])
-    plot.plot(ends, fit["constant_s"] + fit[slope] * ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    plot.set(title=f"{title} (line: R² {fit['r2']:.3f})", xlabel=of, xlim=(0, None), ylim=(0, None))
-
-
-def _panels(count: int, height: float, *, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    columns = columns or count
+def _panel(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height))
-    made = figure.subplots(count // columns, columns, squeeze=False)
-    return figure, list(made.flat)
+    return figure, figure.subplots()
 
 
 def _say(
@@ -344,6 +270,5 @@ PLOTS: dict[str, tuple[str, Callable[[Any], Figure]]] = {
     "throughput": ("pipeline", pipeline),
     "fidelity": ("core", core),
     "ladder": ("core", ladder),
-    "scaling": ("scale", scaling),
     "roofline": ("roofline", roofline),
 }

@@ -30,13 +30,11 @@ RECORDS = {
     "profile-standard": "make profile STANDARD=1 PRECISION=int8",
     "pipeline": "make benchmark",
     "tune": "make tune SLO_P99_MS=…",
-    "scale": "make benchmark-scale",
     "roofline": "make roofline GPU=h100 PRICE=2.5",
     "core-gpu": "make benchmark-core",
     "profile-gpu": "make profile TRTEXEC=…",
     "pipeline-gpu": "make benchmark",
     "tune-gpu": "make tune SLO_P99_MS=…",
-    "scale-gpu": "make benchmark-scale",
 }
 #: How a missing figure shows.
 LACKING = (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError, StopIteration)

@@ -10,7 +10,7 @@ from benchmarks import command_line
 from tests.conftest import ROOT, bare_repository
 
 MODULES = ("bulk", "canary", "client", "core", "imaging", "layers", "load", "pipeline", "rolling")
-MODULES += ("roofline", "scale", "simulation", "transfer", "tune", "verify_gpu")
+MODULES += ("roofline", "simulation", "transfer", "tune", "verify_gpu")
 
 
 @pytest.fixture
@@ -44,12 +44,6 @@ NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
         ("pipeline", ["--concurrency", "1,x"], 2, "--concurrency"),
         ("pipeline", ["--rates", "0"], 2, "numbers above zero"),
         ("pipeline", ["--rounds", "0"], 2, "--rounds: 1 or more"),
-        ("scale", ["--photos", "docs/none"], 1, NO_PHOTOS),
-        ("scale", ["--batches", "8"], 2, "--batches: '8': two numbers or more between 1 and 8, as 1,2,4"),
-        ("scale", ["--clients", "1,0"], 2, "--clients: '1,0': two numbers or more"),
-        ("scale", ["--megapixels", "one,two"], 2, "--megapixels: 'one,two': two numbers or more"),
-        ("scale", ["--only", "batch,cost"], 2, "--only: 'cost': choose of megapixels, batch, clients, instances"),
-        ("scale", ["--rounds", "0"], 2, "--rounds and --seconds: more than 0"),
         ("simulation", ["--reads", "0"], 2, "--reads has to be above 0"),
         ("tune", [], 2, "--slo-p99-ms"),
         ("tune", ["--slo-p99-ms", "0"], 2, "above 0"),
@@ -92,10 +86,9 @@ def test_the_file_of_the_settings_is_refused_likewise(ended):
     assert said.endswith("--output: docs is a folder: name a file")
 
 
-@pytest.mark.parametrize(("module", "options"), [("scale", []), ("tune", ["--slo-p99-ms", "100"])])
-def test_without_an_engine_it_says_which_command_makes_one_and_writes_nothing(module, options, ended, tmp_path):
+def test_without_an_engine_it_says_which_command_makes_one_and_writes_nothing(ended, tmp_path):
     models, record = bare_repository(tmp_path / "models"), tmp_path / "record.json"
-    status, said = ended(module, *options, "--repository", models, "--record", record)
+    status, said = ended("tune", "--slo-p99-ms", "100", "--repository", models, "--record", record)
     assert status
     assert "make engine" in said
     assert "\n" not in said

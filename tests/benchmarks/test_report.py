@@ -45,7 +45,7 @@ def test_every_plot_of_the_page_is_drawn(recorded, drawn):
 
 def test_what_was_not_recorded_says_which_command_makes_it():
     page = report.page(dict.fromkeys(report.RECORDS))
-    for name in ("core", "profile", "profile-standard", "pipeline", "tune", "scale", "roofline", "core-gpu"):
+    for name in ("core", "profile", "profile-standard", "pipeline", "tune", "roofline", "core-gpu"):
         assert f"`{report.again(name)}`" in page
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from imaging import InvalidPhotograph, Limits, decode, decode_small, encode
 from imaging.arrays import unit
-from imaging.codec import FORMATS
+from imaging.codec import FORMATS, shrink_factor
 from imaging.exif import parsed
 from imaging.jpeg import with_segments
 from imaging.metadata import NO_METADATA, Metadata
@@ -592,3 +592,8 @@ SEEDS = [
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
     for tagged in (False, True)
 ] + [deep("PNG", deep_pixels(3, 24, 32)), deep("TIFF", deep_pixels(3, 24, 32))]
+
+
+@pytest.mark.parametrize(("shorter", "factor"), [(768, 1), (1791, 1), (1792, 2), (3583, 2), (3584, 4), (7168, 8)])
+def test_a_jpeg_is_shrunk_while_896_pixels_are_left_of_its_shorter_side(shorter, factor):
+    assert shrink_factor(shorter, 2 * shorter) == shrink_factor(2 * shorter, shorter) == factor
