@@ -221,9 +221,8 @@ roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its
 report: $(ENVS)/dev.done  ## docs/performance.md, its plots and the README's two, from what was recorded in benchmarks/results
 	@$(BUILD) -m benchmarks.report
 
-benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client; two servers; planning a million; a simulation of 1 to 100 GPU nodes
-	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)"); \
-		reached=$$?; $(BUILD) -m benchmarks.simulation $(if $(RECORD),--record "$(dir $(RECORD))simulation.json") && exit $$reached
+benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client, and two servers
+	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
 	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"

@@ -8,15 +8,12 @@ The rate is that of the outputs, from the first written to the last: starts do n
 what takes time: files read, sent, received, checked, written. Its CPU is what the core of everything else worked.
 
 *Servers*: one Triton on one core with everything else on the other; then two, a core each, and everything else on both.
-
-*Planning*: a million photographs listed, and what is left of them found (`benchmarks.planning`).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -79,7 +76,6 @@ def timed(way: str, photos: Path, url: str, in_flight: int, cores: set[int]) -> 
         if done.returncode:
             sys.exit(f"error: {way} failed: {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
         written = sorted(path.stat().st_mtime for path in output.rglob("*.jpg"))
-        size = sum(path.stat().st_size for path in output.rglob("*.jpg"))
     first, last = written[0], written[-1]
     moments, seconds = zip(*busy, strict=True)
     cpu = float(np.interp(last, moments, seconds) - np.interp(first, moments, seconds))
@@ -88,7 +84,6 @@ def timed(way: str, photos: Path, url: str, in_flight: int, cores: set[int]) -> 
         "cpu_ms": 1000 * cpu / (len(written) - 1),
         "cores_busy": cpu / (last - first),
         "start_seconds": wall - (last - first),
-        "bytes_out": float(size),
     }
 
 
@@ -130,13 +125,6 @@ def scaled(repository: Path, paths: Sequence[Path], rounds: int, cores: list[int
     return {"servers": found}
 
 
-def planned(*_: object) -> dict[str, Any]:
-    """*Planning*."""
-    say("planning a million")
-    done = subprocess.run([BULK, "-m", "benchmarks.planning"], stdout=subprocess.PIPE, check=True)
-    return {"planning": json.loads(done.stdout)}
-
-
 def _pinned(repository: Path, core: int) -> Any:
     return served(repository, wrapper=("taskset", "-c", str(core)))
 
@@ -172,23 +160,22 @@ def _busy(cores: set[int]) -> tuple[float, float]:
 
 
 def through_the_pipeline(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
-    """*Efficiency*; and by how much the files grow."""
+    """*Efficiency*."""
     with photographs(photos, COUNT["enhance"]) as folder, _pinned(repository, cores[0]) as server:
-        bytes_in = sum(path.stat().st_size for path in folder.iterdir())
-        found = in_turns(server, folder, rounds, cores[1])
-    return {"enhance": found, "growth": found["bulk"]["bytes_out"] / bytes_in}
+        return {"enhance": in_turns(server, folder, rounds, cores[1])}
 
 
 def carried(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
-    """*Carried*; and the bytes of a photograph."""
-    with photographs(photos, COUNT["identity"]) as folder, with_identity(repository, "enhance") as models:
-        size = sum(path.stat().st_size for path in folder.iterdir()) / COUNT["identity"]
-        with _pinned(models, cores[0]) as server:
-            found = in_turns(server, folder, rounds, cores[1])
-    return {"identity": found, "carried": {"bytes": size, "bulk_cpu_ms": found["bulk"]["cpu_ms"]}}
+    """*Carried*."""
+    with (
+        photographs(photos, COUNT["identity"]) as folder,
+        with_identity(repository, "enhance") as models,
+        _pinned(models, cores[0]) as server,
+    ):
+        return {"identity": in_turns(server, folder, rounds, cores[1])}
 
 
-PARTS = {"enhance": through_the_pipeline, "identity": carried, "servers": scaled, "planning": planned}
+PARTS = {"enhance": through_the_pipeline, "identity": carried, "servers": scaled}
 
 
 def lines(found: dict[str, Any]) -> list[str]:

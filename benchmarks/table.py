@@ -14,7 +14,6 @@ from typing import Any
 from benchmarks.bulk import GOAL as BULK_GOAL
 from benchmarks.client import GOAL, LARGE, LONG, OURS
 from benchmarks.imaging import GPU_RATE, REFERENCE
-from benchmarks.simulation import GPUS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -278,7 +277,7 @@ def bulk_sentences() -> str:
     """The rest of what `make benchmark-bulk` found."""
     found = _document("bulk")
     ratio, rounds = found["enhance"]["ratio"], ", ".join(f"{each:.2f}" for each in found["enhance"]["ratios"])
-    servers, plan = found["servers"], found["planning"]
+    servers = found["servers"]
     return "\n".join(
         [
             f"- The goal, {BULK_GOAL} of the plain client's rate: {'reached' if ratio >= BULK_GOAL else 'missed'} "
@@ -287,40 +286,7 @@ def bulk_sentences() -> str:
             f"server with the",
             f"  other core for everything else ({servers['two']['photographs_a_second']:.3g} and "
             f"{servers['one']['photographs_a_second']:.3g} a second).",
-            f"- A list of {plan['photographs']:,} photographs is read in {plan['list_seconds']:.0f} s, a manifest "
-            f"of as many in {plan['manifest_seconds']:.0f} s, and what is",
-            f"  left of them found in {plan['left_seconds']:.0f} s; the process grows by "
-            f"{plan['mib_peak'] - plan['mib_before']:.0f} MiB.",
         ]
-    )
-
-
-def simulation_table() -> str:
-    """What would come of 1, 10 and 100 GPU nodes."""
-    lines = [
-        "| GPU nodes | prefixes | photographs a second | GPUs busy | next | busy | hours for a hundred million |",
-        "|---" * 7 + "|",
-    ]
-    for row in _document("simulation")["cases"]:
-        lines.append(
-            f"| {row['nodes']} | {row['prefixes']} | {row['photographs_a_second']:,.0f} | {row['busy'][GPUS]:.0%} "
-            f"| {row['next']} | {row['busy'][row['next']]:.0%} | {row['hours_for_a_hundred_million']:,.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def simulation_sentence() -> str:
-    """What a photograph costs in the simulation, and what was assumed."""
-    document = _document("simulation")
-    costs, assumed = document["costs"], document["assumed"]
-    return (
-        f"Measured costs of a photograph of {REFERENCE} megapixels: {costs['bytes_in'] / 1e6:.1f} MB in, "
-        f"{costs['bytes_out'] / 1e6:.1f} MB out, {costs['server'] * 1000:.0f} ms of the server's cores,\n"
-        f"{costs['client'] * 1000:.1f} ms of an actor's. Assumed: {assumed['gpu_rate']:g} photographs a second and GPU,"
-        f" {assumed['cores']} cores a GPU node to decode and encode,\n"
-        f"{assumed['client_cores']} core of actors a GPU node, {assumed['gbit']:g} Gbit/s a node, "
-        f"{assumed['reads']:,.0f} reads and {assumed['writes']:,.0f} writes a second and prefix, "
-        f"{assumed['latency_ms']:g} ms\nfor each, {assumed['in_flight']} in flight a GPU."
     )
 
 
@@ -391,6 +357,6 @@ if __name__ == "__main__":
     for made in (
         near_table, frames_table, transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table,
         load_sentences, faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
-        bulk_table, bulk_sentences, simulation_table, simulation_sentence,
+        bulk_table, bulk_sentences,
     ):  # fmt: skip
         print(made(), end="\n\n")

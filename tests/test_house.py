@@ -131,9 +131,7 @@ def test_ci_calls_the_readmes_test_command():
     assert "make test" in shell_commands()
 
 
-@pytest.mark.parametrize(
-    "made", [figures.bulk_table, figures.bulk_sentences, figures.simulation_table, figures.simulation_sentence]
-)
+@pytest.mark.parametrize("made", [figures.bulk_table, figures.bulk_sentences])
 def test_the_figures_of_the_scaling_page_are_the_measured_ones(made):
     assert made() in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
 

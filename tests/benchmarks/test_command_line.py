@@ -10,7 +10,7 @@ from benchmarks import command_line
 from tests.conftest import ROOT, bare_repository
 
 MODULES = ("bulk", "canary", "client", "core", "imaging", "layers", "load", "pipeline", "rolling")
-MODULES += ("roofline", "simulation", "transfer", "tune", "verify_gpu")
+MODULES += ("roofline", "transfer", "tune", "verify_gpu")
 
 
 @pytest.fixture
@@ -44,7 +44,6 @@ NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
         ("pipeline", ["--concurrency", "1,x"], 2, "--concurrency"),
         ("pipeline", ["--rates", "0"], 2, "numbers above zero"),
         ("pipeline", ["--rounds", "0"], 2, "--rounds: 1 or more"),
-        ("simulation", ["--reads", "0"], 2, "--reads has to be above 0"),
         ("tune", [], 2, "--slo-p99-ms"),
         ("tune", ["--slo-p99-ms", "0"], 2, "above 0"),
         ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, NO_PHOTOS),

@@ -130,7 +130,7 @@ def test_the_scaling_page_knows_the_options_and_the_figures():
     """Every option it names is one, every option of the job is named, and what the code does stands there as it is."""
     page = Path("docs/scaling.md").read_text(encoding="utf-8")
     known = {flag for action in verb()._actions for flag in action.option_strings}
-    others = {"--input_dir", "--output_dir", "--gpu-rate"}  # the client's, the simulation's
+    others = {"--input_dir", "--output_dir"}  # the client's
     assert set(re.findall(r"--[a-z][a-z_-]+", page)) - others <= known
     jobs = {"--input", "--output", "--server", "--in-flight", "--shard", "--patience", "--price-per-hour"}
     assert jobs | {"--ray-address", "--actors"} <= set(re.findall(r"--[a-z][a-z-]+", page))
