@@ -40,7 +40,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not meet.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk benchmark-int8 \
+	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk \
 	profile tune roofline report \
 	lint format lock clean check-python
 
@@ -223,9 +223,6 @@ report: $(ENVS)/dev.done  ## docs/performance.md, its plots and the README's two
 
 benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client, and two servers
 	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
-
-benchmark-int8: $(ENVS)/build-ours.done  ## Who should quantize: ours, ONNX Runtime's tool, ModelOpt
-	@$(BUILD) -m benchmarks.int8 --package "$(PACKAGE)"
 
 lint: $(ENVS)/dev.done  ## ruff and mypy --strict
 	@$(BUILD) -m ruff check .

@@ -8,10 +8,7 @@ Who calibrates: the percentile and entropy ranges come from ``onnxruntime.quanti
 activation at a time from PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB a
 photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's
 ModelOpt choose nodes by name in *one* graph, while our plan is by weight and serves a float32 graph with split
-projections and a float16 one with fused ones. Measured on the demo package with all candidates and four calibration
-photographs (``make benchmark-int8``): ours 51.4 dB (percentile), 51.2 (min-max), 39.1 (entropy, which cuts the bright
-end); ModelOpt on the same nodes 51.2 (max); ONNX Runtime's tool on the same nodes 50.0 (min-max; it quantizes outputs
-and biases too).
+projections and a float16 one with fused ones. docs/decisions/int8-calibration.md compares the three.
 """
 
 from __future__ import annotations
