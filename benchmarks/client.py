@@ -13,18 +13,15 @@ request spends in the server, which is what a client that costs nothing would re
 
 Server and clients share the machine's cores, so what a client wastes the server lacks. *Overhead* is what a caller
 waits beyond the time in the server, one photograph at a time. *CPU* is user and system time of the client's process.
-*Copied* are the bytes that it copies in memory: benchmarks/copies.c counts them, without the kernel's own copies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -51,7 +48,6 @@ IN_FLIGHT = {"identity": 4, "enhance": 2}
 SMALL, LARGE = 1_000, 6_000_000  #: bytes
 GOAL = 0.95  #: of perf_analyzer's throughput
 POLL = 0.05  #: seconds between two looks at the server's counters
-COPIES = Path(__file__).with_name("copies.c")
 LONG = 10_000  #: photographs through one `map`, for its memory
 OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "tritonclient", "perf_analyzer"
 
@@ -107,14 +103,14 @@ def by_tritonclient(url: str, model: str, photo: bytes, count: int, in_flight: i
                 pass
 
 
-def by_perf_analyzer(command: list[str], **environment: str) -> Way:
+def by_perf_analyzer(command: list[str]) -> Way:
     """perf_analyzer. ``command``: it, and what it always needs."""
 
     def run(url: str, model: str, photo: bytes, count: int, in_flight: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = analyzer.written([photo], Path(folder, "photo.json"))
             words = ["-m", model, "-u", url, "--input-data", str(data), "--concurrency-range", str(in_flight)]
-            analyzer.analyzed([*command, *words, "--request-count", str(count)], **environment)
+            analyzer.analyzed([*command, *words, "--request-count", str(count)])
 
     return run
 
@@ -242,38 +238,6 @@ def one_of_tritonclient(url: str, photo: bytes) -> None:
         client.infer("identity", [image], client_timeout=30).as_numpy("ENHANCED").item()
 
 
-def copied(url: str, perf_analyzer: list[str]) -> dict[str, float]:
-    """Bytes that a call with ``LARGE`` copies in memory, in photographs, by way: what ten calls more copy more."""
-    photo = os.urandom(LARGE)
-    with tempfile.TemporaryDirectory() as folder:
-        counter, path = Path(folder, "copies.so"), Path(folder, "copies.txt")
-        flags = ["-O2", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-shared", "-fPIC"]
-        subprocess.run(["cc", *flags, "-o", str(counter), str(COPIES)], check=True)
-        environment = {"LD_PRELOAD": str(counter), "COPIES": str(path)}
-
-        def by_perf_analyzer_once(count: int) -> float:
-            by_perf_analyzer(perf_analyzer, **environment)(url, "identity", photo, count, 1)
-            return float(path.read_text(encoding="ascii"))
-
-        few, more = (by_perf_analyzer_once(count) for count in (10, 20))
-        found = {NVIDIA: (more - few) / 10 / LARGE}
-        for way in (OURS, PLAIN):
-            found |= in_a_process("copied", url, way, **environment)
-    return found
-
-
-def copied_by(url: str, way: str) -> dict[str, float]:
-    """The same of one of the ways in Python, in a process that counts."""
-    count = ctypes.CDLL(None).copied_bytes
-    count.restype = ctypes.c_ulonglong
-    photo, sums = os.urandom(LARGE), []
-    for calls_made in (10, 20):
-        before = count()
-        OUR_WAYS[way](url, "identity", photo, calls_made, 1)
-        sums.append(count() - before)
-    return {way: (sums[1] - sums[0]) / 10 / LARGE}
-
-
 def long_map(url: str) -> dict[str, float]:
     """MiB of this process after a tenth of ``LONG`` photographs, and after all. The photographs are made as they are
     sent, so none is there twice."""
@@ -326,14 +290,14 @@ def first_moments() -> dict[str, float]:
     return {"import_ms": imported - empty, "first_call_imports_ms": first - imported}
 
 
-PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_map, "copied": copied_by}
+PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_map}
 
 
-def in_a_process(part: str, *arguments: str, **environment: str) -> dict[str, float]:
+def in_a_process(part: str, *arguments: str) -> dict[str, float]:
     """A part whose memory is measured, alone in a process."""
     progress(f"{part} {' '.join(arguments[1:])}")
     command = [sys.executable, "-m", "benchmarks.client", "--part", part, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **environment})
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -353,7 +317,6 @@ def report(server: Server, perf_analyzer: str, rounds: int) -> dict[str, object]
             for size, count in ((SMALL, 2000), (LARGE, 100))
         },
         "held": {way: in_a_process("held", server.url, way) for way in (OURS, PLAIN)},
-        "copied": copied(server.url, command),
         "long": in_a_process("long", server.url),
         "deadline": late(server.url, 20),
         "start": first_moments(),
@@ -378,7 +341,6 @@ def lines(found: dict) -> list[str]:
             cpu = f"{row['cpu_us']:8.0f}" if "cpu_us" in row else "       –"
             made.append(f"  {name:<28} {row['overhead_us']:8.0f} {cpu}")
     made += [f"held at the peak of a call: {name} {row['photographs_held']:.1f}" for name, row in found["held"].items()]
-    made += [f"copied in memory by a call: {name} {row:.1f} photographs" for name, row in found["copied"].items()]
     long, deadline, start = found["long"], found["deadline"], found["start"]
     made += [
         f"memory of a map over {LONG:,}: {long['after_a_tenth_mib']:.0f} MiB after a tenth, "
@@ -400,8 +362,6 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
         return
-    if shutil.which("cc") is None:
-        raise SystemExit("error: cc is missing, a C compiler for benchmarks/copies.c: apt-get install gcc")
     analyzer.require(arguments.perf_analyzer)
     try:
         with with_identity(arguments.repository, "identity") as models, served(models) as server:

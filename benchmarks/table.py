@@ -154,9 +154,6 @@ def client_tables() -> str:
         "- Held at the peak of a call, beside the photograph itself: "
         + ", ".join(f"{name} {row['photographs_held']:.1f} photographs" for name, row in found["held"].items())
         + ".",
-        "- Copied in memory by a call with one: "
-        + ", ".join(f"{name} {row:.1f} photographs" for name, row in found["copied"].items())
-        + " (the kernel's copies are not in it).",
         f"- A `map` over {LONG:,} photographs: {long['after_a_tenth_mib']:.0f} MiB after a tenth of them, "
         f"{long['after_all_mib']:.0f} MiB after all.",
         f"- A deadline of 200 ms on a server that takes longer is overrun by {deadline['median_ms']:.1f} ms at the "
