@@ -44,16 +44,12 @@ MAKEFLAGS += --no-print-directory
 	profile tune roofline report \
 	lint format lock clean check-python
 
-help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings of engine: PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1"
-	@echo "    SIDE_OVERRIDE=512 builds from a network that was trained at another size"
-	@echo "    fidelity:  PHOTOS=folder  TRUTH=folder (or PAIRS=file.jsonl  DATA=folder)  GATE=dB       int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file"
-	@echo "    TensorRT:  MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc"
-	@echo "    rtx:       COMPUTE_CAPABILITIES='8.6 8.9 12.0'        folders: REPOSITORY=model_repository  ENGINES=engines"
-	@echo "  Settings of evaluate: PAIRS=file.jsonl (input and target a line)  DATA=folder of their paths  VERSION=1,2  URL=host:port of a running server"
-	@echo "  Settings of benchmark: PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8 (of the most reached)  ROUNDS=3  SECONDS=10   of tune: SLO_P99_MS=ms  RATE=a second  SECONDS=of each   of profile: SIDE=pixels"
-	@echo "  Settings of the rest: OUTPUT=out  RECORD=file  ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200  PYTHON=python3.11"
+##@ Start here
+help:  ## List the verbs and their settings
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^##- / {printf "  %22s  %s\n", "", substr($$0, 5)} \
+		/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+##- any verb: REPOSITORY=model_repository  ENGINES=engines  STATE=.run  ENVS=.envs  PYTHON=python3.11
+##- measuring verbs and tests: RECORD=file.json  ROUNDS=3
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -102,21 +98,37 @@ $(ENVS)/bulk-test.done: requirements/bulk-test.txt $(ENVS)/bulk-ours.done
 	@$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt
 	@touch $@
 
-setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install everything that demo and serve need, into .envs/
+setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install what demo and serve need into .envs/ (about 3 GB)
 
-setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: TensorRT and onnxruntime-gpu into the build side
+# The demo builds for this CPU and serves on it, whatever GPUs there are.
+demo: TARGET = cpu
+demo: HARDWARE = cpu
+demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance demo/photos into out/, evaluate it
+##- PRECISION=fp32  PHOTOS=folder  OUTPUT=out
+	@$(BUILD) -m demo.run --server-python $(SERVER) --package "$(PACKAGE)" --photos "$(PHOTOS)" --output "$(OUTPUT)" \
+		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
+		-- $(SERVER_FLAGS)
+
+test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
+	@$(BUILD) -m pytest
+
+##@ Engines
+setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: install TensorRT and onnxruntime-gpu
 $(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
 	@echo "installing TensorRT ..." >&2
 	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
 	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
 	@touch $@
 
-setup-bulk: $(ENVS)/bulk-ours.done  ## Ray and what else `.envs/bulk/bin/python -m bulk enhance` needs
-
-inspect: $(ENVS)/build-ours.done  ## Print what is in PACKAGE: files, metrics, architecture, cost, what does not agree
+inspect: $(ENVS)/build-ours.done  ## Print what PACKAGE holds: network, cost, claims, and what contradicts them
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
 
-engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, check its fidelity, publish it
+engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidelity, publish it
+##- PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1  SIDE_OVERRIDE=512
+##- fidelity: PHOTOS=folder  TRUTH=folder, or PAIRS=file.jsonl  DATA=folder; GATE=dB
+##- int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file
+##- tensorrt: MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc
+##- rtx: COMPUTE_CAPABILITIES='8.6 8.9 12.0'
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photographs "$(PHOTOS)" --targets "$(TRUTH)" --calibration "$(CALIBRATION)" \
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(DATA),--data "$(DATA)") \
@@ -125,116 +137,95 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE in PRECISION, ch
 		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
 		--server-python $(SERVER) $(FOLDERS)
 
-evaluate: setup  ## L1, PSNR and SSIM of PACKAGE and its published VERSION=1,2 (default: all) on PAIRS, beside what it claims
+evaluate: setup  ## Measure L1, PSNR and SSIM of PACKAGE and its published versions on PAIRS
+##- PAIRS=file.jsonl  DATA=folder  VERSION=1,2 (default: all)  URL=host:port of a running server
 	@$(if $(PAIRS),,echo "error: say which pairs: make evaluate PAIRS=test.jsonl" >&2; exit 1)
 	@$(BUILD) -m export evaluate --package "$(PACKAGE)" --pairs "$(PAIRS)" $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter file,$(origin VERSION)),,--versions "$(VERSION)") --repository "$(REPOSITORY)" \
 		--output "$(OUTPUT)/evaluate" $(if $(URL),--url "$(URL)",--server-python $(SERVER))
 
-engines: $(ENVS)/build-ours.done  ## List what is published: version, precision, fidelity, age, whether it fits this machine
+engines: $(ENVS)/build-ours.done  ## List the published engines: precision, fidelity, age, fit for this machine
 	@$(BUILD) -m export engines $(FOLDERS)
 
 rollback: $(ENVS)/build-ours.done  ## Remove VERSION; Triton then serves the highest that is left
 	@$(if $(filter file,$(origin VERSION)),echo "error: say which version: make rollback VERSION=2" >&2; exit 1)
 	@$(BUILD) -m export rollback --version "$(VERSION)" $(FOLDERS)
 
-serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; returns when it truly enhances
+##@ Serving
+serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; return when it enhances a photograph
+##- ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200
 	@$(SERVER) -m server $(SERVER_FLAGS) start
 
-stop:  ## Stop it again
+stop:  ## Stop it
 	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
 
-# The demo builds for this CPU and serves on it, whatever GPUs there are.
-demo: TARGET = cpu
-demo: HARDWARE = cpu
-demo: setup engine  ## Enhance the photographs of demo/photos with a real Triton, evaluate the package; pictures and a page in out/
-	@$(BUILD) -m demo.run --server-python $(SERVER) --package "$(PACKAGE)" --photos "$(PHOTOS)" --output "$(OUTPUT)" \
-		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
-		-- $(SERVER_FLAGS)
+tune: setup $(ENVS)/dev.done  ## Find settings that meet SLO_P99_MS on this machine; write tuned.env
+##- SLO_P99_MS=ms  RATE=photographs a second  SECONDS=of each load
+	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
+	@$(BUILD) -m benchmarks.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
+		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
-test: setup $(ENVS)/dev.done  ## All tests, with a real Triton
-	@$(BUILD) -m pytest
-
-test-load: setup $(ENVS)/dev.done  ## Overload, priorities, and parts that die, on a real Triton; a goal that is missed fails it
-	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
-
-test-rolling: setup $(ENVS)/dev.done  ## Two real Tritons behind round robin, replaced while photographs are on their way; none may be lost
-	@$(BUILD) -m benchmarks.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
-
-test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Bulk jobs killed on the way: the driver, an actor, a node, Triton; real Ray, real Triton
-	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
-
-canary: setup $(ENVS)/dev.done  ## VERSION beside BASELINE on the same photographs, through one server: decibels and latency
+canary: setup $(ENVS)/dev.done  ## Compare VERSION with BASELINE on the same photographs: decibels and latency
+##- VERSION=2  BASELINE=1  AT_LEAST=dB
 	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
 
-fuzz: setup $(ENVS)/dev.done  ## Damaged photographs by the thousand, in process and through a running server
-	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
-		--server-python $(SERVER) -- $(SERVER_FLAGS)
+setup-bulk: $(ENVS)/bulk-ours.done  ## Install Ray for .envs/bulk/bin/python -m bulk enhance
 
-# A repository and engines of its own: what is published here stays as it is.
-test-docker: TARGET = cpu
-test-docker: REPOSITORY = $(abspath $(OUTPUT))/test-docker/model_repository
-test-docker: ENGINES = $(abspath $(OUTPUT))/test-docker/engines
-test-docker: setup $(ENVS)/dev.done  ## The containers, really: a clean clone built, started, asked, watched, hurt and stopped
-	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
-	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
-	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
-	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
-
-verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, one JSON with every figure
-	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
-
-benchmark-core: $(ENVS)/build-ours.done  ## The network alone in every runtime and precision side by side; what each rewrite brings
-	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
-
-benchmark: setup $(ENVS)/dev.done  ## The pipeline beside its parts, by perf_analyzer: rates, latencies, where they go, batches
+##@ Measuring
+benchmark: setup $(ENVS)/dev.done  ## Measure the served pipeline and its parts with perf_analyzer
+##- PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8  SECONDS=10  ONLY_PUBLISHED=1
 	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(CONCURRENCY),--concurrency "$(CONCURRENCY)") \
 		$(if $(RATES),--rates "$(RATES)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") \
 		$(if $(ONLY_PUBLISHED),--only-published "$(ONLY_PUBLISHED)") $(if $(RECORD),--record "$(RECORD)")
 
-tune: setup $(ENVS)/dev.done  ## Settings that meet SLO_P99_MS (at RATE photographs a second) on this machine, into tuned.env
-	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
-	@$(BUILD) -m benchmarks.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
-		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
+benchmark-core: $(ENVS)/build-ours.done  ## Measure the network alone in every runtime and precision
+	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-benchmark-transfer: $(ENVS)/build-ours.done  ## Ways to full resolution: the transfer, tiles, enlarging, the network at full size
-	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
-
-benchmark-imaging: $(ENVS)/build-ours.done  ## What a photograph costs around the network: time, memory, growth with its size
+benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory that a photograph takes around the network
 	@$(BUILD) -m benchmarks.imaging $(if $(RECORD),--record "$(RECORD)")
 
-benchmark-client: setup  ## The client beside perf_analyzer and tritonclient: throughput, overhead, memory
+benchmark-transfer: $(ENVS)/build-ours.done  ## Compare ways to full resolution: transfer, tiles, enlarging, network at full size
+##- CROPS=picture of crops
+	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
+
+benchmark-client: setup  ## Compare the client with perf_analyzer and tritonclient
 	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-profile: $(ENVS)/build-ours.done  ## Time of every layer of the published cpu engine (or of PACKAGE=, STANDARD=1, ENGINE=), by kind
+benchmark-bulk: setup setup-bulk  ## Measure a Ray job beside the plain client, and two servers
+	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+profile: $(ENVS)/build-ours.done  ## Time every layer of an engine, by kind
+##- PACKAGE=folder, STANDARD=1 or ENGINE=file (default: the published cpu engine)  SIDE=pixels  TRTEXEC=files
 	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
 		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
 		$(if $(SIDE),--side "$(SIDE)") $(if $(TRTEXEC),--trtexec $(TRTEXEC)) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-roofline: $(ENVS)/build-ours.done  ## What GPU=a100|h100|h200|b200 allows by its datasheet, layer by layer: a calculation; PRICE= an hour, BATCH=, PACKAGE=
+roofline: $(ENVS)/build-ours.done  ## Calculate from the graph and a GPU's datasheet what that GPU allows
+##- GPU=a100|h100|h200|b200  PACKAGE=folder  BATCH=8  PRICE=an hour
 	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)") \
 		$(if $(BATCH),--batch "$(BATCH)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
-report: $(ENVS)/dev.done  ## docs/performance.md, its plots and the README's two, from what was recorded in benchmarks/results
+report: $(ENVS)/dev.done  ## Write docs/performance.md and its plots from benchmarks/results
 	@$(BUILD) -m benchmarks.report
 
-benchmark-bulk: setup setup-bulk  ## A Ray job beside the plain client, and two servers
-	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, record every figure
+	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
-lint: $(ENVS)/dev.done  ## ruff and mypy --strict
+##@ Development
+lint: $(ENVS)/dev.done  ## Run ruff and mypy --strict
 	@$(BUILD) -m ruff check .
 	@$(BUILD) -m ruff format --check .
 	@$(BUILD) -m mypy
 
-format: $(ENVS)/dev.done  ## Let ruff format the code
+format: $(ENVS)/dev.done  ## Format the code with ruff
 	@$(BUILD) -m ruff check --fix .
 	@$(BUILD) -m ruff format .
 
 COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
-lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pyproject files
+lock: $(ENVS)/dev.done  ## Resolve requirements/ anew from the pyproject files
 	@$(COMPILE) --extra imaging --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
@@ -243,6 +234,30 @@ lock: $(ENVS)/dev.done  ## Resolve the locks in requirements/ anew from the pypr
 	@$(COMPILE) --extra imaging --extra server pyproject.toml client/pyproject.toml -o requirements/server.txt
 	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
+
+fuzz: setup $(ENVS)/dev.done  ## Send thousands of damaged photographs, in process and through a server
+##- FILES=in process  SERVED=through the server
+	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
+		--server-python $(SERVER) -- $(SERVER_FLAGS)
+
+test-load: setup $(ENVS)/dev.done  ## Overload a real Triton, kill its parts; fail if a goal is missed
+	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
+
+test-rolling: setup $(ENVS)/dev.done  ## Replace two Tritons behind round robin under load; fail if a photograph is lost
+	@$(BUILD) -m benchmarks.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
+
+test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Kill a bulk job, its nodes and Triton midway; fail if a photograph is lost
+	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
+
+# A repository and engines of its own: what is published here stays as it is.
+test-docker: TARGET = cpu
+test-docker: REPOSITORY = $(abspath $(OUTPUT))/test-docker/model_repository
+test-docker: ENGINES = $(abspath $(OUTPUT))/test-docker/engines
+test-docker: setup $(ENVS)/dev.done  ## Build, start, call, break and stop the containers from a clean clone
+	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
+	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
+	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
+	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
 
 clean: stop  ## Remove environments, outputs and published engines
 	@rm -rf $(ENVS) .run out engines/* engines/.cache model_repository/restormer/[0-9]*

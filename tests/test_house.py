@@ -28,6 +28,7 @@ FORBIDDEN = {
     "bulk": (ROOMS - {"bulk", "restormer_client"}) | {"torch", "tritonclient"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def imported(path):
@@ -52,12 +53,20 @@ def test_the_server_room_needs_nothing_but_the_standard_library():
 
 
 def make_targets():
-    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE))
 
 
-def test_help_lists_every_target_that_has_a_comment():
+def test_help_lists_every_target_that_has_a_comment_and_every_setting():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"^  make ([a-z-]+)", listed, re.MULTILINE)) == make_targets()
+    assert set(re.findall(r"^  make ([a-z0-9-]+)", listed, re.MULTILINE)) == make_targets()
+    defaults = re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE)
+    optional = re.findall(r"\$\(if \$\(([A-Z_]+)\),", MAKEFILE)
+    assert [name for name in {*defaults, *optional} if f" {name}=" not in listed] == []
+
+
+def test_every_public_target_has_a_comment():
+    phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)[1].replace("\\", "").split()
+    assert set(phony) - {"check-python"} == make_targets()
 
 
 def shell_commands():
