@@ -494,42 +494,6 @@ def ledger_table(document: Document) -> str:
     return table(head, rows)
 
 
-def throughput_sentence(document: Document) -> str:
-    """What the plot of the pipeline says."""
-    return (
-        f"The whole pipeline does {significant(document['reached'])} photographs a second, {document['ratio']:.0%} of "
-        f"the {significant(document['allowed'])} that its parts allow without a server on the same "
-        f"{_cores(document['cores'])} (`make benchmark`, {document['circumstances']['cpu']})."
-    )
-
-
-def _cores(count: int) -> str:
-    return "core" if count == 1 else core.counted(count, "core")
-
-
-def speed_sentence(document: Document) -> str:
-    """What the plot of the core says."""
-    name = core.trained(document)
-    best = core.fastest_engine(document, name)
-    rows = {each: row for each, row in core.ran(document["networks"][name]).items() if not each.startswith(core.OURS)}
-    other, second = max(rows.items(), key=lambda item: item[1]["speedup"])
-    ours = (
-        f"The demo network in {best[0]} ({_built(best[1]['precision'])}) is {best[1]['speedup']:.1f} "
-        f"times as fast as in {core.BASE}, and {best[1]['psnr_db']:.0f} dB from it"
-        if best
-        else f"None of our engines keeps {core.GOAL_DB:g} dB on the demo network"
-    )
-    return (
-        f"{ours}; in the fastest of the other runtimes, {other}, {second['speedup']:.1f} times (`make benchmark-core`)."
-    )
-
-
-def _built(precision: str) -> str:
-    """What builds such an engine."""
-    command = f"`make engine PRECISION={precision}`"
-    return f"{command} leaves out of INT8 what costs fidelity" if precision == "int8" else command
-
-
 #: What the template may call.
 SLOTS: tuple[Callable[..., Any], ...] = (
     where, goals_sentence, core_tables, ladder_table, tried_table, settings_table, streams_sentence, packing_sentence,

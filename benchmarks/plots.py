@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md and of the README, from the records in ``benchmarks/results``: one SVG each.
+"""The plots of docs/performance.md, from the records in ``benchmarks/results``: one SVG each.
 
 The same figures give the same bytes: no dates, ids from a fixed salt, text as outlines. A plot brings its own paper and
 two sets of colours, and takes the dark one where the reader's system is dark. The colours are those of Okabe and Ito
@@ -28,7 +28,7 @@ DARK = {
     INK: "#e6edf3", MUTED: "#9da7b3", GRID: "#2d333b", PAPER: "#0d1117",
     BLUE: "#56b4e9", ORANGE: "#ff9b57", GREEN: "#2fcf9f", PURPLE: "#e08fbb",
 }  # fmt: skip
-WIDTH = 8.4  #: inches of 72 points: about what a README is wide
+WIDTH = 8.4  #: inches of 72 points: about the width of a page on GitHub
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": MUTED,
     "axes.titlesize": 9.5, "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.linewidth": 0.8,

@@ -1,7 +1,7 @@
-"""Writes docs/performance.md, its plots and the README's two from the recorded runs (``make report``).
+"""Write docs/performance.md and its plots from the recorded runs (``make report``).
 
 The words are in ``benchmarks/performance.md.j2``; every figure in them, every table and every plot comes from the JSON
-in ``benchmarks/results``, and a test holds the pages to it. Nothing is measured here. A section whose record is missing
+in ``benchmarks/results``, and a test holds the page to it. Nothing is measured here. A section whose record is missing
 says which command makes it.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -38,7 +37,6 @@ RECORDS = {
 }
 #: How a missing figure shows.
 LACKING = (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError, StopIteration)
-BEGIN, END = "<!-- make report: -->\n", "<!-- :make report -->"
 
 
 class ReportError(Exception):
@@ -95,29 +93,10 @@ def drawn(found: dict[str, Document | None]) -> dict[str, bytes]:
     return made
 
 
-def readme(text: str, found: dict[str, Document | None]) -> str:
-    """The README with its two plots, and what they say, between the two marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ReportError(f"README.md has lost the marks {BEGIN.strip()} and {END} that the plots stand between")
-    return before + begin + "".join(f"{part}\n" for part in _of_the_readme(found)) + end + after
-
-
-def _of_the_readme(found: dict[str, Document | None]) -> Iterable[str]:
-    """Plot and sentence of each record that there is."""
-    if document := found["pipeline"]:
-        yield "\n![photographs a second over latency, by model and number in flight](docs/plots/throughput.svg)\n"
-        yield performance.throughput_sentence(document)
-    if document := found["core"]:
-        yield "\n![decibels against speed, by runtime](docs/plots/fidelity.svg)\n"
-        yield performance.speed_sentence(document)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the recorded runs")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the README and of docs/")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder that holds docs/")
     arguments = parser.parse_args()
     if not arguments.results.is_dir():
         raise SystemExit(f"error: no folder {arguments.results}: give the recorded runs as --results")
@@ -125,8 +104,6 @@ def main() -> None:
         found = records(arguments.results)
         files = {f"docs/plots/{name}": made for name, made in drawn(found).items()}
         files["docs/performance.md"] = page(found).encode()
-        front = (arguments.root / "README.md").read_text(encoding="utf-8")
-        files["README.md"] = readme(front, found).encode()
     except (ReportError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     for name, made in files.items():

@@ -96,14 +96,6 @@ def cost_sentences() -> str:
     return "\n".join(lines)
 
 
-def cost_line() -> str:
-    """The one figure of the README."""
-    found = _document("imaging")
-    return (
-        f"{found['ratio']:.2f} times the CPU time of libjpeg-turbo decoding and encoding it, at {REFERENCE} megapixels"
-    )
-
-
 def fuzz_table() -> str:
     """What came of the damaged photographs."""
     lines = ["| | files | enhanced | refused | wrong | memory grown (MiB) |", "|---|---|---|---|---|---|"]

@@ -1,10 +1,10 @@
-"""Keeps the ladders of published engines for the README: ``python -m demo.ladder``.
+"""Collect the fidelity ladders of the published engines in ``demo/results`` (``python -m demo.ladder``).
 
 Build first, each into a version of its own::
 
     make engine PRECISION=fp32 VERSION=1   # then bf16, fp16 and int8 as versions 2, 3 and 4
 
-and run this; ``python -m demo.table`` prints ``demo/results/ladder.json`` as the README's tables.
+and run this; ``python -m demo.table`` then writes the table of docs/fidelity.md.
 """
 
 from __future__ import annotations

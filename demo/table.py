@@ -1,14 +1,18 @@
-"""Print the tables of the measured results (``python -m demo.table``).
+"""Write the tables of the measured results into docs/fidelity.md and docs/demo.md (``python -m demo.table``).
 
-The results in ``demo/results`` are written by ``python -m demo.train`` (``shipped.json``, ``curve.json``) and by
-``python -m demo.run --record`` (``served.json``).
+The results in ``demo/results`` are written by ``python -m demo.ladder`` (``ladder.json``), ``python -m demo.train``
+(``shipped.json``, ``curve.json``) and ``python -m demo.run --record`` (``served.json``). Each table stands between two
+comments of its page; the text around them is written by hand.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 SUBJECTS = ("input", "curve", "network")
 FIGURES = {"psnr": 1, "l1": 4, "ssim": 3}  # digits
@@ -16,12 +20,12 @@ Scenes = dict[str, dict[str, dict[str, float]]]
 
 
 def gains(scenes: Scenes, subject: str) -> dict[str, float]:
-    """Decibels the network is above ``subject``, by scene."""
+    """Return how many decibels the network is above ``subject``, by scene."""
     return {scene: result["network"]["psnr"] - result[subject]["psnr"] for scene, result in scenes.items()}
 
 
 def held_out_table() -> str:
-    """Input, curve and network on the scenes that the network never saw, by kind of views."""
+    """Compare input, curve and network on the scenes that the network never saw, by kind of views."""
     lines = [
         "| views | scene | PSNR (dB): input | global curve | network | above the input | above the curve "
         "| L1: input | global curve | network | SSIM: input | global curve | network |",
@@ -39,10 +43,11 @@ def held_out_table() -> str:
 
 
 def ladder_table() -> str:
-    """Every rung of every engine of the demo package, against PyTorch float32 and against the fused targets."""
+    """Compare every stage of every engine of the demo package with PyTorch float32 and with the fused targets."""
     lines = [
-        "| engine | rung | executes | max error | mean error | PSNR (dB) | SSIM | worst | the truth: L1, PSNR, SSIM |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| engine | stage | executes | max error | mean error | PSNR (dB) | SSIM | worst photograph "
+        "| ground truth: L1, PSNR, SSIM |",
+        "|---" * 9 + "|",
     ]
     for name, engine in _document("ladder").items():
         for position, rung in enumerate(engine["fidelity"]["ladder"]):
@@ -59,7 +64,7 @@ def ladder_table() -> str:
 
 
 def served_table() -> str:
-    """The demo photographs at full resolution, against their fused targets."""
+    """Compare the demo photographs at full resolution, before and after, with their fused targets."""
     served = _document("served")
     lines = ["| PSNR (dB) | input | global curve | " + " | ".join(f"served, {p}" for p in served) + " |"]
     lines.append("|---" * (3 + len(served)) + "|")
@@ -79,5 +84,33 @@ def _row(title: str, *values: float) -> str:
     return f"| {title} | {' | '.join(f'{value:.1f}' for value in values)} |"
 
 
+#: The tables of each page, by the name in their markers.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/fidelity.md": {"ladder": ladder_table},
+    "docs/demo.md": {"held-out": held_out_table, "served": served_table},
+}
+
+
+def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Put each table between its markers; raise `ValueError` if a page does not have both, once."""
+    for name, table in tables.items():
+        begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
+        parts = re.split(f"{begin}.*?{end}", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"expected {begin} and {end} once, found {len(parts) - 1}")
+        text = f"{begin}\n\n{table()}\n\n{end}".join(parts)
+    return text
+
+
+def main() -> None:
+    for name, tables in PAGES.items():
+        page = ROOT / name
+        try:
+            text = filled(page.read_text(encoding="utf-8"), tables)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {name}: {error}") from None
+        page.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print("\n\n".join((ladder_table(), held_out_table(), served_table())))
+    main()

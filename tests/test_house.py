@@ -83,18 +83,53 @@ def test_every_make_command_of_the_readme_exists(command):
 
 
 def test_the_file_tree_of_the_readme_is_there_and_complete():
-    tree = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
-    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line and not line.startswith(" ")}
+    tree = re.search(r"## Layout\n+```text\n(.*?)```", README, re.DOTALL)[1]
+    named = {name.rstrip("/") for line in tree.splitlines() for name in re.split(" {2,}", line)[0].split(", ")}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in tracked.splitlines()}
     assert named == top - {".gitignore", ".dockerignore"}
 
 
-@pytest.mark.parametrize(
-    "made", [table.ladder_table, table.held_out_table, table.served_table, figures.cost_line, figures.fuzz_table]
-)
-def test_the_figures_of_the_readme_are_the_measured_ones(made):
-    assert made() in README
+@pytest.mark.parametrize("name", table.PAGES)
+def test_the_tables_of_the_demos_pages_are_the_measured_ones(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert page == table.filled(page, table.PAGES[name]), ".envs/build/bin/python -m demo.table"
+
+
+@pytest.mark.parametrize("page", ["", "<!-- table: a -->", "<!-- end: a --><!-- table: a -->"])
+def test_a_page_without_markers_is_not_filled(page):
+    with pytest.raises(ValueError, match="found 0"):
+        table.filled(page, {"a": lambda: "| 1 |"})
+
+
+def markdown():
+    tracked = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in tracked.splitlines()]
+
+
+def links(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+def anchors(page):
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", markdown(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_links_every_page_of_the_docs():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {link.partition("#")[0] for link in links(ROOT / "README.md")}
 
 
 @pytest.mark.parametrize(

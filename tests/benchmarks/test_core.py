@@ -267,13 +267,6 @@ def test_the_page_says_the_same_and_marks_what_lies_within_the_spread():
     assert core.verdict in performance.SLOTS
 
 
-def test_no_engine_that_is_faithful_is_said_in_the_readme_too():
-    assert "our cpu engine, fp32 (`make engine PRECISION=fp32`) is 4.0 times" in performance.speed_sentence(
-        record(4.0, 60.0)
-    )
-    assert "None of our engines keeps 45 dB" in performance.speed_sentence(record(4.0, 30.0))
-
-
 def measured(written, found, monkeypatch):
     """These candidates on what is written already."""
     folder, gflop, network = written

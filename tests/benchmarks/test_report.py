@@ -33,11 +33,6 @@ def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(drawn):
     assert [name for name, made in drawn.items() if made != there[name]] == [], "make report"
 
 
-def test_the_readme_shows_its_plots_and_what_they_say(recorded):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == report.readme(text, recorded), "make report"
-
-
 def test_every_plot_of_the_page_is_drawn(recorded, drawn):
     named = {f"{name}.svg" for name in plots.PLOTS}
     assert {name for name in named if f"(plots/{name})" in report.page(recorded)} == drawn.keys()
@@ -145,9 +140,9 @@ def test_every_colour_of_a_plot_has_one_for_dark_pages(drawn):
         assert not strays, name
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no JSON", "a figure short", "no marks"])
+@pytest.mark.parametrize("damage", ["no folder", "no JSON", "a figure short"])
 def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monkeypatch, recorded, damage):
-    results, readme = tmp_path / "results", report.BEGIN + report.END
+    results = tmp_path / "results"
     if damage != "no folder":
         results.mkdir()
         document = copy.deepcopy(recorded["roofline"])
@@ -155,9 +150,8 @@ def test_what_cannot_be_told_ends_in_one_line_and_writes_nothing(tmp_path, monke
             del document["ledger"]
         text = json.dumps(document)
         (results / "roofline.json").write_text(text[: 100 if damage == "no JSON" else None])
-    (tmp_path / "README.md").write_text("no marks" if damage == "no marks" else readme)
     monkeypatch.setattr("sys.argv", ["report", "--results", str(results), "--root", str(tmp_path)])
-    said = {"no folder": "--results", "no marks": "marks"}.get(damage, "make roofline GPU=h100")
+    said = "--results" if damage == "no folder" else "make roofline GPU=h100"
     with pytest.raises(SystemExit, match=f"^error: .*{said}.*$"):
         report.main()
     assert not (tmp_path / "docs").exists()

@@ -257,6 +257,21 @@ def test_the_python_of_the_clients_readme_runs(readers_folder, triton):
     assert made["restored"].shape == (2, 3, 512, 512)
 
 
+def test_the_call_in_the_readme_runs(readers_folder, triton, client_command):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    photograph = "demo/photos/balcony.jpg"
+    (readers_folder / photograph).parent.mkdir(parents=True)
+    (readers_folder / photograph).write_bytes(encoded(pixels(48, 64)))
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(compile(block.replace("127.0.0.1:8001", triton.url), "README", "exec"), {})
+    first = (readers_folder / "out.jpg").read_bytes()
+    assert opened(first).size == (64, 48)
+    (readers_folder / "out.jpg").unlink()
+    words = re.search(r"^\.envs/build/bin/restormer-client (.*)$", text, re.MULTILINE)[1].split()
+    subprocess.run([*client_command, *words, "--url", triton.url], check=True, capture_output=True)
+    assert (readers_folder / "out.jpg").read_bytes() == first
+
+
 def test_the_commands_of_the_clients_readme_run(readers_folder, triton, client_command):
     lines = [line.split("#")[0].split() for block in readme_blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 3
