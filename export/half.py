@@ -1,8 +1,9 @@
 """Half precision on a CPU: float16 as a tensor core computes it, and how near its numbers come to 65,504.
 
-PyTorch has float16 convolutions on a CPU, ten times slower than float32 and summed in whatever order they please. A
-tensor core multiplies halves and adds in float32; so do we: every tensor is a real half, each convolution and product
-is summed in float32 and rounded once. What overflows in one tensor overflows here.
+PyTorch's own float16 convolutions on a CPU are ten times slower than float32 and sum in an unspecified order; its
+bfloat16 is twenty times slower on processors without that arithmetic. A tensor core multiplies halves and adds in
+float32. So does this emulation: every tensor is a real half, each convolution and product is summed in float32 and
+rounded once. What overflows in one tensor overflows here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from export.errors import ExportError
 
 LARGEST = 65504.0  #: the largest float16
 HEADROOM = 2.0  #: least bits between the largest magnitude of a float16 tensor and `LARGEST`
+_HALVES = (torch.float16, torch.bfloat16)
 _SUMS = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
 #: Operations that move numbers and make none, beside the views.
 _MOVES = {"cat", "clone", "copy_", "_unsafe_view", "pixel_unshuffle"}
@@ -44,7 +46,7 @@ class Range:
 
 
 class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, float16 sums on a CPU are taken in float32 and rounded once.
+    """While it is entered, sums of halves (float16, bfloat16) on a CPU are taken in float32 and rounded once.
 
     ``peaks`` collects, if given, the largest magnitude of every float16 result (of sums before they are rounded).
     """
@@ -57,13 +59,14 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        is_half = any(isinstance(a, Tensor) and a.dtype == torch.float16 and a.device.type == "cpu" for a in args)
-        if not (func in _SUMS and is_half):
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        half = next((a.dtype for a in tensors if a.dtype in _HALVES and a.device.type == "cpu"), None)
+        if func not in _SUMS or half is None:
             result = func(*args, **options)
             self._record(func, result, result)
             return result
         wide = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
-        result = wide.half()
+        result = wide.to(half)
         self._record(func, result, wide)
         return result
 
@@ -121,10 +124,10 @@ def table(found: list[Range], rows: int = 10) -> list[str]:
 
 
 def arithmetic(network: nn.Module, *, tf32: bool = False) -> Any:
-    """The context a network has to run in on a CPU: `Half` if it is float16, `Tf32` if asked, else nothing."""
+    """The context a network has to run in on a CPU: `Half` if it is of halves, `Tf32` if asked, else nothing."""
     if tf32:
         return Tf32()  # type: ignore[no-untyped-call]
-    is_half = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in network.parameters())
+    is_half = any(p.dtype in _HALVES and p.device.type == "cpu" for p in network.parameters())
     return Half() if is_half else nullcontext()
 
 

@@ -29,6 +29,15 @@ def test_what_is_too_large_for_float16_overflows():
         assert torch.isinf(torch.conv2d(torch.full((1, 1, 1, 1), 300.0).half(), torch.full((1, 1, 1, 1), 300.0).half()))
 
 
+def test_a_bfloat16_product_is_summed_in_float32_and_rounded_once():
+    torch.manual_seed(0)
+    image, weight = torch.randn(1, 64, 8, 8).bfloat16(), torch.randn(32, 64, 1, 1).bfloat16()
+    with torch.no_grad(), half.Half():
+        found = torch.conv2d(image, weight)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.conv2d(image.float(), weight.float()).bfloat16())
+
+
 @given(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False))
 def test_tf32_keeps_ten_bits_and_changes_no_more_than_half_a_step(value):
     rounded = float(half._tf32(torch.tensor([value])))
