@@ -145,7 +145,7 @@ _FLAGS: dict[str, tuple[Any, str]] = {
     "state": (Path, "folder for the served copy, log, backends, key and process id"),
     "wheel": (Path, "folder the Triton wheel was installed in"),
     "triton": (_file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"),
-    "hardware": (HARDWARE, "whose configs are served; auto: cpu, or with --triton by nvidia-smi"),
+    "hardware": (HARDWARE, "what the configs are for; auto: cpu, or with --triton by nvidia-smi"),
     "versions": (_versions, "engine versions to serve side by side, as 1,2; usually the highest alone"),
     "preprocess_instances": (_count, "processes; 0: from the cores"),
     "postprocess_instances": (_count, "processes; 0: from the cores"),

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from server.hardware import GPUS
+
 CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")
 LIBRARIES = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu"), Path("/opt/tritonserver/lib"))
@@ -68,11 +70,11 @@ def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:
 
 
 def hardware(cards: Iterable[tuple[str, str]]) -> str:
-    """The name of the configs for these GPUs: one of `settings.HARDWARE`, ``gpu`` where they differ or have none.
+    """Name these GPUs: one of `hardware.GPUS`, ``gpu`` for others or a mixture, ``cpu`` without any.
 
     The name has to be a word of its own: an RTX A1000 is not an A100, a GH200 not an H200.
     """
-    known = (re.search(r"\b(a100|h100|h200)\b", card.lower()) for card, _ in cards)
+    known = (re.search(rf"\b({'|'.join(GPUS)})\b", card.lower()) for card, _ in cards)
     names = {match[1] if match else "gpu" for match in known}
     return names.pop() if len(names) == 1 else "gpu" if names else "cpu"
 

@@ -1,9 +1,9 @@
 """The repository that Triton is given: the published one, with the configs chosen for this machine.
 
 What was published is only read: it may be mounted read-only, and several servers may serve it. The copy holds each
-model's config (``configs/<hardware>.pbtxt`` where the model has one, else ``config.pbtxt``) with the few numbers that
-only this start knows, and links to everything else. Those numbers: how many processes prepare and finish photographs,
-how the network is instanced and batched, which versions are served, and whether answers are kept.
+model's config (on a CPU ``configs/cpu.pbtxt`` where the model has one, else ``config.pbtxt``) with the few values that
+only this start knows, and links to everything else. Those values: how many processes prepare and finish photographs,
+how the network is instanced and batched (server/hardware.py), which versions are served, and whether answers are kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server import machine
 from server.errors import ServerError
+from server.hardware import GPUS
 from server.settings import Settings
 
 #: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
@@ -61,8 +62,9 @@ def _assemble_model(settings: Settings, model: Path, target: Path) -> None:
 
 def config(settings: Settings, model: Path) -> str:
     """The text of the model's config for this machine and these settings."""
-    chosen = model / "configs" / f"{hardware(settings)}.pbtxt"
-    text = (chosen if chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
+    on_cpu = model / "configs/cpu.pbtxt"
+    path = on_cpu if hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt"
+    text = path.read_text(encoding="utf-8")
     if model.name in WORK_MS:
         text = with_instances(text, instances(settings)[model.name])
     if model.name == "preprocess" and hardware(settings) == "cpu":
@@ -73,7 +75,9 @@ def config(settings: Settings, model: Path) -> str:
 
 
 def core_config(text: str, settings: Settings) -> str:
-    """The network's config with what these settings ask for."""
+    """The network's config with the values of the GPU, and of the settings, which take precedence."""
+    if gpu := GPUS.get(hardware(settings)):
+        text = with_delay(with_instances(text, gpu.instances), gpu.delay_us)
     if settings.core_instances:
         text = with_instances(text, settings.core_instances)
     if settings.core_batch:
@@ -86,7 +90,7 @@ def core_config(text: str, settings: Settings) -> str:
 
 
 def hardware(settings: Settings) -> str:
-    """Which configs are served: as set, or by the GPUs found if this Triton can use them. The PyPI wheel cannot."""
+    """What the configs are for: as set, or by the GPUs found if this Triton can use them. The PyPI wheel cannot."""
     if settings.hardware != "auto":
         return settings.hardware
     return machine.hardware(machine.gpus()) if settings.triton else "cpu"

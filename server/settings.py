@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ServerError
+from server.hardware import GPUS
 
 #: Protocol groups that change the server or tell about it: closed to everybody without the key.
 RESTRICTED = ("model-repository", "model-config", "shared-memory", "trace", "logging", "statistics")
 #: The header is ``triton-grpc-protocol-admin-key`` in gRPC, ``admin-key`` in HTTP.
 ADMIN_KEY = "admin-key"
 CONTROLS = ("none", "explicit")
-HARDWARE = ("auto", "cpu", "gpu", "a100", "h100", "h200")
+HARDWARE = ("auto", "cpu", "gpu", *GPUS)
 SHM_MIB = 16  #: shared memory of one Python instance at its start, and each time it grows
 
 
@@ -24,7 +25,8 @@ class Settings:
     """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC.
 
     ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
-    ``hardware`` chooses among a model's ``configs/``; ``auto`` means cpu with the wheel, which has no TensorRT backend.
+    ``hardware`` is what the configs are for: cpu, gpu (any) or one of `hardware.GPUS`; ``auto`` means cpu with the
+    wheel, which has no TensorRT backend.
     Instances of 0 mean: from this machine's cores. ``core_`` are the network's: 0 instances, a batch of 0 and no delay
     mean: as its config says. A port, an age, a cache of 0 mean: off. Times are in seconds, ``core_delay_us`` in
     microseconds.

@@ -13,15 +13,13 @@ from export import machine
 from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
 from imaging import SIDE, Limits, Options
-from server import served
-from server.settings import HARDWARE
+from server import hardware, served
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(path for path in REPOSITORY.rglob("*.pbtxt") if not path.parts[-2].startswith("."))
 CORE = [3, SIDE, SIDE]
-ON_GPU = ("config.pbtxt", "configs/a100.pbtxt", "configs/h100.pbtxt", "configs/h200.pbtxt")
 CPU_CORE = ("restormer", "configs", "cpu.pbtxt")
-CORE_CONFIGS = (*ON_GPU, "configs/cpu.pbtxt")
+CORE_CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")
 REJECT = model_config_pb2.ModelQueuePolicy.TimeoutAction.REJECT
 #: Fields that the server of the PyPI wheel (2.51) does not know: it drops a model that has one.
 NEWER_THAN_THE_WHEEL = ("max_inflight_requests", "model_metrics")
@@ -52,7 +50,7 @@ def test_there_are_configs():
     assert {path.relative_to(REPOSITORY).parts[0] for path in CONFIGS} == {
         "enhance", "enhance_tiled", "preprocess", "restormer", "postprocess",
     }  # fmt: skip
-    assert {path.stem for path in CONFIGS if path.parent.name == "configs"} == set(HARDWARE) - {"auto", "gpu"}
+    assert {path.stem for path in CONFIGS if path.parent.name == "configs"} == {"cpu"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
@@ -115,9 +113,8 @@ def test_the_core_speaks_the_graphs_names_and_shapes(name):
     assert signature(parsed(REPOSITORY / "restormer" / name)) == expected
 
 
-@pytest.mark.parametrize("name", ON_GPU)
-def test_every_batch_size_of_the_engines_profile_is_captured_and_warmed(name):
-    core = parsed(REPOSITORY / "restormer" / name)
+def test_every_batch_size_of_the_engines_profile_is_captured_and_warmed():
+    core = config("restormer")
     sizes = list(range(1, MAX_BATCH + 1))
     cuda = core.optimization.cuda
     assert core.max_batch_size == MAX_BATCH
@@ -128,26 +125,18 @@ def test_every_batch_size_of_the_engines_profile_is_captured_and_warmed(name):
     assert all(list(sample.inputs[INPUT].dims) == CORE for sample in core.model_warmup)
 
 
-@pytest.mark.parametrize("name", ON_GPU[1:])
-def test_a_gpus_config_differs_only_in_delay_and_instances(name):
-    usual, tuned = (parsed(REPOSITORY / "restormer" / path) for path in ("config.pbtxt", name))
-    tuned.dynamic_batching.max_queue_delay_microseconds = usual.dynamic_batching.max_queue_delay_microseconds
-    tuned.instance_group[0].count = usual.instance_group[0].count
-    assert tuned == usual
-
-
-@pytest.mark.parametrize("gpu", ["a100", "h100", "h200"])
-def test_a_gpus_config_reckons_with_what_the_roofline_calculates(gpu):
+@pytest.mark.parametrize("gpu", hardware.GPUS)
+def test_the_reasons_in_the_table_of_gpus_match_the_roofline(gpu):
     recorded = json.loads((REPOSITORY.parent / "benchmarks/results/roofline.json").read_text(encoding="utf-8"))
     least, batch = recorded["gpus"][gpu]["fused_ms"]["fp16"], recorded["batch"]
-    text = (REPOSITORY / f"restormer/configs/{gpu}.pbtxt").read_text(encoding="utf-8").replace("\n# ", " ")
-    assert f"takes {least:.1f} ms a photograph at the least, {batch * least:.0f} ms a batch" in text
-    assert f"of the {batch * least:.0f} ms it runs" in text
+    text = Path(hardware.__file__).read_text(encoding="utf-8")
+    reasons = text.split(f'"{gpu}": Values')[0].rpartition("Values(")[2]
+    assert f"{least:.1f} ms a photograph, {batch * least:.0f} ms a batch of eight" in reasons
+    assert 0.1 < hardware.GPUS[gpu].delay_us / (1000 * least) < 0.25
 
 
-@pytest.mark.parametrize("name", ON_GPU)
-def test_every_gpu_gets_its_instances(name):
-    (group,) = parsed(REPOSITORY / "restormer" / name).instance_group
+def test_every_gpu_gets_its_instances():
+    (group,) = config("restormer").instance_group
     assert group.kind == model_config_pb2.ModelInstanceGroup.Kind.KIND_GPU
     assert not group.gpus
 
@@ -210,13 +199,11 @@ def test_enhance_tiled_is_called_as_enhance_is():
     assert signature(config("enhance_tiled")) == signature(config("enhance"))
 
 
-@pytest.mark.parametrize(
-    ("tiled", "core"), [("config.pbtxt", name) for name in ON_GPU] + [("configs/cpu.pbtxt", "configs/cpu.pbtxt")]
-)
-def test_tiles_in_flight_leave_half_of_restormers_queue(tiled, core):
-    tiles = parsed(REPOSITORY / "enhance_tiled" / tiled)
+@pytest.mark.parametrize("name", CORE_CONFIGS)
+def test_tiles_in_flight_leave_half_of_restormers_queue(name):
+    tiles = parsed(REPOSITORY / "enhance_tiled" / name)
     in_flight = int(tiles.parameters["tiles_in_flight"].string_value) * tiles.instance_group[0].count
-    assert in_flight <= policies(parsed(REPOSITORY / "restormer" / core))[1].max_queue_size / 2
+    assert in_flight <= policies(parsed(REPOSITORY / "restormer" / name))[1].max_queue_size / 2
     assert tiles.max_batch_size <= int(tiles.parameters["photographs_in_flight"].string_value)
 
 
@@ -260,7 +247,7 @@ def test_backpressure_ends_at_preprocess():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_what_the_local_server_loads_has_no_field_it_does_not_know(path):
     """It loads configs/cpu.pbtxt where a model has one, the others' config.pbtxt."""
-    if path.stem == "cpu" or (not (path.parent / "configs/cpu.pbtxt").exists() and path.parent.name != "configs"):
+    if path.stem == "cpu" or not (path.parent / "configs/cpu.pbtxt").exists():
         code = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
         assert not [field for field in NEWER_THAN_THE_WHEEL if field in code]
 

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from benchmarks.imaging import GPU_RATE
 from export import machine as build_machine
@@ -17,7 +19,7 @@ from server import machine, preflight, served
 from server.__main__ import _FLAGS, main
 from server.errors import ServerError
 from server.process import deep_check, environment
-from server.settings import RESTRICTED, Settings
+from server.settings import HARDWARE, RESTRICTED, Settings
 from tests.conftest import CARDS, ROOT, SERVER_PYTHON
 
 TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
@@ -259,10 +261,57 @@ def test_the_served_config_is_the_published_one_but_for_what_this_start_knows():
     assert config("preprocess", hardware="h100", preprocess_instances=2) == published["config.pbtxt"]
     assert config("preprocess", hardware="cpu", preprocess_instances=1) == published["configs/cpu.pbtxt"]
     assert "kind: KIND_CPU count: 7 " in config("preprocess", hardware="cpu", preprocess_instances=7)
-    assert config("restormer", hardware="h100") == (REPOSITORY / "restormer/configs/h100.pbtxt").read_text()
     assert config("restormer", hardware="gpu") == (REPOSITORY / "restormer/config.pbtxt").read_text()
     assert config("enhance", hardware="h100") == (REPOSITORY / "enhance/config.pbtxt").read_text()
     assert config("enhance", hardware="cpu") == (REPOSITORY / "enhance/configs/cpu.pbtxt").read_text()
+
+
+SERVED_CORE = {  # backend, kind, instances, delay of the batcher, preferred sizes
+    "cpu": ("python", "KIND_CPU", 1, 0, [1]),
+    "gpu": ("tensorrt_plan", "KIND_GPU", 1, 2000, []),
+    "a100": ("tensorrt_plan", "KIND_GPU", 1, 4000, []),
+    "h100": ("tensorrt_plan", "KIND_GPU", 2, 1500, []),
+    "h200": ("tensorrt_plan", "KIND_GPU", 2, 1500, []),
+}
+
+
+def served_core(**options):
+    return text_format.Parse(config("restormer", **options), ModelConfig())
+
+
+@pytest.mark.parametrize("hardware", [name for name in HARDWARE if name != "auto"])
+def test_the_network_is_served_with_the_values_of_each_hardware(hardware):
+    core = served_core(hardware=hardware)
+    (group,) = core.instance_group
+    batcher = core.dynamic_batching
+    assert SERVED_CORE[hardware] == (
+        core.backend or core.platform, ModelInstanceGroup.Kind.Name(group.kind), group.count,
+        batcher.max_queue_delay_microseconds, list(batcher.preferred_batch_size),
+    )  # fmt: skip
+    assert core.max_batch_size == 8
+    assert not group.gpus
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100", "h200"])
+def test_a_known_gpu_differs_from_any_other_only_in_delay_and_instances(gpu):
+    usual, known = served_core(hardware="gpu"), served_core(hardware=gpu)
+    known.dynamic_batching.max_queue_delay_microseconds = usual.dynamic_batching.max_queue_delay_microseconds
+    known.instance_group[0].count = usual.instance_group[0].count
+    assert known == usual
+
+
+def test_a_setting_takes_precedence_over_the_hardwares_value():
+    core = served_core(hardware="h100", core_instances=3, core_delay_us=0)
+    assert (core.instance_group[0].count, core.dynamic_batching.max_queue_delay_microseconds) == (3, 0)
+
+
+def test_auto_serves_the_values_of_the_gpus_that_are_visible(gpu_host, monkeypatch):
+    assert served_core() == served_core(hardware="cpu")
+    nvidias = Path("/opt/tritonserver")
+    for visible, hardware in (("0,1", "h100"), ("2", "gpu"), ("0,1,2", "gpu"), ("", "cpu")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        machine.gpus.cache_clear()
+        assert served_core(triton=nvidias) == served_core(hardware=hardware)
 
 
 def test_one_more_is_prepared_for_each_further_process_within_the_networks_queue():

@@ -1,0 +1,43 @@
+"""What differs between GPUs: the values that the server sets in the network's config for each GPU it knows.
+
+Other GPUs are served with `model_repository/restormer/config.pbtxt` as it stands. The batch is the same on all of them:
+up to ``max_batch_size``, the largest size in the engine's profile.
+
+The values were calculated, not measured (docs/gpu-checklist.md says how to measure them). Memory bandwidth limits this
+network, not arithmetic; the times below are the minimum for an engine in fp16 (`make roofline GPU=a100`).
+
+To add a GPU, add a row. Its name must be a word of the name that nvidia-smi prints, in lower case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of one GPU.
+
+    ``delay_us`` is how long the dynamic batcher waits for a batch to fill while an instance is idle. ``instances`` are
+    the network's on each GPU.
+    """
+
+    delay_us: int
+    instances: int
+
+
+GPUS = {
+    # 2.04 TB/s: 18.9 ms a photograph, 151 ms a batch of eight. The delay is a fifth of a photograph. One instance:
+    # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a seventieth of its run time, and a 40 GB card
+    # keeps its memory. A second would compute while the first one's next batch is formed; `make tune` tries it.
+    "a100": Values(delay_us=4000, instances=1),
+    # 3.35 TB/s: 10.6 ms a photograph, 85 ms a batch of eight. The delay is a seventh of a photograph. A longer one
+    # gains little: a batch shares only the weights, 52 MB of the 35 GB that a photograph moves. Two instances: copying
+    # takes an eightieth of a batch's run time (PCIe 5, about 1 ms), but with a queue policy Triton forms no batch
+    # before an instance is free, and may notice a free one only with the next request (docs/production.md); meanwhile
+    # the other instance computes. The cost is a second set of activations, some GB of 80.
+    "h100": Values(delay_us=1500, instances=2),
+    # 4.8 TB/s: 7.6 ms a photograph, 61 ms a batch of eight. The delay is a fifth of a photograph. Two instances as on
+    # the H100, with more memory to spare.
+    "h200": Values(delay_us=1500, instances=2),
+}
