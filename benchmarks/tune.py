@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -92,18 +91,14 @@ FAILED = Found(0.0, 0.0, math.inf, 0, 0)
 def start_of(settings: Settings, version: int) -> Choice:
     """What the server chooses by itself on this machine, read off the configs it would serve."""
     core = assembled.config(settings, settings.repository / MODEL)
-
-    def number(pattern: str, usual: int) -> int:
-        found = re.search(pattern, core)
-        return int(found[1]) if found else usual
-
+    batcher = core.dynamic_batching
     around = {f"{name}_instances": count for name, count in assembled.instances(settings).items()}
     return Choice(
         version,
         **around,
-        core_instances=number(r"instance_group \[ \{ kind: KIND_[CG]PU count: (\d+)", 1),
-        core_batch=number(r"preferred_batch_size: \[ (\d+) \]", number(r"(?m)^max_batch_size: (\d+)$", 1)),
-        core_delay_us=number(r"max_queue_delay_microseconds: (\d+)", 0),
+        core_instances=core.instance_group[0].count,
+        core_batch=max(batcher.preferred_batch_size, default=core.max_batch_size),
+        core_delay_us=batcher.max_queue_delay_microseconds,
     )
 
 

@@ -122,6 +122,7 @@ def _triton(settings: Settings) -> str:
 
 
 def _client(settings: Settings) -> str:
+    served.schema()
     client = shutil.which("restormer-client", path=str(Path(sys.executable).parent))
     if client is None and not settings.triton:
         raise ServerError(f"restormer-client is not installed beside {sys.executable}: make setup")
@@ -189,10 +190,10 @@ def shared_memory_need(settings: Settings) -> tuple[int, int]:
     file out, core tensors of 3 MiB. The largest file is ``max_bytes`` of the configs.
     """
     config = settings.repository / "postprocess/config.pbtxt"
-    found = re.search(r'"max_bytes" value: \{ string_value: "(\d+)" \}', config.read_text(encoding="utf-8"))
-    if found is None:
+    text = served.read_config(config).parameters["max_bytes"].string_value
+    if not text.isdecimal():
         raise ServerError(f"{config} does not say max_bytes: take it from the project")
-    largest = int(found[1])
+    largest = int(text)
     counts = served.instances(settings)
     others = 2 + max(1, settings.core_instances)  # enhance_tiled's, and restormer's where the CPU serves it
     processes = sum(counts.values()) + others

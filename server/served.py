@@ -4,13 +4,15 @@ What was published is only read: it may be mounted read-only, and several server
 model's config (on a CPU ``configs/cpu.pbtxt`` where the model has one, else ``config.pbtxt``) with the few values that
 only this start knows, and links to everything else. Those values: how many processes prepare and finish photographs,
 how the network is instanced and batched (server/hardware.py), which versions are served, and whether answers are kept.
+The configs are edited as messages of Triton's own schema, so the copies have no comments; the published files do.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 from server import machine
 from server.errors import ServerError
@@ -20,7 +22,6 @@ from server.settings import Settings
 #: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
 WORK_MS = {"preprocess": 37, "postprocess": 95}
 CORE = "restormer"
-_INSTANCES = r"instance_group \[ \{ kind: KIND_[CG]PU count: "
 #: Processes of the two steps together, at the most, however many cores there are: by the work above they prepare and
 #: finish 64 / 0.132 s = 485 photographs of 12 megapixels a second (a calculation), which is eight GPUs at 60 each. More
 #: would only hold memory: each takes 32 MiB of /dev/shm from the start. `--preprocess-instances` asks for more.
@@ -54,39 +55,81 @@ def assemble(settings: Settings) -> None:
 
 def _assemble_model(settings: Settings, model: Path, target: Path) -> None:
     target.mkdir(parents=True)
-    (target / "config.pbtxt").write_text(config(settings, model), encoding="utf-8")
+    text_format, _ = schema()
+    text = text_format.MessageToString(config(settings, model), as_utf8=True)
+    (target / "config.pbtxt").write_text(text, encoding="utf-8")
     for path in model.iterdir():
         if path.is_dir() and path.name.isdigit():
             (target / path.name).symlink_to(path.resolve(), target_is_directory=True)
 
 
-def config(settings: Settings, model: Path) -> str:
-    """The text of the model's config for this machine and these settings."""
+def config(settings: Settings, model: Path) -> Any:
+    """Return the model's config for this machine and these settings, as Triton's ``ModelConfig``."""
     on_cpu = model / "configs/cpu.pbtxt"
-    path = on_cpu if hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt"
-    text = path.read_text(encoding="utf-8")
+    made = read_config(on_cpu if hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt")
     if model.name in WORK_MS:
-        text = with_instances(text, instances(settings)[model.name])
-    if model.name == "preprocess" and hardware(settings) == "cpu":
+        _instance_group(made).count = instances(settings)[model.name]
+    if model.name == "preprocess" and "ahead" in made.parameters:
         core = config(settings, settings.repository / CORE)
-        room = int(re.findall(r"max_queue_size: (\d+)", core)[0])
-        text = with_ahead(text, _instances(core) + min(_instances(text) - 1, room))
-    return core_config(text, settings) if model.name == CORE else text
+        room = core.dynamic_batching.default_queue_policy.max_queue_size
+        ahead = _instance_group(core).count + min(_instance_group(made).count - 1, room)
+        made.parameters["ahead"].string_value = str(ahead)
+    if model.name == CORE:
+        _configure_core(made, settings)
+    return made
 
 
-def core_config(text: str, settings: Settings) -> str:
-    """The network's config with the values of the GPU, and of the settings, which take precedence."""
+def _configure_core(made: Any, settings: Settings) -> None:
+    """Set the values of the GPU in the network's config, and those of the settings, which take precedence."""
+    batcher = made.dynamic_batching
     if gpu := GPUS.get(hardware(settings)):
-        text = with_delay(with_instances(text, gpu.instances), gpu.delay_us)
+        _instance_group(made).count = gpu.instances
+        batcher.max_queue_delay_microseconds = gpu.delay_us
     if settings.core_instances:
-        text = with_instances(text, settings.core_instances)
+        _instance_group(made).count = settings.core_instances
+    if settings.core_batch > made.max_batch_size:
+        raise ServerError(f"--core-batch={settings.core_batch}: {CORE}'s config allows {made.max_batch_size}")
     if settings.core_batch:
-        text = with_batch(text, settings.core_batch)
+        # The batcher stops at the preferred size, and a batch that a client made passes as it is. A lower
+        # max_batch_size would contradict the warm-up.
+        batcher.preferred_batch_size[:] = [settings.core_batch]
     if settings.core_delay_us is not None:
-        text = with_delay(text, settings.core_delay_us)
+        batcher.max_queue_delay_microseconds = settings.core_delay_us
     if settings.versions:
-        text = with_versions(text, settings.versions)
-    return text + ("response_cache { enable: true }\n" if settings.cache_mb else "")
+        made.version_policy.specific.versions[:] = settings.versions
+    if settings.cache_mb:
+        made.response_cache.enable = True
+
+
+def _instance_group(config: Any) -> Any:
+    if len(config.instance_group) != 1:
+        raise ServerError(
+            f"{config.name}: its config has {len(config.instance_group)} entries in instance_group instead of one: "
+            "take it from the project"
+        )
+    return config.instance_group[0]
+
+
+def read_config(path: Path) -> Any:
+    """Read a ``config.pbtxt`` as a ``ModelConfig``; raise `ServerError` with the line if Triton's schema rejects it."""
+    text_format, model_config = schema()
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ServerError(f"{path}: {error}: take it from the project") from None
+
+
+def schema() -> tuple[Any, Any]:
+    """Return protobuf's ``text_format`` and Triton's ``ModelConfig``.
+
+    Imported only here, because `check-python` and the preflight also run where they are not installed.
+    """
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except ImportError as error:
+        raise ServerError(f"tritonclient[grpc] cannot be imported by {sys.executable} ({error}): make setup") from None
+    return text_format, ModelConfig
 
 
 def hardware(settings: Settings) -> str:
@@ -112,60 +155,3 @@ def sized_instances(cores: int, *, on_gpu: bool) -> dict[str, int]:
     share = min(MOST, max(2, cores - 1 if on_gpu else cores // 4))
     preprocess = max(1, round(share * WORK_MS["preprocess"] / sum(WORK_MS.values())))
     return {"preprocess": preprocess, "postprocess": max(1, share - preprocess)}
-
-
-def with_instances(text: str, count: int) -> str:
-    """The config with so many instances."""
-    return _replaced(rf"({_INSTANCES})\d+", rf"\g<1>{count}", text)
-
-
-def _instances(text: str) -> int:
-    return int(_found(rf"{_INSTANCES}(\d+)", text))
-
-
-def with_ahead(text: str, count: int) -> str:
-    """preprocess's config with so many photographs prepared and not yet through the network, if it bounds them."""
-    return re.sub(r'(key: "ahead" value: \{ string_value: ")\d+', rf"\g<1>{count}", text)
-
-
-def with_batch(text: str, most: int) -> str:
-    """The config whose batcher puts together so many at most; a batch that a sender made goes as it is.
-
-    By the preferred size: the batcher stops there. A lower ``max_batch_size`` would contradict the warm-up.
-    """
-    limit = int(_found(r"^max_batch_size: (\d+)$", text))
-    if most > limit:
-        raise ServerError(f"--core-batch={most}: restormer's config allows {limit}")
-    return _batcher(text, "preferred_batch_size", f"[ {most} ]")
-
-
-def with_delay(text: str, microseconds: int) -> str:
-    """The config whose batcher waits so long for a batch to fill while an instance is idle."""
-    return _batcher(text, "max_queue_delay_microseconds", str(microseconds))
-
-
-def _batcher(text: str, field: str, value: str) -> str:
-    """The config with this field of the dynamic batcher, whether it had one or not."""
-    without = re.sub(rf"^ *{field}: .*\n", "", text, flags=re.MULTILINE)
-    return _replaced(r"^dynamic_batching \{$", f"dynamic_batching {{\n  {field}: {value}", without)
-
-
-def with_versions(text: str, versions: tuple[int, ...]) -> str:
-    """The config with exactly these versions in service."""
-    wanted = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, versions))} ] }} }}"
-    return _replaced(r"version_policy \{ latest \{ num_versions: 1 \} \}", wanted, text)
-
-
-def _replaced(pattern: str, replacement: str, text: str) -> str:
-    _found(pattern, text)
-    return re.sub(pattern, replacement, text, flags=re.MULTILINE)
-
-
-def _found(pattern: str, text: str) -> str:
-    """What stands in the one place of the config that is like this."""
-    found: list[str] = re.findall(pattern, text, re.MULTILINE)
-    if len(found) != 1:
-        raise ServerError(
-            f"a config.pbtxt has {len(found)} lines like {pattern!r} instead of one: take it from the project"
-        )
-    return found[0]

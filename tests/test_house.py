@@ -21,7 +21,7 @@ FORBIDDEN = {
     # tritonclient is allowed: the ladder's last rung asks a real Triton (export/served.py).
     "export": {"server", "restormer_client", "demo", "tests"},
     "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
-    "server": (ROOMS - {"server"}) | {"torch", "numpy", "tritonclient"},
+    "server": (ROOMS - {"server"}) | {"torch", "numpy"},
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
     "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
     "demo": {"server", "tests"},
@@ -47,9 +47,12 @@ def test_rooms_import_only_what_they_may(room):
     assert not trespasses
 
 
-def test_the_server_room_needs_nothing_but_the_standard_library():
+def test_the_server_room_needs_only_the_standard_library_and_tritons_schema():
+    """And loads the schema only where a config is read."""
     names = {name for path in (ROOT / "server").rglob("*.py") for name in imported(path)}
-    assert names - set(sys.stdlib_module_names) <= {"server"}
+    assert names - set(sys.stdlib_module_names) == {"server", "google", "tritonclient"}
+    loaded = "import sys, server.__main__; sys.exit(bool({'google.protobuf', 'tritonclient'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 
 
 def make_targets():

@@ -1,4 +1,4 @@
-"""The one list of flags, and what is served: text in, text out."""
+"""The one list of flags, and the configs that are served."""
 
 import itertools
 import json
@@ -257,13 +257,26 @@ def config(model, **options):
 
 
 def test_the_served_config_is_the_published_one_but_for_what_this_start_knows():
-    published = {name: (REPOSITORY / "preprocess" / name).read_text() for name in ("config.pbtxt", "configs/cpu.pbtxt")}
-    assert config("preprocess", hardware="h100", preprocess_instances=2) == published["config.pbtxt"]
-    assert config("preprocess", hardware="cpu", preprocess_instances=1) == published["configs/cpu.pbtxt"]
-    assert "kind: KIND_CPU count: 7 " in config("preprocess", hardware="cpu", preprocess_instances=7)
-    assert config("restormer", hardware="gpu") == (REPOSITORY / "restormer/config.pbtxt").read_text()
-    assert config("enhance", hardware="h100") == (REPOSITORY / "enhance/config.pbtxt").read_text()
-    assert config("enhance", hardware="cpu") == (REPOSITORY / "enhance/configs/cpu.pbtxt").read_text()
+    def published(name):
+        return text_format.Parse((REPOSITORY / name).read_text(encoding="utf-8"), ModelConfig())
+
+    assert config("preprocess", hardware="h100", preprocess_instances=2) == published("preprocess/config.pbtxt")
+    assert config("preprocess", hardware="cpu", preprocess_instances=1) == published("preprocess/configs/cpu.pbtxt")
+    assert config("preprocess", hardware="cpu", preprocess_instances=7).instance_group[0].count == 7
+    assert config("restormer", hardware="gpu") == published("restormer/config.pbtxt")
+    assert config("enhance", hardware="h100") == published("enhance/config.pbtxt")
+    assert config("enhance", hardware="cpu") == published("enhance/configs/cpu.pbtxt")
+
+
+def test_the_served_files_keep_every_field(tmp_path, monkeypatch):
+    """Also the one that only the newest schemas know."""
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    settings = Settings(repository=REPOSITORY, state=tmp_path, hardware="h100")
+    served.assemble(settings)
+    files = {path.parent.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("served/*/config.pbtxt")}
+    for model, text in files.items():
+        assert text_format.Parse(text, ModelConfig()) == config(model, hardware="h100")
+    assert "max_inflight_requests: 160\n" in files["enhance"]
 
 
 SERVED_CORE = {  # backend, kind, instances, delay of the batcher, preferred sizes
@@ -276,7 +289,7 @@ SERVED_CORE = {  # backend, kind, instances, delay of the batcher, preferred siz
 
 
 def served_core(**options):
-    return text_format.Parse(config("restormer", **options), ModelConfig())
+    return config("restormer", **options)
 
 
 @pytest.mark.parametrize("hardware", [name for name in HARDWARE if name != "auto"])
@@ -316,20 +329,21 @@ def test_auto_serves_the_values_of_the_gpus_that_are_visible(gpu_host, monkeypat
 
 def test_one_more_is_prepared_for_each_further_process_within_the_networks_queue():
     for prepare, core, ahead in ((1, 0, 1), (1, 1, 1), (4, 0, 4), (3, 2, 4), (9, 0, 5)):
-        text = config("preprocess", hardware="cpu", preprocess_instances=prepare, core_instances=core)
-        assert f'key: "ahead" value: {{ string_value: "{ahead}" }}' in text
-    unbounded = "".join(line for line in text.splitlines(keepends=True) if '"ahead"' not in line)
-    assert served.with_ahead(unbounded, 9) == unbounded
+        made = config("preprocess", hardware="cpu", preprocess_instances=prepare, core_instances=core)
+        assert made.parameters["ahead"].string_value == str(ahead)
+    assert "ahead" not in config("preprocess", hardware="h100").parameters
 
 
 def test_the_cache_is_restormers_alone():
     asked = {"hardware": "cpu", "cache_mb": 64}
-    cached = {model.name: "response_cache" in config(model.name, **asked) for model in REPOSITORY.iterdir()}
+    cached = {model.name: config(model.name, **asked).response_cache.enable for model in REPOSITORY.iterdir()}
     assert [name for name, has in cached.items() if has] == ["restormer"]
 
 
 def test_versions_are_served_as_asked():
-    assert "specific { versions: [ 1, 2 ] }" in config("restormer", hardware="cpu", versions=(1, 2))
+    policy = config("restormer", hardware="cpu", versions=(1, 2)).version_policy
+    assert list(policy.specific.versions) == [1, 2]
+    assert not policy.HasField("latest")
 
 
 def test_a_batch_larger_than_the_config_allows_is_refused():
@@ -337,9 +351,20 @@ def test_a_batch_larger_than_the_config_allows_is_refused():
         config("restormer", hardware="h100", core_batch=9)
 
 
-def test_a_config_without_the_line_is_refused():
-    with pytest.raises(ServerError, match="take it from the project"):
-        served.with_instances("instance_group [ ]", 2)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'name: "postprocess"', "0 entries in instance_group"), (b"instance_group [ {}, {} ]", "2 entries"),
+        (b"instance_group [ { count: 1 } ]\nno_such_field: 1", r"config\.pbtxt: 2:1 .*no_such_field"),
+        (b"instance_group [ {", r"config\.pbtxt: 1:"), (b'name: "\xff"', r"config\.pbtxt: .*utf-8"),
+    ],
+)  # fmt: skip
+def test_a_config_that_is_not_the_projects_is_refused_in_one_line(tmp_path, text, message):
+    model = tmp_path / "postprocess"
+    model.mkdir()
+    (model / "config.pbtxt").write_bytes(text)
+    with pytest.raises(ServerError, match=f"{message}.*take it from the project"):
+        served.config(Settings(repository=tmp_path, hardware="cpu"), model)
 
 
 def test_what_is_published_is_only_read(repository, tmp_path):

@@ -19,7 +19,7 @@ from imaging import FRAME
 from server import machine, preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
-from tests.conftest import ROOT, bare_repository, free_port, server_command
+from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, free_port, server_command
 
 
 def started(tmp_path, **options):
@@ -73,6 +73,23 @@ def test_an_engine_that_is_not_the_one_described(tmp_path, repository):
     code, errors = started(tmp_path, repository=copy)
     assert code == 1
     assert "not the file its JSON describes" in errors[0]
+
+
+def test_an_environment_without_tritons_schema_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
+    found = rows(repository=ROOT / "model_repository")
+    for row in ("client", "shared memory"):
+        assert "tritonclient" in found[row].mend
+        assert "make setup" in found[row].mend
+
+
+def test_a_python_without_any_package_is_checked():
+    """As `make` does it before there is an environment."""
+    command = [SERVER_PYTHON, "-S", "-m", "server", "check-python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_triton(tmp_path, repository):
