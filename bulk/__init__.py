@@ -1,4 +1,4 @@
-"""Photographs by the million: a Ray Data job whose actors ask Triton through ``restormer_client``.
+"""Enhancement of millions of photographs: a Ray Data job whose actors call Triton through ``restormer_client``.
 
-``python -m bulk enhance --input … --output … --server …``; docs/scaling.md says what to run when.
+Run it as ``python -m bulk enhance --input … --output … --server …``; docs/scaling.md says when to use it.
 """

@@ -1,5 +1,5 @@
-"""What ends a job; a photograph that cannot be enhanced does not, it is a row of the manifest."""
+"""Errors that stop a job. A photograph that cannot be enhanced does not: it becomes a row of the manifest."""
 
 
 class BulkError(Exception):
-    """The job cannot go on. ``str(error)`` is one line for people; the same command goes on where it stopped."""
+    """The job cannot continue. ``str(error)`` is one human-readable line; running the command again resumes the job."""

@@ -1,4 +1,4 @@
-"""The job: what is left to do goes through Ray Data's actors, block by block; progress, and a summary at the end."""
+"""A bulk job: send the remaining photographs through Ray Data's actors in blocks, with progress and a summary."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from bulk import manifest, plan, storage
 from bulk.errors import BulkError
 from bulk.worker import Settings, Worker
 
-#: Blocks an actor works on at a time: while one ends, the next keeps the server busy.
-BLOCKS = 2
-#: Photographs a block has for each that an actor may have at the server. A block is what progress and the manifest's
-#: parts are counted in, not what a crash costs (docs/scaling.md).
-BLOCK = 2
-PATIENCE = 30.0  #: seconds the server may take to be ready before the job begins
+#: Blocks an actor works on concurrently: while one ends, the next keeps the server busy.
+BLOCKS_PER_ACTOR = 2
+#: Photographs in a block per request that an actor may have in flight. A block is the unit of progress and of the
+#: manifest's parts; a crash costs only the requests in flight (docs/scaling.md).
+PHOTOS_PER_SLOT = 2
+READY_TIMEOUT = 30.0  #: seconds to wait for the server to be ready before the job starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What was asked for. ``server`` are the arguments of `Enhancer`, ``wishes`` those of `Enhancer.enhance`.
+    """Settings of a job. ``server`` holds the arguments of `Enhancer`, ``options`` those of `Enhancer.enhance`.
 
-    ``in_flight``: photographs at the server at a time, over all ``actors``. ``shard``: part ``(number, of)``.
-    ``patience``, ``timeout``: seconds, as in `worker.Settings`. ``ray_address``: None begins a Ray of one's own here.
-    ``price``: of everything that works, an hour.
+    ``in_flight``: requests in flight over all ``actors``. ``shard``: part ``(number, count)``. ``patience``,
+    ``timeout``: seconds, see `worker.Settings`. ``ray_address``: None starts a local Ray. ``price``: of all machines,
+    per hour.
     """
 
     input: str
     output: str
     server: dict[str, Any]
-    wishes: dict[str, Any]
+    options: dict[str, Any]
     in_flight: int
     actors: int
     timeout: float
@@ -53,10 +53,9 @@ class Job:
 
 @dataclass(kw_only=True)
 class Summary:
-    """What came of a run. Seconds of the whole run (``seconds``) and of the part with photographs (``busy_seconds``).
+    """Result of a run. ``seconds`` is the duration of the whole run, ``busy_seconds`` that of the processing alone.
 
-    ``found``: outputs that were there without a row, as a run leaves them that was killed. ``turned_away``: how often a
-    photograph found a queue full.
+    ``found``: outputs without a row in the manifest, left by a killed run. ``turned_away``: rejections by a full queue.
     """
 
     photographs: int
@@ -72,7 +71,7 @@ class Summary:
     cost_per_thousand: float | None = None
 
     def count(self, rows: list[dict[str, Any]]) -> None:
-        """The rows of a block."""
+        """Add the rows of a block."""
         for row in rows:
             is_enhanced = row["status"] == manifest.ENHANCED
             self.failed += not is_enhanced
@@ -82,7 +81,7 @@ class Summary:
             self.bytes_out += row["bytes"] or 0
 
     def finish(self, seconds: float, busy: float, price: float | None) -> None:
-        """Rate and cost; the cost is of the whole run, its start included."""
+        """Set durations, rate and cost; the cost covers the whole run, including its start."""
         self.seconds, self.busy_seconds = round(seconds, 3), round(busy, 3)
         self.photographs_a_second = round(self.enhanced / busy, 4) if busy else 0.0
         if price is not None and self.enhanced:
@@ -90,94 +89,95 @@ class Summary:
 
 
 def run(job: Job) -> Summary:
-    """Does what is left to do. Raises `BulkError` where it cannot go on, `EnhanceError` or `OSError` at its start."""
+    """Process the remaining photographs. Raise `BulkError` if the job cannot continue, and `EnhanceError` or `OSError`
+    before it starts."""
     started = time.monotonic()
     output = storage.place(job.output)
-    everything = plan.shard(plan.photographs(job.input, output, job.wishes.get("format")), job.shard)
-    is_ours = manifest.is_ours(output, job.wishes)
-    sizes = output.sizes() if is_ours else {}
-    todo = plan.left(everything, manifest.read(output), sizes) if is_ours else everything
+    everything = plan.shard(plan.photographs(job.input, output, job.options.get("format")), job.shard)
+    is_resumed = manifest.check_output(output, job.options)
+    sizes = output.sizes() if is_resumed else {}
+    todo = plan.remaining(everything, manifest.read(output), sizes) if is_resumed else everything
     summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo))
     if summary.done_before:
-        print(f"{summary.done_before} of {len(everything)} are done already", file=sys.stderr)
+        print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
     busy = 0.0
     if todo:
-        _try_the_server(job)
-        if not is_ours:
-            manifest.claim(output, job.wishes)
-        elif job.shard == (1, 1):  # else another part may be writing
-            _clean(output, sizes)
-        busy = _through_ray(job, output, todo, summary)
-    if job.shard == (1, 1):  # a part of a job leaves its parts: another may be running
-        manifest.fold(output)
+        _check_server(job)
+        if not is_resumed:
+            manifest.write_job(output, job.options)
+        elif job.shard == (1, 1):  # otherwise another shard may be writing
+            _remove_leftovers(output, sizes)
+        busy = _run_with_ray(job, output, todo, summary)
+    if job.shard == (1, 1):  # otherwise another shard may be running
+        manifest.merge_parts(output)
     summary.finish(time.monotonic() - started, busy, job.price)
     return summary
 
 
-def _try_the_server(job: Job) -> None:
-    """A tiny photograph with what is asked of all: what is wrong with all of them is said now."""
+def _check_server(job: Job) -> None:
+    """Enhance a tiny photograph with the job's options, to detect errors that would affect every photograph."""
     with Enhancer(**job.server) as enhancer:
-        enhancer.wait_until_ready(PATIENCE)
-        enhancer.enhance(TINY_PHOTOGRAPH, priority="bulk", timeout=job.timeout, **job.wishes)
+        enhancer.wait_until_ready(READY_TIMEOUT)
+        enhancer.enhance(TINY_PHOTOGRAPH, priority="bulk", timeout=job.timeout, **job.options)
 
 
-def _clean(output: storage.Place, sizes: dict[str, int]) -> None:
-    """Removes what writes left that were killed."""
+def _remove_leftovers(output: storage.Place, sizes: dict[str, int]) -> None:
+    """Remove the temporary files of killed writes."""
     for name in filter(storage.is_leftover, sizes):
         output.remove(name)
 
 
-def _through_ray(job: Job, output: storage.Place, todo: list[plan.Photograph], summary: Summary) -> float:
-    """Returns the seconds in which photographs were on their way."""
-    # Ray reports how it is used to its makers unless told not to.
+def _run_with_ray(job: Job, output: storage.Place, todo: list[plan.Photograph], summary: Summary) -> float:
+    """Process the photographs with Ray and return the duration in seconds, without Ray's start."""
+    # Turn off Ray's usage reports, which are on by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not job.verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    _begin(job)
+    _start_ray(job)
     try:
-        dataset = _dataset(job, output, todo)
-        began = time.monotonic()
+        dataset = _build_dataset(job, output, todo)
+        started = time.monotonic()
         with Progress(len(todo)) as progress:
             for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                done = rows.to_pylist()
-                summary.count(done)
-                for row in done:
-                    progress.count(failed=row["status"] == manifest.FAILED)
+                block = rows.to_pylist()
+                summary.count(block)
+                for row in block:
+                    progress.advance(failed=row["status"] == manifest.FAILED)
                     if row["status"] == manifest.FAILED:
-                        progress.say(f"failed: {row['source']}: {row['error']}")
-        return time.monotonic() - began
+                        progress.print_line(f"failed: {row['source']}: {row['error']}")
+        return time.monotonic() - started
     except (BulkError, ray.exceptions.RayError) as error:
-        raise _reason(error) from error
+        raise _bulk_error(error) from error
     finally:
         ray.shutdown()
 
 
-def _begin(job: Job) -> None:
-    """Joins the cluster, or begins a Ray of one's own."""
+def _start_ray(job: Job) -> None:
+    """Connect to the cluster, or start a local Ray."""
     import ray
 
-    # Nodes of a cluster need what bulk imports, not bulk itself: it comes along.
+    # Ray ships these packages to the nodes of a cluster; only their dependencies must be installed there.
     modules = [str(Path(module.__file__ or "").parent) for module in (bulk, restormer_client)]
-    where: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    arguments: dict[str, Any] = {"address": "local", "include_dashboard": False}
     if job.ray_address:
-        where = {"address": job.ray_address, "runtime_env": {"py_modules": modules}}
+        arguments = {"address": job.ray_address, "runtime_env": {"py_modules": modules}}
     try:
-        ray.init(log_to_driver=job.verbose, logging_level=logging.INFO if job.verbose else logging.ERROR, **where)
+        ray.init(log_to_driver=job.verbose, logging_level=logging.INFO if job.verbose else logging.ERROR, **arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BulkError(f"no Ray cluster at {job.ray_address}: {' '.join(str(error).split())}") from error
+        raise BulkError(f"cannot reach a Ray cluster at {job.ray_address}: {' '.join(str(error).split())}") from error
     cores = int(ray.cluster_resources().get("CPU", 0))
     if cores < job.actors:
         ray.shutdown()
-        raise BulkError(f"{job.actors} actors need a core each, and Ray has {cores}: --actors {max(cores, 1)}")
+        raise BulkError(f"{job.actors} actors need one core each, but Ray has {cores}: use --actors {max(cores, 1)}")
 
 
-def _dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> Any:
+def _build_dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> Any:
     import ray.data
 
-    if not job.verbose:  # what ends a job is told in one line
+    if not job.verbose:  # an error that stops the job is reported in one line
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -186,27 +186,29 @@ def _dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> An
     in_flight = job.in_flight // job.actors
     settings = Settings(
         enhancer=AsyncEnhancer(**job.server), output=output, in_flight=in_flight, patience=job.patience,
-        timeout=job.timeout, wishes=job.wishes,
+        timeout=job.timeout, options=job.options,
     )  # fmt: skip
-    return ray.data.from_arrow(list(plan.blocks(todo, BLOCK * in_flight))).map_batches(
+    return ray.data.from_arrow(list(plan.blocks(todo, PHOTOS_PER_SLOT * in_flight))).map_batches(
         Worker,
         fn_constructor_args=(settings,),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(
-            size=job.actors, max_concurrent_calls_per_actor=BLOCKS, max_tasks_in_flight_per_actor=BLOCKS
+            size=job.actors,
+            max_concurrent_calls_per_actor=BLOCKS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR,
         ),
     )
 
 
-def _reason(error: BaseException) -> BulkError:
-    """Ours, if it is behind what Ray raised; else what is behind it, or Ray's own."""
-    seen = error
-    # Ray's error is of our class as well, but says what Ray says; ``cause`` is what the actor raised.
-    while behind := getattr(seen, "cause", None) or (None if isinstance(seen, BulkError) else seen.__cause__):
-        seen = behind
-    line = str(seen).splitlines()[0] if str(seen) else ""  # Ray adds lines of its own
+def _bulk_error(error: BaseException) -> BulkError:
+    """Return a `BulkError` for the root cause of an exception raised by Ray."""
+    root = error
+    # Ray's exception is a `BulkError` too, but with Ray's message; ``cause`` is the exception that the actor raised.
+    while cause := getattr(root, "cause", None) or (None if isinstance(root, BulkError) else root.__cause__):
+        root = cause
+    line = str(root).splitlines()[0] if str(root) else ""  # Ray appends further lines
     return BulkError(
-        line if isinstance(seen, BulkError) else f"Ray: {type(seen).__name__}: {line} (--verbose tells more)"
+        line if isinstance(root, BulkError) else f"Ray: {type(root).__name__}: {line} (use --verbose for details)"
     )

@@ -1,8 +1,8 @@
-"""The manifest: what became of each photograph, in Parquet, one row a photograph.
+"""The manifest: the result of each photograph in Parquet, one row per photograph.
 
-It lies in ``_manifest`` of the output. Each block of photographs writes a part when it is done (`write_part`), and the
-end of a run folds the parts into ``manifest.parquet`` (`fold`). A run that is killed leaves parts: a reader takes both
-(`read`). Where a photograph has several rows, an enhanced one counts before a failed one, then the later.
+It is the folder ``_manifest`` of the output. Each block of photographs writes a part when it is done (`write_part`),
+and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`). A killed run leaves parts, so `read`
+reads both. If a photograph has several rows, an enhanced row takes precedence over a failed one, then the later one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from bulk.errors import BulkError
 from bulk.storage import Place
 
 FOLDER = "_manifest"
-_WHOLE, _PART, _JOB = "manifest.parquet", "part-", "job.json"
+_MERGED, _PART, _JOB = "manifest.parquet", "part-", "job.json"
 ENHANCED, FAILED = "enhanced", "failed"
 
 SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # the output's name, below --output
-        pa.field("source", pa.string(), nullable=False),  # where the photograph was read
+        pa.field("key", pa.string(), nullable=False),  # name of the output, relative to --output
+        pa.field("source", pa.string(), nullable=False),  # path or URL of the photograph
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),  # one line, if it failed
         pa.field("checksum", pa.string()),  # SHA-256 of the output, in hexadecimal
-        pa.field("bytes", pa.int64()),  # of the output
-        pa.field("seconds", pa.float64()),  # from sending it to its answer, the server's queues included
-        pa.field("engine", pa.string()),  # what the server said it runs
-        pa.field("turned_away", pa.int32()),  # how often a queue was full
+        pa.field("bytes", pa.int64()),  # size of the output
+        pa.field("seconds", pa.float64()),  # duration of the request, including the server's queues
+        pa.field("engine", pa.string()),  # versions of the engine and of Triton
+        pa.field("turned_away", pa.int32()),  # number of rejections by a full queue
         pa.field("finished", pa.timestamp("ms", tz="UTC")),
     ]
 )
@@ -43,10 +43,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What became of one photograph; the fields are `SCHEMA`'s.
+    """Result of one photograph; the fields are those of `SCHEMA`.
 
-    ``seconds`` and ``engine`` are None where an output was found there: the run that made it was killed before it
-    could say.
+    ``seconds`` and ``engine`` are None for an output of an earlier run that was killed before it wrote the row.
     """
 
     key: str
@@ -61,88 +60,87 @@ class Row:
     finished: datetime
 
 
-def table(rows: Iterable[Row]) -> pa.Table:
-    """Rows as Arrow."""
+def rows_to_table(rows: Iterable[Row]) -> pa.Table:
+    """Convert rows to an Arrow table."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
 
 
 def checksum(data: bytes) -> str:
-    """Of an output."""
+    """Return the checksum of an output."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_part(output: Place, rows: Sequence[Row]) -> None:
-    """The rows of a block. The name says which photographs: a block that is done again replaces its own."""
-    named = hashlib.sha256("\n".join(sorted(row.key for row in rows)).encode("utf-8", "surrogateescape"))
-    output.write(f"{FOLDER}/{_PART}{named.hexdigest()[:32]}.parquet", _parquet(table(rows)))
+    """Write the rows of a block. The file name is a hash of their keys, so that a repeated block replaces its part."""
+    digest = hashlib.sha256("\n".join(sorted(row.key for row in rows)).encode("utf-8", "surrogateescape"))
+    output.write(f"{FOLDER}/{_PART}{digest.hexdigest()[:32]}.parquet", _encode_parquet(rows_to_table(rows)))
 
 
 def read(output: Place) -> pa.Table:
-    """The latest row of each photograph, in the order of the keys. Raises `BulkError` where a file is damaged."""
-    return _latest([_read(output, name) for name in _names(output)])
+    """Return the current row of each photograph, sorted by key. Raise `BulkError` if a file is damaged."""
+    return _latest_rows([_read_file(output, name) for name in _list_files(output)])
 
 
-def fold(output: Place) -> pa.Table:
-    """All parts into ``manifest.parquet``, and returns what is in it.
+def merge_parts(output: Place) -> pa.Table:
+    """Merge all parts into ``manifest.parquet`` and return its rows.
 
-    Killed in between it leaves parts whose rows are in it already, which changes nothing.
+    If the process is killed in between, parts remain whose rows are already merged, which is harmless.
     """
-    names = _names(output)
-    whole = _latest([_read(output, name) for name in names])
-    if names != [_WHOLE]:
-        output.write(f"{FOLDER}/{_WHOLE}", _parquet(whole))
+    names = _list_files(output)
+    merged = _latest_rows([_read_file(output, name) for name in names])
+    if names != [_MERGED]:
+        output.write(f"{FOLDER}/{_MERGED}", _encode_parquet(merged))
     for name in names:
-        if name != _WHOLE:
+        if name != _MERGED:
             output.remove(f"{FOLDER}/{name}")
-    return whole
+    return merged
 
 
-def is_ours(output: Place, wishes: dict[str, Any]) -> bool:
-    """Whether the output was begun by the same job, so that it goes on; False where there is nothing yet.
+def check_output(output: Place, options: dict[str, Any]) -> bool:
+    """Return whether an earlier run started this output with the same ``options``; False if the output is empty.
 
-    ``wishes`` is what is asked of the server for each photograph. Raises `BulkError` where it was another, since no
-    output is to hold what two ways of enhancing made, or where the folder holds something else.
+    Raise `BulkError` if the options differ, because one output must not mix them, or if the folder holds other files.
     """
     if output.exists(f"{FOLDER}/{_JOB}"):
-        asked, found = _asked(wishes), json.loads(output.read(f"{FOLDER}/{_JOB}"))
-        if found != asked:
+        given, recorded = _given_options(options), json.loads(output.read(f"{FOLDER}/{_JOB}"))
+        if recorded != given:
             raise BulkError(
-                f"{output.url} was made with {_said(found)}, not with {_said(asked)}: give another --output, or the "
-                "same options"
+                f"{output.url} was started with {_format_options(recorded)}, not with {_format_options(given)}: "
+                "use the same options or another --output"
             )
         return True
     if any(True for _ in output.names()):
-        raise BulkError(f"{output.url} is not empty, and no job of ours made it: give an --output that is")
+        raise BulkError(f"{output.url} is not empty and is not the output of a bulk job: use an empty --output")
     return False
 
 
-def claim(output: Place, wishes: dict[str, Any]) -> None:
-    """Writes down what is asked of the server, before the first photograph."""
-    output.write(f"{FOLDER}/{_JOB}", json.dumps(_asked(wishes)).encode())
+def write_job(output: Place, options: dict[str, Any]) -> None:
+    """Record the options of the job before its first photograph."""
+    output.write(f"{FOLDER}/{_JOB}", json.dumps(_given_options(options)).encode())
 
 
-def _asked(wishes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in wishes.items() if value not in (None, False)}
+def _given_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, False)}
 
 
-def _said(asked: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(asked.items())) or "no options"
+def _format_options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(options.items())) or "no options"
 
 
-def _names(output: Place) -> list[str]:
+def _list_files(output: Place) -> list[str]:
     names = output.below(FOLDER).names()
-    return sorted(name for name in names if name == _WHOLE or (name.startswith(_PART) and name.endswith(".parquet")))
+    return sorted(name for name in names if name == _MERGED or (name.startswith(_PART) and name.endswith(".parquet")))
 
 
-def _read(output: Place, name: str) -> pa.Table:
+def _read_file(output: Place, name: str) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(output.read(f"{FOLDER}/{name}")), schema=SCHEMA)
     except pa.ArrowException as error:
-        where = f"{output.url}/{FOLDER}/{name}"
-        raise BulkError(f"{where} is no Parquet of ours: remove it, its photographs' outputs are kept") from error
+        path = f"{output.url}/{FOLDER}/{name}"
+        raise BulkError(f"{path} is damaged: delete it; the outputs of its photographs are kept") from error
 
 
-def _latest(tables: list[pa.Table]) -> pa.Table:
+def _latest_rows(tables: list[pa.Table]) -> pa.Table:
     rows = pa.concat_tables([SCHEMA.empty_table(), *tables])
     # "enhanced" sorts before "failed".
     rows = rows.sort_by([("key", "ascending"), ("status", "ascending"), ("finished", "descending")])
@@ -153,7 +151,7 @@ def _latest(tables: list[pa.Table]) -> pa.Table:
     return rows.filter(pa.concat_arrays([pa.array([True]), is_first]))
 
 
-def _parquet(rows: pa.Table) -> bytes:
+def _encode_parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer)
     return buffer.getvalue()

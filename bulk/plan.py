@@ -1,8 +1,7 @@
-"""What there is to do: which photographs, under which names their outputs go, and what is done already.
+"""Planning of a job: list the photographs, name their outputs, and find those that remain.
 
-The list lives in the memory of whoever starts the job (`make benchmark-bulk` measures how much a million take). Beyond
-some millions, `shard` takes a part of it by the names alone, so that the parts may run one after another or side by
-side.
+The list is held in memory by the process that starts the job (`make benchmark-bulk` measures a million). For more than
+a few million, `shard` selects a part by name, so that the parts can run one after another or in parallel.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from restormer_client.files import renamed
+from restormer_client.files import output_path
 
 from bulk import manifest, storage
 from bulk.errors import BulkError
@@ -26,89 +25,94 @@ SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("sour
 
 @dataclass(frozen=True)
 class Photograph:
-    """``source``: where it is read, a path or URL. ``key``: the name of its output."""
+    """A photograph of a job. ``source``: its path or URL. ``key``: the name of its output."""
 
     key: str
     source: str
 
 
 def photographs(input_url: str, output: Place, format: str | None) -> list[Photograph]:
-    """All there are, in the order of their keys. Raises `BulkError` where two would become one file."""
+    """Return all photographs of the input, sorted by key. Raise `BulkError` if two have the same key."""
     if PurePosixPath(input_url).suffix == ".parquet":
-        found = _listed(input_url, format)
+        listed = _read_list(input_url, format)
     else:
-        found = _found(input_url, output, format)
-    taken: dict[str, str] = {}
-    for photograph in found:
-        other = taken.setdefault(photograph.key, photograph.source)
+        listed = _scan_folder(input_url, output, format)
+    sources: dict[str, str] = {}
+    for photograph in listed:
+        other = sources.setdefault(photograph.key, photograph.source)
         if other != photograph.source:
-            raise BulkError(f"{other} and {photograph.source} would both become {photograph.key}: rename one of them")
-    if not taken:
+            raise BulkError(
+                f"{other} and {photograph.source} would both be written to {photograph.key}: rename one of them"
+            )
+    if not sources:
         raise BulkError(f"no photographs in {input_url}")
-    return [Photograph(key, taken[key]) for key in sorted(taken)]
+    return [Photograph(key, sources[key]) for key in sorted(sources)]
 
 
 def shard(photographs: Iterable[Photograph], part: tuple[int, int]) -> list[Photograph]:
-    """The photographs of part ``(number, of)``, from 1 on; a photograph stays in its part, whatever joins."""
-    number, of = part
-    return [p for p in photographs if zlib.crc32(p.key.encode("utf-8", "surrogateescape")) % of == number - 1]
+    """Return the photographs of part ``(number, count)``, numbered from 1. The part depends on the key alone, so that
+    it does not change when photographs are added."""
+    number, count = part
+    return [p for p in photographs if zlib.crc32(p.key.encode("utf-8", "surrogateescape")) % count == number - 1]
 
 
-def left(photographs: Iterable[Photograph], rows: pa.Table, sizes: dict[str, int]) -> list[Photograph]:
-    """Those whose output is not there, or is not what the manifest says. ``sizes``: bytes of what is in the output."""
+def remaining(photographs: Iterable[Photograph], rows: pa.Table, sizes: dict[str, int]) -> list[Photograph]:
+    """Return the photographs without an output of the size in the manifest. ``sizes``: bytes of each file in the
+    output."""
     enhanced = rows.filter(pa.compute.equal(rows.column("status"), manifest.ENHANCED))
-    said = zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True)
-    done = {key for key, size in said if sizes.get(key) == size}
+    recorded = zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True)
+    done = {key for key, size in recorded if sizes.get(key) == size}
     return [p for p in photographs if p.key not in done]
 
 
 def blocks(photographs: list[Photograph], size: int) -> Iterator[pa.Table]:
-    """So many a block, the last one fewer."""
+    """Split the photographs into Arrow tables of ``size`` rows."""
     for start in range(0, len(photographs), size):
         part = photographs[start : start + size]
         yield pa.table({"key": [p.key for p in part], "source": [p.source for p in part]}, schema=SCHEMA)
 
 
-def _found(url: str, output: Place, format: str | None) -> Iterator[Photograph]:
-    """The photographs of a folder and its folders."""
+def _scan_folder(url: str, output: Place, format: str | None) -> Iterator[Photograph]:
+    """List the photographs of a folder and its subfolders."""
     folder = storage.place(url)
-    if storage.overlap(folder, output):
-        raise BulkError(f"{output.url} and {folder.url} are in one another: give another --output")
+    if storage.do_overlap(folder, output):
+        raise BulkError(f"{output.url} and {folder.url} overlap: choose another --output")
     if not folder.fs.isdir(folder.root):
-        raise BulkError(f"{url} is no folder of photographs, nor a .parquet that lists them")
+        raise BulkError(f"{url} is not a folder of photographs: give a folder, or a .parquet that lists photographs")
     for name in folder.names():
         if storage.is_photograph(name):
-            yield Photograph(str(renamed(PurePosixPath(name), format)), f"{folder.url}/{name}")
+            yield Photograph(str(output_path(PurePosixPath(name), format)), f"{folder.url}/{name}")
 
 
-def _listed(url: str, format: str | None) -> Iterator[Photograph]:
-    """The photographs of a Parquet file, or of a folder of them: column ``source``, and ``key`` where it has one."""
-    rows = _parquet(url)
+def _read_list(url: str, format: str | None) -> Iterator[Photograph]:
+    """Read the photographs listed in a Parquet file or in a folder of them: columns ``source`` and, optionally,
+    ``key``."""
+    rows = _read_parquet(url)
     if "source" not in rows.column_names:
-        raise BulkError(f"{url} has no column 'source': the photographs' paths or URLs, one a row")
+        raise BulkError(f"{url} has no column 'source': it must hold the path or URL of a photograph in each row")
     sources = rows.column("source").to_pylist()
     keys = rows.column("key").to_pylist() if "key" in rows.column_names else [None] * len(sources)
     for number, (source, key) in enumerate(zip(sources, keys, strict=True), 1):
         if not isinstance(source, str) or not source or not isinstance(key, str | None):
-            raise BulkError(f"{url}, row {number}: source has to be a path or URL, key a name, both text")
-        name = PurePosixPath(key or _as_name(source))
+            raise BulkError(f"{url}, row {number}: source must be a path or URL, and key a name, both as text")
+        name = PurePosixPath(key or _key_from_source(source))
         if name.is_absolute() or ".." in name.parts or name.parts[:1] in ((), (manifest.FOLDER,)):
-            raise BulkError(f"{url}, row {number}: {str(name)!r} is no name below --output")
-        yield Photograph(str(name if key else renamed(name, format)), source)
+            raise BulkError(f"{url}, row {number}: {str(name)!r} must be a relative name inside --output")
+        yield Photograph(str(name if key else output_path(name, format)), source)
 
 
-def _parquet(url: str) -> pa.Table:
-    fs, path = storage.reached(url)
+def _read_parquet(url: str) -> pa.Table:
+    fs, path = storage.resolve(url)
     try:
         names = sorted(fs.find(path))
         tables = [pq.read_table(io.BytesIO(fs.cat_file(n))) for n in names if n.endswith(".parquet")]
         if not tables:
-            raise BulkError(f"{url} is not there")
+            raise BulkError(f"{url} does not exist")
         return pa.concat_tables([t.select([c for c in ("source", "key") if c in t.column_names]) for t in tables])
     except pa.ArrowException as error:
         raise BulkError(f"{url} cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
-def _as_name(source: str) -> str:
-    """A URL without its protocol, a path without its root: unique as they are."""
+def _key_from_source(source: str) -> str:
+    """Return a URL without its protocol, or a path without its root."""
     return source.partition("://")[2] or source.lstrip("/")

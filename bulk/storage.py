@@ -1,9 +1,9 @@
-"""Where photographs come from and go to: a folder, or a URL that fsspec reaches (``s3://``, ``gs://``, ``abfs://`` …).
+"""Storage of photographs: a folder, or a URL that fsspec supports (``s3://``, ``gs://``, ``abfs://`` …).
 
-A file is there whole or not at all. On a disk it is written beside its place and renamed; an object store shows an
-object only when its upload is complete; elsewhere it is written beside its place and moved.
+Writes are atomic. On a disk, a temporary file in the same folder is renamed; an object store shows an object only when
+its upload is complete; on other file systems a temporary file is moved.
 
-Credentials and endpoints are the file systems' own affair: AWS_… and the like, or fsspec's configuration
+Credentials and endpoints come from each file system's own settings, such as AWS_… or fsspec's configuration
 (FSSPEC_S3_ENDPOINT_URL).
 """
 
@@ -22,79 +22,79 @@ from restormer_client import files
 
 from bulk.errors import BulkError
 
-#: Protocols whose uploads appear whole.
+#: Protocols whose uploads are atomic.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
-#: What a write that was killed leaves beside its place, here (`restormer_client.files.write`) and elsewhere.
+#: Names of temporary files, of `restormer_client.files.write_atomically` and of `Place.write`.
 _LEFTOVER = re.compile(r"\.(?P<name>.+\.[^.]+)\.([a-z0-9_]{8}|[0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of a file system. Names in it are relative, with ``/``. Pickles."""
+    """A folder of a file system. Names in it are relative, with ``/``. Can be pickled."""
 
     fs: Any
     root: str
 
     @property
     def url(self) -> str:
-        """Its full address: a plain path on this machine's disks."""
+        """Full address of the folder; a plain path if it is local."""
         return self.root if self.is_local else str(self.fs.unstrip_protocol(self.root))
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on a disk of the machine (or mounted there)."""
+        """Whether the folder is on a local or mounted disk."""
         return "file" in _protocols(self.fs)
 
     def path(self, name: str) -> str:
-        """The path of a file in it, as the file system takes it."""
+        """Return the path of a file in the form that the file system expects."""
         return f"{self.root}/{name}"
 
     def below(self, name: str) -> Place:
-        """A folder in it."""
+        """Return a subfolder."""
         return Place(self.fs, self.path(name))
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Return whether a file exists."""
         return bool(self.fs.exists(self.path(name)))
 
     def read(self, name: str) -> bytes:
-        """The file. Raises `OSError`."""
+        """Return the content of a file. Raise `OSError`."""
         return bytes(self.fs.cat_file(self.path(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        """The file, whole or not at all; folders above are made. Raises `OSError`."""
+        """Write a file atomically and create its parent folders. Raise `OSError`."""
         path = self.path(name)
         if self.is_local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            files.write(Path(path), data)
+            files.write_atomically(Path(path), data)
             return
         if _protocols(self.fs) & OBJECT_STORES:
             self.fs.pipe_file(path, data)
             return
         folder, _, base = path.rpartition("/")
         self.fs.makedirs(folder, exist_ok=True)
-        beside = f"{folder}/.{base}.{uuid4().hex}"
+        temporary = f"{folder}/.{base}.{uuid4().hex}"
         try:
-            self.fs.pipe_file(beside, data)
-            self.fs.mv(beside, path)
+            self.fs.pipe_file(temporary, data)
+            self.fs.mv(temporary, path)
         except BaseException:
-            if self.fs.exists(beside):
-                self.fs.rm_file(beside)
+            if self.fs.exists(temporary):
+                self.fs.rm_file(temporary)
             raise
 
     def sizes(self) -> dict[str, int]:
-        """Every file in it and in its folders, with its bytes; none where it is not there."""
-        self.fs.invalidate_cache()  # others write, too
-        found = self.fs.find(self.root, detail=True)
-        return {self._name(path): int(info["size"] or 0) for path, info in found.items()}
+        """Return the size in bytes of every file in the folder and its subfolders; empty if it does not exist."""
+        self.fs.invalidate_cache()  # other processes write here too
+        entries = self.fs.find(self.root, detail=True)
+        return {self._name(path): int(info["size"] or 0) for path, info in entries.items()}
 
     def names(self) -> Iterator[str]:
-        """The same, without sizes."""
+        """Yield the names of the files in the folder and its subfolders."""
         self.fs.invalidate_cache()
         yield from (self._name(path) for path in self.fs.find(self.root))
 
     def remove(self, name: str) -> None:
-        """Removes the file; one that is not there is fine."""
+        """Remove a file if it exists."""
         path = self.path(name)
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(path)
@@ -104,16 +104,16 @@ class Place:
 
 
 def place(url: str) -> Place:
-    """The folder at a URL or path, which need not be there. Raises `BulkError` where nothing knows how to reach it."""
-    fs, root = reached(url)
+    """Return the folder at a URL or path; it need not exist. Raise `BulkError` if fsspec does not support the URL."""
+    fs, root = resolve(url)
     root = root.rstrip("/")
     if not root:
-        raise BulkError(f"{url!r} names no folder: give one, as photos or s3://bucket/photos")
+        raise BulkError(f"{url!r} does not name a folder: give for example photos or s3://bucket/photos")
     return Place(fs, root)
 
 
-def reached(url: str) -> tuple[Any, str]:
-    """The file system of a URL or path, and the path there. Raises `BulkError` where there is none."""
+def resolve(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL or path, and the path in it. Raise `BulkError` if fsspec does not support it."""
     try:
         fs, path = url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -122,24 +122,24 @@ def reached(url: str) -> tuple[Any, str]:
 
 
 def read(url: str) -> bytes:
-    """A photograph, wherever it is. Raises `OSError`."""
+    """Return the content of the file at a URL or path. Raise `OSError`."""
     fs, path = url_to_fs(url)
     return bytes(fs.cat_file(path))
 
 
 def is_photograph(name: str) -> bool:
-    """Whether a file has a photograph's name, and no part of its path is hidden."""
+    """Return whether a name has a photograph's suffix and no hidden part."""
     parts = PurePosixPath(name).parts
     return name.lower().endswith(files.SUFFIXES) and not any(part.startswith(".") for part in parts)
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a write that was killed left this file."""
+    """Return whether a file is the temporary file of a killed write."""
     return bool(_LEFTOVER.fullmatch(PurePosixPath(name).name))
 
 
-def overlap(one: Place, other: Place) -> bool:
-    """Whether they are one folder, or one is in the other."""
+def do_overlap(one: Place, other: Place) -> bool:
+    """Return whether two folders are the same, or one contains the other."""
     if not _protocols(one.fs) & _protocols(other.fs):
         return False
     a, b = (Path(p.root).resolve() if p.is_local else PurePosixPath(p.root) for p in (one, other))

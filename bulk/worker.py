@@ -1,7 +1,7 @@
-"""One actor: photographs of a block read, sent, and written, so many at a time, whatever block they are of.
+"""A Ray actor that reads, sends and writes the photographs of its blocks, with bounded concurrency over all blocks.
 
-Ray calls it for two blocks at once, so that the end of one leaves no place idle. What it does may be done again at any
-time, by itself or by another: an output that is there is not made again.
+Ray calls it for two blocks at once, so that no slot is idle while one block ends. Its work is idempotent: any actor may
+repeat a block, and outputs that exist are not made again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from restormer_client import (
     ServerUnavailable,
 )
 from restormer_client.calls import CORE_MODEL
-from restormer_client.errors import UNTOUCHED
-from restormer_client.folder import Pace, said
+from restormer_client.errors import NOT_PROCESSED
+from restormer_client.folder import Backoff, error_line
 
 from bulk import manifest, storage
 from bulk.errors import BulkError
@@ -39,138 +39,142 @@ from bulk.manifest import Row
 from bulk.storage import Place
 
 T = TypeVar("T")
-#: Photographs an actor holds for each that is at the server: the next is read and the last is written meanwhile.
-HELD = 2
-#: How often a photograph may break the connection, find no answer in time or make the server fail; it may be what
-#: breaks them.
-TRIES = 3
-ENGINE_AGE = 10.0  #: seconds for which what the server said of its engine is believed
+#: Photographs in memory per request in flight, so that files are read and written while the server works.
+LOADED_PER_SLOT = 2
+#: Broken connections, timeouts and server errors allowed for one photograph, because it may be their cause.
+MAX_TRIES = 3
+ENGINE_MAX_AGE = 10.0  #: seconds for which the engine's version is cached
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an actor is told; it travels to other machines. ``in_flight``: photographs of this actor at the server.
-    ``patience``: seconds without a success, on a server that is overloaded or away, after which the job is stopped."""
+    """Settings of an actor; pickled to other machines. ``in_flight``: maximum requests in flight of this actor.
+    ``patience``: seconds without a success, on an overloaded or unreachable server, after which the job stops."""
 
     enhancer: AsyncEnhancer
     output: Place
     in_flight: int
     patience: float
     timeout: float
-    wishes: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class Worker:
-    """Called by Ray with blocks of photographs (`plan.SCHEMA`); gives the rows of the manifest (`manifest.SCHEMA`)."""
+    """A callable that turns a block of photographs (`plan.SCHEMA`) into rows of the manifest (`manifest.SCHEMA`)."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pace = Pace(settings.patience)
-        self._answered: set[asyncio.Task[Any] | None] = set()
+        self._backoff = Backoff(settings.patience)
+        self._writing: set[asyncio.Task[Any] | None] = set()
         self._engine_lock = asyncio.Lock()
-        self._said: str | None = None
-        self._asked = -ENGINE_AGE
-        self._held = asyncio.Semaphore(HELD * settings.in_flight)
-        self._at_the_server = asyncio.Semaphore(settings.in_flight)
-        # Files are read and written by threads: file systems of fsspec are called without `await`.
-        self._threads = ThreadPoolExecutor(HELD * settings.in_flight, thread_name_prefix="bulk")
+        self._engine: str | None = None
+        self._engine_queried = -ENGINE_MAX_AGE
+        self._loaded = asyncio.Semaphore(LOADED_PER_SLOT * settings.in_flight)
+        self._in_flight = asyncio.Semaphore(settings.in_flight)
+        # fsspec's file systems block, so files are read and written in threads.
+        self._threads = ThreadPoolExecutor(LOADED_PER_SLOT * settings.in_flight, thread_name_prefix="bulk")
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        """The rows of a block, when all its photographs are done. Raises `BulkError` where the job cannot go on; what
-        was done until then is in the manifest."""
+        """Process a block and yield its rows. Raise `BulkError` if the job cannot continue; rows of completed
+        photographs are in the manifest by then."""
         photographs = zip(block.column("key").to_pylist(), block.column("source").to_pylist(), strict=True)
-        tasks = [asyncio.create_task(self._row(key, source)) for key, source in photographs]
+        tasks = [asyncio.create_task(self._process(key, source)) for key, source in photographs]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                if task not in self._answered:  # what the server did is written, whatever happened to the others
+                if task not in self._writing:  # a photograph that the server has enhanced is written in any case
                     task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            self._answered.difference_update(tasks)
-            rows = [row for row in ended if isinstance(row, Row)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            self._writing.difference_update(tasks)
+            rows = [row for row in results if isinstance(row, Row)]
             if rows:
-                await self._done(partial(manifest.write_part, self._settings.output, rows), "the manifest")
-        yield manifest.table(rows)
+                await self._access_output(partial(manifest.write_part, self._settings.output, rows), "the manifest")
+        yield manifest.rows_to_table(rows)
 
-    async def _row(self, key: str, source: str) -> Row:
-        async with self._held:
-            if await self._done(partial(self._settings.output.exists, key), key):
-                data = await self._done(partial(self._settings.output.read, key), key)
-                return _row(key, source, status=manifest.ENHANCED, **_of(data))
+    async def _process(self, key: str, source: str) -> Row:
+        async with self._loaded:
+            if await self._access_output(partial(self._settings.output.exists, key), key):
+                data = await self._access_output(partial(self._settings.output.read, key), key)
+                return _make_row(key, source, status=manifest.ENHANCED, **_file_fields(data))
             try:
                 photograph = await self._in_thread(partial(storage.read, source))
-            except Exception as error:  # noqa: BLE001 - file systems raise what the libraries below them do
-                return _row(key, source, status=manifest.FAILED, error=_line(error))
-            return await self._enhanced(key, source, photograph)
+            except Exception as error:  # noqa: BLE001 - file systems raise the exceptions of the libraries they use
+                return _failed_row(key, source, error)
+            return await self._enhance(key, source, photograph)
 
-    async def _enhanced(self, key: str, source: str, photograph: bytes) -> Row:
+    async def _enhance(self, key: str, source: str, photograph: bytes) -> Row:
         tries = turned_away = 0
-        async with self._at_the_server:
+        async with self._in_flight:
             while True:
-                await self._turn()
+                await self._wait_for_turn()
                 started = time.monotonic()
                 try:
                     data = await self._settings.enhancer.enhance(
-                        photograph, priority="bulk", timeout=self._settings.timeout, **self._settings.wishes
+                        photograph, priority="bulk", timeout=self._settings.timeout, **self._settings.options
                     )
                     break
-                except (InvalidOption, AccessDenied) as error:  # would be said of every photograph
-                    raise BulkError(said(error)) from None
+                except (InvalidOption, AccessDenied) as error:  # every photograph would fail
+                    raise BulkError(error_line(error)) from None
                 except InvalidRequest as error:
-                    return _row(key, source, status=manifest.FAILED, error=_line(error), turned_away=turned_away)
+                    return _failed_row(key, source, error, turned_away)
                 except (Overloaded, ModelNotReady) as error:
                     turned_away += isinstance(error, Overloaded)
-                    self._pace.rejected(error)
+                    self._backoff.record_rejection(error)
                 except (ServerUnavailable, DeadlineExceeded, ServerError) as error:
-                    tries += not any(words in str(error) for words in UNTOUCHED)
-                    self._pace.rejected(error)
-                    if tries == TRIES:
-                        return _row(key, source, status=manifest.FAILED, error=_line(error), turned_away=turned_away)
+                    tries += not any(text in str(error) for text in NOT_PROCESSED)
+                    self._backoff.record_rejection(error)
+                    if tries == MAX_TRIES:
+                        return _failed_row(key, source, error, turned_away)
             seconds = time.monotonic() - started
-        self._pace.taken()
-        self._answered.add(asyncio.current_task())
-        await self._done(partial(self._settings.output.write, key, data), key)
-        return _row(
-            key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._engine(),
-            turned_away=turned_away, **_of(data),
+        self._backoff.record_success()
+        self._writing.add(asyncio.current_task())
+        await self._access_output(partial(self._settings.output.write, key, data), key)
+        return _make_row(
+            key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._describe_engine(),
+            turned_away=turned_away, **_file_fields(data),
         )  # fmt: skip
 
-    async def _turn(self) -> None:
-        """Waits while nothing is to be sent."""
-        while left := self._pace.left():
-            await asyncio.sleep(left)
-        if self._pace.last and self._pace.is_exhausted():
-            raise BulkError(f"nothing was enhanced for {self._settings.patience:g} s: {said(self._pace.last)}")
+    async def _wait_for_turn(self) -> None:
+        """Wait until the backoff allows the next request. Raise `BulkError` if the patience is exhausted."""
+        while seconds := self._backoff.remaining():
+            await asyncio.sleep(seconds)
+        error = self._backoff.last_error
+        if error and self._backoff.is_exhausted():
+            raise BulkError(f"no photograph was enhanced for {self._settings.patience:g} s: {error_line(error)}")
 
-    async def _engine(self) -> str | None:
-        """What the server says it runs. Asked now and then, since it may be replaced meanwhile."""
+    async def _describe_engine(self) -> str | None:
+        """Return the versions of the engine and of Triton. Cached briefly, because either may be replaced."""
         async with self._engine_lock:
-            if time.monotonic() - self._asked > ENGINE_AGE:
-                with contextlib.suppress(EnhanceError):  # it enhanced a photograph just now: what it said last holds
-                    found = await self._settings.enhancer.metadata()
-                    self._said = f"restormer {'+'.join(found.versions[CORE_MODEL])}, Triton {found.version}"
-                self._asked = time.monotonic()
-            return self._said
+            if time.monotonic() - self._engine_queried > ENGINE_MAX_AGE:
+                with contextlib.suppress(EnhanceError):  # keep the last known versions
+                    metadata = await self._settings.enhancer.metadata()
+                    self._engine = f"restormer {'+'.join(metadata.versions[CORE_MODEL])}, Triton {metadata.version}"
+                self._engine_queried = time.monotonic()
+            return self._engine
 
-    async def _done(self, function: Callable[[], T], what: str) -> T:
-        """Something with the output, without which the job cannot go on."""
+    async def _access_output(self, function: Callable[[], T], what: str) -> T:
+        """Run a file operation on the output. Raise `BulkError` if it fails, because the job cannot continue."""
         try:
             return await self._in_thread(function)
         except Exception as error:
-            raise BulkError(f"{self._settings.output.url}, {what}: {_line(error)}") from error
+            raise BulkError(f"{self._settings.output.url}, {what}: {_describe_error(error)}") from error
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
-def _row(key: str, source: str, **said_of_it: Any) -> Row:
-    return Row(key=key, source=source, finished=datetime.now(timezone.utc), **said_of_it)
+def _make_row(key: str, source: str, **fields: Any) -> Row:
+    return Row(key=key, source=source, finished=datetime.now(timezone.utc), **fields)
 
 
-def _of(data: bytes) -> dict[str, Any]:
+def _failed_row(key: str, source: str, error: Exception, turned_away: int = 0) -> Row:
+    return _make_row(key, source, status=manifest.FAILED, error=_describe_error(error), turned_away=turned_away)
+
+
+def _file_fields(data: bytes) -> dict[str, Any]:
     return {"checksum": manifest.checksum(data), "bytes": len(data)}
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {said(error)}"
+def _describe_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {error_line(error)}"

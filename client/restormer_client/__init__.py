@@ -1,4 +1,4 @@
-"""Enhances photographs on a restormer-triton server.
+"""Client that enhances photographs on a restormer-triton server.
 
 with Enhancer("triton:8001") as enhancer:
     after = enhancer.enhance("before.jpg")

@@ -1,4 +1,4 @@
-"""``python -m restormer_client`` is ``restormer-client``."""
+"""Entry point: ``python -m restormer_client`` runs ``restormer-client``."""
 
 import sys
 

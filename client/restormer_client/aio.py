@@ -1,4 +1,4 @@
-"""The client of asyncio: `Enhancer` with ``await``."""
+"""The asyncio client: `Enhancer` with ``await``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from restormer_client import wire
 from restormer_client.calls import Calls, Client, Flow, Options, Priority, Send, Step, Work
 from restormer_client.connection import TLS, Connection
-from restormer_client.enhancer import OF_ONE_PHOTOGRAPH, checked_for_map, documented, without_frames
+from restormer_client.enhancer import PHOTO_ERRORS, copy_signature, map_flow, strip_traceback
 from restormer_client.photo import Photo
 from restormer_client.result import Result
 
@@ -28,23 +28,23 @@ T = TypeVar("T")
 AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
 
 
-def awaitable(
+def make_awaitable(
     flow: Callable[Concatenate[Calls, P], Flow[T]],
 ) -> Callable[Concatenate[AsyncEnhancer, P], Coroutine[Any, Any, T]]:
-    """A method that does what the flow says, to be awaited."""
+    """Turn a flow into a coroutine method."""
 
     @wraps(flow)
     async def method(self: AsyncEnhancer, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._run(flow(self._calls, *args, **kwargs))
 
-    documented(method, flow)
+    copy_signature(method, flow)
     return method
 
 
 class AsyncEnhancer(Client):
     """`Enhancer` for asyncio: the same arguments, the same methods with ``await``, ``async with`` and ``async for``.
 
-    A cancelled task cancels its call, and the server hears of it. Connects in each event loop it is used in.
+    Cancelling a task cancels its call, on the server too. It uses one connection per event loop.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class AsyncEnhancer(Client):
         self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, grpc.aio.Channel] = WeakKeyDictionary()
         self._closed = False
 
-    enhance = awaitable(Calls.enhance)
-    core = awaitable(Calls.core)
-    health = awaitable(Calls.health)
-    wait_until_ready = awaitable(Calls.wait_until_ready)
-    metadata = awaitable(Calls.metadata)
+    enhance = make_awaitable(Calls.enhance)
+    core = make_awaitable(Calls.core)
+    health = make_awaitable(Calls.health)
+    wait_until_ready = make_awaitable(Calls.wait_until_ready)
+    metadata = make_awaitable(Calls.metadata)
 
     def map(
         self,
@@ -74,39 +74,39 @@ class AsyncEnhancer(Client):
         priority: Priority = "bulk",
         **options: Unpack[Options],
     ) -> AsyncGenerator[Result[AnyPhoto], None]:
-        """`Enhancer.map` for ``async for``; ``photos`` may be asynchronous too.
+        """Enhance many photographs as `Enhancer.map` does, for ``async for``; ``photos`` may be asynchronous too.
 
-        To cancel what is under way when the loop is left early, close it: ``async with
+        To cancel the requests in flight when the loop is left early, close the generator: ``async with
         contextlib.aclosing(enhancer.map(...)) as results``.
         """
-        flow = checked_for_map(self._calls, max_in_flight, priority=priority, **options)
-        return self._mapped(photos, max_in_flight, ordered, flow)
+        flow = map_flow(self._calls, max_in_flight, priority=priority, **options)
+        return self._iterate_results(photos, max_in_flight, ordered, flow)
 
-    async def _mapped(
+    async def _iterate_results(
         self,
         photos: Iterable[AnyPhoto] | AsyncIterable[AnyPhoto],
         max_in_flight: int,
         ordered: bool,
         flow: Callable[[AnyPhoto], Flow[bytes]],
     ) -> AsyncGenerator[Result[AnyPhoto], None]:
-        places = asyncio.Semaphore(max_in_flight)
+        slots = asyncio.Semaphore(max_in_flight)
 
-        async def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
-            async with places:
+        async def enhance_one(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
+            async with slots:
                 started = time.monotonic()
                 try:
                     data = await self._run(flow(photo))
-                except OF_ONE_PHOTOGRAPH as error:
-                    return Result(index, photo, error=without_frames(error), seconds=time.monotonic() - started)
+                except PHOTO_ERRORS as error:
+                    return Result(index, photo, error=strip_traceback(error), seconds=time.monotonic() - started)
                 return Result(index, photo, data, seconds=time.monotonic() - started)
 
-        # As many again may wait, so that a slow photograph at the head leaves no place idle.
+        # Twice as many results may be pending, so that a slow photograph at the head leaves no slot idle.
         window = 2 * max_in_flight if ordered else max_in_flight
         tasks: set[asyncio.Task[Result[AnyPhoto]]] = set()
         waiting: deque[asyncio.Task[Result[AnyPhoto]]] = deque()
         done: asyncio.Queue[asyncio.Task[Result[AnyPhoto]]] = asyncio.Queue()
 
-        async def taken() -> Result[AnyPhoto]:
+        async def next_result() -> Result[AnyPhoto]:
             task = waiting.popleft() if ordered else await done.get()
             result = await task
             tasks.discard(task)
@@ -114,8 +114,8 @@ class AsyncEnhancer(Client):
 
         try:
             index = 0
-            async for photo in _each(photos):
-                task = asyncio.create_task(enhanced(index, photo))
+            async for photo in _iterate(photos):
+                task = asyncio.create_task(enhance_one(index, photo))
                 index += 1
                 tasks.add(task)
                 if ordered:
@@ -123,16 +123,16 @@ class AsyncEnhancer(Client):
                 else:
                     task.add_done_callback(done.put_nowait)
                 if len(tasks) == window:
-                    yield await taken()
+                    yield await next_result()
             while tasks:
-                yield await taken()
+                yield await next_result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Closes the connection of this loop; those of loops that have ended went with them."""
+        """Close the connection of this event loop; a loop that has ended has already closed its own."""
         self._closed = True
         channel = self._channels.pop(asyncio.get_running_loop(), None)
         if channel is not None:
@@ -146,8 +146,8 @@ class AsyncEnhancer(Client):
     ) -> None:
         await self.close()
 
-    async def _connected(self) -> grpc.aio.Channel:
-        """gRPC's channel of the running loop."""
+    async def _get_channel(self) -> grpc.aio.Channel:
+        """Return the gRPC channel of the running event loop."""
         if self._closed:
             raise RuntimeError("this AsyncEnhancer was closed")
         loop = asyncio.get_running_loop()
@@ -156,11 +156,11 @@ class AsyncEnhancer(Client):
 
             connection = self._calls.connection
             options = connection.options()
-            # Files are read, which would hold up the loop.
+            # In a thread, because reading the certificate files would block the loop.
             credentials = await asyncio.to_thread(connection.credentials) if connection.tls else None
             if self._closed:
                 raise RuntimeError("this AsyncEnhancer was closed")
-            if loop not in self._channels:  # unless another task was first
+            if loop not in self._channels:  # another task may have been first
                 self._channels[loop] = (
                     grpc.aio.secure_channel(connection.url, credentials, options)
                     if credentials
@@ -169,9 +169,9 @@ class AsyncEnhancer(Client):
         return self._channels[loop]
 
     async def _run(self, flow: Flow[T]) -> T:
-        """Drives a flow to its end, in this task."""
+        """Drive a flow to its end in this task."""
         if "tritonclient.grpc" not in sys.modules:
-            await asyncio.to_thread(wire.messages)  # the import would hold up the loop
+            await asyncio.to_thread(wire.messages)  # the import would block the loop
         import grpc
 
         resume: Callable[[], Step] = partial(next, flow)
@@ -183,19 +183,19 @@ class AsyncEnhancer(Client):
                     result: T = end.value
                     return result
                 try:
-                    resume = partial(flow.send, await self._do(step))
+                    resume = partial(flow.send, await self._perform(step))
                 except grpc.RpcError as error:
                     resume = partial(flow.throw, error)
         finally:
             flow.close()
 
-    async def _do(self, step: Step) -> Any:
+    async def _perform(self, step: Step) -> Any:
         if isinstance(step, Send):
-            method = (await self._connected()).unary_unary(wire.path(step.rpc))
+            method = (await self._get_channel()).unary_unary(wire.method_path(step.rpc))
             try:
                 return await method(step.request, timeout=step.timeout, metadata=step.metadata)
             except asyncio.CancelledError:
-                if self._closed:  # that is how gRPC tells it
+                if self._closed:  # gRPC cancels the calls of a closed channel
                     raise RuntimeError("this AsyncEnhancer was closed") from None
                 raise
         if isinstance(step, Work):
@@ -203,7 +203,7 @@ class AsyncEnhancer(Client):
         return await asyncio.sleep(step.seconds)
 
 
-async def _each(photos: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+async def _iterate(photos: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     if isinstance(photos, AsyncIterable):
         async for photo in photos:
             yield photo

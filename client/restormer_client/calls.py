@@ -1,8 +1,8 @@
-"""What is said to Triton, without the saying: each call is a generator that both clients drive.
+"""Sans-I/O request logic: each call is a generator (a flow) that both clients drive.
 
-A flow yields what has to be done next (`Send`, `Pause`, `Work`), is resumed with what came of it, and returns the
-call's result. `blocking` makes a method of `Enhancer` of it, `awaitable` one of `AsyncEnhancer`: retries, deadlines
-and errors stand here once.
+A flow yields the next step (`Send`, `Pause`, `Work`), is resumed with the outcome of that step, and returns the result
+of the call. `make_blocking` turns a flow into a method of `Enhancer`, `make_awaitable` into one of `AsyncEnhancer`, so
+retries, deadlines and errors are implemented only here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from restormer_client import tracing, wire
 from restormer_client.connection import Connection
 from restormer_client.errors import (
     NO_VERSIONS,
-    UNTOUCHED,
+    NOT_PROCESSED,
     DeadlineExceeded,
     EnhanceError,
     Failure,
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MODEL, TILED_MODEL, CORE_MODEL = "enhance", "enhance_tiled", "restormer"
-STEPS = ("preprocess", CORE_MODEL, "postprocess")  #: of the ensemble; asked only to say which is missing
-TIMEOUT = 30.0  #: seconds a call may take unless told otherwise
-LONGEST = 86_400.0  #: seconds that a timeout may say
+STEPS = ("preprocess", CORE_MODEL, "postprocess")  #: of the ensemble; queried only to report which one is missing
+TIMEOUT = 30.0  #: default timeout of a call, in seconds
+MAX_TIMEOUT = 86_400.0  #: largest timeout accepted, in seconds
 PRIORITIES = {"interactive": 1, "bulk": 2}  #: as in the models' config.pbtxt
-_BACK_OFF, _LONGEST_BACK_OFF = 0.1, 2.0  #: seconds; the first doubles up to the second
-_BREAKS = 3  #: connections that may break over one photograph: it may be what breaks them
-_DIAGNOSIS = 1.0  #: seconds, at the least, to ask which model it is that is missing
-_POLL = 0.2  #: seconds between two looks at a server that is not ready
+_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  #: seconds between attempts: the pause doubles from the first to the second
+_MAX_BROKEN = 3  #: broken connections allowed for one photograph, because the photograph may be the cause
+_DIAGNOSIS_SECONDS = 1.0  #: minimum time reserved for finding out which model is missing
+_POLL_SECONDS = 0.2  #: interval between readiness checks
 
 Format = Literal["jpeg", "png", "webp", "tiff", "bmp", "avif"]
 Priority = Literal["interactive", "bulk"]
@@ -65,7 +65,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Send:
-    """Send these bytes and resume with the answer's, or throw gRPC's error in."""
+    """Send ``request`` and resume with the bytes of the response, or throw gRPC's error into the flow."""
 
     rpc: str
     request: bytes
@@ -75,14 +75,14 @@ class Send:
 
 @dataclass(frozen=True)
 class Pause:
-    """Resume after so many seconds."""
+    """Resume after ``seconds``."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Work:
-    """Call this, which may read a disk, and resume with what it returns."""
+    """Call ``function``, which may block on a disk, and resume with its return value."""
 
     function: Callable[[], Any]
 
@@ -93,7 +93,7 @@ Flow = Generator[Step, Any, T]
 
 @dataclass(frozen=True)
 class Health:
-    """What the server says of itself. ``models``: whether each is ready. ``reason``: why it is not well, else empty."""
+    """State of the server. ``models``: readiness by model. ``reason``: why the server is not ready, else empty."""
 
     live: bool
     ready: bool
@@ -103,8 +103,8 @@ class Health:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Name and version of the server, and of its models the tensors, ``{model: {tensor: (datatype, shape)}}``, and the
-    versions in service (of ``restormer``: the engine's)."""
+    """Name and version of the server, and of its models the tensors (``{model: {tensor: (datatype, shape)}}``) and the
+    versions in service (for ``restormer`` the engine's version)."""
 
     name: str
     version: str
@@ -116,21 +116,22 @@ class Deadline:
     """A point in time, ``seconds`` from now."""
 
     def __init__(self, seconds: float) -> None:
-        if not 0 < seconds <= LONGEST:
-            raise ValueError(f"timeout is {seconds!r}: it has to be a number of seconds above 0, a day at the most")
+        if not 0 < seconds <= MAX_TIMEOUT:
+            raise ValueError(f"timeout is {seconds!r}: it must be more than 0 and at most {MAX_TIMEOUT:.0f} seconds")
         self._end = time.monotonic() + seconds
 
-    def left(self) -> float:
-        """Seconds until then, 0 at the least."""
+    def remaining(self) -> float:
+        """Return the seconds left, 0 if the deadline has passed."""
         return max(self._end - time.monotonic(), 0.0)
 
 
 class Calls:
-    """The calls of one server, as flows. Thread-safe: all it learns is how long calls take, and the core's tensors."""
+    """The calls to one server, as flows. Thread-safe: its only state is the mean duration of calls and the core's
+    tensor specification."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._typical: dict[str, float] = {}  # by model, seconds of recent calls that succeeded
+        self._mean_seconds: dict[str, float] = {}  # by model, of recent successful calls
         self._core_tensors: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
     def enhance(
@@ -146,34 +147,34 @@ class Calls:
         priority: Priority = "interactive",
         timeout: float = TIMEOUT,
     ) -> Flow[bytes]:
-        """An enhanced photograph as an image file; what is not asked for comes back as it was sent.
+        """Enhance a photograph and return it as an image file. Properties that no option changes are kept.
 
         ``photo``: the bytes of an image file, a path, an open binary file, a Pillow image or a uint8 array
-        ``[H, W, 3]`` (the last two travel as PNG). ``size``: ``native`` (usually) or ``512``, the longer side's pixels.
-        ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif`` (usually the photograph's own; JPEG for
-        HEIC). ``quality``: 1 to 100 (usually 92). ``strength``: 0, the photograph as it was, to 1, the whole effect
-        (usually).
-        ``gps``: ``keep`` (usually), or ``strip`` positions in EXIF and XMP. ``tiled``: run the network over the full
-        resolution in tiles, for detail; dozens of times the work. ``priority``: ``interactive`` or ``bulk``, which
-        waits behind it. ``timeout``: seconds for the whole call, retries included. The server checks the values.
-        Raises `EnhanceError` or one of its kin, and `OSError` where ``photo`` cannot be read.
+        ``[H, W, 3]`` (the last two are sent as PNG). ``size``: ``native`` (default) or ``512`` pixels on the longer
+        side. ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif`` (default: the photograph's own;
+        JPEG for HEIC). ``quality``: 1 to 100 (default 92). ``strength``: from 0, the original photograph, to 1, the
+        full effect (default). ``gps``: ``keep`` (default), or ``strip`` to remove the position from EXIF and XMP.
+        ``tiled``: run the network over the full resolution in tiles, for detail; dozens of times slower.
+        ``priority``: ``interactive`` or ``bulk``, which waits behind it. ``timeout``: seconds for the whole call,
+        retries included. The server validates the option values.
+        Raises `EnhanceError` or a subclass, and `OSError` if ``photo`` cannot be read.
         """
-        asked = {"size": size, "format": format, "quality": quality, "strength": strength, "gps": gps}
-        # As text: Triton's parameters know no floating point on older servers.
-        parameters = {name: str(value) for name, value in asked.items() if value is not None}
+        options = {"size": size, "format": format, "quality": quality, "strength": strength, "gps": gps}
+        # As text: older Triton servers have no floating-point parameters.
+        parameters = {name: str(value) for name, value in options.items() if value is not None}
         model = TILED_MODEL if tiled else MODEL
-        return self._enhance(photo, model, parameters, _level(priority), Deadline(timeout))
+        return self._enhance(photo, model, parameters, _priority_level(priority), Deadline(timeout))
 
     def _enhance(
         self, photo: Photo, model: str, parameters: dict[str, str], level: int, deadline: Deadline
     ) -> Flow[bytes]:
         data = photo if isinstance(photo, bytes) else (yield Work(partial(photo_bytes, photo)))
         answer = yield from self._infer(model, wire.one_file("IMAGE", data), parameters, level, deadline)
-        tensor = wire.output(answer, "ENHANCED")
-        enhanced = wire.file_of(tensor) if tensor else None
+        tensor = wire.output_tensor(answer, "ENHANCED")
+        enhanced = wire.file_from_tensor(tensor) if tensor else None
         if enhanced is None:
             raise ServerError(
-                f"{self.connection.url} answered without ENHANCED: is {model!r} there the model of this project?",
+                f"{self.connection.url} returned no output ENHANCED: is its model {model!r} the one from this project?",
                 model=model,
             )
         return enhanced
@@ -181,39 +182,39 @@ class Calls:
     def core(
         self, tensor: npt.NDArray[np.float32], *, priority: Priority = "interactive", timeout: float = TIMEOUT
     ) -> Flow[npt.NDArray[np.float32]]:
-        """The network alone, for services that decode for themselves.
+        """Run the network alone, for services that decode photographs themselves.
 
-        ``tensor``: RGB, float32, ``[N, 3, 512, 512]`` in [0, 1]. Returns the same shape, not clamped, writable. A type
-        or shape that the server's metadata do not have is refused before it is sent; how large N may be (8 as
-        configured) they do not tell, so the server does. Raises `InvalidTensor`, or another `EnhanceError`.
+        ``tensor``: RGB, float32, ``[N, 3, 512, 512]`` in [0, 1]. Returns a writable array of the same shape, not
+        clamped. Type and shape are checked against the server's metadata before anything is sent; the maximum N (8 by
+        default) is not in the metadata, so the server checks it. Raises `InvalidTensor` or another `EnhanceError`.
         """
         deadline = Deadline(timeout)
         if self._core_tensors is None:
-            tensors = _tensors((yield from self._model(CORE_MODEL, deadline)))
+            tensors = _tensor_specs((yield from self._model_metadata(CORE_MODEL, deadline)))
             if "input" not in tensors:
                 raise ServerError(
-                    f"{self.connection.url}: {CORE_MODEL!r} there has no tensor 'input'", model=CORE_MODEL
+                    f"{self.connection.url}: its model {CORE_MODEL!r} has no tensor 'input'", model=CORE_MODEL
                 )
             self._core_tensors = tensors
-        datatype, shape = _checked(tensor, self._core_tensors["input"])
-        sent = wire.Tensor("input", datatype, shape, (_contiguous(tensor),))
+        datatype, shape = _check_tensor(tensor, self._core_tensors["input"])
+        request = wire.Tensor("input", datatype, shape, (_tensor_bytes(tensor),))
         try:
-            answer = yield from self._infer(CORE_MODEL, sent, {}, _level(priority), deadline)
+            answer = yield from self._infer(CORE_MODEL, request, {}, _priority_level(priority), deadline)
         except InvalidRequest as error:
             raise InvalidTensor(str(error), status=error.status, model=CORE_MODEL, attempts=error.attempts) from error
-        found = wire.output(answer, "output")
-        if found is None or (found.datatype, found.shape) != ("FP32", shape):
-            raise ServerError(f"{self.connection.url} gave no output of shape {list(shape)}", model=CORE_MODEL)
+        output = wire.output_tensor(answer, "output")
+        if output is None or (output.datatype, output.shape) != ("FP32", shape):
+            raise ServerError(f"{self.connection.url} returned no output of shape {list(shape)}", model=CORE_MODEL)
         import numpy as np
 
-        return np.frombuffer(found.content[0], np.float32).reshape(shape).copy()
+        return np.frombuffer(output.content[0], np.float32).reshape(shape).copy()
 
     def health(self, *, timeout: float = 5.0) -> Flow[Health]:
-        """What the server says of itself, asked once; a server that does not answer is a `Health` too, not an error."""
+        """Query the server's state once. A server that does not answer gives a `Health`, not an exception."""
         deadline = Deadline(timeout)
         try:
-            live = yield from self._ask("ServerLive", deadline)
-            ready = yield from self._ask("ServerReady", deadline)
+            live = yield from self._query("ServerLive", deadline)
+            ready = yield from self._query("ServerReady", deadline)
             models = {}
             for model in (MODEL, TILED_MODEL, *STEPS):
                 models[model] = yield from self._is_ready(model, deadline)
@@ -224,8 +225,8 @@ class Calls:
         return Health(live=live.live, ready=not reason, models=models, reason=reason)
 
     def wait_until_ready(self, timeout: float = TIMEOUT) -> Flow[None]:
-        """Returns when ``enhance`` is ready. After ``timeout`` seconds raises `ModelNotReady`, which says which model
-        is missing, `AccessDenied` at once, or `ServerUnavailable`."""
+        """Wait until ``enhance`` is ready. After ``timeout`` seconds raise `ModelNotReady`, which names the missing
+        model, or `ServerUnavailable`; raise `AccessDenied` at once."""
         deadline = Deadline(timeout)
         while True:
             try:
@@ -234,11 +235,11 @@ class Calls:
                 error: EnhanceError = ModelNotReady("", model=MODEL)
             except (ServerUnavailable, DeadlineExceeded) as unreachable:
                 error = unreachable
-            if deadline.left() <= min(_DIAGNOSIS, timeout / 2):
+            if deadline.remaining() <= min(_DIAGNOSIS_SECONDS, timeout / 2):
                 break
-            yield Pause(_POLL)
+            yield Pause(_POLL_SECONDS)
         if isinstance(error, ModelNotReady):
-            health = yield from self.health(timeout=max(deadline.left(), _DIAGNOSIS))
+            health = yield from self.health(timeout=max(deadline.remaining(), _DIAGNOSIS_SECONDS))
             missing = next((model for model in STEPS if health.models.get(model) is False), MODEL)
             raise ModelNotReady(
                 f"{self.connection.url} answers, but model {missing!r} is not ready after {timeout:g} s", model=missing
@@ -248,96 +249,97 @@ class Calls:
         ) from error
 
     def metadata(self, *, timeout: float = TIMEOUT) -> Flow[Metadata]:
-        """The server's version, and tensors and versions of ``enhance`` and ``restormer``."""
+        """Return the server's version, and the tensors and versions of ``enhance`` and ``restormer``."""
         deadline = Deadline(timeout)
-        server = yield from self._ask("ServerMetadata", deadline)
+        server = yield from self._query("ServerMetadata", deadline)
         models, versions = {}, {}
         for model in (MODEL, CORE_MODEL):
-            found = yield from self._model(model, deadline)
-            models[model], versions[model] = _tensors(found), tuple(found.versions)
+            answer = yield from self._model_metadata(model, deadline)
+            models[model], versions[model] = _tensor_specs(answer), tuple(answer.versions)
         return Metadata(name=server.name, version=server.version, models=models, versions=versions)
 
     def _infer(
         self, model: str, tensor: wire.Tensor, parameters: dict[str, str], level: int, deadline: Deadline
     ) -> Flow[bytes]:
-        def request(left: float) -> bytes:
-            # Triton's queue, too, gives up in time: microseconds.
-            known = {"priority": level, "timeout": int(left * 1e6) or 1}
-            return wire.infer_request(model, tensor, {**parameters, **known})
+        def build_request(remaining: float) -> bytes:
+            # The deadline, in microseconds, also limits the time in Triton's queues.
+            standard = {"priority": level, "timeout": int(remaining * 1e6) or 1}
+            return wire.infer_request(model, tensor, {**parameters, **standard})
 
         with tracing.span(model, self.connection.url) as headers:
-            return (yield from self._call("ModelInfer", request, deadline, model=model, headers=headers))
+            return (yield from self._call("ModelInfer", build_request, deadline, model=model, headers=headers))
 
     def _call(
         self,
         rpc: str,
-        request: Callable[[float], bytes],
+        build_request: Callable[[float], bytes],
         deadline: Deadline,
         *,
         model: str | None = None,
         headers: list[tuple[str, str]] | None = None,
         retry: bool = True,
     ) -> Flow[bytes]:
-        """Sends until it is answered: again after a broken connection only, with a growing, jittered pause."""
+        """Send a request, and again only after a transient failure, with a growing, jittered pause in between."""
         import grpc
 
-        attempts, broken, longest = 0, 0, _BACK_OFF
-        while left := deadline.left():
+        attempts, broken, max_pause = 0, 0, _FIRST_PAUSE
+        while remaining := deadline.remaining():
             attempts += 1
             metadata = yield from self._metadata()
             started = time.monotonic()
             try:
-                answer: bytes = yield Send(rpc, request(left), left, [*metadata, *(headers or [])])
-            except grpc.RpcError as failed:
-                cause = failed.with_traceback(None)  # whose frames hold the photograph
-                failure = Failure(failed.code().name, failed.details() or "no reason given")
+                answer: bytes = yield Send(rpc, build_request(remaining), remaining, [*metadata, *(headers or [])])
+            except grpc.RpcError as rpc_error:
+                cause = rpc_error.with_traceback(None)  # the frames hold the photograph
+                failure = Failure(rpc_error.code().name, rpc_error.details() or "no reason given")
             else:
-                self._learn(model, time.monotonic() - started)
+                self._record_duration(model, time.monotonic() - started)
                 return answer
             error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
-            broken += not any(words in failure.said for words in UNTOUCHED)
-            pause = random.uniform(0, longest)
-            passes = isinstance(error, ServerUnavailable) or NO_VERSIONS in failure.said
-            if not (retry and passes) or broken == _BREAKS or pause >= deadline.left():
+            broken += not any(text in failure.details for text in NOT_PROCESSED)
+            pause = random.uniform(0, max_pause)
+            is_transient = isinstance(error, ServerUnavailable) or NO_VERSIONS in failure.details
+            if not (retry and is_transient) or broken == _MAX_BROKEN or pause >= deadline.remaining():
                 if isinstance(error, Overloaded):
-                    error.retry_after = random.uniform(1, 1.5) * self._typical.get(model or "", Overloaded.retry_after)
+                    expected = self._mean_seconds.get(model or "", Overloaded.retry_after)
+                    error.retry_after = random.uniform(1, 1.5) * expected
                 try:
                     raise error from cause
                 finally:
-                    del error, cause  # else they and this frame, which holds the photograph, keep each other alive
+                    del error, cause  # break the reference cycle with this frame, which holds the photograph
             yield Pause(pause)
-            longest = min(2 * longest, _LONGEST_BACK_OFF)
+            max_pause = min(2 * max_pause, _MAX_PAUSE)
         raise DeadlineExceeded(f"{self.connection.url} did not answer in time", model=model, attempts=attempts)
 
-    def _learn(self, model: str | None, seconds: float) -> None:
-        """How long a call to this model takes, recent ones counting most."""
-        self._typical[model or ""] = 0.9 * self._typical.get(model or "", seconds) + 0.1 * seconds
+    def _record_duration(self, model: str | None, seconds: float) -> None:
+        """Update the exponential moving average of the duration of calls to this model."""
+        self._mean_seconds[model or ""] = 0.9 * self._mean_seconds.get(model or "", seconds) + 0.1 * seconds
 
     def _metadata(self) -> Flow[list[tuple[str, str]]]:
-        """The headers of a call; a token that has to be fetched may take a while."""
-        if callable(self.connection.token):
+        """Return the headers of a call."""
+        if callable(self.connection.token):  # fetching a token may block
             headers: list[tuple[str, str]] = yield Work(self.connection.metadata)
             return headers
         return self.connection.metadata()
 
-    def _ask(self, rpc: str, deadline: Deadline, *, retry: bool = False, **fields: Any) -> Flow[Any]:
-        """One of the small calls; asked once unless told otherwise."""
-        message = wire.request(f"{rpc}Request", **fields)
-        answer = yield from self._call(rpc, lambda left: message, deadline, model=fields.get("name"), retry=retry)
-        return wire.response(f"{rpc}Response", answer)
+    def _query(self, rpc: str, deadline: Deadline, *, retry: bool = False, **fields: Any) -> Flow[Any]:
+        """Make a call that carries no tensor; it is not retried by default."""
+        message = wire.encode_request(f"{rpc}Request", **fields)
+        answer = yield from self._call(rpc, lambda _: message, deadline, model=fields.get("name"), retry=retry)
+        return wire.decode_response(f"{rpc}Response", answer)
 
     def _is_ready(self, model: str, deadline: Deadline) -> Flow[bool]:
         try:
-            return bool((yield from self._ask("ModelReady", deadline, name=model)).ready)
+            return bool((yield from self._query("ModelReady", deadline, name=model)).ready)
         except ModelNotReady:
             return False
 
-    def _model(self, model: str, deadline: Deadline) -> Flow[Any]:
-        return (yield from self._ask("ModelMetadata", deadline, retry=True, name=model))
+    def _model_metadata(self, model: str, deadline: Deadline) -> Flow[Any]:
+        return (yield from self._query("ModelMetadata", deadline, retry=True, name=model))
 
 
 class Client:
-    """What both clients are, beside their calls: an address, and settings that travel to other processes."""
+    """Base of both clients: the address, and pickling of the connection settings."""
 
     _calls: Calls
 
@@ -352,39 +354,40 @@ class Client:
 
     @property
     def url(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._calls.connection.url
 
 
-def _tensors(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors in a model's metadata, in and out."""
+def _tensor_specs(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return datatype and shape of a model's inputs and outputs, by name."""
     tensors = (*model.inputs, *model.outputs)
     return {tensor.name: (tensor.datatype, tuple(tensor.shape)) for tensor in tensors}
 
 
-def _level(priority: Priority) -> int:
+def _priority_level(priority: Priority) -> int:
     if priority not in PRIORITIES:
-        raise ValueError(f"priority is {priority!r}: it has to be one of {', '.join(PRIORITIES)}")
+        raise ValueError(f"priority is {priority!r}: it must be one of {', '.join(PRIORITIES)}")
     return PRIORITIES[priority]
 
 
-def _checked(tensor: Any, wanted: tuple[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...]]:
-    """Datatype and shape of the tensor, if the server's input takes them (-1 there stands for any)."""
-    datatype, shape = wanted
-    found = tuple(getattr(tensor, "shape", ()))
+def _check_tensor(tensor: Any, spec: tuple[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...]]:
+    """Return datatype and shape of the tensor. Raise `InvalidTensor` if the model's input, whose specification may
+    hold -1 for any size, does not take them."""
+    datatype, expected = spec
+    shape = tuple(getattr(tensor, "shape", ()))
     if getattr(tensor, "dtype", None) != "float32" or datatype != "FP32":
-        kind = getattr(tensor, "dtype", type(tensor).__name__)
-        raise InvalidTensor(f"the tensor is {kind}, the model takes {datatype}: tensor.astype(numpy.float32)")
+        dtype = getattr(tensor, "dtype", type(tensor).__name__)
+        raise InvalidTensor(f"the tensor is {dtype}, the model takes {datatype}: use tensor.astype(numpy.float32)")
     if (
-        0 in found
-        or len(found) != len(shape)
-        or not all(have == want or want == -1 for have, want in zip(found, shape, strict=True))
+        0 in shape
+        or len(shape) != len(expected)
+        or not all(size == wanted or wanted == -1 for size, wanted in zip(shape, expected, strict=True))
     ):
-        raise InvalidTensor(f"the tensor is {list(found)}, the model takes {list(shape)} (-1: the batch)")
-    return datatype, found
+        raise InvalidTensor(f"the tensor is {list(shape)}, the model takes {list(expected)} (-1: the batch size)")
+    return datatype, shape
 
 
-def _contiguous(tensor: npt.NDArray[np.float32]) -> memoryview:
+def _tensor_bytes(tensor: npt.NDArray[np.float32]) -> memoryview:
     import numpy as np
 
     return np.ascontiguousarray(tensor).data.cast("B")

@@ -1,4 +1,4 @@
-"""Where a server is and how it is reached: the target, TLS, who we are, and the options of the channel."""
+"""Connection settings: address, TLS, token, headers and gRPC channel options."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import grpc
 
-#: Targets that gRPC resolves to several addresses: the photographs go round them.
-_SEVERAL = ("dns:", "ipv4:", "ipv6:", "xds:")
+#: Target schemes that gRPC may resolve to several addresses; requests are balanced over them.
+_MULTI_ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:", "xds:")
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    # None of our own: the server's bound holds. (tritonclient's `channel_args` bring gRPC's 4 MiB back.)
+    # No limit in the client: the server sets it. (Any `channel_args` of tritonclient restore gRPC's 4 MiB limit.)
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Retries are ours (calls.py): gRPC's go by the status alone, and Triton says UNAVAILABLE for a full queue as well.
+    # calls.py does the retries: gRPC goes by the status alone, and Triton reports a full queue as UNAVAILABLE too.
     ("grpc.enable_retries", 0),
-    # A server that comes back is found within the deadline: gRPC's own pause between attempts grows to two minutes.
+    # Reconnect to a restarted server within the deadline: gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.dns_min_time_between_resolutions_ms", 5000),
-    # Triton closes connections that are pinged more often than every 300 s ("Too many pings").
+    # Triton closes connections that ping more often than every 300 s ("Too many pings").
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A pool of its own: two clients do not share one TCP connection, nor its flow control.
+    # Give each client its own TCP connection and flow control.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
 @dataclass(frozen=True)
 class TLS:
-    """Paths of PEM files. ``ca``: who may have signed the server's certificate (else gRPC's own list). ``cert`` and
-    ``key``: ours, for mutual TLS. ``name``: the name on the server's certificate, where the URL has another."""
+    """Paths of PEM files. ``ca``: authority of the server's certificate (default: gRPC's own list). ``cert`` and
+    ``key``: the client's, for mutual TLS. ``name``: the name on the server's certificate if it differs from the URL."""
 
     ca: str | Path | None = None
     cert: str | Path | None = None
@@ -46,12 +46,12 @@ class TLS:
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
-            raise ValueError("mutual TLS needs both: cert= and key=")
+            raise ValueError("mutual TLS needs both cert= and key=")
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What of an `Enhancer` travels between processes. The token and the headers are not in its ``repr``."""
+    """Settings of an `Enhancer` that are pickled with it. ``repr`` leaves out the token and the headers."""
 
     url: str
     tls: TLS | None = None
@@ -60,9 +60,11 @@ class Connection:
 
     def __post_init__(self) -> None:
         if "://" in self.url and not self.url.startswith(("dns://", "xds://", "unix://")):
-            raise ValueError(f"{self.url!r} is no gRPC address: host:port without http:// (Triton's is port 8001)")
+            raise ValueError(
+                f"{self.url!r} is not a gRPC address: use host:port without http:// (Triton's gRPC port is 8001)"
+            )
         if self.token is not None and self.tls is None and not self.is_loopback:
-            raise ValueError("a token would travel in the clear: give tls=TLS(...) as well")
+            raise ValueError("a token must not be sent in plaintext: add tls=TLS(...)")
         if not callable(self.token):
             self.metadata()
 
@@ -79,18 +81,18 @@ class Connection:
             return host == "localhost"
 
     def options(self) -> list[tuple[str, Any]]:
-        """The channel's options."""
+        """Return the gRPC channel options."""
         options = list(_OPTIONS)
-        if self.url.startswith(_SEVERAL):
+        if self.url.startswith(_MULTI_ADDRESS_SCHEMES):
             options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})))
         if self.is_loopback:
-            options.append(("grpc.enable_http_proxy", 0))  # gRPC sends even loopback through http_proxy
+            options.append(("grpc.enable_http_proxy", 0))  # gRPC uses http_proxy even for loopback
         if self.tls and self.tls.name:
             options.append(("grpc.ssl_target_name_override", self.tls.name))
         return options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """TLS as gRPC takes it, None for plaintext. Raises `OSError` where a file cannot be read."""
+        """Return gRPC's TLS credentials, None for plaintext. Raise `OSError` if a file cannot be read."""
         if self.tls is None:
             return None
         import grpc
@@ -99,12 +101,14 @@ class Connection:
         return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
 
     def metadata(self) -> list[tuple[str, str]]:
-        """The headers of a call. Raises `ValueError` where one cannot travel; it names the header, not its value."""
+        """Return the headers of a call. Raise `ValueError` for an invalid one, naming the header but not its value."""
         pairs = [(name.lower(), value) for name, value in self.headers.items()]
         if self.token is not None:
             token = self.token() if callable(self.token) else self.token
             pairs.append(("authorization", f"Bearer {token.strip()}"))
         for name, value in pairs:
             if not re.fullmatch(r"[0-9a-z_.-]+", name) or not (value.isascii() and value.isprintable()):
-                raise ValueError(f"header {name!r}: names are letters, digits, _ . -, values one line of ASCII")
+                raise ValueError(
+                    f"header {name!r}: a name must be letters, digits, '_', '.' or '-', a value one line of ASCII"
+                )
         return pairs

@@ -1,4 +1,4 @@
-"""The client of threads and scripts. `restormer_client.aio` has the same for asyncio."""
+"""The blocking client; `restormer_client.aio` has its asyncio counterpart."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 AnyPhoto = TypeVar("AnyPhoto", bound=Photo)
-#: What may be wrong with one photograph of many, and is its own affair.
-OF_ONE_PHOTOGRAPH = (EnhanceError, OSError, TypeError, ValueError)
+#: Exceptions that concern one photograph of a `map` and do not stop the others.
+PHOTO_ERRORS = (EnhanceError, OSError, TypeError, ValueError)
 
 
-def documented(method: Callable[..., Any], flow: Callable[..., Any]) -> None:
-    """Gives the method the flow's name, text and signature; it returns what the flow does."""
+def copy_signature(method: Callable[..., Any], flow: Callable[..., Any]) -> None:
+    """Give the method the signature of the flow, returning the flow's result type."""
     signature = inspect.signature(flow)
     result = str(signature.return_annotation).removeprefix("Flow[").removesuffix("]")
     method.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
 
 
-def blocking(flow: Callable[Concatenate[Calls, P], Flow[T]]) -> Callable[Concatenate[Enhancer, P], T]:
-    """A method that does what the flow says, and returns when it is done."""
+def make_blocking(flow: Callable[Concatenate[Calls, P], Flow[T]]) -> Callable[Concatenate[Enhancer, P], T]:
+    """Turn a flow into a method that runs it in the calling thread."""
 
     @wraps(flow)
     def method(self: Enhancer, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._run(flow(self._calls, *args, **kwargs))
 
-    documented(method, flow)
+    copy_signature(method, flow)
     return method
 
 
-def checked_for_map(
+def map_flow(
     calls: Calls, max_in_flight: int, *, priority: Priority, **options: Unpack[Options]
 ) -> Callable[[Photo], Flow[bytes]]:
-    """The flow of one photograph of many. What is wrong with all of them is said now, not once for each."""
+    """Return the function that makes the flow of one photograph. Validate the options now, not once per photograph."""
     if max_in_flight < 1:
-        raise ValueError(f"max_in_flight is {max_in_flight}: it has to be 1 or more")
+        raise ValueError(f"max_in_flight is {max_in_flight}: it must be 1 or more")
     flow = partial(calls.enhance, priority=priority, **options)
     flow(b"").close()
     return flow
 
 
-def without_frames(error: Exception) -> Exception:
-    """The error without its traceback: the frames hold the photograph, and a result may be kept."""
+def strip_traceback(error: Exception) -> Exception:
+    """Remove the tracebacks from an error: their frames hold the photograph, and callers may keep results."""
     for each in (error, error.__cause__, error.__context__):
         if each is not None:
             each.__traceback__ = None
@@ -72,13 +72,14 @@ def without_frames(error: Exception) -> Exception:
 
 
 class Enhancer(Client):
-    """A server, by the address of its gRPC endpoint; a context manager, safe to share between threads.
+    """Client of one server; a context manager that may be shared between threads.
 
-    ``url``: ``host:port``, or ``dns:///host:port`` for round robin over all addresses of a name. ``tls``: certificates
-    by path; without it the connection is plain. ``token``: sent as ``authorization: Bearer``, a string or a function
-    that returns one. ``headers``: sent with every call, for example Triton's key of a restricted protocol.
+    ``url``: ``host:port`` of the gRPC endpoint, or ``dns:///host:port`` for round robin over all addresses of a name.
+    ``tls``: paths of certificates; without it the connection is plaintext. ``token``: a string, or a function that
+    returns one, sent as ``authorization: Bearer``. ``headers``: sent with every call, for example the key of a
+    restricted Triton protocol.
 
-    Connects on first use. Pickles, and works again after a fork and in a spawned process.
+    It connects on first use, can be pickled, and works after a fork and in a spawned process.
     """
 
     def __init__(
@@ -91,14 +92,14 @@ class Enhancer(Client):
     ) -> None:
         self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
         self._closed = False
-        # By process: a channel does not survive a fork. No lock, which would not survive one either.
+        # By process ID, because a channel does not survive a fork. No lock: neither would a lock.
         self._channels: dict[int, _Channel] = {}
 
-    enhance = blocking(Calls.enhance)
-    core = blocking(Calls.core)
-    health = blocking(Calls.health)
-    wait_until_ready = blocking(Calls.wait_until_ready)
-    metadata = blocking(Calls.metadata)
+    enhance = make_blocking(Calls.enhance)
+    core = make_blocking(Calls.core)
+    health = make_blocking(Calls.health)
+    wait_until_ready = make_blocking(Calls.wait_until_ready)
+    metadata = make_blocking(Calls.metadata)
 
     def map(
         self,
@@ -109,38 +110,39 @@ class Enhancer(Client):
         priority: Priority = "bulk",
         **options: Unpack[Options],
     ) -> Generator[Result[AnyPhoto], None, None]:
-        """Enhances many, ``max_in_flight`` at a time, and yields a `Result` for each.
+        """Enhance many photographs, ``max_in_flight`` at a time, and yield a `Result` for each.
 
-        ``photos`` is read as places become free, so it may be endless; what is held is bounded by ``max_in_flight``.
-        Results come in the order of ``photos``, or with ``ordered=False`` as they are done. ``options`` are those of
-        `enhance`; ``timeout`` is that of each photograph. An error belongs to its photograph: it is in its `Result`,
-        and the others go on. Leaving the loop cancels what is under way.
+        ``photos`` is consumed as requests complete, so it may be infinite; memory is bounded by ``max_in_flight``.
+        Results come in the order of ``photos``, or in order of completion with ``ordered=False``. ``options`` are those
+        of `enhance`; ``timeout`` applies to each photograph. A failure is reported in the `Result` of its photograph
+        and does not stop the others. Leaving the loop cancels the requests in flight.
         """
-        flow = checked_for_map(self._calls, max_in_flight, priority=priority, **options)
-        return self._mapped(photos, max_in_flight, ordered, flow)
+        flow = map_flow(self._calls, max_in_flight, priority=priority, **options)
+        return self._iterate_results(photos, max_in_flight, ordered, flow)
 
-    def _mapped(
+    def _iterate_results(
         self, photos: Iterable[AnyPhoto], max_in_flight: int, ordered: bool, flow: Callable[[AnyPhoto], Flow[bytes]]
     ) -> Generator[Result[AnyPhoto], None, None]:
-        under_way = _UnderWay()
+        in_flight = _InFlight()
 
-        def enhanced(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
+        def enhance_one(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
             started = time.monotonic()
             try:
-                data = self._run(flow(photo), under_way)
-            except OF_ONE_PHOTOGRAPH as error:
-                return Result(index, photo, error=without_frames(error), seconds=time.monotonic() - started)
+                data = self._run(flow(photo), in_flight)
+            except PHOTO_ERRORS as error:
+                return Result(index, photo, error=strip_traceback(error), seconds=time.monotonic() - started)
             return Result(index, photo, data, seconds=time.monotonic() - started)
 
         pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="restormer-map")
-        # As many again may wait, so that a slow photograph at the head leaves no thread idle.
+        # Twice as many results may be pending, so that a slow photograph at the head leaves no thread idle.
         window = 2 * max_in_flight if ordered else max_in_flight
         waiting: deque[Future[Result[AnyPhoto]]] = deque()
         done: queue.SimpleQueue[Future[Result[AnyPhoto]]] = queue.SimpleQueue()
         pending = 0
         try:
             for index, photo in enumerate(photos):
-                future = pool.submit(contextvars.copy_context().run, enhanced, index, photo)  # a caller's trace goes on
+                context = contextvars.copy_context()  # carries the caller's trace
+                future = pool.submit(context.run, enhance_one, index, photo)
                 pending += 1
                 if ordered:
                     waiting.append(future)
@@ -152,11 +154,11 @@ class Enhancer(Client):
             for _ in range(pending):
                 yield (waiting.popleft() if ordered else done.get()).result()
         finally:
-            under_way.cancel()
+            in_flight.cancel()
             pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
-        """Closes the connection; calls under way in other threads fail."""
+        """Close the connection; calls in flight in other threads fail."""
         self._closed = True
         while self._channels:
             self._channels.popitem()[1].close()
@@ -169,20 +171,20 @@ class Enhancer(Client):
     ) -> None:
         self.close()
 
-    def _channel(self) -> _Channel:
+    def _get_channel(self) -> _Channel:
         channel = self._channels.get(process := os.getpid())
         if channel is None and not self._closed:
-            made = _Channel(self._calls.connection)
-            channel = self._channels.setdefault(process, made)
-            if channel is not made:  # another thread was first
-                made.close()
+            new = _Channel(self._calls.connection)
+            channel = self._channels.setdefault(process, new)
+            if channel is not new:  # another thread was first
+                new.close()
         if channel is None or self._closed:
-            self.close()  # what was made while another thread closed
+            self.close()  # another thread may have closed the client while the channel was created
             raise RuntimeError("this Enhancer was closed")
         return channel
 
-    def _run(self, flow: Flow[T], under_way: _UnderWay | None = None) -> T:
-        """Drives a flow to its end, in this thread."""
+    def _run(self, flow: Flow[T], in_flight: _InFlight | None = None) -> T:
+        """Drive a flow to its end in this thread."""
         import grpc
 
         resume: Callable[[], Step] = partial(next, flow)
@@ -190,7 +192,7 @@ class Enhancer(Client):
             while True:
                 step = resume()
                 try:
-                    resume = partial(flow.send, self._do(step, under_way))
+                    resume = partial(flow.send, self._perform(step, in_flight))
                 except grpc.RpcError as error:
                     resume = partial(flow.throw, error)
         except StopIteration as end:
@@ -199,25 +201,25 @@ class Enhancer(Client):
         finally:
             flow.close()
 
-    def _do(self, step: Step, under_way: _UnderWay | None) -> Any:
+    def _perform(self, step: Step, in_flight: _InFlight | None) -> Any:
         import grpc
 
         if isinstance(step, Send):
             try:
-                return self._channel().send(step, under_way)
+                return self._get_channel().send(step, in_flight)
             except (grpc.RpcError, ValueError):
                 if self._closed:
                     raise RuntimeError("this Enhancer was closed") from None
                 raise
         if isinstance(step, Work):
             return step.function()
-        if under_way is None:
+        if in_flight is None:
             return time.sleep(step.seconds)
-        return under_way.cancelled.wait(step.seconds)
+        return in_flight.cancelled.wait(step.seconds)
 
 
-class _UnderWay:
-    """The calls of a `map`, so that leaving it can cancel them."""
+class _InFlight:
+    """Calls of a `map` that can still be cancelled."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -225,8 +227,8 @@ class _UnderWay:
         self.cancelled = threading.Event()
 
     @contextmanager
-    def holding(self, call: grpc.Future) -> Iterator[None]:
-        """Cancellable for as long as the block runs."""
+    def register(self, call: grpc.Future) -> Iterator[None]:
+        """Make a call cancellable for the duration of the block."""
         with self._lock:
             self._calls.add(call)
             if self.cancelled.is_set():
@@ -238,7 +240,7 @@ class _UnderWay:
                 self._calls.discard(call)
 
     def cancel(self) -> None:
-        """Ends what is under way, and what still begins."""
+        """Cancel the calls in flight and those that start later."""
         with self._lock:
             self.cancelled.set()
             for call in self._calls:
@@ -246,7 +248,7 @@ class _UnderWay:
 
 
 class _Channel:
-    """gRPC's channel, and its methods as they are first called."""
+    """A gRPC channel with a cache of its methods."""
 
     def __init__(self, connection: Connection) -> None:
         import grpc
@@ -259,15 +261,15 @@ class _Channel:
         )
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
 
-    def send(self, step: Send, under_way: _UnderWay | None) -> bytes:
-        """The answer. Raises `grpc.RpcError`."""
+    def send(self, step: Send, in_flight: _InFlight | None) -> bytes:
+        """Send a request and return the response. Raise `grpc.RpcError`."""
         if step.rpc not in self._methods:
-            self._methods[step.rpc] = self._channel.unary_unary(wire.path(step.rpc))
+            self._methods[step.rpc] = self._channel.unary_unary(wire.method_path(step.rpc))
         method = self._methods[step.rpc]
-        if under_way is None:
+        if in_flight is None:
             return bytes(method(step.request, timeout=step.timeout, metadata=step.metadata))
         call = method.future(step.request, timeout=step.timeout, metadata=step.metadata)
-        with under_way.holding(call):
+        with in_flight.register(call):
             return bytes(call.result())
 
     def close(self) -> None:

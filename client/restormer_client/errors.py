@@ -1,21 +1,20 @@
-"""What can go wrong, and the one gate at which gRPC's and Triton's errors become ours.
+"""Exceptions, and the translation of gRPC and Triton errors into them.
 
-EnhanceError                 base of them all
-  InvalidRequest             sending the same again will fail again (also: larger than a message may be)
-    InvalidPhotograph        these bytes are no photograph the server takes
-    InvalidOption            an option is unknown to the server, or out of its range
-    InvalidTensor            `core`: the tensor is not what the model takes
-  Overloaded                 a queue is full; ``retry_after`` is the hint in seconds; never retried by this client
-  DeadlineExceeded           no answer within the timeout
-  ServerUnavailable          nobody answers at this address, the connection broke, or the server is stopping; the one
-                             kind that is retried, within the deadline, since enhancing twice gives the same
-  ModelNotReady              the server is there, the model is not
-  AccessDenied               the server wants a token, a header or a certificate it did not get
-  ServerError                the server failed on its own account, or answered what makes no sense
+EnhanceError                 base class
+  InvalidRequest             the same request will fail again (also: it exceeds the message size limit)
+    InvalidPhotograph        the server cannot read these bytes as a photograph
+    InvalidOption            an option is unknown to the server, or out of range
+    InvalidTensor            `core`: the model does not take this shape or type
+  Overloaded                 a queue is full; ``retry_after`` is a hint in seconds; never retried by this client
+  DeadlineExceeded           no response within the timeout
+  ServerUnavailable          no server at this address, the connection broke, or the server is stopping; retried
+                             within the deadline, which is safe because enhancing is idempotent
+  ModelNotReady              the server does not serve the model
+  AccessDenied               a token, header or certificate is missing or wrong
+  ServerError                the server failed, or its response is invalid
 
-Each carries ``status`` (gRPC's, or None if there was none), ``model`` and ``attempts`` (how often it was sent), and
-pickles.
-A photograph that cannot be read raises what Python raises (`OSError`), a wrong type `TypeError`.
+Each has ``status`` (of gRPC, None if there was none), ``model`` and ``attempts`` (how often the request was sent), and
+can be pickled. An unreadable file raises `OSError`, an argument of the wrong type `TypeError`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 
 
 class EnhanceError(Exception):
-    """Nothing was enhanced. ``str(error)`` is one line for people."""
+    """A call failed. ``str(error)`` is one human-readable line."""
 
     def __init__(self, message: str, *, status: str | None = None, model: str | None = None, attempts: int = 1) -> None:
         super().__init__(message)
@@ -34,38 +33,38 @@ class EnhanceError(Exception):
 
 
 class InvalidRequest(EnhanceError):
-    """The request itself is wrong; do not send it again as it is."""
+    """The request is invalid; do not send it again unchanged."""
 
 
 class InvalidPhotograph(InvalidRequest):
-    """These bytes are not a photograph the server takes."""
+    """The server cannot read these bytes as a photograph."""
 
 
 class InvalidOption(InvalidRequest):
-    """An option is unknown to the server, or out of its range."""
+    """An option is unknown to the server, or out of range."""
 
 
 class InvalidTensor(InvalidRequest):
-    """The tensor's shape or type is not what the model takes."""
+    """The model does not take a tensor of this shape or type."""
 
 
 class Overloaded(EnhanceError):
-    """A queue of the server is full. ``retry_after``: seconds after which a place may be free, from this client's own
-    recent calls."""
+    """A queue of the server is full. ``retry_after``: suggested wait in seconds, estimated from the duration of this
+    client's recent calls."""
 
     retry_after: float = 1.0
 
 
 class DeadlineExceeded(EnhanceError):
-    """No answer within the timeout."""
+    """No response within the timeout."""
 
 
 class ServerUnavailable(EnhanceError):
-    """Nobody answers at this address, the connection broke, or the server is starting or stopping."""
+    """No server answers at this address, the connection broke, or the server is starting or stopping."""
 
 
 class ModelNotReady(EnhanceError):
-    """The server answers, but does not serve this model."""
+    """The server responds, but does not serve this model."""
 
 
 class AccessDenied(EnhanceError):
@@ -73,32 +72,32 @@ class AccessDenied(EnhanceError):
 
 
 class ServerError(EnhanceError):
-    """The server failed on its own account, or answered what makes no sense."""
+    """The server failed, or its response is invalid."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What gRPC reported: ``status`` is the name of its code, ``said`` its text."""
+    """A failure as gRPC reports it: ``status`` is the name of its code, ``details`` its message."""
 
     status: str
-    said: str
+    details: str
 
 
-#: The ensemble's own words, before those of the step that failed.
-_ENSEMBLE = "in ensemble '"
-_WHERE = "\n\nAt:\n"  #: after it Triton's Python backend names lines of the server's files
-#: How Triton itself begins to complain about a request; our models do not.
-_TRITONS_OWN = "[request id: "
-#: How our models word a bad option.
-_OPTION = ("unknown parameter", "it has to be")
-#: How Triton says that it has no versions of a model now: between start and ready, while it shuts down, and for good
-#: where the model failed to load.
+#: Text that the ensemble puts before the message of the step that failed.
+_ENSEMBLE_PREFIX = "in ensemble '"
+_STACK_MARKER = "\n\nAt:\n"  #: start of the stack trace that Triton's Python backend appends
+#: Part of messages that come from Triton itself; this project's models do not use it.
+_TRITON_MARKER = "[request id: "
+#: Parts of this project's messages about an invalid option.
+_OPTION_MARKERS = ("unknown parameter", "it has to be")
+#: Part of Triton's message while it has no version of a model: during start and shutdown, and permanently if the model
+#: failed to load.
 NO_VERSIONS = "has no available versions"
-#: What is meant by UNAVAILABLE, by its words. Only what the connection, or a server that stops, says of itself is
-#: retried: a proxy, too, says UNAVAILABLE when it is overloaded.
+#: Meaning of status UNAVAILABLE by parts of its message. Only messages about the connection or a stopping server count
+#: as ServerUnavailable, which is retried: an overloaded proxy reports UNAVAILABLE too.
 _UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("xceeds maximum queue size", Overloaded),
-    ("timeout expired", Overloaded),  # waited longer than the queue's policy allows; our own deadline comes as gRPC's
+    ("timeout expired", Overloaded),  # the limit of the queue policy; the call's own deadline is DEADLINE_EXCEEDED
     ("status: 429", Overloaded),
     ("overflow", Overloaded),
     ("unknown model", ModelNotReady),
@@ -117,12 +116,12 @@ _UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("tream removed", ServerUnavailable),
     ("ndpoint closing", ServerUnavailable),
     ("esolution failed", ServerUnavailable),
-    ("rrors resolving", ServerUnavailable),  # gRPC 1.85: no such name, or one without an address now
+    ("rrors resolving", ServerUnavailable),  # gRPC 1.85: the name does not exist or has no address
     ("recvmsg", ServerUnavailable),
     ("sendmsg", ServerUnavailable),
 )
-#: Of these it is certain that nothing was done.
-UNTOUCHED = (
+#: Parts of messages which prove that the server did not process the request.
+NOT_PROCESSED = (
     "ailed to connect", "onnection refused", "esolution failed", "rrors resolving", "erver is stopping", NO_VERSIONS
 )  # fmt: skip
 _BY_STATUS: dict[str, type[EnhanceError]] = {
@@ -130,35 +129,35 @@ _BY_STATUS: dict[str, type[EnhanceError]] = {
     "NOT_FOUND": ModelNotReady,
     "UNAUTHENTICATED": AccessDenied,
     "PERMISSION_DENIED": AccessDenied,
-    "RESOURCE_EXHAUSTED": Overloaded,  # a rate limiter; of a message above a limit, see below
+    "RESOURCE_EXHAUSTED": Overloaded,  # from a rate limiter; `_classify` handles messages above the size limit
 }
 _SENTENCES: dict[type[EnhanceError], str] = {
-    Overloaded: "{url} is overloaded: {said}",
+    Overloaded: "{url} is overloaded: {details}",
     DeadlineExceeded: "{url} did not answer in time",
-    ServerUnavailable: "no server answers at {url}: is it running? ({said})",
-    ModelNotReady: "{url} does not serve {model!r}: {said}",
-    AccessDenied: "{url} refuses: {said}",
-    ServerError: "{url}: {said}",
+    ServerUnavailable: "no server answers at {url}: is it running? ({details})",
+    ModelNotReady: "{url} does not serve {model!r}: {details}",
+    AccessDenied: "{url} denied access: {details}",
+    ServerError: "{url}: {details}",
 }
 
 
 def error_from_failure(failure: Failure, *, url: str, model: str | None, attempts: int) -> EnhanceError:
-    """Ours for gRPC's. One status stands for several troubles, so the message is asked first."""
-    said = failure.said.partition(_WHERE)[0]
-    if said.startswith(_ENSEMBLE):
-        said = said.split("', ", 1)[-1]
-    kind = _kind(failure.status, said)
-    sentence = _SENTENCES.get(kind, "{said}").format(url=url, model=model, said=said)
+    """Translate a failure. One gRPC status has several meanings here, so the message decides first."""
+    details = failure.details.partition(_STACK_MARKER)[0]
+    if details.startswith(_ENSEMBLE_PREFIX):
+        details = details.split("', ", 1)[-1]
+    kind = _classify(failure.status, details)
+    sentence = _SENTENCES.get(kind, "{details}").format(url=url, model=model, details=details)
     return kind(sentence, status=failure.status, model=model, attempts=attempts)
 
 
-def _kind(status: str, said: str) -> type[EnhanceError]:
+def _classify(status: str, details: str) -> type[EnhanceError]:
     if status == "UNAVAILABLE":
-        return next((kind for words, kind in _UNAVAILABLE if words in said), ServerError)
-    if status == "RESOURCE_EXHAUSTED" and "larger than max" in said:
+        return next((kind for text, kind in _UNAVAILABLE if text in details), ServerError)
+    if status == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return InvalidRequest
-    if status == "INVALID_ARGUMENT" and _TRITONS_OWN not in said:
-        return InvalidOption if any(words in said for words in _OPTION) else InvalidPhotograph
+    if status == "INVALID_ARGUMENT" and _TRITON_MARKER not in details:
+        return InvalidOption if any(text in details for text in _OPTION_MARKERS) else InvalidPhotograph
     if status == "INVALID_ARGUMENT":
         return InvalidRequest
     return _BY_STATUS.get(status, ServerError)

@@ -1,4 +1,4 @@
-"""A folder of photographs, enhanced: what is done already is skipped, what fails is told and the rest goes on."""
+"""Enhancement of a folder of photographs: backoff on overload, a failure report and progress."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 from restormer_client.calls import Options
 from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError, Overloaded
-from restormer_client.files import Job, write
+from restormer_client.files import Job, write_atomically
 
-#: Seconds without one success after which a server that stays overloaded is given up.
+#: Seconds without a success after which `enhance_all` gives up on an overloaded server.
 PATIENCE = 600.0
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
-class Failed:
-    """One line of the report."""
+class FailedPhoto:
+    """One row of the failure report."""
 
     photo: str
     error: str
@@ -34,23 +34,23 @@ class Failed:
 
 
 def enhance_all(
-    enhancer: Enhancer, todo: Sequence[Job], failures: list[Failed], *, parallel: int, options: Options
+    enhancer: Enhancer, todo: Sequence[Job], failures: list[FailedPhoto], *, parallel: int, options: Options
 ) -> None:
-    """Enhances and writes each; adds what failed to ``failures`` as it happens. Progress goes to standard error.
+    """Enhance and write each photograph; append failures to ``failures`` as they occur. Progress goes to stderr.
 
-    A photograph that finds the queue full comes back at the end, and nothing is sent for as long as the server hints,
-    longer each time: a folder must not make an overload worse.
+    A rejected photograph is queued again at the end, and nothing is sent for as long as the error hints, longer each
+    time, so that a folder does not make an overload worse.
     """
-    by_source, waiting, pace = {job.source: job for job in todo}, deque(todo), Pace(PATIENCE)
+    by_source, waiting, backoff = {job.source: job for job in todo}, deque(todo), Backoff(PATIENCE)
 
     def sources() -> Iterator[Path]:
-        while waiting and not pace.is_exhausted():
-            time.sleep(pace.left())
+        while waiting and not backoff.is_exhausted():
+            time.sleep(backoff.remaining())
             yield waiting.popleft().source
 
-    def failed(job: Job, error: Exception) -> None:
-        failures.append(_failed(job, error))
-        progress.say(f"failed: {job.source}: {failures[-1].message}")
+    def record_failure(job: Job, error: Exception) -> None:
+        failures.append(_failed_photo(job, error))
+        progress.print_line(f"failed: {job.source}: {failures[-1].message}")
 
     with Progress(len(todo)) as progress:
         while waiting:
@@ -58,94 +58,94 @@ def enhance_all(
                 for result in results:
                     job, error = by_source[result.photo], result.error
                     if isinstance(error, Overloaded):
-                        pace.rejected(error)
+                        backoff.record_rejection(error)
                         waiting.append(job)
                         continue
-                    pace.taken()
-                    error = error or _written(job, result.unwrap())
+                    backoff.record_success()
+                    error = error or _write_result(job, result.unwrap())
                     if error:
-                        failed(job, error)
-                    progress.count(failed=bool(error))
-            while pace.last and pace.is_exhausted() and waiting:
-                failed(waiting.popleft(), pace.last)
-                progress.count(failed=True)
+                        record_failure(job, error)
+                    progress.advance(failed=bool(error))
+            while backoff.last_error and backoff.is_exhausted() and waiting:
+                record_failure(waiting.popleft(), backoff.last_error)
+                progress.advance(failed=True)
 
 
-class Pace:
-    """When the next photograph may be sent to a server whose queue was full."""
+class Backoff:
+    """Decides when the next photograph may be sent to a server that rejects requests, and when to give up."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self.last: EnhanceError | None = None
+        self.last_error: EnhanceError | None = None
         self._since = self._until = self._pause = 0.0
 
-    def rejected(self, error: EnhanceError) -> None:
-        """One was turned away: all wait. Those that were on their way with it do not make the wait longer."""
+    def record_rejection(self, error: EnhanceError) -> None:
+        """Start or extend the pause. Rejections of requests that were in flight together count as one."""
         now = time.monotonic()
-        if self.last is None:
+        if self.last_error is None:
             self._since = now
         if now >= self._until:
             hint = getattr(error, "retry_after", Overloaded.retry_after)
-            self._pause = min(max(2 * self._pause, hint), _LONGEST_PAUSE)
+            self._pause = min(max(2 * self._pause, hint), _MAX_PAUSE)
             self._until = now + self._pause
-        self.last = error
+        self.last_error = error
 
-    def taken(self) -> None:
-        """One found its place."""
-        self.last, self._pause = None, 0.0
+    def record_success(self) -> None:
+        """Reset the pause and the patience."""
+        self.last_error, self._pause = None, 0.0
 
     def is_exhausted(self) -> bool:
-        """Whether the server was overloaded for too long."""
-        return self.last is not None and time.monotonic() - self._since > self._patience
+        """Return whether the server has rejected requests for longer than the patience."""
+        return self.last_error is not None and time.monotonic() - self._since > self._patience
 
-    def left(self) -> float:
-        """Seconds until then."""
+    def remaining(self) -> float:
+        """Return the seconds left until the next photograph may be sent."""
         return max(self._until - time.monotonic(), 0.0)
 
 
-def report(path: Path, failures: Sequence[Failed]) -> None:
-    """The failures as CSV, or as JSON if the name ends so; written also when there are none."""
+def write_report(path: Path, failures: Sequence[FailedPhoto]) -> None:
+    """Write the failures as JSON if the name ends in .json, else as CSV, even if there are none."""
     rows = [asdict(each) for each in failures]
     if path.suffix.lower() == ".json":
         text = json.dumps(rows, indent=2) + "\n"
     else:
         buffer = io.StringIO(newline="")
-        table = csv.DictWriter(buffer, list(Failed.__dataclass_fields__))
+        table = csv.DictWriter(buffer, list(FailedPhoto.__dataclass_fields__))
         table.writeheader()
         table.writerows(rows)
         text = buffer.getvalue()
-    write(path, text.encode("utf-8", "surrogateescape"))  # names of files need not be text
+    write_atomically(path, text.encode("utf-8", "surrogateescape"))  # file names need not be valid UTF-8
 
 
-def _written(job: Job, data: bytes) -> OSError | None:
+def _write_result(job: Job, data: bytes) -> OSError | None:
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        write(job.target, data)
+        write_atomically(job.target, data)
     except OSError as error:
         return error
     return None
 
 
-def _failed(job: Job, error: Exception) -> Failed:
+def _failed_photo(job: Job, error: Exception) -> FailedPhoto:
     attempts = error.attempts if isinstance(error, EnhanceError) else 0
-    return Failed(str(job.source), type(error).__name__, said(error), attempts)
+    return FailedPhoto(str(job.source), type(error).__name__, error_line(error), attempts)
 
 
-def said(error: Exception) -> str:
-    """An error in one line, without Python's errno."""
+def error_line(error: Exception) -> str:
+    """Return the message of an error as one line, without Python's errno."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 
 class Progress:
-    """A bar with rate and time left on a terminal; elsewhere a line now and then."""
+    """A progress bar with rate and remaining time on a terminal; elsewhere a line every few seconds."""
 
     _SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._failed = total, 0, 0
-        self._started = self._last = time.monotonic()
+        self._started = self._last_shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -154,14 +154,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._show(last=True)
 
-    def count(self, *, failed: bool) -> None:
-        """One more is done."""
+    def advance(self, *, failed: bool) -> None:
+        """Count one photograph as done or failed."""
         self._done += 1
         self._failed += failed
         self._show()
 
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+    def print_line(self, line: str) -> None:
+        """Print a separate line, above the bar on a terminal."""
         line = line.encode("ascii" if sys.stderr.encoding is None else sys.stderr.encoding, "backslashreplace").decode(
             sys.stderr.encoding or "ascii"
         )
@@ -170,9 +170,9 @@ class Progress:
 
     def _show(self, *, last: bool = False) -> None:
         now = time.monotonic()
-        if not last and now - self._last < (0.1 if self._is_terminal else self._SECONDS_BETWEEN_LINES):
+        if not last and now - self._last_shown < (0.1 if self._is_terminal else self._SECONDS_BETWEEN_LINES):
             return
-        self._last = now
+        self._last_shown = now
         rate = self._done / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         line = f"{self._done}/{self._total}, {rate:.1f}/s"

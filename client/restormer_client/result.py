@@ -1,4 +1,4 @@
-"""What `map` yields."""
+"""The result type of `Enhancer.map`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """One of many photographs: ``enhanced`` is an image file, or ``error`` says why there is none.
+    """Outcome for one photograph: ``enhanced`` is an image file, or ``error`` the reason why there is none.
 
-    ``index`` counts from 0 in the order they were given, ``photo`` is what was given, ``seconds`` how long it took.
+    ``index`` is the position in the input, from 0; ``photo`` the input itself; ``seconds`` the time it took.
     """
 
     index: int
@@ -22,7 +22,7 @@ class Result(Generic[T]):
     seconds: float = 0.0
 
     def unwrap(self) -> bytes:
-        """The image file; raises ``error`` if there is none."""
+        """Return the image file, or raise ``error``."""
         if self.enhanced is None:
             raise self.error or ValueError("neither enhanced nor an error")
         return self.enhanced

@@ -1,4 +1,4 @@
-"""A Triton to test against without one: real gRPC on a free port of this machine, answers on demand.
+"""A fake Triton for tests: a real gRPC server on a free local port, with scripted answers.
 
     with FakeTriton(Overloaded, b"enhanced") as triton, Enhancer(triton.url) as enhancer:
         with pytest.raises(Overloaded):
@@ -6,8 +6,8 @@
         assert enhancer.enhance(photo) == b"enhanced"
         assert triton.requests[0].photo == photo
 
-It takes apart what arrives as Triton does and words its errors as Triton does (a test holds both together), but looks
-at no photograph: what is not told otherwise comes back as it was sent.
+It parses requests and words its errors as Triton does (a test compares the two), but does not look at photographs:
+without a scripted answer each comes back as it was sent.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _FILE_SHAPE: tuple[int, ...] = (-1, 1)
 _CORE_SHAPE: tuple[int, ...] = (-1, 3, 512, 512)
-#: What Triton says, and with which status, when it means one of our errors.
-_AS_TRITON: dict[type[errors.EnhanceError], tuple[str, str]] = {
+#: gRPC status and message with which Triton reports each error.
+_TRITON_ERRORS: dict[type[errors.EnhanceError], tuple[str, str]] = {
     errors.InvalidRequest: ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'IMAGE'"),
     errors.InvalidTensor: ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'input'"),
     errors.InvalidPhotograph: ("INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph"),
@@ -48,8 +48,9 @@ _AS_TRITON: dict[type[errors.EnhanceError], tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What arrived: ``photo`` the file sent (of `core`, the tensor's bytes), ``parameters`` the options as text,
-    ``timeout`` the queue's, in seconds, ``priority`` 1 (interactive) or 2 (bulk), ``headers`` the call's metadata.
+    """A request received: ``photo`` is the file (for `core` the tensor's bytes), ``parameters`` the options as text,
+    ``timeout`` the limit in Triton's queue in seconds, ``priority`` 1 (interactive) or 2 (bulk), ``headers`` the
+    call's metadata.
     """
 
     model: str
@@ -60,16 +61,16 @@ class Request:
     headers: dict[str, str]
 
 
-#: The enhanced file, a function that makes it (or raises an error), or an error of ours, as class or object.
-#: `DeadlineExceeded` is a server that does not answer before the client gives up.
+#: The enhanced file, a function that returns it (or raises an `EnhanceError`), or an `EnhanceError` class or object.
+#: `DeadlineExceeded` makes the server wait until the client gives up.
 Answer = bytes | Callable[[Request], bytes] | errors.EnhanceError | type[errors.EnhanceError]
 
 
 class FakeTriton:
-    """A server for the length of a ``with`` block. ``answers`` are given in turn, then photographs come back as sent.
+    """A server that runs for the duration of a ``with`` block. It gives ``answers`` in turn, then echoes photographs.
 
-    ``requests`` are those for photographs, in order. Models named in ``missing`` are not ready. `stop` and `start` take
-    it away and bring it back on the same port. ``credentials`` (`grpc.ssl_server_credentials`) make it speak TLS.
+    ``requests`` lists the inference requests in order. Models named in ``missing`` are not ready. `stop` and `start`
+    simulate an outage; the port stays the same. ``credentials`` (`grpc.ssl_server_credentials`) turn on TLS.
     """
 
     def __init__(self, *answers: Answer, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
@@ -83,11 +84,11 @@ class FakeTriton:
 
     @property
     def url(self) -> str:
-        """Where it listens, once started."""
+        """Address of the server, once started."""
         return f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Listens; on a free port the first time, then on the same again."""
+        """Start the server, on a free port the first time and on the same port afterwards."""
         self.stopping.clear()
         self._server = grpc.server(
             ThreadPoolExecutor(64, thread_name_prefix="fake-triton"),
@@ -101,7 +102,7 @@ class FakeTriton:
         self._server.start()
 
     def stop(self) -> None:
-        """Drops every connection at once."""
+        """Stop the server and drop every connection at once."""
         self.stopping.set()
         if self._server is not None:
             self._server.stop(grace=None).wait()
@@ -118,7 +119,7 @@ class FakeTriton:
 
 
 class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The part of Triton's protocol that the clients speak."""
+    """The part of Triton's protocol that the clients use."""
 
     def __init__(self, fake: FakeTriton) -> None:
         self._fake = fake
@@ -133,43 +134,43 @@ class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
         return pb.ServerMetadataResponse(name="triton", version="0.0.0 (fake)")
 
     def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
-        known = {MODEL, TILED_MODEL, *STEPS}
-        return pb.ModelReadyResponse(ready=request.name in known - self._fake.missing)
+        models = {MODEL, TILED_MODEL, *STEPS}
+        return pb.ModelReadyResponse(ready=request.name in models - self._fake.missing)
 
     def ModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         tensor = pb.ModelMetadataResponse.TensorMetadata
         names, datatype, shape = ("IMAGE", "ENHANCED"), "BYTES", _FILE_SHAPE
         if request.name == CORE_MODEL:
             names, datatype, shape = ("input", "output"), "FP32", _CORE_SHAPE
-        sides = [tensor(name=name, datatype=datatype, shape=shape) for name in names]
-        return pb.ModelMetadataResponse(name=request.name, versions=["1"], inputs=sides[:1], outputs=sides[1:])
+        tensors = [tensor(name=name, datatype=datatype, shape=shape) for name in names]
+        return pb.ModelMetadataResponse(name=request.name, versions=["1"], inputs=tensors[:1], outputs=tensors[1:])
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
         if request.model_name in self._fake.missing:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: {request.model_name!r} is not found")
         is_core = request.model_name == CORE_MODEL
         raw, tensor = request.raw_input_contents[0], request.inputs[0]
-        sent = raw if is_core else wire.file_of(wire.Tensor("IMAGE", tensor.datatype, (1, 1), (raw,))) or b""
+        photo = raw if is_core else wire.file_from_tensor(wire.Tensor("IMAGE", tensor.datatype, (1, 1), (raw,))) or b""
         timeout, priority = (request.parameters[name].int64_param for name in ("timeout", "priority"))
-        arrived = Request(
+        received = Request(
             model=request.model_name,
-            photo=sent,
+            photo=photo,
             parameters={n: v.string_param for n, v in request.parameters.items() if n not in ("timeout", "priority")},
             timeout=timeout / 1e6,
             priority=priority,
             headers={name: str(value) for name, value in context.invocation_metadata()},
         )
-        self._fake.requests.append(arrived)
-        made = self._enhanced(arrived, context)
+        self._fake.requests.append(received)
+        content = self._next_answer(received, context)
         if is_core:
-            return _answer(request, "output", "FP32", tensor.shape, made)
-        return _answer(request, "ENHANCED", "BYTES", (1, 1), b"".join(wire.one_file("ENHANCED", made).content))
+            return _response(request, "output", "FP32", tensor.shape, content)
+        return _response(request, "ENHANCED", "BYTES", (1, 1), b"".join(wire.one_file("ENHANCED", content).content))
 
-    def _enhanced(self, arrived: Request, context: grpc.ServicerContext) -> bytes:
+    def _next_answer(self, received: Request, context: grpc.ServicerContext) -> bytes:
         try:
             answer = self._fake.answers.popleft()
         except IndexError:
-            return arrived.photo
+            return received.photo
         if isinstance(answer, bytes):
             return answer
         try:
@@ -177,24 +178,24 @@ class _Service(GRPCInferenceServiceServicer):  # type: ignore[misc]
                 raise answer
             if isinstance(answer, type):
                 raise answer("")
-            return answer(arrived)
+            return answer(received)
         except errors.EnhanceError as error:
-            self._fail(error, context)
+            self._abort(error, context)
 
-    def _fail(self, error: errors.EnhanceError, context: grpc.ServicerContext) -> NoReturn:
+    def _abort(self, error: errors.EnhanceError, context: grpc.ServicerContext) -> NoReturn:
         if isinstance(error, errors.DeadlineExceeded):
             self._fake.stopping.wait(context.time_remaining())
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        status, words = _AS_TRITON.get(type(error), ("INTERNAL", ""))
+        status, message = _TRITON_ERRORS.get(type(error), ("INTERNAL", ""))
         if isinstance(error, errors.InvalidPhotograph) and str(error):
-            words = f"in ensemble 'enhance', {error}"  # the sentence is our models' own
+            message = f"in ensemble 'enhance', {error}"  # the ensemble passes the step's message on
         elif str(error):
-            words = f"{words}: {error}"
-        context.abort(grpc.StatusCode[status], words)
+            message = f"{message}: {error}"
+        context.abort(grpc.StatusCode[status], message)
         raise AssertionError("abort raises")
 
 
-def _answer(request: Any, name: str, datatype: str, shape: tuple[int, ...], content: bytes) -> Any:
+def _response(request: Any, name: str, datatype: str, shape: tuple[int, ...], content: bytes) -> Any:
     response = pb.ModelInferResponse(model_name=request.model_name, raw_output_contents=[content])
     response.outputs.add(name=name, datatype=datatype, shape=shape)
     return response

@@ -1,4 +1,4 @@
-"""A 32x24 JPEG of half a kilobyte, for checks that go through the whole pipeline."""
+"""A 32x24 JPEG of half a kilobyte, for checks of the whole pipeline."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry, if its API is installed: a span a call, the trace's context in the call's headers. Else nothing."""
+"""Optional OpenTelemetry tracing: one span per call, with the trace context in the call's headers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 @contextmanager
 def span(model: str, url: str) -> Iterator[list[tuple[str, str]]]:
-    """A client span around a call; yields the headers that carry its context on to Triton."""
-    found = _opentelemetry()
-    if found is None:
+    """Open a client span around a call; yield the headers that propagate its context to Triton."""
+    api = _opentelemetry()
+    if api is None:
         yield []
         return
-    trace, propagate, tracer = found
+    trace, propagate, tracer = api
     attributes = {"rpc.system": "grpc", "rpc.method": "ModelInfer", "server.address": url, "triton.model_name": model}
     with tracer.start_as_current_span(f"restormer {model}", kind=trace.SpanKind.CLIENT, attributes=attributes):
         carrier: dict[str, str] = {}
@@ -26,7 +26,7 @@ def span(model: str, url: str) -> Iterator[list[tuple[str, str]]]:
 
 @cache
 def _opentelemetry() -> tuple[ModuleType, ModuleType, Any] | None:
-    """Its API and our tracer; imported with the first call, because that takes a while."""
+    """Return OpenTelemetry's modules and this package's tracer, None if not installed; imported on first use."""
     try:
         from opentelemetry import propagate, trace
     except ModuleNotFoundError:

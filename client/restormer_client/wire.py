@@ -1,8 +1,8 @@
-"""The bytes of Triton's gRPC protocol (KServe v2): requests made and answers taken apart, without a connection.
+"""Encoding of requests and decoding of responses of Triton's gRPC protocol (KServe v2), without a connection.
 
-A protobuf message may be given in pieces, one after another (the specification calls it merging). So the photograph
-is joined to the rest of its request in one copy and cut out of its answer in another, and is never part of a message
-object, which would copy it twice more each way (`make benchmark-client` shows what that costs).
+A serialized protobuf message may be a concatenation of parts (the specification calls it merging). So the photograph
+is appended to the rest of its request with one copy, and cut out of its response with another. As part of a message
+object it would be copied twice more each way (`make benchmark-client` measures the cost).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 Buffer = bytes | bytearray | memoryview
 _SERVICE = "/inference.GRPCInferenceService/"
-_HAS_LENGTH = 2  #: protobuf's wire type of what has its length before it
-_BYTES_LENGTH = 4  #: an element of a BYTES tensor begins with its length, little-endian
+_LENGTH_DELIMITED = 2  #: protobuf's wire type of fields with a length prefix
+_LENGTH_BYTES = 4  #: size of the little-endian length prefix of an element of a BYTES tensor
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor on the wire; ``content`` is one buffer or several that follow each other."""
+    """A tensor on the wire; ``content`` is the sequence of buffers that form its data."""
 
     name: str
     datatype: str
@@ -30,26 +30,26 @@ class Tensor:
     content: Sequence[Buffer]
 
 
-def path(rpc: str) -> str:
-    """The path gRPC calls, for example of ``ModelInfer``."""
+def method_path(rpc: str) -> str:
+    """Return the gRPC method path of an RPC such as ``ModelInfer``."""
     return _SERVICE + rpc
 
 
 @cache
 def messages() -> ModuleType:
-    """tritonclient's protobuf messages; imported on first use, because it takes a while."""
+    """Return tritonclient's protobuf messages; imported on first use, because the import is slow."""
     from tritonclient.grpc import service_pb2
 
     return service_pb2  # type: ignore[no-any-return]
 
 
 def one_file(name: str, data: Buffer) -> Tensor:
-    """A BYTES tensor ``[1, 1]`` that holds one file."""
+    """Return a BYTES tensor ``[1, 1]`` that holds one file."""
     return Tensor(name, "BYTES", (1, 1), (struct.pack("<I", len(data)), data))
 
 
 def infer_request(model: str, tensor: Tensor, parameters: Mapping[str, str | int]) -> bytes:
-    """A ``ModelInferRequest`` with one input. Parameters are text, or whole numbers."""
+    """Return a serialized ``ModelInferRequest`` with one input. Parameters are strings or integers."""
     request = messages().ModelInferRequest(model_name=model)
     request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for name, value in parameters.items():
@@ -59,15 +59,16 @@ def infer_request(model: str, tensor: Tensor, parameters: Mapping[str, str | int
             request.parameters[name].string_param = value
     length = sum(len(part) for part in tensor.content)
     field = messages().ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
-    return b"".join((request.SerializeToString(), _varint(field << 3 | _HAS_LENGTH), _varint(length), *tensor.content))
+    prefix = _encode_varint(field << 3 | _LENGTH_DELIMITED) + _encode_varint(length)
+    return b"".join((request.SerializeToString(), prefix, *tensor.content))
 
 
-def output(answer: bytes, name: str) -> Tensor | None:
-    """The output tensor ``name`` of a ``ModelInferResponse``, None if it is not in it."""
+def output_tensor(answer: bytes, name: str) -> Tensor | None:
+    """Return the output tensor ``name`` of a ``ModelInferResponse``, None if there is none."""
     try:
-        rest, contents = _without_contents(answer)
+        rest, contents = _split_contents(answer)
         response = messages().ModelInferResponse.FromString(rest)
-    except (IndexError, ValueError):  # protobuf's DecodeError is a ValueError where it is not IndexError
+    except (IndexError, ValueError):  # invalid bytes: protobuf's DecodeError is a ValueError
         return None
     for tensor, content in zip(response.outputs, contents, strict=False):
         if tensor.name == name:
@@ -75,61 +76,59 @@ def output(answer: bytes, name: str) -> Tensor | None:
     return None
 
 
-def _without_contents(answer: bytes) -> tuple[bytes, list[memoryview]]:
-    """A ``ModelInferResponse`` less its raw contents, and these, not copied.
+def _split_contents(answer: bytes) -> tuple[bytes, list[memoryview]]:
+    """Split a ``ModelInferResponse`` into the message without its raw contents, and the contents, not copied.
 
-    Every field of that message has its length before it; should a later version add another kind, all stays in place.
+    All fields of the message are length-delimited. If a later version adds another kind, fall back to protobuf.
     """
     view, at, rest, contents = memoryview(answer), 0, [], []
-    wanted = messages().ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _HAS_LENGTH
+    contents_key = messages().ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
     while at < len(view):
         start = at
-        key, at = _read_varint(view, at)
-        if key & 7 != _HAS_LENGTH:
-            contents = [
-                memoryview(each) for each in messages().ModelInferResponse.FromString(answer).raw_output_contents
-            ]
-            return answer, contents
-        length, at = _read_varint(view, at)
+        key, at = _decode_varint(view, at)
+        if key & 7 != _LENGTH_DELIMITED:
+            response = messages().ModelInferResponse.FromString(answer)
+            return answer, [memoryview(content) for content in response.raw_output_contents]
+        length, at = _decode_varint(view, at)
         at += length
-        if key == wanted:
+        if key == contents_key:
             contents.append(view[at - length : at])
         else:
             rest.append(view[start:at])
     return b"".join(rest), contents
 
 
-def file_of(tensor: Tensor) -> bytes | None:
-    """The one file of a BYTES tensor ``[1, 1]``, None if it holds something else."""
+def file_from_tensor(tensor: Tensor) -> bytes | None:
+    """Return the file in a BYTES tensor ``[1, 1]``, None if the tensor holds anything else."""
     (content,) = tensor.content
-    if tensor.datatype != "BYTES" or len(content) < _BYTES_LENGTH:
+    if tensor.datatype != "BYTES" or len(content) < _LENGTH_BYTES:
         return None
     (length,) = struct.unpack_from("<I", content)
-    return bytes(content[_BYTES_LENGTH:]) if length == len(content) - _BYTES_LENGTH else None
+    return bytes(content[_LENGTH_BYTES:]) if length == len(content) - _LENGTH_BYTES else None
 
 
-def request(kind: str, **fields: Any) -> bytes:
-    """Any of the small requests, for example ``request("ModelReadyRequest", name="enhance")``."""
+def encode_request(kind: str, **fields: Any) -> bytes:
+    """Serialize a request without tensors, for example ``encode_request("ModelReadyRequest", name="enhance")``."""
     return bytes(getattr(messages(), kind)(**fields).SerializeToString())
 
 
-def response(kind: str, answer: bytes) -> Any:
-    """The message of an answer, for example of kind ``ModelReadyResponse``."""
+def decode_response(kind: str, answer: bytes) -> Any:
+    """Parse a response, for example of kind ``ModelReadyResponse``."""
     return getattr(messages(), kind).FromString(answer)
 
 
-def _varint(value: int) -> bytes:
-    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
-    made = bytearray()
+def _encode_varint(value: int) -> bytes:
+    """Encode an integer as protobuf does: seven bits per byte, the lowest first."""
+    encoded = bytearray()
     while value > 0x7F:
-        made.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    made.append(value)
-    return bytes(made)
+    encoded.append(value)
+    return bytes(encoded)
 
 
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """The whole number at this place, and the place after it."""
+def _decode_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Return the integer at offset ``at``, and the offset after it."""
     value = shift = 0
     while True:
         byte = view[at]

@@ -1,6 +1,7 @@
-"""A Ray cluster of three nodes on this machine: a head without work, and two that work. Run by the bulk environment.
+"""Start a Ray cluster of three nodes on this machine: a head without CPUs and two workers. Run in the bulk environment.
 
-Prints the address; kills one of the two, as when a machine is lost, for the line ``kill``; ends with its input.
+Prints the address. The line ``kill`` on stdin kills one worker, as if its machine were lost; the end of stdin stops the
+cluster.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""An output, and photographs that `FakeTriton` and the memory file system take."""
+"""Fixtures: an output folder, and photographs for `FakeTriton` and the memory file system."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def output(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five photographs in two folders, and what is none."""
+    """Return a folder of five photographs in subfolders, and two files to ignore."""
     folder = tmp_path / "photos"
     (folder / "house/rooms").mkdir(parents=True)
     for name in ("a.jpg", "b.PNG", "house/c.heic", "house/rooms/d.tif", "house/rooms/e.webp"):

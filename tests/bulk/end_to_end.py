@@ -1,7 +1,8 @@
-"""Bulk jobs killed on the way, with a real Ray and a real Triton (``make test-bulk``): nothing lost, nothing doubled.
+"""Bulk jobs with a real Ray and a real Triton that are killed in between (``make test-bulk``): every photograph is
+enhanced once.
 
-Each job is a command as a user gives it. What was sent is counted by Triton. The jobs of many photographs go to a
-Triton whose ``enhance`` only waits (`waiting`), the others to the real one.
+Each job is run as a command. Triton's metrics count the requests. Jobs of many photographs use a Triton whose
+``enhance`` only waits (`waiting`), the others the real models.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ from tests.conftest import ROOT, copied, free_port
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
 MANY = 160
-TINY = 1  #: photographs a run sends to try the server
+TINY = 1  #: photographs a run sends to check the server
 
 
 class Command:
-    """``python -m bulk enhance`` in a process of its own, and what belongs to it."""
+    """A ``python -m bulk enhance`` process and its child processes."""
 
     def __init__(self, photos, output, url, *words, in_flight=IN_FLIGHT):
         self.mark = uuid4().hex
@@ -40,21 +41,21 @@ class Command:
             text=True, start_new_session=True,
         )  # fmt: skip
 
-    def end(self, code=0, seconds=240):
-        """Its summary."""
-        out, said = self.process.communicate(timeout=seconds)
-        assert self.process.returncode == code, said
-        assert "Traceback" not in said
-        return json.loads(out.splitlines()[-1])
+    def wait(self, code=0, seconds=240):
+        """Wait until the job ends, check its exit code and return its summary."""
+        stdout, stderr = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == code, stderr
+        assert "Traceback" not in stderr
+        return json.loads(stdout.splitlines()[-1])
 
     def processes(self):
-        """Everything that was started by it, by process id, with its title."""
-        found = {}
+        """Return the titles of all processes that the command started, by process ID."""
+        titles = {}
         for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it may end while we look
+            with contextlib.suppress(OSError):  # a process may end meanwhile
                 if f"BULK_TEST={self.mark}".encode() in (path / "environ").read_bytes():
-                    found[int(path.name)] = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")[0]
-        return found
+                    titles[int(path.name)] = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")[0]
+        return titles
 
     def actors(self):
         return [pid for pid, title in self.processes().items() if title.startswith("ray::") and "MapWorker" in title]
@@ -62,7 +63,7 @@ class Command:
 
 @pytest.fixture(scope="session")
 def waiting(repository, tmp_path_factory):
-    """A Triton whose ``enhance`` waits."""
+    """Return a model repository whose ``enhance`` only waits."""
     folder = copied(repository, tmp_path_factory.mktemp("waiting") / "model_repository")
     shutil.rmtree(folder / "enhance")
     shutil.copytree(Path(__file__).parent / "waiting", folder / "enhance")
@@ -85,7 +86,7 @@ def many(tmp_path):
     return folder
 
 
-def sent(server: Server) -> int:
+def count_requests(server: Server) -> int:
     return int(server.metric("nv_inference_request_success", model="enhance"))
 
 
@@ -93,17 +94,16 @@ def photographs(output):
     return {name for name in output.sizes() if storage.is_photograph(name)}
 
 
-def wait_for(what, seconds=90):
-    """Until it is true; what it gave."""
+def wait_for(condition, seconds=90):
+    """Wait until the condition is true."""
     end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
+    while not condition():
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
-    return found
 
 
 def check_all_done(photos, output):
-    """Every photograph is there as the server made it, and is one row of the manifest."""
+    """Check that every photograph has its output and one row of the manifest, and that no temporary files are left."""
     rows = manifest.read(output).to_pylist()
     wanted = {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.jpg")}
     assert [row["key"] for row in rows] == sorted(wanted)
@@ -114,58 +114,58 @@ def check_all_done(photos, output):
     assert sorted(output.below(manifest.FOLDER).names()) == ["job.json", "manifest.parquet"]
 
 
-def test_undisturbed(server, many, output):
-    before = sent(server)
-    summary = Command(many, output, server.url, "--price-per-hour", 36).end()
+def test_job_without_failures(server, many, output):
+    before = count_requests(server)
+    summary = Command(many, output, server.url, "--price-per-hour", 36).wait()
     assert (summary["enhanced"], summary["found"], summary["failed"], summary["turned_away"]) == (MANY, 0, 0, 0)
-    assert sent(server) - before == MANY + TINY
+    assert count_requests(server) - before == MANY + TINY
     assert summary["cost_per_thousand"] == pytest.approx(36 / 3600 * summary["seconds"] / MANY * 1000, rel=1e-3)
     check_all_done(many, output)
     assert {row["engine"] for row in manifest.read(output).to_pylist()} == {"restormer 1, Triton 2.51.0"}
 
 
-def test_the_driver_is_killed(server, many, output):
-    before = sent(server)
+def test_killed_driver(server, many, output):
+    before = count_requests(server)
     job = Command(many, output, server.url)
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
     kill(job.process.pid)
     job.process.wait()
-    wait_for(lambda: not job.processes(), seconds=240)  # its Ray goes with it, on a busy machine in its own time
+    wait_for(lambda: not job.processes(), seconds=240)  # its Ray ends by itself, slowly on a busy machine
     kept = len(photographs(output))
     assert kept < MANY
-    summary = Command(many, output, server.url).end()
+    summary = Command(many, output, server.url).wait()
     assert summary["enhanced"] == MANY - kept
-    assert sent(server) - before <= MANY + 2 * TINY + IN_FLIGHT
+    assert count_requests(server) - before <= MANY + 2 * TINY + IN_FLIGHT
     check_all_done(many, output)
 
 
-def test_interrupted(server, many, output):
+def test_interrupt(server, many, output):
     job = Command(many, output, server.url)
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
     job.process.send_signal(signal.SIGINT)
-    _, said = job.process.communicate(timeout=60)
+    _, stderr = job.process.communicate(timeout=60)
     assert job.process.returncode == 130
-    assert said.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in stderr
     wait_for(lambda: not job.processes(), seconds=240)
-    Command(many, output, server.url).end()
+    Command(many, output, server.url).wait()
     check_all_done(many, output)
 
 
-def test_an_actor_is_killed(server, many, output):
-    before = sent(server)
+def test_killed_actor(server, many, output):
+    before = count_requests(server)
     job = Command(many, output, server.url)
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
     (actor,) = job.actors()
     kill(actor)
-    summary = job.end()
+    summary = job.wait()
     assert summary["enhanced"] + summary["found"] == MANY
-    assert sent(server) - before <= MANY + TINY + IN_FLIGHT
+    assert count_requests(server) - before <= MANY + TINY + IN_FLIGHT
     check_all_done(many, output)
 
 
-def test_a_node_is_killed(server, many, output):
-    before = sent(server)
+def test_killed_node(server, many, output):
+    before = count_requests(server)
     cluster = subprocess.Popen(
         [PYTHON, Path(__file__).with_name("cluster.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -176,50 +176,52 @@ def test_a_node_is_killed(server, many, output):
         print("kill", file=cluster.stdin, flush=True)
         assert cluster.stdout.readline().strip() == "killed"
         assert len(photographs(output)) < MANY
-        summary = job.end()
+        summary = job.wait()
     finally:
         cluster.communicate(timeout=60)
     assert summary["enhanced"] + summary["found"] == MANY
-    assert sent(server) - before <= MANY + TINY + IN_FLIGHT
+    assert count_requests(server) - before <= MANY + TINY + IN_FLIGHT
     check_all_done(many, output)
 
 
-def test_triton_is_killed_and_comes_back(waiting, many, output):
+def test_killed_and_restarted_triton(waiting, many, output):
     with served(waiting) as server:
         job = Command(many, output, server.url)
         wait_for(lambda: len(photographs(output)) >= MANY // 3)
-        first = sent(server)
+        first = count_requests(server)
         kill(server.pid)
         subprocess.run([*server.command, "start"], cwd=ROOT, check=True, capture_output=True)
-        summary = job.end()
-        # What was answered between the count and the kill is counted by nobody.
-        assert sent(server) + first <= MANY + 2 * TINY + IN_FLIGHT
+        summary = job.wait()
+        # Requests answered between the count and the kill are not counted.
+        assert count_requests(server) + first <= MANY + 2 * TINY + IN_FLIGHT
     assert summary["enhanced"] == MANY
     check_all_done(many, output)
 
 
 def test_two_servers_share_the_work(waiting, server, many, output):
     with served(waiting) as other:
-        before = sent(server), sent(other)
-        Command(many, output, f"ipv4:127.0.0.1:{server.grpc_port},127.0.0.1:{other.grpc_port}", in_flight=16).end()
-        shares = [(sent(each) - then) / (MANY + TINY) for each, then in zip((server, other), before, strict=True)]
+        before = count_requests(server), count_requests(other)
+        Command(many, output, f"ipv4:127.0.0.1:{server.grpc_port},127.0.0.1:{other.grpc_port}", in_flight=16).wait()
+        shares = [
+            (count_requests(each) - then) / (MANY + TINY) for each, then in zip((server, other), before, strict=True)
+        ]
     assert sum(shares) == pytest.approx(1)
     assert min(shares) > 0.4
     check_all_done(many, output)
 
 
-def test_the_parts_of_a_job_at_the_same_time(server, many, output):
-    before = sent(server)
+def test_concurrent_shards(server, many, output):
+    before = count_requests(server)
     jobs = [Command(many, output, server.url, "--shard", f"{number}/2", in_flight=4) for number in (1, 2)]
-    assert sum(job.end()["enhanced"] for job in jobs) == MANY
-    assert sent(server) - before == MANY + 2 * TINY
-    assert Command(many, output, server.url).end()["done_before"] == MANY
+    assert sum(job.wait()["enhanced"] for job in jobs) == MANY
+    assert count_requests(server) - before == MANY + 2 * TINY
+    assert Command(many, output, server.url).wait()["done_before"] == MANY
     check_all_done(many, output)
 
 
 @pytest.fixture
 def real_photos(tmp_path):
-    """Eight that are enhanced, and one that is none."""
+    """Return a folder of eight photographs and one damaged file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, path in enumerate(sorted((ROOT / "demo/photos").glob("*.jpg"))[:4] * 2):
@@ -228,36 +230,36 @@ def real_photos(tmp_path):
     return folder
 
 
-def test_the_real_pipeline_killed_on_the_way(triton, real_photos, output):
-    """The bytes are those that the client by itself is given, in flight what a CPU's queue takes: none turned away."""
+def test_killed_job_on_the_real_pipeline(triton, real_photos, output):
+    """Outputs equal the client's, and no request is rejected with as many in flight as a CPU server's queue holds."""
     job = Command(real_photos, output, triton.url)
     wait_for(lambda: len(photographs(output)) >= 2, seconds=200)
     kill(job.process.pid)
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)
-    summary = Command(real_photos, output, triton.url).end(code=1)
+    summary = Command(real_photos, output, triton.url).wait(code=1)
     assert (summary["failed"], summary["turned_away"]) == (1, 0)
     rows = {row["key"]: row for row in manifest.read(output).to_pylist()}
     assert rows["broken.jpg"]["error"].startswith("InvalidPhotograph: ")
     assert photographs(output) == set(rows) - {"broken.jpg"}
     with Enhancer(triton.url) as enhancer:
-        alone = enhancer.enhance(real_photos / "2-coffee-table.jpg", timeout=120)
-    assert rows["2-coffee-table.jpg"]["checksum"] == manifest.checksum(alone)
+        enhanced = enhancer.enhance(real_photos / "2-coffee-table.jpg", timeout=120)
+    assert rows["2-coffee-table.jpg"]["checksum"] == manifest.checksum(enhanced)
 
 
-def test_more_in_flight_than_the_queue_takes(triton, real_photos, output):
-    """They wait and come again; nothing is lost."""
+def test_rejected_requests_are_sent_again(triton, real_photos, output):
+    """More requests in flight than the queue holds."""
     (real_photos / "broken.jpg").unlink()
     for number in range(16):
-        shutil.copy(real_photos / "2-coffee-table.jpg", real_photos / f"again-{number}.jpg")
-    summary = Command(real_photos, output, triton.url, in_flight=24).end()
+        shutil.copy(real_photos / "2-coffee-table.jpg", real_photos / f"copy-{number}.jpg")
+    summary = Command(real_photos, output, triton.url, in_flight=24).wait()
     assert summary["turned_away"] > 0
     assert (summary["enhanced"], summary["failed"]) == (24, 0)
 
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """An object store that speaks S3 (moto), and a command in the bulk environment that copies to it and from it."""
+    """Start an S3 server (moto) and return a function that copies files to and from it in the bulk environment."""
     port = free_port()
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -286,29 +288,29 @@ def is_open(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_from_an_object_store_to_an_object_store(server, many, bucket, tmp_path):
+def test_object_stores(server, many, bucket, tmp_path):
     bucket("put", f"{many}/", "homes/in/")
     output = storage.Place(None, "s3://homes/out")
-    before = sent(server)
+    before = count_requests(server)
     job = Command("s3://homes/in", output, server.url)
-    wait_for(lambda: sent(server) - before >= MANY // 3)
+    wait_for(lambda: count_requests(server) - before >= MANY // 3)
     kill(job.process.pid)
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)
-    summary = Command("s3://homes/in", output, server.url).end()
+    summary = Command("s3://homes/in", output, server.url).wait()
     assert 0 < summary["enhanced"] < MANY
-    assert sent(server) - before <= MANY + 2 * TINY + IN_FLIGHT
+    assert count_requests(server) - before <= MANY + 2 * TINY + IN_FLIGHT
     bucket("get", "homes/out/", f"{tmp_path}/out")
     check_all_done(many, storage.place(f"{tmp_path}/out"))
 
 
-def test_a_server_that_stays_away_ends_the_job_in_one_line(waiting, many, output):
+def test_job_stops_when_the_server_stays_unreachable(waiting, many, output):
     with served(waiting) as server:
         job = Command(many, output, server.url, "--patience", 3, "--timeout", 2)
         wait_for(lambda: len(photographs(output)) >= MANY // 4)
         kill(server.pid)
-        out, said = job.process.communicate(timeout=120)
+        stdout, stderr = job.process.communicate(timeout=120)
     assert job.process.returncode == 1
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("error: nothing was enhanced for 3 s: no server answers at")
-    assert not out
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: no photograph was enhanced for 3 s")
+    assert not stdout

@@ -1,4 +1,4 @@
-"""The manifest: parts, one whole, and one row a photograph."""
+"""The manifest: parts, merging, and one row per photograph."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -12,84 +12,85 @@ from bulk.manifest import ENHANCED, FAILED, Row
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
 
-def row(key, minute=0, status=ENHANCED, **said):
-    said = {"checksum": "0" * 64, "bytes": 1, "seconds": 0.5, "engine": "e", **said} if status == ENHANCED else said
-    return Row(key=key, source=f"/{key}", status=status, finished=NOON + timedelta(minutes=minute), **said)
+def make_row(key, minute=0, status=ENHANCED, **fields):
+    if status == ENHANCED:
+        fields = {"checksum": "0" * 64, "bytes": 1, "seconds": 0.5, "engine": "e", **fields}
+    return Row(key=key, source=f"/{key}", status=status, finished=NOON + timedelta(minutes=minute), **fields)
 
 
-def test_the_schema_is_the_rows(output):
+def test_schema_has_the_fields_of_a_row():
     assert manifest.SCHEMA.names == list(Row.__dataclass_fields__)
 
 
-def test_parts_are_read_and_folded(output):
-    manifest.write_part(output, [row("b"), row("a")])
-    manifest.write_part(output, [row("c", status=FAILED, error="InvalidPhotograph: no photograph")])
-    read = manifest.read(output)
-    assert read.column("key").to_pylist() == ["a", "b", "c"]
-    assert manifest.fold(output).equals(read)
+def test_parts_are_read_and_merged(output):
+    manifest.write_part(output, [make_row("b"), make_row("a")])
+    manifest.write_part(output, [make_row("c", status=FAILED, error="InvalidPhotograph: no photograph")])
+    parts = manifest.read(output)
+    assert parts.column("key").to_pylist() == ["a", "b", "c"]
+    assert manifest.merge_parts(output).equals(parts)
     assert list(output.below(manifest.FOLDER).names()) == ["manifest.parquet"]
-    assert manifest.read(output).equals(read)
-    assert manifest.fold(output).equals(read)
+    assert manifest.read(output).equals(parts)
+    assert manifest.merge_parts(output).equals(parts)
 
 
-def test_one_row_a_photograph(output):
-    """An enhanced one before a failed one, then the later."""
-    manifest.write_part(output, [row("a", 1, FAILED, error="old"), row("b", 2, bytes=22), row("c", 9)])
-    manifest.write_part(output, [row("a", 2, FAILED, error="new"), row("b", 1, bytes=11)])
-    manifest.write_part(output, [row("c", 10, FAILED, error="later")])
-    found = {each["key"]: each for each in manifest.fold(output).to_pylist()}
-    assert len(found) == 3
-    assert found["a"]["error"] == "new"
-    assert found["b"]["bytes"] == 22
-    assert found["c"]["status"] == ENHANCED
+def test_one_row_per_photograph(output):
+    """An enhanced row takes precedence over a failed one, then the later one."""
+    manifest.write_part(output, [make_row("a", 1, FAILED, error="old"), make_row("b", 2, bytes=22), make_row("c", 9)])
+    manifest.write_part(output, [make_row("a", 2, FAILED, error="new"), make_row("b", 1, bytes=11)])
+    manifest.write_part(output, [make_row("c", 10, FAILED, error="later")])
+    rows = {each["key"]: each for each in manifest.merge_parts(output).to_pylist()}
+    assert len(rows) == 3
+    assert rows["a"]["error"] == "new"
+    assert rows["b"]["bytes"] == 22
+    assert rows["c"]["status"] == ENHANCED
 
 
-def test_a_block_that_is_done_again_replaces_its_part(output):
-    manifest.write_part(output, [row("a", 1), row("b", 1)])
-    manifest.write_part(output, [row("b", 2), row("a", 2)])
+def test_repeated_block_replaces_its_part(output):
+    manifest.write_part(output, [make_row("a", 1), make_row("b", 1)])
+    manifest.write_part(output, [make_row("b", 2), make_row("a", 2)])
     assert len(list(output.below(manifest.FOLDER).names())) == 1
 
 
-def test_killed_between_the_whole_and_its_parts(output):
-    manifest.write_part(output, [row("a"), row("b")])
+def test_kill_before_the_parts_are_removed(output):
+    manifest.write_part(output, [make_row("a"), make_row("b")])
     (part,) = output.below(manifest.FOLDER).names()
-    kept = output.read(f"{manifest.FOLDER}/{part}")
-    before = manifest.fold(output)
-    output.write(f"{manifest.FOLDER}/{part}", kept)
-    assert manifest.read(output).equals(before)
-    assert manifest.fold(output).equals(before)
+    content = output.read(f"{manifest.FOLDER}/{part}")
+    merged = manifest.merge_parts(output)
+    output.write(f"{manifest.FOLDER}/{part}", content)
+    assert manifest.read(output).equals(merged)
+    assert manifest.merge_parts(output).equals(merged)
 
 
-def test_other_tools_read_it(output):
-    """As docs/scaling.md shows."""
-    manifest.write_part(output, [row("a"), row("b", status=FAILED, error="InvalidPhotograph: no photograph")])
-    manifest.fold(output)
+def test_pyarrow_example_of_the_scaling_page(output):
+    """Read the manifest as docs/scaling.md shows."""
+    manifest.write_part(output, [make_row("a"), make_row("b", status=FAILED, error="InvalidPhotograph: no photograph")])
+    manifest.merge_parts(output)
     failed = pq.read_table(f"{output.root}/_manifest/manifest.parquet", filters=[("status", "=", "failed")])
     assert failed.column("key").to_pylist() == ["b"]
 
 
-def test_nothing_yet(output):
+def test_empty_output_has_no_rows(output):
     assert manifest.read(output).num_rows == 0
 
 
-def test_a_damaged_part_is_named(output):
-    manifest.write_part(output, [row("a")])
+def test_damaged_part_is_named(output):
+    manifest.write_part(output, [make_row("a")])
     (part,) = output.below(manifest.FOLDER).names()
     output.write(f"{manifest.FOLDER}/{part}", b"PAR1 cut short")
-    with pytest.raises(BulkError, match=f"{part} is no Parquet of ours: remove it"):
+    with pytest.raises(BulkError, match=part):
         manifest.read(output)
 
 
-def test_an_output_belongs_to_one_way_of_enhancing(output):
-    wishes = {"format": None, "strength": 0.5, "tiled": False}
-    assert not manifest.is_ours(output, wishes)
-    manifest.claim(output, wishes)
-    assert manifest.is_ours(output, {"strength": 0.5})
-    with pytest.raises(BulkError, match=r"was made with strength 0.5, not with no options: give another --output"):
-        manifest.is_ours(output, {})
+def test_output_is_bound_to_its_options(output):
+    options = {"format": None, "strength": 0.5, "tiled": False}
+    assert not manifest.check_output(output, options)
+    manifest.write_job(output, options)
+    assert manifest.check_output(output, {"strength": 0.5})
+    with pytest.raises(BulkError, match=r"strength 0\.5"):
+        manifest.check_output(output, {})
 
 
-def test_a_folder_that_holds_something_else(output):
+def test_output_with_other_files_is_rejected(output):
     output.write("holiday.jpg", b"mine")
-    with pytest.raises(BulkError, match="is not empty"):
-        manifest.is_ours(output, {})
+    with pytest.raises(BulkError, match="not empty"):
+        manifest.check_output(output, {})

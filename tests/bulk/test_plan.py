@@ -1,4 +1,4 @@
-"""What there is to do, and what is left of it."""
+"""Planning of a job: photographs of folders and lists, shards, and what remains."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,28 +7,28 @@ import pytest
 from bulk import manifest, plan, storage
 from bulk.errors import BulkError
 from bulk.plan import Photograph
-from tests.bulk.test_manifest import row
+from tests.bulk.test_manifest import make_row
 
 
 def keys(photographs):
     return [p.key for p in photographs]
 
 
-def test_the_photographs_of_a_folder(photos, output):
+def test_photographs_of_a_folder(photos, output):
     found = plan.photographs(str(photos), output, None)
     assert keys(found) == ["a.jpg", "b.PNG", "house/c.jpg", "house/rooms/d.tif", "house/rooms/e.webp"]
     assert found[2].source == f"{photos}/house/c.heic"
     assert keys(plan.photographs(str(photos), output, "avif"))[1] == "b.avif"
 
 
-def test_the_photographs_of_a_list(tmp_path, output):
+def test_photographs_of_a_list(tmp_path, output):
     pq.write_table(pa.table({"source": ["/data/b.jpg", "s3://homes/a.heic"]}), tmp_path / "list.parquet")
     found = plan.photographs(str(tmp_path / "list.parquet"), output, None)
     assert found == [Photograph("data/b.jpg", "/data/b.jpg"), Photograph("homes/a.jpg", "s3://homes/a.heic")]
     assert keys(plan.photographs(str(tmp_path / "list.parquet"), output, "webp")) == ["data/b.webp", "homes/a.webp"]
 
 
-def test_a_list_may_say_the_names(tmp_path, output):
+def test_list_with_keys(tmp_path, output):
     folder = tmp_path / "lists.parquet"
     folder.mkdir()
     for number in (1, 2):
@@ -42,49 +42,49 @@ def test_a_list_may_say_the_names(tmp_path, output):
     ("columns", "message"),
     [
         ({"path": ["/a.jpg"]}, "no column 'source'"),
-        ({"source": [1]}, "row 1: source has to be a path"),
-        ({"source": ["/a.jpg", None]}, "row 2: source has to be a path"),
-        ({"source": ["/a.jpg"], "key": ["../a.jpg"]}, "no name below"),
-        ({"source": ["/a.jpg"], "key": ["/a.jpg"]}, "no name below"),
-        ({"source": ["/a.jpg"], "key": ["_manifest/a.jpg"]}, "no name below"),
-        ({"source": ["/a.jpg", "/b.jpg"], "key": ["x.jpg", "x.jpg"]}, "/a.jpg and /b.jpg would both become x.jpg"),
+        ({"source": [1]}, "row 1: source"),
+        ({"source": ["/a.jpg", None]}, "row 2: source"),
+        ({"source": ["/a.jpg"], "key": ["../a.jpg"]}, "relative name"),
+        ({"source": ["/a.jpg"], "key": ["/a.jpg"]}, "relative name"),
+        ({"source": ["/a.jpg"], "key": ["_manifest/a.jpg"]}, "relative name"),
+        ({"source": ["/a.jpg", "/b.jpg"], "key": ["x.jpg", "x.jpg"]}, "/a.jpg and /b.jpg .* x.jpg"),
         ({"source": pa.array([], pa.string())}, "no photographs in"),
     ],
 )
-def test_a_list_that_is_wrong(tmp_path, output, columns, message):
+def test_invalid_lists_are_rejected(tmp_path, output, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "list.parquet")
     with pytest.raises(BulkError, match=message):
         plan.photographs(str(tmp_path / "list.parquet"), output, None)
 
 
-def test_a_list_that_is_none(tmp_path, output):
-    with pytest.raises(BulkError, match="is not there"):
+def test_missing_and_damaged_lists_are_rejected(tmp_path, output):
+    with pytest.raises(BulkError, match="does not exist"):
         plan.photographs(str(tmp_path / "list.parquet"), output, None)
     (tmp_path / "list.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(BulkError, match="cannot be read as Parquet"):
+    with pytest.raises(BulkError, match="Parquet"):
         plan.photographs(str(tmp_path / "list.parquet"), output, None)
 
 
-def test_two_that_would_become_one(photos, output):
+def test_photographs_with_the_same_output_are_rejected(photos, output):
     (photos / "a.heic").write_bytes(b"another")
-    with pytest.raises(BulkError, match=r"a.heic and .*a.jpg would both become a.jpg"):
+    with pytest.raises(BulkError, match=r"a.heic and .*a.jpg .* a.jpg"):
         plan.photographs(str(photos), output, None)
 
 
-def test_an_output_in_the_input_is_refused(photos):
-    with pytest.raises(BulkError, match="in one another"):
+def test_output_inside_the_input_is_rejected(photos):
+    with pytest.raises(BulkError, match="overlap"):
         plan.photographs(str(photos), storage.place(f"{photos}/house/enhanced"), None)
 
 
-def test_no_folder_and_no_photographs(tmp_path, output):
-    with pytest.raises(BulkError, match="no folder of photographs"):
+def test_missing_and_empty_folders_are_rejected(tmp_path, output):
+    with pytest.raises(BulkError, match="not a folder"):
         plan.photographs(str(tmp_path / "nowhere"), output, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BulkError, match="no photographs in"):
         plan.photographs(str(tmp_path / "empty"), output, None)
 
 
-def test_the_parts_of_a_job_are_the_whole():
+def test_shards_partition_the_photographs():
     everything = [Photograph(f"{n}.jpg", f"/{n}.jpg") for n in range(1000)]
     parts = [plan.shard(everything, (number, 7)) for number in range(1, 8)]
     assert sorted(p.key for part in parts for p in part) == sorted(keys(everything))
@@ -92,22 +92,22 @@ def test_the_parts_of_a_job_are_the_whole():
     assert plan.shard(everything[:500], (3, 7)) == [p for p in parts[2] if p in everything[:500]]
 
 
-def test_what_is_left():
-    """Done is what the manifest calls enhanced, and lies there with as many bytes as it says."""
+def test_remaining_photographs():
+    """A photograph is done if the manifest lists it as enhanced and its output has the recorded size."""
     everything = [Photograph(f"{name}.jpg", name) for name in ("done", "failed", "new", "cut", "gone")]
-    rows = manifest.table(
+    rows = manifest.rows_to_table(
         [
-            row("done.jpg", bytes=3), row("failed.jpg", status=manifest.FAILED, bytes=None),
-            row("cut.jpg", bytes=9), row("gone.jpg", bytes=3),
+            make_row("done.jpg", bytes=3), make_row("failed.jpg", status=manifest.FAILED, bytes=None),
+            make_row("cut.jpg", bytes=9), make_row("gone.jpg", bytes=3),
         ]
     )  # fmt: skip
-    assert keys(plan.left(everything, rows, {"done.jpg": 3, "cut.jpg": 0})) == [
+    assert keys(plan.remaining(everything, rows, {"done.jpg": 3, "cut.jpg": 0})) == [
         "failed.jpg", "new.jpg", "cut.jpg", "gone.jpg",
     ]  # fmt: skip
 
 
-def test_blocks_are_small_and_hold_everything():
+def test_blocks_partition_the_photographs():
     everything = [Photograph(str(n), f"/{n}") for n in range(10)]
-    found = list(plan.blocks(everything, 4))
-    assert [block.num_rows for block in found] == [4, 4, 2]
-    assert [key for block in found for key in block.column("key").to_pylist()] == keys(everything)
+    blocks = list(plan.blocks(everything, 4))
+    assert [block.num_rows for block in blocks] == [4, 4, 2]
+    assert [key for block in blocks for key in block.column("key").to_pylist()] == keys(everything)

@@ -1,4 +1,4 @@
-"""A fake Triton for what needs answers on demand; the real one is in tests/conftest.py."""
+"""Fixtures: a fake Triton with scripted answers; the real server is in tests/conftest.py."""
 
 import pytest
 from restormer_client import Enhancer

@@ -1,4 +1,4 @@
-"""Where the server is, and what must not be seen."""
+"""Connection settings: addresses, TLS, tokens and headers, and secrets that must not be shown."""
 
 import asyncio
 import pickle
@@ -12,34 +12,34 @@ from restormer_client.testing import FakeTriton
 
 
 @pytest.mark.parametrize("client", [Enhancer, AsyncEnhancer])
-def test_secrets_are_not_in_a_repr(client):
+def test_repr_hides_secrets(client):
     enhancer = client("h:1", tls=TLS(ca="ca.pem"), token="SECRET", headers={"x-key": "SECRET"})
     assert "SECRET" not in repr(enhancer) + repr(enhancer._calls.connection)
     assert repr(enhancer) == f"{client.__name__}('h:1')"
 
 
 @pytest.mark.parametrize("client", [Enhancer, AsyncEnhancer])
-def test_it_pickles_with_all_its_settings(client):
+def test_pickle_keeps_all_settings(client):
     enhancer = client("h:1", tls=TLS(ca="ca.pem", cert="c.pem", key="k.pem"), token="t", headers={"a": "b"})
-    again = pickle.loads(pickle.dumps(enhancer))
-    assert again._calls.connection == enhancer._calls.connection
+    copy = pickle.loads(pickle.dumps(enhancer))
+    assert copy._calls.connection == enhancer._calls.connection
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Enhancer("http://triton:8001"), "host:port without http://"),
-        (lambda: Enhancer("triton:8001", token="t"), "would travel in the clear"),
+        (lambda: Enhancer("triton:8001", token="t"), "plaintext"),
         (lambda: TLS(cert="c.pem"), "mutual TLS needs both"),
         (lambda: TLS(key="k.pem"), "mutual TLS needs both"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make, message):
+def test_invalid_settings_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_missing_certificate_is_named(tmp_path):
+def test_missing_certificate_is_named(tmp_path):
     with (
         Enhancer("h:1", tls=TLS(ca=tmp_path / "absent.pem")) as enhancer,
         pytest.raises(FileNotFoundError, match="absent"),
@@ -47,32 +47,32 @@ def test_a_missing_certificate_is_named(tmp_path):
         enhancer.enhance(b"x")
 
 
-def test_several_addresses_go_round():
+def test_multiple_addresses_use_round_robin():
     assert "round_robin" in dict(Connection("dns:///triton:8001").options())["grpc.service_config"]
     assert "grpc.service_config" not in dict(Connection("triton:8001").options())
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:1", "localhost:1", "dns:///localhost:1", "[::1]:1"])
-def test_loopback_does_not_go_through_a_proxy(url):
+def test_loopback_bypasses_the_proxy(url):
     assert dict(Connection(url).options())["grpc.enable_http_proxy"] == 0
 
 
 @pytest.mark.parametrize("url", ["127.example.com:8001", "localhost.example.com:1", "10.0.0.1:8001", "dns:///h:1"])
-def test_what_only_looks_like_loopback(url):
+def test_addresses_that_are_not_loopback(url):
     assert not Connection(url).is_loopback
 
 
 @pytest.mark.parametrize("url", ["127.3.2.1:1", "unix:///run/triton.sock", "ipv4:127.0.0.1:1", "localhost"])
-def test_what_is_loopback(url):
+def test_loopback_addresses(url):
     assert Connection(url).is_loopback
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"token": "a\nb"}, {"token": "gehe\u00efm"}, {"headers": {"a b": "c"}}, {"headers": {"a": "b\nc"}}]
+    "invalid", [{"token": "a\nb"}, {"token": "gehe\u00efm"}, {"headers": {"a b": "c"}}, {"headers": {"a": "b\nc"}}]
 )
-def test_headers_that_cannot_travel_are_named_without_their_value(wrong):
+def test_invalid_headers_are_named_without_their_value(invalid):
     with pytest.raises(ValueError, match="header '") as caught:
-        Enhancer("127.0.0.1:1", **wrong)
+        Enhancer("127.0.0.1:1", **invalid)
     assert "gehe" not in str(caught.value)
 
 
@@ -84,11 +84,11 @@ def authority():
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls_from_paths(authority, tmp_path, mutual, asynchronous):
-    ours, theirs = authority.issue_cert("client.example"), authority.issue_cert("triton.example")
+    client, server = authority.issue_cert("client.example"), authority.issue_cert("triton.example")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    ours.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    ours.private_key_pem.write_to_path(tmp_path / "key.pem")
-    pair = (theirs.private_key_pem.bytes(), theirs.cert_chain_pems[0].bytes())
+    client.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    client.private_key_pem.write_to_path(tmp_path / "key.pem")
+    pair = (server.private_key_pem.bytes(), server.cert_chain_pems[0].bytes())
     credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=mutual)
     files = {"cert": tmp_path / "cert.pem", "key": tmp_path / "key.pem"} if mutual else {}
     tls = TLS(ca=tmp_path / "ca.pem", name="triton.example", **files)
@@ -102,11 +102,11 @@ def test_tls_from_paths(authority, tmp_path, mutual, asynchronous):
         with Enhancer(fake.url) as plain, pytest.raises(ServerUnavailable):
             plain.enhance(b"x", timeout=1)
         if mutual:
-            with Enhancer(fake.url, tls=TLS(ca=tls.ca, name=tls.name)) as nobody, pytest.raises(ServerUnavailable):
-                nobody.enhance(b"x", timeout=1)
+            with Enhancer(fake.url, tls=TLS(ca=tls.ca, name=tls.name)) as uncertified, pytest.raises(ServerUnavailable):
+                uncertified.enhance(b"x", timeout=1)
 
 
-def test_a_token_that_has_to_be_fetched_is_fetched_for_each_call(fake):
+def test_token_function_is_called_for_each_call(fake):
     tokens = iter(["one\n", "two\n"])
 
     async def twice():
@@ -118,7 +118,7 @@ def test_a_token_that_has_to_be_fetched_is_fetched_for_each_call(fake):
     assert [request.headers["authorization"] for request in fake.requests] == ["Bearer one", "Bearer two"]
 
 
-def test_the_traps_of_grpc_are_set_aside():
+def test_channel_options_override_grpc_defaults():
     options = dict(Connection("h:1").options())
     assert options["grpc.enable_retries"] == 0
     assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == -1

@@ -1,4 +1,4 @@
-"""gRPC's and Triton's errors become ours at one gate."""
+"""Translation of gRPC and Triton errors, and the exception hierarchy."""
 
 import inspect
 import pickle
@@ -20,8 +20,8 @@ from restormer_client.errors import (
     error_from_failure,
 )
 
-#: Words of a real Triton 2.51 and of gRPC 1.85, and what they are.
-SAID = [
+#: Messages of a real Triton 2.51 and of gRPC 1.85, with the exceptions they become.
+FAILURES = [
     ("INVALID_ARGUMENT", "in ensemble 'enhance', not a photograph", InvalidPhotograph),
     ("INVALID_ARGUMENT", "the photograph is empty (0 bytes)", InvalidPhotograph),
     ("INVALID_ARGUMENT", "in ensemble 'enhance', unknown parameter 'x': the", InvalidOption),
@@ -31,7 +31,7 @@ SAID = [
     ("RESOURCE_EXHAUSTED", "rate limited", Overloaded),
     ("UNAVAILABLE", "Received http2 header with status: 429", Overloaded),
     ("UNAVAILABLE", "upstream connect error or disconnect/reset before headers. reset reason: overflow", Overloaded),
-    ("UNAVAILABLE", "something a proxy says", ServerError),
+    ("UNAVAILABLE", "an unknown message of a proxy", ServerError),
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
     ("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: Connection refused", ServerUnavailable),
     ("UNAVAILABLE", "Stream removed (Socket closed (GOAWAY received; Error code: 0))", ServerUnavailable),
@@ -62,32 +62,32 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("status", "said", "kind"), SAID)
-def test_each_error_has_its_name(status, said, kind):
-    error = error_from_failure(Failure(status, said), url="host:1", model="enhance", attempts=3)
+@pytest.mark.parametrize(("status", "details", "kind"), FAILURES)
+def test_failures_are_translated(status, details, kind):
+    error = error_from_failure(Failure(status, details), url="host:1", model="enhance", attempts=3)
     assert type(error) is kind
     assert (error.status, error.model, error.attempts) == (status, "enhance", 3)
     assert "in ensemble" not in str(error)
     assert "\n" not in str(error)
 
 
-def tree(kind, depth=0):
+def class_tree(kind, depth=0):
     yield f"{'  ' * depth}{kind.__name__}"
     for child in kind.__subclasses__():
-        yield from tree(child, depth + 1)
+        yield from class_tree(child, depth + 1)
 
 
-def test_the_docstring_shows_the_whole_tree():
+def test_docstring_shows_the_whole_hierarchy():
     lines = inspect.getdoc(errors).splitlines()
     shown = [line[:27].rstrip() for line in lines if line[:27].strip().isalpha() and "  " in line]
-    assert shown == list(tree(EnhanceError))
+    assert shown == list(class_tree(EnhanceError))
 
 
-@pytest.mark.parametrize("kind", [name.strip() for name in tree(EnhanceError)])
+@pytest.mark.parametrize("kind", [name.strip() for name in class_tree(EnhanceError)])
 def test_errors_pickle(kind):
     error = getattr(errors, kind)("bad", status="INTERNAL", model="m", attempts=2)
     if kind == "Overloaded":
         error.retry_after = 7.5
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error)
-    assert (str(again), vars(again)) == (str(error), vars(error))
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), vars(copy)) == (str(error), vars(error))

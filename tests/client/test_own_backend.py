@@ -1,4 +1,4 @@
-"""The page for services that already call Triton: its code, run against the real server over HTTP and gRPC."""
+"""The code of coming-from-your-own-backend.md, run against the real server over HTTP and gRPC."""
 
 import os
 import re
@@ -26,8 +26,8 @@ def blocks(kind):
 
 
 @pytest.fixture
-def readers_folder(tmp_path, monkeypatch):
-    """The files that the page's examples speak of."""
+def example_folder(tmp_path, monkeypatch):
+    """Create the files that the page's examples use and change to their folder."""
     (tmp_path / "photos").mkdir()
     for name in ("before.jpg", "photos/one.jpg"):
         (tmp_path / name).write_bytes((ROOT / "demo/photos/coffee-table.jpg").read_bytes())
@@ -37,7 +37,7 @@ def readers_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(readers_folder, triton):
+def run(example_folder, triton):
     def execute(block, names):
         block = block.replace("127.0.0.1:8001", triton.url).replace("127.0.0.1:8000", triton.http_url)
         block = block.replace(".run/admin.key", str(triton.state / "admin.key"))
@@ -46,17 +46,17 @@ def run(readers_folder, triton):
     return execute
 
 
-def test_the_call_as_it_is_fails_as_the_page_says(run):
+def test_unchanged_call_fails_as_documented(run):
     (call,), (message,) = blocks("python error"), blocks("text")
     with pytest.raises(InferenceServerException) as caught:
         run(call, {})
     assert str(caught.value) == message.strip()
     names = {}
-    run(call.replace("timeout=30.0", "timeout=30_000_000"), names)  # all else in it is served
+    run(call.replace("timeout=30.0", "timeout=30_000_000"), names)  # the rest of the call works
     assert names["result"].as_numpy("output").shape == (1, 3, 512, 512)
 
 
-def test_every_way_gives_the_same(run, readers_folder):
+def test_all_steps_give_the_same_result(run, example_folder):
     names, restored = {}, []
     for block in blocks("python"):
         run(block, names)
@@ -69,11 +69,11 @@ def test_every_way_gives_the_same(run, readers_folder):
         assert np.abs(tensor - expected).max() < 1e-3
     assert names["config"]["name"] == "restormer"
     assert names["after_http"] == names["after_grpc"] == names["after"]
-    assert opened(names["after"]).size == opened((readers_folder / "before.jpg").read_bytes()).size
+    assert opened(names["after"]).size == opened((example_folder / "before.jpg").read_bytes()).size
 
 
 @pytest.mark.parametrize("protocol", [httpclient, grpcclient])
-def test_the_configuration_is_restricted(triton, protocol):
+def test_configuration_is_restricted(triton, protocol):
     with protocol.InferenceServerClient(triton.http_url if protocol is httpclient else triton.url) as client:
         with pytest.raises(InferenceServerException, match="restricted, expecting header") as caught:
             client.get_model_config("restormer")
@@ -87,42 +87,42 @@ def inputs(protocol):
     return [image]
 
 
-def test_a_timeout_of_thirty_is_thirty_microseconds(triton):
-    """Three requests keep the network busy, so that the next has to wait."""
-    http, ended = httpclient.InferenceServerClient(triton.http_url), []
+def test_timeout_is_in_microseconds(triton):
+    """Three requests keep the network busy, so that the next one waits in the queue."""
+    http, completed = httpclient.InferenceServerClient(triton.http_url), []
     with grpcclient.InferenceServerClient(triton.url) as others, http:
         for _ in range(3):
-            others.async_infer("restormer", inputs(grpcclient), lambda result, error: ended.append(error))
+            others.async_infer("restormer", inputs(grpcclient), lambda result, error: completed.append(error))
         while not counted(triton, "nv_inference_pending_request_count"):
             time.sleep(0.05)
         with pytest.raises(InferenceServerException) as caught:
             http.infer("restormer", inputs(httpclient), timeout=30)
-        while len(ended) < 3:
+        while len(completed) < 3:
             time.sleep(0.1)
     assert f"`{caught.value}`" in PAGE
 
 
-def test_grpc_refuses_seconds_before_anything_is_sent(triton):
+def test_grpc_client_rejects_fractional_timeouts(triton):
     with grpcclient.InferenceServerClient(triton.url) as client, pytest.raises(TypeError) as caught:
         client.infer("restormer", inputs(grpcclient), timeout=30.0)
     assert f"`{caught.value}`" in PAGE
 
 
-def test_the_commands_of_the_page_run(readers_folder):
+def test_commands_of_the_page_run(example_folder):
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) == 2
     for words in commands:
         assert words[:3] == [".envs/build/bin/python", "-m", "export"]
         assert main(words[3:]) == 0
-    assert opened((readers_folder / "after.png").read_bytes()).size == (600, 400)
-    assert opened((readers_folder / "out/one_hdr.jpg").read_bytes()).size == (512, 341)
+    assert opened((example_folder / "after.png").read_bytes()).size == (600, 400)
+    assert opened((example_folder / "out/one_hdr.jpg").read_bytes()).size == (512, 341)
 
 
 @pytest.mark.parametrize(
     ("setting", "variables", "port"),
     [("", {}, 0), ("HTTP_PORT=8000", {}, 8000), ("", {"RESTORMER_HTTP_PORT": "8000"}, 8000)],
 )
-def test_make_takes_the_port_of_http(setting, variables, port):
+def test_make_sets_the_http_port(setting, variables, port):
     command = f"make serve {setting}".strip()
     assert not setting or f"`{command}`" in PAGE
     environment = {k: v for k, v in os.environ.items() if "HTTP_PORT" not in k} | variables

@@ -1,6 +1,6 @@
-"""What only a real Triton shows: a queue that is full, a server that dies and comes back, one that is too slow.
+"""The client against a real Triton under stress: full queues, slow calls, a killed and restarted server.
 
-On a server of its own, with queues of four; the session's server is left alone.
+Uses its own server with queues of four, not the session's server.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ PHOTO = encoded(pixels(48, 64))
 
 @dataclass(frozen=True)
 class Restartable(Triton):
-    """A Triton that a test may kill."""
+    """A Triton that a test may kill and restart."""
 
     def start(self):
         subprocess.run(self.command("start"), cwd=ROOT, check=True)
@@ -58,11 +58,11 @@ class Restartable(Triton):
 @pytest.fixture(scope="module")
 def own(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    served = copied(repository, folder / "model_repository")
-    for path in served.rglob("*.pbtxt"):
+    models = copied(repository, folder / "model_repository")
+    for path in models.rglob("*.pbtxt"):
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 4", text), encoding="utf-8")
-    triton = Restartable(free_port(), free_port(), folder / "state", served, free_port())
+    triton = Restartable(free_port(), free_port(), folder / "state", models, free_port())
     triton.start()
     yield triton
     triton.stop()
@@ -74,7 +74,7 @@ def enhancer(own):
         yield enhancer
 
 
-def test_a_full_queue_is_overload_and_is_never_tried_again(enhancer):
+def test_full_queue_raises_overloaded_without_retry(enhancer):
     results = list(enhancer.map([ROOT / "demo/photos/coffee-table.jpg"] * 40, max_in_flight=40, timeout=120))
     kinds = Counter(type(result.error) for result in results)
     assert set(kinds) == {type(None), Overloaded}
@@ -83,33 +83,33 @@ def test_a_full_queue_is_overload_and_is_never_tried_again(enhancer):
     assert all("Exceeds maximum queue size" in str(error) for error in errors)
 
 
-def test_the_deadline_holds_when_the_server_is_too_slow(enhancer):
+def test_deadline_ends_a_slow_call(enhancer):
     with pytest.raises(DeadlineExceeded):
         enhancer.enhance(ROOT / "demo/photos/reading-corner.jpg", tiled=True, timeout=0.5)
     assert enhancer.enhance(PHOTO, timeout=120)
 
 
-def test_a_bad_photograph_among_good_ones(enhancer):
+def test_bad_photograph_among_good_ones(enhancer):
     photos = [PHOTO, b"a letter", PHOTO]
     results = list(enhancer.map(photos, max_in_flight=2, timeout=120))
     assert [type(result.error) for result in results] == [type(None), InvalidPhotograph, type(None)]
 
 
-def test_core_takes_batches_and_refuses_more_than_the_model(enhancer):
+def test_core_limits_the_batch_size(enhancer):
     tensor = np.random.default_rng(0).random((2, 3, 512, 512), np.float32)
     both = enhancer.core(tensor, timeout=120)
     assert both.shape == tensor.shape
     assert np.allclose(both[1:], enhancer.core(tensor[1:], timeout=120), atol=1e-5)
-    with pytest.raises(InvalidTensor, match="batch-size must be <= 8"):
+    with pytest.raises(InvalidTensor, match="batch-size"):
         enhancer.core(np.zeros((9, 3, 512, 512), np.float32), timeout=120)
 
 
 def test_fifty_threads_on_one_client(enhancer):
-    """More than fit into the queues: each gets its photograph, or is told of the overload."""
-    together, outcomes = threading.Barrier(50), Counter()
+    """More requests than the queues hold: each gets its photograph or an `Overloaded`."""
+    barrier, outcomes = threading.Barrier(50), Counter()
 
     def send(seed):
-        together.wait()
+        barrier.wait()
         try:
             outcomes[opened(enhancer.enhance(encoded(pixels(40, 50 + seed)), timeout=120)).size == (50 + seed, 40)] += 1
         except Overloaded:
@@ -124,14 +124,14 @@ def test_fifty_threads_on_one_client(enhancer):
     assert outcomes[True] + outcomes["overloaded"] == 50
 
 
-def bash_block(word):
-    """The README's example of this tool."""
+def bash_block(tool):
+    """Return the README's example for a command-line tool."""
     text = (ROOT / "client/README.md").read_text(encoding="utf-8")
-    return next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"sh {word}.sh" in block)
+    return next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if f"sh {tool}.sh" in block)
 
 
-@pytest.mark.parametrize("photo", [PHOTO, b"a letter"], ids=["a photograph", "none"])
-def test_the_readmes_curl(own, tmp_path, photo):
+@pytest.mark.parametrize("photo", [PHOTO, b"a letter"], ids=["valid", "invalid"])
+def test_curl_example_of_the_readme(own, tmp_path, photo):
     (tmp_path / "in.jpg").write_bytes(photo)
     command = ["sh", "-c", bash_block("curl"), "curl.sh", own.http_url]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -149,44 +149,46 @@ def _size(enhancer):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes(enhancer, method):
+def test_client_in_other_processes(enhancer, method):
     assert _size(enhancer) == (64, 48)
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(_size, [enhancer, enhancer]) == [(64, 48)] * 2
     assert _size(enhancer) == (64, 48)
 
 
-def raw(url, photo=PHOTO, model="enhance", **parameters):
-    """Status and words of a failure, as gRPC gave them."""
+def grpc_failure(url, photo=PHOTO, model="enhance", **parameters):
+    """Return status and message prefix of a failed call as gRPC reports them."""
     with Enhancer(url) as enhancer:
         flow = enhancer._calls._enhance(photo, model, parameters, 1, Deadline(100))
         with pytest.raises(EnhanceError) as caught:
             enhancer._run(flow)
-    failed = caught.value.__cause__
-    assert isinstance(failed, grpc.RpcError)
-    return failed.code(), failed.details().split(":")[0]
+    cause = caught.value.__cause__
+    assert isinstance(cause, grpc.RpcError)
+    return cause.code(), cause.details().split(":")[0]
 
 
-def test_the_fake_words_its_errors_as_the_server_does(own):
+def test_fake_words_errors_as_the_server_does(own):
     with FakeTriton(InvalidPhotograph, InvalidOption, ModelNotReady) as fake:
-        imitated = [raw(fake.url) for _ in range(3)]
-    real = [raw(own.url, b"a letter"), raw(own.url, x="1"), raw(own.url, model="enhance_not")]
-    for (status, words), (their_status, their_words) in zip(real, imitated, strict=True):
-        assert status == their_status
-        assert words.startswith(their_words)
+        imitated = [grpc_failure(fake.url) for _ in range(3)]
+    real = [
+        grpc_failure(own.url, b"a letter"), grpc_failure(own.url, x="1"), grpc_failure(own.url, model="enhance_not"),
+    ]  # fmt: skip
+    for (status, message), (fake_status, fake_message) in zip(real, imitated, strict=True):
+        assert status == fake_status
+        assert message.startswith(fake_message)
 
 
-def test_a_server_killed_in_the_middle_is_waited_for_and_each_file_is_written_once(own, tmp_path, monkeypatch):
+def test_folder_survives_a_killed_server(own, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(16):
         (photos / f"{number:02}.jpg").write_bytes(encoded(pixels(300, 400, seed=number)))
-    written = Counter()
+    writes = Counter()
 
     def write(path, data):
-        written[path.name] += 1
-        files.write(path, data)
-        if sum(written.values()) == 4:
+        writes[path.name] += 1
+        files.write_atomically(path, data)
+        if sum(writes.values()) == 4:
             own.kill()
             threading.Thread(target=restart).start()
 
@@ -198,43 +200,43 @@ def test_a_server_killed_in_the_middle_is_waited_for_and_each_file_is_written_on
         own.start()
         restarted.set()
 
-    monkeypatch.setattr(folder, "write", write)
-    todo = files.jobs(photos, tmp_path / "out", None)
+    monkeypatch.setattr(folder, "write_atomically", write)
+    todo = files.find_jobs(photos, tmp_path / "out", None)
     with Enhancer(own.url) as enhancer:
         failures = []
         folder.enhance_all(enhancer, todo, failures, parallel=3, options={"timeout": 120})
     assert restarted.wait(120)
     assert failures == []
-    assert sorted(written.items()) == [(path.name, 1) for path in sorted(photos.iterdir())]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(written)
+    assert sorted(writes.items()) == [(path.name, 1) for path in sorted(photos.iterdir())]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(writes)
     assert all(opened(path.read_bytes()).size == (400, 300) for path in (tmp_path / "out").iterdir())
 
 
-def test_a_server_that_shuts_down_in_order_loses_nothing_either(own):
-    """While it drains Triton answers for a moment that it has no versions; that, too, passes."""
+def test_map_survives_an_orderly_restart(own):
+    """While Triton drains it briefly reports that the model has no versions, which the client retries."""
     with Enhancer(own.url) as enhancer:
         results = enhancer.map([PHOTO] * 40, max_in_flight=3, timeout=120)
         with contextlib.closing(results):
             first = next(results)
             server = running(Settings(state=own.state))
             os.kill(server.pid, signal.SIGTERM)
-            again = threading.Thread(target=lambda: (time.sleep(2), own.stop(), own.start()))
-            again.start()
+            restart = threading.Thread(target=lambda: (time.sleep(2), own.stop(), own.start()))
+            restart.start()
             rest = list(results)
-        again.join()
+        restart.join()
     assert [result.error for result in (first, *rest)] == [None] * 40
 
 
-def test_a_dead_stub_is_the_servers_failure(own):
-    """Last: this server is of no more use afterwards (Triton 2.51 does not start a stub again)."""
+def test_dead_stub_raises_server_error(own):
+    """Must be the last test: Triton 2.51 does not restart a stub, so this server is unusable afterwards."""
     server = running(Settings(state=own.state))
-    listed = subprocess.run(
+    stubs = subprocess.run(
         ["pgrep", "-g", str(server.pid), "-f", "postprocess"], capture_output=True, text=True, check=True
     )
-    for pid in listed.stdout.split():
+    for pid in stubs.stdout.split():
         os.kill(int(pid), signal.SIGKILL)
     with Enhancer(own.url) as enhancer, pytest.raises(ServerError) as caught:
         enhancer.enhance(PHOTO, timeout=30)
     assert caught.value.status == "INTERNAL"
     assert caught.value.attempts == 1
-    own.kill()  # asked to end, it would wait out its exit timeout for the dead
+    own.kill()  # an orderly stop would wait for the dead stub until the exit timeout

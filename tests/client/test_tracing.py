@@ -1,4 +1,4 @@
-"""A span a call, and its context on the wire; nothing where OpenTelemetry is not installed."""
+"""OpenTelemetry: one span per call and its context in the headers, or neither if it is not installed."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def spans():
     return exporter
 
 
-def test_a_call_is_a_span_and_the_server_hears_of_it(fake, enhancer, spans):
+def test_call_opens_a_span_and_propagates_it(fake, enhancer, spans):
     spans.clear()
     enhancer.enhance(b"x")
     (span,) = spans.get_finished_spans()
@@ -33,7 +33,7 @@ def test_a_call_is_a_span_and_the_server_hears_of_it(fake, enhancer, spans):
     ]
 
 
-def test_the_calls_of_a_map_belong_to_their_callers_span(fake, enhancer, spans):
+def test_map_spans_have_the_callers_span_as_parent(fake, enhancer, spans):
     spans.clear()
     with trace.get_tracer("test").start_as_current_span("batch") as batch:
         list(enhancer.map([b"x", b"y"]))
@@ -41,7 +41,7 @@ def test_the_calls_of_a_map_belong_to_their_callers_span(fake, enhancer, spans):
     assert [span.parent.span_id for span in calls] == [batch.context.span_id] * 2
 
 
-def test_a_failed_call_is_a_failed_span(fake, enhancer, spans):
+def test_failed_call_marks_its_span(fake, enhancer, spans):
     spans.clear()
     fake.answers.append(InvalidPhotograph)
     with pytest.raises(InvalidPhotograph):
@@ -50,7 +50,7 @@ def test_a_failed_call_is_a_failed_span(fake, enhancer, spans):
     assert span.status.status_code is StatusCode.ERROR
 
 
-def test_without_opentelemetry_there_is_nothing():
+def test_without_opentelemetry_no_headers_are_sent():
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from restormer_client import tracing\n"

@@ -1,4 +1,4 @@
-"""The photograph comes back as it was sent, after a while."""
+"""A stand-in for ``enhance`` that returns the photograph unchanged after a short delay."""
 
 import time
 
