@@ -103,8 +103,8 @@ class Health:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Name and version of the server, and of its models the tensors (``{model: {tensor: (datatype, shape)}}``) and the
-    versions in service (for ``restormer`` the engine's version)."""
+    """Name and version of the server, and for each model its tensors (``{model: {tensor: (datatype, shape)}}``) and the
+    versions in service. The version of ``restormer`` is that of the engine."""
 
     name: str
     version: str
@@ -371,8 +371,8 @@ def _priority_level(priority: Priority) -> int:
 
 
 def _check_tensor(tensor: Any, spec: tuple[str, tuple[int, ...]]) -> tuple[str, tuple[int, ...]]:
-    """Return datatype and shape of the tensor. Raise `InvalidTensor` if the model's input, whose specification may
-    hold -1 for any size, does not take them."""
+    """Return datatype and shape of the tensor. Raise `InvalidTensor` if they do not match the specification of the
+    model's input, in which -1 stands for any size."""
     datatype, expected = spec
     shape = tuple(getattr(tensor, "shape", ()))
     if getattr(tensor, "dtype", None) != "float32" or datatype != "FP32":

@@ -92,7 +92,7 @@ class Enhancer(Client):
     ) -> None:
         self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
         self._closed = False
-        # By process ID, because a channel does not survive a fork. No lock: neither would a lock.
+        # By process ID, because a channel does not survive a fork; neither would a lock, so there is none.
         self._channels: dict[int, _Channel] = {}
 
     enhance = make_blocking(Calls.enhance)

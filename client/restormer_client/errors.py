@@ -9,7 +9,7 @@ EnhanceError                 base class
   DeadlineExceeded           no response within the timeout
   ServerUnavailable          no server at this address, the connection broke, or the server is stopping; retried
                              within the deadline, which is safe because enhancing is idempotent
-  ModelNotReady              the server does not serve the model
+  ModelNotReady              the server does not serve the model; retried as above while it has no version of it
   AccessDenied               a token, header or certificate is missing or wrong
   ServerError                the server failed, or its response is invalid
 
