@@ -48,9 +48,9 @@ for each GPU (docs/scaling.md). Rejected requests are sent again; the summary co
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 all enhanced, 1 not all, 2 wrong usage, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _build_parser().parse_args(arguments)
     try:
-        summary = run(_job(options))
+        summary = run(_job_from_options(options))
     except (BulkError, EnhanceError, OSError, ValueError) as error:
         print(f"error: {error_line(error)}", file=sys.stderr)
         return 1
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (python -m bulk enhance --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="python -m bulk", description="Enhance photographs by the million.", epilog=_EXAMPLES,
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job(options: argparse.Namespace) -> Job:
+def _job_from_options(options: argparse.Namespace) -> Job:
     actors = options.actors or max(1, options.in_flight // IN_FLIGHT_PER_ACTOR)
     if actors > options.in_flight:
         raise ValueError(f"--actors {actors} exceeds --in-flight {options.in_flight}: each actor needs at least one")

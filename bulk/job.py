@@ -92,11 +92,11 @@ def run(job: Job) -> Summary:
     """Process the remaining photographs. Raise `BulkError` if the job cannot continue, and `EnhanceError` or `OSError`
     before it starts."""
     started = time.monotonic()
-    output = storage.place(job.output)
-    everything = plan.shard(plan.photographs(job.input, output, job.options.get("format")), job.shard)
+    output = storage.open_folder(job.output)
+    everything = plan.select_shard(plan.find_photographs(job.input, output, job.options.get("format")), job.shard)
     is_resumed = manifest.check_output(output, job.options)
     sizes = output.sizes() if is_resumed else {}
-    todo = plan.remaining(everything, manifest.read(output), sizes) if is_resumed else everything
+    todo = plan.remaining(everything, manifest.read_rows(output), sizes) if is_resumed else everything
     summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo))
     if summary.done_before:
         print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
@@ -121,13 +121,13 @@ def _check_server(job: Job) -> None:
         enhancer.enhance(TINY_PHOTOGRAPH, priority="bulk", timeout=job.timeout, **job.options)
 
 
-def _remove_leftovers(output: storage.Place, sizes: dict[str, int]) -> None:
+def _remove_leftovers(output: storage.Folder, sizes: dict[str, int]) -> None:
     """Remove the temporary files of killed writes."""
     for name in filter(storage.is_leftover, sizes):
         output.remove(name)
 
 
-def _run_with_ray(job: Job, output: storage.Place, todo: list[plan.Photograph], summary: Summary) -> float:
+def _run_with_ray(job: Job, output: storage.Folder, todo: list[plan.Photograph], summary: Summary) -> float:
     """Process the photographs with Ray and return the duration in seconds, without Ray's start."""
     # Turn off Ray's usage reports, which are on by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -167,14 +167,15 @@ def _start_ray(job: Job) -> None:
     try:
         ray.init(log_to_driver=job.verbose, logging_level=logging.INFO if job.verbose else logging.ERROR, **arguments)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BulkError(f"cannot reach a Ray cluster at {job.ray_address}: {' '.join(str(error).split())}") from error
+        where = job.ray_address or "this machine"
+        raise BulkError(f"cannot connect to Ray at {where}: {' '.join(str(error).split())}") from error
     cores = int(ray.cluster_resources().get("CPU", 0))
     if cores < job.actors:
         ray.shutdown()
         raise BulkError(f"{job.actors} actors need one core each, but Ray has {cores}: use --actors {max(cores, 1)}")
 
 
-def _build_dataset(job: Job, output: storage.Place, todo: list[plan.Photograph]) -> Any:
+def _build_dataset(job: Job, output: storage.Folder, todo: list[plan.Photograph]) -> Any:
     import ray.data
 
     if not job.verbose:  # an error that stops the job is reported in one line
@@ -188,7 +189,7 @@ def _build_dataset(job: Job, output: storage.Place, todo: list[plan.Photograph])
         enhancer=AsyncEnhancer(**job.server), output=output, in_flight=in_flight, patience=job.patience,
         timeout=job.timeout, options=job.options,
     )  # fmt: skip
-    return ray.data.from_arrow(list(plan.blocks(todo, PHOTOS_PER_SLOT * in_flight))).map_batches(
+    return ray.data.from_arrow(list(plan.split_into_blocks(todo, PHOTOS_PER_SLOT * in_flight))).map_batches(
         Worker,
         fn_constructor_args=(settings,),
         batch_size=None,

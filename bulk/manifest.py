@@ -1,8 +1,9 @@
 """The manifest: the result of each photograph in Parquet, one row per photograph.
 
 It is the folder ``_manifest`` of the output. Each block of photographs writes a part when it is done (`write_part`),
-and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`). A killed run leaves parts, so `read`
-reads both. If a photograph has several rows, an enhanced row takes precedence over a failed one, then the later one.
+and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`). A killed run leaves parts, so
+`read_rows` reads both. If a photograph has several rows, an enhanced row takes precedence over a failed one, then the
+later one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bulk.errors import BulkError
-from bulk.storage import Place
+from bulk.storage import Folder
 
 FOLDER = "_manifest"
 _MERGED, _PART, _JOB = "manifest.parquet", "part-", "job.json"
@@ -70,18 +71,18 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_part(output: Place, rows: Sequence[Row]) -> None:
+def write_part(output: Folder, rows: Sequence[Row]) -> None:
     """Write the rows of a block. The file name is a hash of their keys, so that a repeated block replaces its part."""
     digest = hashlib.sha256("\n".join(sorted(row.key for row in rows)).encode("utf-8", "surrogateescape"))
     output.write(f"{FOLDER}/{_PART}{digest.hexdigest()[:32]}.parquet", _encode_parquet(rows_to_table(rows)))
 
 
-def read(output: Place) -> pa.Table:
+def read_rows(output: Folder) -> pa.Table:
     """Return the current row of each photograph, sorted by key. Raise `BulkError` if a file is damaged."""
     return _latest_rows([_read_file(output, name) for name in _list_files(output)])
 
 
-def merge_parts(output: Place) -> pa.Table:
+def merge_parts(output: Folder) -> pa.Table:
     """Merge all parts into ``manifest.parquet`` and return its rows.
 
     If the process is killed in between, parts remain whose rows are already merged, which is harmless.
@@ -96,7 +97,7 @@ def merge_parts(output: Place) -> pa.Table:
     return merged
 
 
-def check_output(output: Place, options: dict[str, Any]) -> bool:
+def check_output(output: Folder, options: dict[str, Any]) -> bool:
     """Return whether an earlier run started this output with the same ``options``; False if the output is empty.
 
     Raise `BulkError` if the options differ, because one output must not mix them, or if the folder holds other files.
@@ -114,7 +115,7 @@ def check_output(output: Place, options: dict[str, Any]) -> bool:
     return False
 
 
-def write_job(output: Place, options: dict[str, Any]) -> None:
+def write_job(output: Folder, options: dict[str, Any]) -> None:
     """Record the options of the job before its first photograph."""
     output.write(f"{FOLDER}/{_JOB}", json.dumps(_given_options(options)).encode())
 
@@ -127,12 +128,12 @@ def _format_options(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(options.items())) or "no options"
 
 
-def _list_files(output: Place) -> list[str]:
+def _list_files(output: Folder) -> list[str]:
     names = output.below(FOLDER).names()
     return sorted(name for name in names if name == _MERGED or (name.startswith(_PART) and name.endswith(".parquet")))
 
 
-def _read_file(output: Place, name: str) -> pa.Table:
+def _read_file(output: Folder, name: str) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(output.read(f"{FOLDER}/{name}")), schema=SCHEMA)
     except pa.ArrowException as error:

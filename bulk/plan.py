@@ -1,7 +1,7 @@
 """Planning of a job: list the photographs, name their outputs, and find those that remain.
 
 The list is held in memory by the process that starts the job (`make benchmark-bulk` measures a million). For more than
-a few million, `shard` selects a part by name, so that the parts can run one after another or in parallel.
+a few million, `select_shard` selects a part by name, so that the parts can run one after another or in parallel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from restormer_client.files import output_path
 
 from bulk import manifest, storage
 from bulk.errors import BulkError
-from bulk.storage import Place
+from bulk.storage import Folder
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("source", pa.string(), nullable=False)])
 
@@ -31,7 +31,7 @@ class Photograph:
     source: str
 
 
-def photographs(input_url: str, output: Place, format: str | None) -> list[Photograph]:
+def find_photographs(input_url: str, output: Folder, format: str | None) -> list[Photograph]:
     """Return all photographs of the input, sorted by key. Raise `BulkError` if two have the same key."""
     if PurePosixPath(input_url).suffix == ".parquet":
         listed = _read_list(input_url, format)
@@ -49,7 +49,7 @@ def photographs(input_url: str, output: Place, format: str | None) -> list[Photo
     return [Photograph(key, sources[key]) for key in sorted(sources)]
 
 
-def shard(photographs: Iterable[Photograph], part: tuple[int, int]) -> list[Photograph]:
+def select_shard(photographs: Iterable[Photograph], part: tuple[int, int]) -> list[Photograph]:
     """Return the photographs of part ``(number, count)``, numbered from 1. The part depends on the key alone, so that
     it does not change when photographs are added."""
     number, count = part
@@ -65,17 +65,17 @@ def remaining(photographs: Iterable[Photograph], rows: pa.Table, sizes: dict[str
     return [p for p in photographs if p.key not in done]
 
 
-def blocks(photographs: list[Photograph], size: int) -> Iterator[pa.Table]:
+def split_into_blocks(photographs: list[Photograph], size: int) -> Iterator[pa.Table]:
     """Split the photographs into Arrow tables of ``size`` rows."""
     for start in range(0, len(photographs), size):
         part = photographs[start : start + size]
         yield pa.table({"key": [p.key for p in part], "source": [p.source for p in part]}, schema=SCHEMA)
 
 
-def _scan_folder(url: str, output: Place, format: str | None) -> Iterator[Photograph]:
+def _scan_folder(url: str, output: Folder, format: str | None) -> Iterator[Photograph]:
     """List the photographs of a folder and its subfolders."""
-    folder = storage.place(url)
-    if storage.do_overlap(folder, output):
+    folder = storage.open_folder(url)
+    if storage.folders_overlap(folder, output):
         raise BulkError(f"{output.url} and {folder.url} overlap: choose another --output")
     if not folder.fs.isdir(folder.root):
         raise BulkError(f"{url} is not a folder of photographs: give a folder, or a .parquet that lists photographs")

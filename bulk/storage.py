@@ -24,12 +24,12 @@ from bulk.errors import BulkError
 
 #: Protocols whose uploads are atomic.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
-#: Names of temporary files, of `restormer_client.files.write_atomically` and of `Place.write`.
+#: Names of temporary files, of `restormer_client.files.write_atomically` and of `Folder.write`.
 _LEFTOVER = re.compile(r"\.(?P<name>.+\.[^.]+)\.([a-z0-9_]{8}|[0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """A folder of a file system. Names in it are relative, with ``/``. Can be pickled."""
 
     fs: Any
@@ -49,9 +49,9 @@ class Place:
         """Return the path of a file in the form that the file system expects."""
         return f"{self.root}/{name}"
 
-    def below(self, name: str) -> Place:
+    def below(self, name: str) -> Folder:
         """Return a subfolder."""
-        return Place(self.fs, self.path(name))
+        return Folder(self.fs, self.path(name))
 
     def exists(self, name: str) -> bool:
         """Return whether a file exists."""
@@ -103,13 +103,13 @@ class Place:
         return str(path)[len(self.root) :].lstrip("/")
 
 
-def place(url: str) -> Place:
+def open_folder(url: str) -> Folder:
     """Return the folder at a URL or path; it need not exist. Raise `BulkError` if fsspec does not support the URL."""
     fs, root = resolve(url)
     root = root.rstrip("/")
     if not root:
         raise BulkError(f"{url!r} does not name a folder: give for example photos or s3://bucket/photos")
-    return Place(fs, root)
+    return Folder(fs, root)
 
 
 def resolve(url: str) -> tuple[Any, str]:
@@ -121,7 +121,7 @@ def resolve(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def read(url: str) -> bytes:
+def read_file(url: str) -> bytes:
     """Return the content of the file at a URL or path. Raise `OSError`."""
     fs, path = url_to_fs(url)
     return bytes(fs.cat_file(path))
@@ -138,7 +138,7 @@ def is_leftover(name: str) -> bool:
     return bool(_LEFTOVER.fullmatch(PurePosixPath(name).name))
 
 
-def do_overlap(one: Place, other: Place) -> bool:
+def folders_overlap(one: Folder, other: Folder) -> bool:
     """Return whether two folders are the same, or one contains the other."""
     if not _protocols(one.fs) & _protocols(other.fs):
         return False

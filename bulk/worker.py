@@ -36,7 +36,7 @@ from restormer_client.folder import Backoff, error_line
 from bulk import manifest, storage
 from bulk.errors import BulkError
 from bulk.manifest import Row
-from bulk.storage import Place
+from bulk.storage import Folder
 
 T = TypeVar("T")
 #: Photographs in memory per request in flight, so that files are read and written while the server works.
@@ -52,7 +52,7 @@ class Settings:
     ``patience``: seconds without a success, on an overloaded or unreachable server, after which the job stops."""
 
     enhancer: AsyncEnhancer
-    output: Place
+    output: Folder
     in_flight: int
     patience: float
     timeout: float
@@ -98,7 +98,7 @@ class Worker:
                 data = await self._access_output(partial(self._settings.output.read, key), key)
                 return _make_row(key, source, status=manifest.ENHANCED, **_file_fields(data))
             try:
-                photograph = await self._in_thread(partial(storage.read, source))
+                photograph = await self._in_thread(partial(storage.read_file, source))
             except Exception as error:  # noqa: BLE001 - file systems raise the exceptions of the libraries they use
                 return _failed_row(key, source, error)
             return await self._enhance(key, source, photograph)

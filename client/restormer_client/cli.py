@@ -31,7 +31,7 @@ _EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
-    parser = _parser()
+    parser = _build_parser()
     options = parser.parse_args(arguments)
     try:
         with Enhancer(**enhancer_arguments(options)) as enhancer:
@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (restormer-client --help)\n")
 
 
-def _parser() -> _Parser:
+def _build_parser() -> _Parser:
     parser = _Parser(
         prog="restormer-client", description="Enhance photographs on a restormer-triton server.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,7 +81,9 @@ def _add_files(verb: argparse.ArgumentParser) -> None:
     files.add_argument("--output", type=Path, metavar="FILE", help="file to write; replaced only on success")
     many = verb.add_argument_group("a folder of photographs")
     many.add_argument("--input_dir", "--input-dir", type=Path, metavar="FOLDER", help="input folder, with subfolders")
-    many.add_argument("--output_dir", "--output-dir", type=Path, metavar="FOLDER", help="created if missing")
+    many.add_argument(
+        "--output_dir", "--output-dir", type=Path, metavar="FOLDER", help="output folder; created if missing"
+    )
     many.add_argument("--jobs", type=parse_count, default=8, help="requests in flight (default %(default)s)")
     many.add_argument("--report", type=Path, metavar="FILE", help="list of failures to write, .csv or .json")
 

@@ -103,9 +103,7 @@ def test_more_in_int8_is_the_engine_with_more_convolutions_on_the_grid(written):
 def test_the_random_network_has_no_ones_and_zeros_that_a_runtime_takes_out(written):
     *_, network = written
     woken = core.awake(copy.deepcopy(network))
-    inner = {
-        name: each for name, each in woken.named_parameters() if name.endswith((".temperature", "norm1.bias"))
-    }
+    inner = {name: each for name, each in woken.named_parameters() if name.endswith((".temperature", "norm1.bias"))}
     assert len(inner) == 2 * 8
     assert not [name for name, each in inner.items() if torch.any((each == 0) | (each == 1))]
 

@@ -7,7 +7,7 @@ from bulk import storage
 
 @pytest.fixture
 def output(tmp_path):
-    return storage.place(str(tmp_path / "out"))
+    return storage.open_folder(str(tmp_path / "out"))
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def wait_for(condition, seconds=90):
 
 def check_all_done(photos, output):
     """Check that every photograph has its output and one row of the manifest, and that no temporary files are left."""
-    rows = manifest.read(output).to_pylist()
+    rows = manifest.read_rows(output).to_pylist()
     wanted = {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.jpg")}
     assert [row["key"] for row in rows] == sorted(wanted)
     assert {row["status"] for row in rows} == {"enhanced"}
@@ -121,7 +121,7 @@ def test_job_without_failures(server, many, output):
     assert count_requests(server) - before == MANY + TINY
     assert summary["cost_per_thousand"] == pytest.approx(36 / 3600 * summary["seconds"] / MANY * 1000, rel=1e-3)
     check_all_done(many, output)
-    assert {row["engine"] for row in manifest.read(output).to_pylist()} == {"restormer 1, Triton 2.51.0"}
+    assert {row["engine"] for row in manifest.read_rows(output).to_pylist()} == {"restormer 1, Triton 2.51.0"}
 
 
 def test_killed_driver(server, many, output):
@@ -239,7 +239,7 @@ def test_killed_job_on_the_real_pipeline(triton, real_photos, output):
     wait_for(lambda: not job.processes(), seconds=240)
     summary = Command(real_photos, output, triton.url).wait(code=1)
     assert (summary["failed"], summary["turned_away"]) == (1, 0)
-    rows = {row["key"]: row for row in manifest.read(output).to_pylist()}
+    rows = {row["key"]: row for row in manifest.read_rows(output).to_pylist()}
     assert rows["broken.jpg"]["error"].startswith("InvalidPhotograph: ")
     assert photographs(output) == set(rows) - {"broken.jpg"}
     with Enhancer(triton.url) as enhancer:
@@ -290,7 +290,7 @@ def is_open(port):
 
 def test_object_stores(server, many, bucket, tmp_path):
     bucket("put", f"{many}/", "homes/in/")
-    output = storage.Place(None, "s3://homes/out")
+    output = storage.Folder(None, "s3://homes/out")
     before = count_requests(server)
     job = Command("s3://homes/in", output, server.url)
     wait_for(lambda: count_requests(server) - before >= MANY // 3)
@@ -301,7 +301,7 @@ def test_object_stores(server, many, bucket, tmp_path):
     assert 0 < summary["enhanced"] < MANY
     assert count_requests(server) - before <= MANY + 2 * TINY + IN_FLIGHT
     bucket("get", "homes/out/", f"{tmp_path}/out")
-    check_all_done(many, storage.place(f"{tmp_path}/out"))
+    check_all_done(many, storage.open_folder(f"{tmp_path}/out"))
 
 
 def test_job_stops_when_the_server_stays_unreachable(waiting, many, output):

@@ -11,7 +11,7 @@ from restormer_client import InvalidOption
 from restormer_client.testing import FakeTriton
 
 from bulk import manifest, storage, worker
-from bulk.__main__ import IN_FLIGHT, IN_FLIGHT_PER_ACTOR, PATIENCE, _parser, main
+from bulk.__main__ import IN_FLIGHT, IN_FLIGHT_PER_ACTOR, PATIENCE, _build_parser, main
 from tests.bulk.test_manifest import make_row
 
 UNREACHABLE = "127.0.0.1:9"
@@ -144,12 +144,12 @@ def test_scaling_page_matches_the_code():
 
 
 def enhance_parser():
-    (verbs,) = (action for action in _parser()._actions if action.dest == "verb")
+    (verbs,) = (action for action in _build_parser()._actions if action.dest == "verb")
     return verbs.choices["enhance"]
 
 
 def test_default_in_flight_fits_the_bulk_queue_of_a_cpu_server():
     """Level 2 is bulk; one more request is being processed."""
-    config = storage.place(".").read("model_repository/restormer/configs/cpu.pbtxt").decode()
+    config = storage.open_folder(".").read("model_repository/restormer/configs/cpu.pbtxt").decode()
     level_2 = config[config.index("priority_queue_policy") :]
     assert f"max_queue_size: {IN_FLIGHT}" in level_2

@@ -25,11 +25,11 @@ def test_schema_has_the_fields_of_a_row():
 def test_parts_are_read_and_merged(output):
     manifest.write_part(output, [make_row("b"), make_row("a")])
     manifest.write_part(output, [make_row("c", status=FAILED, error="InvalidPhotograph: no photograph")])
-    parts = manifest.read(output)
+    parts = manifest.read_rows(output)
     assert parts.column("key").to_pylist() == ["a", "b", "c"]
     assert manifest.merge_parts(output).equals(parts)
     assert list(output.below(manifest.FOLDER).names()) == ["manifest.parquet"]
-    assert manifest.read(output).equals(parts)
+    assert manifest.read_rows(output).equals(parts)
     assert manifest.merge_parts(output).equals(parts)
 
 
@@ -57,7 +57,7 @@ def test_kill_before_the_parts_are_removed(output):
     content = output.read(f"{manifest.FOLDER}/{part}")
     merged = manifest.merge_parts(output)
     output.write(f"{manifest.FOLDER}/{part}", content)
-    assert manifest.read(output).equals(merged)
+    assert manifest.read_rows(output).equals(merged)
     assert manifest.merge_parts(output).equals(merged)
 
 
@@ -70,7 +70,7 @@ def test_pyarrow_example_of_the_scaling_page(output):
 
 
 def test_empty_output_has_no_rows(output):
-    assert manifest.read(output).num_rows == 0
+    assert manifest.read_rows(output).num_rows == 0
 
 
 def test_damaged_part_is_named(output):
@@ -78,7 +78,7 @@ def test_damaged_part_is_named(output):
     (part,) = output.below(manifest.FOLDER).names()
     output.write(f"{manifest.FOLDER}/{part}", b"PAR1 cut short")
     with pytest.raises(BulkError, match=part):
-        manifest.read(output)
+        manifest.read_rows(output)
 
 
 def test_output_is_bound_to_its_options(output):

@@ -15,17 +15,22 @@ def keys(photographs):
 
 
 def test_photographs_of_a_folder(photos, output):
-    found = plan.photographs(str(photos), output, None)
+    found = plan.find_photographs(str(photos), output, None)
     assert keys(found) == ["a.jpg", "b.PNG", "house/c.jpg", "house/rooms/d.tif", "house/rooms/e.webp"]
     assert found[2].source == f"{photos}/house/c.heic"
-    assert keys(plan.photographs(str(photos), output, "avif"))[1] == "b.avif"
+    assert keys(plan.find_photographs(str(photos), output, "avif"))[1] == "b.avif"
 
 
 def test_photographs_of_a_list(tmp_path, output):
     pq.write_table(pa.table({"source": ["/data/b.jpg", "s3://homes/a.heic"]}), tmp_path / "list.parquet")
-    found = plan.photographs(str(tmp_path / "list.parquet"), output, None)
-    assert found == [Photograph("data/b.jpg", "/data/b.jpg"), Photograph("homes/a.jpg", "s3://homes/a.heic")]
-    assert keys(plan.photographs(str(tmp_path / "list.parquet"), output, "webp")) == ["data/b.webp", "homes/a.webp"]
+    url = str(tmp_path / "list.parquet")
+    assert plan.find_photographs(url, output, None) == [
+        Photograph("data/b.jpg", "/data/b.jpg"), Photograph("homes/a.jpg", "s3://homes/a.heic"),
+    ]  # fmt: skip
+    assert keys(plan.find_photographs(url, output, "webp")) == [
+        "data/b.webp",
+        "homes/a.webp",
+    ]
 
 
 def test_list_with_keys(tmp_path, output):
@@ -35,7 +40,7 @@ def test_list_with_keys(tmp_path, output):
         pq.write_table(
             pa.table({"source": [f"/{number}.png"], "key": [f"n/{number}.jpg"]}), folder / f"{number}.parquet"
         )
-    assert keys(plan.photographs(str(folder), output, None)) == ["n/1.jpg", "n/2.jpg"]
+    assert keys(plan.find_photographs(str(folder), output, None)) == ["n/1.jpg", "n/2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -54,42 +59,42 @@ def test_list_with_keys(tmp_path, output):
 def test_invalid_lists_are_rejected(tmp_path, output, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "list.parquet")
     with pytest.raises(BulkError, match=message):
-        plan.photographs(str(tmp_path / "list.parquet"), output, None)
+        plan.find_photographs(str(tmp_path / "list.parquet"), output, None)
 
 
 def test_missing_and_damaged_lists_are_rejected(tmp_path, output):
     with pytest.raises(BulkError, match="does not exist"):
-        plan.photographs(str(tmp_path / "list.parquet"), output, None)
+        plan.find_photographs(str(tmp_path / "list.parquet"), output, None)
     (tmp_path / "list.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(BulkError, match="Parquet"):
-        plan.photographs(str(tmp_path / "list.parquet"), output, None)
+        plan.find_photographs(str(tmp_path / "list.parquet"), output, None)
 
 
 def test_photographs_with_the_same_output_are_rejected(photos, output):
     (photos / "a.heic").write_bytes(b"another")
     with pytest.raises(BulkError, match=r"a.heic and .*a.jpg .* a.jpg"):
-        plan.photographs(str(photos), output, None)
+        plan.find_photographs(str(photos), output, None)
 
 
 def test_output_inside_the_input_is_rejected(photos):
     with pytest.raises(BulkError, match="overlap"):
-        plan.photographs(str(photos), storage.place(f"{photos}/house/enhanced"), None)
+        plan.find_photographs(str(photos), storage.open_folder(f"{photos}/house/enhanced"), None)
 
 
 def test_missing_and_empty_folders_are_rejected(tmp_path, output):
     with pytest.raises(BulkError, match="not a folder"):
-        plan.photographs(str(tmp_path / "nowhere"), output, None)
+        plan.find_photographs(str(tmp_path / "nowhere"), output, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BulkError, match="no photographs in"):
-        plan.photographs(str(tmp_path / "empty"), output, None)
+        plan.find_photographs(str(tmp_path / "empty"), output, None)
 
 
 def test_shards_partition_the_photographs():
     everything = [Photograph(f"{n}.jpg", f"/{n}.jpg") for n in range(1000)]
-    parts = [plan.shard(everything, (number, 7)) for number in range(1, 8)]
+    parts = [plan.select_shard(everything, (number, 7)) for number in range(1, 8)]
     assert sorted(p.key for part in parts for p in part) == sorted(keys(everything))
     assert min(map(len, parts)) > 100
-    assert plan.shard(everything[:500], (3, 7)) == [p for p in parts[2] if p in everything[:500]]
+    assert plan.select_shard(everything[:500], (3, 7)) == [p for p in parts[2] if p in everything[:500]]
 
 
 def test_remaining_photographs():
@@ -108,6 +113,6 @@ def test_remaining_photographs():
 
 def test_blocks_partition_the_photographs():
     everything = [Photograph(str(n), f"/{n}") for n in range(10)]
-    blocks = list(plan.blocks(everything, 4))
+    blocks = list(plan.split_into_blocks(everything, 4))
     assert [block.num_rows for block in blocks] == [4, 4, 2]
     assert [key for block in blocks for key in block.column("key").to_pylist()] == keys(everything)

@@ -11,34 +11,34 @@ from bulk.errors import BulkError
 
 
 @pytest.fixture(params=["disk", "memory"])
-def place(request, tmp_path):
-    return storage.place(str(tmp_path / "out") if request.param == "disk" else f"memory://{uuid4().hex}/out")
+def folder(request, tmp_path):
+    return storage.open_folder(str(tmp_path / "out") if request.param == "disk" else f"memory://{uuid4().hex}/out")
 
 
-def test_files_are_written_read_and_removed(place):
-    assert not place.exists("rooms/a.jpg")
-    place.write("rooms/a.jpg", b"one")
-    place.write("rooms/a.jpg", b"another")
-    assert place.read("rooms/a.jpg") == b"another"
-    assert place.sizes() == {"rooms/a.jpg": 7}
-    assert place.below("rooms").sizes() == {"a.jpg": 7}
-    place.remove("rooms/a.jpg")
-    place.remove("rooms/a.jpg")
-    assert place.sizes() == {}
+def test_files_are_written_read_and_removed(folder):
+    assert not folder.exists("rooms/a.jpg")
+    folder.write("rooms/a.jpg", b"one")
+    folder.write("rooms/a.jpg", b"another")
+    assert folder.read("rooms/a.jpg") == b"another"
+    assert folder.sizes() == {"rooms/a.jpg": 7}
+    assert folder.below("rooms").sizes() == {"a.jpg": 7}
+    folder.remove("rooms/a.jpg")
+    folder.remove("rooms/a.jpg")
+    assert folder.sizes() == {}
 
 
-def test_failed_write_leaves_no_file(place, monkeypatch):
+def test_failed_write_leaves_no_file(folder, monkeypatch):
     def fail(*_args, **_options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(type(place.fs), "mv", fail)
+    monkeypatch.setattr(type(folder.fs), "mv", fail)
     with pytest.raises(OSError, match="No space left"):
-        place.write("a.jpg", b"one")
-    assert place.sizes() == {}
+        folder.write("a.jpg", b"one")
+    assert folder.sizes() == {}
 
 
-def test_leftovers_of_killed_writes_are_recognized(place, monkeypatch):
+def test_leftovers_of_killed_writes_are_recognized(folder, monkeypatch):
     """A kill between writing the temporary file and renaming it leaves that file."""
     temporary = []
 
@@ -47,29 +47,29 @@ def test_leftovers_of_killed_writes_are_recognized(place, monkeypatch):
         raise OSError("simulated kill")
 
     monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(type(place.fs), "mv", lambda _self, *paths, **options: fail(*paths, **options))
+    monkeypatch.setattr(type(folder.fs), "mv", lambda _self, *paths, **options: fail(*paths, **options))
     with pytest.raises(OSError, match="kill"):
-        place.write("kitchen.jpg", b"one")
+        folder.write("kitchen.jpg", b"one")
     (name,) = temporary
     assert storage.is_leftover(name)
     assert not storage.is_photograph(name)
     assert not any(map(storage.is_leftover, ("kitchen.jpg", ".DS_Store", "job.json", "part-0123.parquet")))
 
 
-def test_places_pickle(place):
-    place.write("a.jpg", b"one")
-    assert pickle.loads(pickle.dumps(place)).url == place.url
+def test_folders_pickle(folder):
+    folder.write("a.jpg", b"one")
+    assert pickle.loads(pickle.dumps(folder)).url == folder.url
 
 
 def test_url_of_a_local_folder_is_a_path(tmp_path):
-    assert storage.place(f"file://{tmp_path}/out").url == f"{tmp_path}/out"
-    assert storage.place("memory://bucket/out/").url == "memory:///bucket/out"
+    assert storage.open_folder(f"file://{tmp_path}/out").url == f"{tmp_path}/out"
+    assert storage.open_folder("memory://bucket/out/").url == "memory:///bucket/out"
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/photos", ""])
 def test_unsupported_urls_are_rejected(url):
     with pytest.raises(BulkError, match="nonsense|folder"):
-        storage.place(url) if url else storage.place("memory://")
+        storage.open_folder(url) if url else storage.open_folder("memory://")
 
 
 def test_photographs_are_recognized_by_name():
@@ -78,10 +78,10 @@ def test_photographs_are_recognized_by_name():
 
 
 def test_overlapping_folders_are_detected(tmp_path):
-    here, inside = storage.place(str(tmp_path)), storage.place(str(tmp_path / "out"))
+    here, inside = storage.open_folder(str(tmp_path)), storage.open_folder(str(tmp_path / "out"))
     (tmp_path / "link").symlink_to(tmp_path / "out")
-    assert storage.do_overlap(here, inside)
-    assert storage.do_overlap(inside, here)
-    assert storage.do_overlap(inside, storage.place(str(tmp_path / "link")))
-    assert not storage.do_overlap(inside, storage.place(str(tmp_path / "output")))
-    assert not storage.do_overlap(here, storage.place(f"memory://{tmp_path}"))
+    assert storage.folders_overlap(here, inside)
+    assert storage.folders_overlap(inside, here)
+    assert storage.folders_overlap(inside, storage.open_folder(str(tmp_path / "link")))
+    assert not storage.folders_overlap(inside, storage.open_folder(str(tmp_path / "output")))
+    assert not storage.folders_overlap(here, storage.open_folder(f"memory://{tmp_path}"))

@@ -47,11 +47,12 @@ def process(triton, output, todo, *, in_flight=4, patience=60.0, timeout=10.0, b
                 )
             )  # fmt: skip
 
-            async def block(table):
+            async def process_block(table):
                 return [row async for rows in worker(table) for row in rows.to_pylist()]
 
             size = -(-len(todo) // block_count)
-            return [row for rows in await asyncio.gather(*map(block, plan.blocks(todo, size))) for row in rows]
+            blocks = plan.split_into_blocks(todo, size)
+            return [row for rows in await asyncio.gather(*map(process_block, blocks)) for row in rows]
 
     return asyncio.run(run())
 
@@ -70,7 +71,7 @@ def test_photographs_are_enhanced_and_recorded(tmp_path, output):
     assert row["engine"] == "restormer 1, Triton 0.0.0 (fake)"
     assert 0 < row["seconds"] < 10
     assert row["finished"] >= before.replace(microsecond=0)
-    assert manifest.read(output).to_pylist() == rows
+    assert manifest.read_rows(output).to_pylist() == rows
 
 
 def test_bad_photograph_becomes_a_failed_row(tmp_path, output):
@@ -156,7 +157,7 @@ def test_errors_that_affect_every_photograph_stop_the_job(tmp_path, output, erro
     with FakeTriton(b"one", b"two", error) as triton, pytest.raises(BulkError, match=message):
         process(triton, output, photographs(tmp_path, 9), in_flight=1)
     assert len(triton.requests) <= 4  # another request may have been in flight
-    assert sorted(output.read(key) for key in manifest.read(output).column("key").to_pylist()) == [b"one", b"two"]
+    assert sorted(output.read(key) for key in manifest.read_rows(output).column("key").to_pylist()) == [b"one", b"two"]
 
 
 @pytest.mark.parametrize("error", [Overloaded, ServerUnavailable, ServerError])
