@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.bilateral_grid import upsampled
 from benchmarks.command_line import add_record, earlier, finish, say
 from export.fidelity import Runner, torch_runner
 from export.metrics import distance
@@ -64,15 +63,6 @@ def transferred(ridge: float | None = None) -> Way:
         result = full.copy()
         Look.between(before, after, **({} if ridge is None else {"ridge": ridge})).apply(result)
         return result
-
-    return way
-
-
-def bilateral(cell: int, levels: int) -> Way:
-    """The bilateral grid, cells of ``cell`` small pixels."""
-
-    def way(full: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        return np.rint(upsampled(full / 255, before, after, cell=cell, levels=levels) * 255).astype(np.uint8)
 
     return way
 
@@ -119,10 +109,9 @@ def ways(full: np.ndarray, target: np.ndarray, run: Runner) -> dict[str, dict[st
     """Every result for one photograph, by question and way."""
     before, true_look = shrunk(full), shrunk(target)
     after = restored(before, run)
-    bgu = {"bilateral grid, cells of 8": bilateral(8, 16), "bilateral grid, cells of 16": bilateral(16, 8)}
     sweep = {f"transfer, ridge {ridge:g}": transferred(ridge) for ridge in RIDGES}
-    true: dict[str, Way] = {"enlarging": enlarged, **bgu, **sweep}
-    learned: dict[str, Way] = {"enlarging": enlarged, **bgu, "transfer (enhance)": transferred()}
+    true: dict[str, Way] = {"enlarging": enlarged, **sweep}
+    learned: dict[str, Way] = {"enlarging": enlarged, "transfer (enhance)": transferred()}
     return {
         "true look": {name: way(full, before, true_look) for name, way in true.items()},
         "network": {

@@ -7,8 +7,8 @@ finer than the small grid is kept, because it comes from the photograph itself.
 
 One thing is ours: the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards zero.
 Where a window is flat the slope cannot be seen in it, and zero would wash out the wall's texture; a gain brightens
-the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` compares it with the
-bilateral grid, tiles, enlarging and the network at full size, and sweeps the ridge; docs/photographs.md has the table.
+the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` compares it with
+tiles, enlarging and the network at full size, and sweeps the ridge; docs/photographs.md has the table.
 """
 
 from __future__ import annotations
