@@ -1,4 +1,4 @@
-"""Recognize positions in metadata, whoever wrote them.
+"""Recognize positions in metadata, under any name that camera and drone makers give them.
 
 EXIF has one directory for the position; makers of drones and telephones, and applications, use names and texts of their
 own. The rules prefer false alarms: one costs a single entry, only with `gps=strip`; a miss can publish a home address.

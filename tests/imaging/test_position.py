@@ -1,4 +1,4 @@
-"""gps=strip leaves no position, whoever wrote it and wherever; gps=keep leaves every byte."""
+"""gps=strip leaves no position in any block of metadata; gps=keep leaves every byte."""
 
 import dataclasses
 import struct
