@@ -162,12 +162,12 @@ stop:  ## Stop it
 tune: setup $(ENVS)/dev.done  ## Find settings that meet SLO_P99_MS on this machine; write tuned.env
 ##- SLO_P99_MS=ms  RATE=photographs a second  SECONDS=of each load
 	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
-	@$(BUILD) -m benchmarks.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
+	@$(BUILD) -m operations.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
 canary: setup $(ENVS)/dev.done  ## Compare VERSION with BASELINE on the same photographs: decibels and latency
 ##- VERSION=2  BASELINE=1  AT_LEAST=dB
-	@$(BUILD) -m benchmarks.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
+	@$(BUILD) -m operations.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
 
 setup-bulk: $(ENVS)/bulk-ours.done  ## Install Ray for .envs/bulk/bin/python -m bulk enhance
@@ -175,44 +175,44 @@ setup-bulk: $(ENVS)/bulk-ours.done  ## Install Ray for .envs/bulk/bin/python -m 
 ##@ Measuring
 benchmark: setup $(ENVS)/dev.done  ## Measure the served pipeline and its parts with perf_analyzer
 ##- PERF_ANALYZER=perf_analyzer  CONCURRENCY=1,2,4  RATES=0.5,0.8  SECONDS=10  ONLY_PUBLISHED=1
-	@$(BUILD) -m benchmarks.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
+	@$(BUILD) -m benchmarks.pipeline.pipeline --repository "$(REPOSITORY)" --photos "$(PHOTOS)" --package "$(PACKAGE)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(CONCURRENCY),--concurrency "$(CONCURRENCY)") \
 		$(if $(RATES),--rates "$(RATES)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(SECONDS),--seconds "$(SECONDS)") \
 		$(if $(ONLY_PUBLISHED),--only-published "$(ONLY_PUBLISHED)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-core: $(ENVS)/build-ours.done  ## Measure the network alone in every runtime and precision
-	@$(BUILD) -m benchmarks.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.network.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory that a photograph takes around the network
-	@$(BUILD) -m benchmarks.imaging $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.pipeline.imaging $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-transfer: $(ENVS)/build-ours.done  ## Compare ways to full resolution: transfer, tiles, enlarging, network at full size
 ##- CROPS=picture of crops
-	@$(BUILD) -m benchmarks.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
+	@$(BUILD) -m benchmarks.pipeline.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
 
 benchmark-client: setup  ## Compare the client with perf_analyzer and tritonclient
-	@$(BUILD) -m benchmarks.client --repository "$(REPOSITORY)" \
+	@$(BUILD) -m benchmarks.pipeline.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-bulk: setup setup-bulk  ## Measure a Ray job beside the plain client, and two servers
-	@$(BUILD) -m benchmarks.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m benchmarks.pipeline.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 profile: $(ENVS)/build-ours.done  ## Time every layer of an engine, by kind
 ##- PACKAGE=folder, STANDARD=1 or ENGINE=file (default: the published cpu engine)  SIDE=pixels  TRTEXEC=files
-	@$(BUILD) -m benchmarks.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
+	@$(BUILD) -m benchmarks.network.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
 		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
 		$(if $(SIDE),--side "$(SIDE)") $(if $(TRTEXEC),--trtexec $(TRTEXEC)) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 roofline: $(ENVS)/build-ours.done  ## Calculate from the graph and a GPU's datasheet what that GPU allows
 ##- GPU=a100|h100|h200|b200  PACKAGE=folder  BATCH=8  PRICE=an hour
-	@$(BUILD) -m benchmarks.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)") \
+	@$(BUILD) -m benchmarks.network.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)") \
 		$(if $(BATCH),--batch "$(BATCH)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
 report: $(ENVS)/dev.done  ## Write docs/performance.md and its plots from benchmarks/results
 	@$(BUILD) -m benchmarks.report
 
 verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, record every figure
-	@$(BUILD) -m benchmarks.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
+	@$(BUILD) -m operations.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
 ##@ Development
 lint: $(ENVS)/dev.done  ## Run ruff and mypy --strict
@@ -241,10 +241,10 @@ fuzz: setup $(ENVS)/dev.done  ## Send thousands of damaged photographs, in proce
 		--server-python $(SERVER) -- $(SERVER_FLAGS)
 
 test-load: setup $(ENVS)/dev.done  ## Overload a real Triton, kill its parts; fail if a goal is missed
-	@$(BUILD) -m benchmarks.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m tests.acceptance.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
 
 test-rolling: setup $(ENVS)/dev.done  ## Replace two Tritons behind round robin under load; fail if a photograph is lost
-	@$(BUILD) -m benchmarks.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
+	@$(BUILD) -m tests.acceptance.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
 
 test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Kill a bulk job, its nodes and Triton midway; fail if a photograph is lost
 	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider

@@ -12,7 +12,7 @@ from demo import pairs
 from demo.camera import Image
 from demo.curve import Pair, curve_applied, fitted_curve
 from export.metrics import Distance, distance
-from export.network import Restormer
+from export.network.restormer import Restormer
 
 Summary = dict[str, float]
 

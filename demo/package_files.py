@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from export.architecture import STAGES, Architecture
 from export.evaluate import TORCH, Request, evaluate
+from export.network.architecture import STAGES, Architecture
 from imaging import SIDE
 
 TEST_PAIRS = Path(__file__).parent / "test.jsonl"

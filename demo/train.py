@@ -32,10 +32,10 @@ from demo import measure, pairs
 from demo.camera import LUMINANCE, Image
 from demo.curve import Pair
 from demo.package_files import TEST_PAIRS, write_package
-from export.architecture import OWNER_EPS, restormer
-from export.naming import OWNER
-from export.network import Restormer
-from export.package import network_from_package, package_from_folder
+from export.network.architecture import OWNER_EPS, restormer
+from export.network.restormer import Restormer
+from export.package.model_package import network_from_package, package_from_folder
+from export.package.naming import OWNER
 from imaging import SIDE
 
 ARCHITECTURE = restormer(dim=16, blocks=(1, 1, 1, 1), refinement=1, reduces_level1=True, eps=OWNER_EPS)

@@ -13,7 +13,7 @@ from export.build import AUTO, CALIBRATORS, TARGETS, Request, build
 from export.engines import rollback, table
 from export.errors import ExportError
 from export.precision import PRECISIONS
-from export.tensorrt import COMPATIBILITY, Options
+from export.targets.tensorrt import COMPATIBILITY, Options
 from imaging.options import NATIVE, SMALL
 
 USUAL = Request(package=Path())  # its defaults are the command line's
@@ -147,8 +147,8 @@ def _rollback(options: dict[str, Any]) -> int:
 
 
 def _inspect(options: dict[str, Any]) -> int:
-    from export.package import package_from_folder  # PyTorch: only where it is needed
-    from export.report import report
+    from export.inspection import report
+    from export.package.model_package import package_from_folder  # PyTorch: only where it is needed
 
     print(report(package_from_folder(options["package"])))
     return 0
@@ -156,7 +156,7 @@ def _inspect(options: dict[str, Any]) -> int:
 
 def _enhance(options: dict[str, Any]) -> int:
     from export.enhance import enhance_files, format_of, pairs_in, require_no_overwriting, runner_of
-    from export.package import package_from_checkpoint, package_from_folder
+    from export.package.model_package import package_from_checkpoint, package_from_folder
 
     one, folder = (options["input"], options["output"]), (options["input_dir"], options["output_dir"])
     if all(one) == all(folder) or any(one) == any(folder):

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-from export import machine, ort, tensorrt
+from export import machine
+from export import onnx_runtime as ort
 from export.errors import ExportError, GateError
 from export.files import checkpoint_path, sha256, write_bytes
-from export.pairs import Pair, pairs_from_file
+from export.package.pairs import Pair, pairs_from_file
 from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
 from export.publish import provenance, versions
-from export.tensorrt import Options
+from export.targets import tensorrt
+from export.targets.tensorrt import Options
 from imaging import FRAME
 
 MODEL = "restormer"  #: the model's folder in a repository
@@ -132,7 +134,7 @@ def _build_fastest(request: Request) -> list[Path]:
     if known := _known(cache):
         say(f"PRECISION=auto: {known}, as measured before ({cache})")
         return build(replace(request, precision=known, target="cpu"))
-    from export.fastest import fastest_first  # PyTorch
+    from export.targets.fastest import fastest_first  # PyTorch
 
     name, made = _first_to_pass(request, fastest_first(request.package))
     write_bytes(cache, json.dumps({"precision": name}).encode())
@@ -198,7 +200,7 @@ def _require_settings(request: Request) -> None:
 def _targets(request: Request, precision: Precision) -> list[str]:
     """The targets to build, with the reason said where the user left the choice to us."""
     if request.target == "cpu":
-        from export.cpu import require_precision  # OpenVINO: half a second
+        from export.targets.cpu import require_precision  # OpenVINO: half a second
 
         require_precision(precision)
     if request.target == "tensorrt" and not machine.gpus():
@@ -211,7 +213,7 @@ def _targets(request: Request, precision: Precision) -> list[str]:
     if gpus := machine.gpus():
         say(f"TARGET=auto: tensorrt ({gpus[0][0]}, compute capability {gpus[0][1]})")
         return ["tensorrt"]
-    from export.cpu import why_not
+    from export.targets.cpu import why_not
 
     reason = why_not(precision)
     has_rtx = importlib.util.find_spec(tensorrt.LIBRARIES["rtx"]) is not None  # its wheels are for x86-64 only
@@ -292,7 +294,7 @@ def _origin(request: Request, target: str) -> dict[str, str]:
     room = Path(__file__).parent
     adapter = request.repository / MODEL / ADAPTER
     builder = hashlib.sha256(repr(sorted(tool_versions(target).items())).encode())
-    for path in [*sorted(room.glob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]:
+    for path in [*sorted(room.rglob("*.py")), *sorted((room.parent / "imaging").glob("*.py")), adapter]:
         builder.update(path.read_bytes() if path.is_file() else b"")
     settings = [request.gate, request.calibrator, request.options, request.plan and sha256(request.plan)]
     settings.append(request.side_override)

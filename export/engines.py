@@ -67,8 +67,8 @@ def _fits(folder: Path, document: dict[str, Any]) -> str:
         return "no: not the file its JSON describes"
     gpus = {capability for _, capability in machine.gpus()}
     if document["target"] == "cpu":
-        from export.cpu import why_not, why_not_these
         from export.precision import PRECISIONS
+        from export.targets.cpu import why_not, why_not_these
 
         reason = why_not(PRECISIONS[document["precision"]]) or why_not_these(document["runtime"]["settings"])
         return f"no: {reason}" if reason else "yes"

@@ -14,8 +14,8 @@ import torch
 from export.errors import ExportError
 from export.fidelity import Runner, torch_runner
 from export.files import write_bytes
-from export.package import Package, network_from_package, package_from_folder
-from export.rewrites import typed
+from export.network.rewrites import typed
+from export.package.model_package import Package, network_from_package, package_from_folder
 from imaging import SUFFIXES, InvalidPhotograph, Options, finished, prepared
 from imaging.options import WRITTEN
 

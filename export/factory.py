@@ -19,20 +19,25 @@ import onnx
 import torch
 from PIL import Image
 
-from export import coverage, cpu, fidelity, graph, half, int8, machine, ort, report, served, tensorrt
+from export import fidelity, machine
+from export import inspection as report
+from export import onnx_runtime as ort
+from export import triton as served
 from export.build import ADAPTER, MODEL, Place, Request, command, folder_digest, pairs_of, tool_versions
-from export.channels import cpu_graph, quantized_here
-from export.coverage import Convolution
 from export.errors import ExportError, GateError
 from export.fidelity import Fidelity, NotRun
 from export.files import checkpoint_path, sha256, write_bytes
-from export.network import Restormer
-from export.package import Package, network_from_package, package_from_folder
+from export.network import coverage, graph, half, int8
+from export.network.coverage import Convolution
+from export.network.cpu_form import cpu_graph, quantized_here
+from export.network.restormer import Restormer
+from export.network.rewrites import rewritten, typed
+from export.package.model_package import Package, network_from_package, package_from_folder
+from export.package.trained_frame import require_frame
 from export.precision import Precision
 from export.progress import counted, say, step
 from export.publish import keep_siblings, staged, write_json
-from export.rewrites import rewritten, typed
-from export.trained_frame import require_frame
+from export.targets import cpu, tensorrt
 from imaging import FRAME, SIDE
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -157,7 +162,7 @@ class Factory:
         }
 
     def _torch_rungs(self, target: str) -> list[Rung]:
-        """PyTorch, rewritten in float32, then in the precision (real half tensors on a CPU, see ``export.half``)."""
+        """PyTorch, rewritten in float32, then in the precision (real half tensors on a CPU, see `half`)."""
         name = self._precision.name
         precise = self._precise(target)
         with step("fidelity of PyTorch, rewritten and in the precision"):
@@ -248,8 +253,8 @@ class Factory:
         """Ranges and costs of all candidates, kept by the content of everything they depend on."""
         method, code = self._request.calibrator, hashlib.sha256()
         code.update(repr((MOST_CALIBRATION, PLAN_SIDES, PLAN_PHOTOGRAPHS, PLAN_WORK)).encode())
-        for name in ("int8.py", "rewrites.py", "network.py"):
-            code.update((Path(__file__).parent / name).read_bytes())
+        for name in ("int8.py", "rewrites.py", "restormer.py"):
+            code.update((Path(__file__).parent / "network" / name).read_bytes())
         photographs = folder_digest(self._request.calibration)
         key = f"{self._checkpoint[:16]}-{photographs[:16]}-{method}-{code.hexdigest()[:16]}"
         cache = self._request.engines / ".cache" / f"int8-{key}.json"

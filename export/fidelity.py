@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export import half
 from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
-from export.pairs import Pair, opened, squared, tensor_from_pixels
+from export.network import half
+from export.package.pairs import Pair, opened, squared, tensor_from_pixels
 from export.precision import Precision
 from imaging import SIDE, SUFFIXES, InvalidPhotograph, prepared
 
@@ -147,7 +147,7 @@ def core_tensors(folder: Path, most: int = MOST_PHOTOGRAPHS) -> dict[str, Tensor
 
 
 def torch_runner(network: nn.Module, *, device: str = "cpu", compiled: bool = False, tf32: bool = False) -> Runner:
-    """PyTorch in the network's own type, on a device; float16 and TF32 on a CPU as `export.half` says."""
+    """PyTorch in the network's own type, on a device; float16 and TF32 on a CPU as `export.network.half` says."""
     placed = network.to(device)
     forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(placed) if compiled else placed
 

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from server import machine, served
+from server import assemble as served
+from server import host as machine
 from server.errors import ServerError
 from server.settings import SHM_MIB, Settings, libpython_folder
 
 PYTHONS = ((3, 11), (3, 12))
 KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,}")
 LOOPBACK = ("127.", "::1", "localhost")
-#: Engines built with these run on other GPUs than the one they were built on (export/tensorrt.py).
+#: Engines built with these run on other GPUs than the one they were built on (export/targets/tensorrt.py).
 PORTABLE = ("ampere_plus", "same_cc")
 #: How preprocess fits a photograph to the square (imaging/frame.py); an engine must have been checked with the same.
 FRAME = "stretch-512-bilinear"

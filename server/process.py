@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server import machine, preflight, served
+from server import assemble as served
+from server import host as machine
+from server import preflight
 from server.errors import ServerError
 from server.settings import Settings, libpython_folder
 

@@ -10,10 +10,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from benchmarks.ports import free_port
 from export import machine as build_machine
 from export.build import Request, build
-from server import machine as server_machine
+from server import host as server_machine
+from traffic.ports import free_port
 
 __all__ = ["ROOT", "SERVER_PYTHON", "Triton", "bare_repository", "copied", "counted", "free_port", "server_command"]
 

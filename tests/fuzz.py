@@ -23,9 +23,9 @@ from pathlib import Path
 
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
-from benchmarks.command_line import add_record, finish
 from demo.run import served
 from imaging import InvalidRequest, Options, finished, prepared
+from operations.command_line import add_record, finish
 from tests.imaging.test_codec import FILES, TAGGED
 from tests.photographs import encoded, opened, pixels
 

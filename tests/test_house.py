@@ -9,22 +9,36 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load
-from benchmarks import table as figures
+from benchmarks.report import tables as figures
 from demo import table
 from server.settings import Settings
+from tests.acceptance import load
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"bulk", "export", "imaging", "server", "restormer_client", "demo", "benchmarks", "tests"}
+ROOMS = {
+    "bulk",
+    "export",
+    "imaging",
+    "server",
+    "restormer_client",
+    "demo",
+    "benchmarks",
+    "operations",
+    "traffic",
+    "tests",
+}
 #: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
 FORBIDDEN = {
-    # tritonclient is allowed: the ladder's last rung asks a real Triton (export/served.py).
-    "export": {"server", "restormer_client", "demo", "tests"},
+    # tritonclient is allowed: the ladder's last rung asks a real Triton (export/triton.py).
+    "export": {"server", "restormer_client", "demo", "benchmarks", "operations", "traffic", "tests"},
     "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
     "server": (ROOMS - {"server"}) | {"torch", "numpy"},
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
     "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
-    "demo": {"server", "tests"},
+    "demo": {"server", "benchmarks", "operations", "tests"},
+    "traffic": {"demo", "benchmarks", "operations", "tests"},
+    "operations": {"demo", "benchmarks", "tests"},
+    "benchmarks": {"tests"},
     "bulk": (ROOMS - {"bulk", "restormer_client"}) | {"torch", "tritonclient"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")

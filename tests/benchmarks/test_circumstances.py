@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import circumstances as module
-from benchmarks import command_line
+from operations import circumstances as module
+from operations import command_line
 
 
 def quiet(*seconds, stolen=0.0):

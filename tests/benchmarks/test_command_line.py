@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import command_line
+from operations import command_line
 from tests.conftest import ROOT, bare_repository
 
 MODULES = ("bulk", "canary", "client", "core", "imaging", "layers", "load", "pipeline", "rolling")

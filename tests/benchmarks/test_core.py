@@ -11,16 +11,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from benchmarks import core, peak, performance, plots, roofline
-from export import cpu, int8
-from export.architecture import restormer
-from export.channels import channels_last
+from benchmarks.network import core, peak, roofline
+from benchmarks.report import performance, plots
 from export.errors import ExportError
-from export.graph import onnx_from_network
 from export.metrics import psnr
-from export.network import Restormer
+from export.network import int8
+from export.network.architecture import restormer
+from export.network.cpu_form import channels_last
+from export.network.graph import onnx_from_network
+from export.network.restormer import Restormer
+from export.network.rewrites import rewritten
 from export.precision import PRECISIONS
-from export.rewrites import rewritten
+from export.targets import cpu
 from tests.conftest import ROOT
 
 
@@ -291,7 +293,7 @@ def test_a_base_that_cannot_be_timed_ends_in_one_line(written, monkeypatch):
 def test_ctrl_c_ends_in_one_word_and_takes_the_candidates_along(written):
     """The comparison in a process of its own, with more rounds than anybody waits for."""
     program = (
-        "from pathlib import Path; from benchmarks import core; from benchmarks.command_line import interruptible; "
+        "from pathlib import Path; from benchmarks import core; from operations.command_line import interruptible; "
         "found = [core.Candidate('ours', 'openvino', 'engine')]; "
         f"interruptible(lambda: core.compared(found, Path({str(written[0])!r}), 10**6))"
     )

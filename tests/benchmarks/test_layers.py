@@ -10,12 +10,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import kinds, layers
-from export import coverage, cpu, int8
-from export.architecture import restormer
-from export.channels import cpu_graph
-from export.network import Restormer
-from export.rewrites import rewritten
+from benchmarks.network import kinds, layers
+from export.network import coverage, int8
+from export.network.architecture import restormer
+from export.network.cpu_form import cpu_graph
+from export.network.restormer import Restormer
+from export.network.rewrites import rewritten
+from export.targets import cpu
 from tests.conftest import ROOT, bare_repository
 
 SIDE = 32

@@ -10,12 +10,12 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import analyzer, parts, pipeline, points
-from benchmarks.circumstances import make_command
-from benchmarks.parts import CORE
-from benchmarks.points import ENHANCE, TILED, Moment, Point
-from benchmarks.traffic import SERVER_PYTHON, Server
+from benchmarks.pipeline import analyzer, parts, pipeline, points
+from benchmarks.pipeline.parts import CORE
+from benchmarks.pipeline.points import ENHANCE, TILED, Moment, Point
+from operations.circumstances import make_command
 from tests.conftest import ROOT
+from traffic.generator import SERVER_PYTHON, Server
 
 REPORT = """
   Client:
@@ -223,7 +223,7 @@ def test_the_parts_are_the_servers_own(repository):
 def test_the_networks_instances_share_the_cores(repository):
     """Asked of OpenVINO itself, in the server's environment, through the published adapter."""
     asked = "print(adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
-    program = f"import sys; from pathlib import Path; from benchmarks.parts import adapter; {asked}"
+    program = f"import sys; from pathlib import Path; from benchmarks.pipeline.parts import adapter; {asked}"
     cores, threads = len(os.sched_getaffinity(0)), []
     for instances in (1, 2):
         command = [str(SERVER_PYTHON), "-c", program, str(repository), str(instances)]

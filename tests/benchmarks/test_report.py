@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import performance, plots, report
+from benchmarks import report
+from benchmarks.report import performance, plots
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import tune
-from benchmarks.traffic import Answer
-from benchmarks.tune import Choice, Found
-from server import served
+from operations import tune
+from operations.tune import Choice, Found
+from server import assemble as served
 from server.settings import Settings
 from tests.conftest import ROOT, server_command
+from traffic.generator import Answer
 
 START = Choice(1, 1, 1, 1, 1, 0)
 ALLOWED = {"versions": [1, 2], "core_instances": [1, 2], "core_batch": [1, 2, 4], "core_delay_us": [0, 2000],

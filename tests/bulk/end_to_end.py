@@ -19,10 +19,10 @@ from uuid import uuid4
 import pytest
 from restormer_client import Enhancer
 
-from benchmarks.traffic import Server, kill, served
 from bulk import manifest, storage
 from bulk.__main__ import IN_FLIGHT
 from tests.conftest import ROOT, copied, free_port
+from traffic.generator import Server, kill, served
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
 MANY = 160

@@ -18,8 +18,8 @@ from demo.curve import curve_applied, fitted_curve
 from demo.page import Shown, page
 from demo.pairs import ASPECTS, HELD_OUT, TEST_KINDS, training_pairs
 from demo.table import gains
-from export.naming import OWNER
-from export.package import package_from_folder
+from export.package.model_package import package_from_folder
+from export.package.naming import OWNER
 from tests.conftest import ROOT, SERVER_PYTHON, free_port
 from tests.export.conftest import TINY
 from tests.photographs import encoded, exif_with, opened, pixels

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-from benchmarks import verify_gpu
+from operations import verify_gpu
 from server.health import SECONDS
 from server.process import STOP_SECONDS
 from server.settings import Settings

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import verify_gpu
+from operations import verify_gpu
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/gpu-checklist.md").read_text(encoding="utf-8").replace("\\|", "|")
@@ -24,7 +24,7 @@ def test_every_command_is_on_the_page(step):
 def test_without_a_gpu_it_refuses_in_one_line(tmp_path):
     """With no nvidia-smi on PATH, whatever this machine has."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.verify_gpu", "--record", str(tmp_path / "gpu.json")],
+        [sys.executable, "-m", "operations.verify_gpu", "--record", str(tmp_path / "gpu.json")],
         cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.architecture import OWNER_EPS, restormer
 from export.build import Request, build
-from export.naming import OWNER
-from export.network import Restormer
+from export.network.architecture import OWNER_EPS, restormer
+from export.network.restormer import Restormer
+from export.package.naming import OWNER
 from tests.conftest import ROOT, bare_repository
 
 TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), reduces_level1=True, eps=OWNER_EPS)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.architecture import OWNER_EPS, PAPER_EPS, architecture_from_weights, restormer
 from export.errors import ExportError
-from export.network import Restormer
+from export.network.architecture import OWNER_EPS, PAPER_EPS, architecture_from_weights, restormer
+from export.network.restormer import Restormer
 
 depths = st.integers(1, 3)
 

@@ -23,13 +23,13 @@ from PIL import Image
 from export import machine
 from export.__main__ import main
 from export.build import Request, _origin, build, command
-from export.cpu import require_precision, why_not
 from export.errors import ExportError, GateError
 from export.fidelity import Fidelity, Yardstick, require_fidelity
 from export.metrics import Distance
 from export.precision import PRECISIONS
 from export.publish import provenance, staged
-from export.tensorrt import Options
+from export.targets.cpu import require_precision, why_not
+from export.targets.tensorrt import Options
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository
 from tests.export.conftest import save_package
 

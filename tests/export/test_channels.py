@@ -5,13 +5,20 @@ import onnxruntime
 import pytest
 import torch
 
-from export import channels, int8
-from export.architecture import STAGES, restormer
-from export.channels import GroupedFeedForward, channels_last, cpu_graph, grouped_feed_forward, masked_attention
-from export.coverage import convolutions
-from export.graph import onnx_bytes, onnx_from_network
-from export.network import Restormer
-from export.rewrites import fold_norms, rewritten, split_projections
+from export.network import cpu_form as channels
+from export.network import int8
+from export.network.architecture import STAGES, restormer
+from export.network.coverage import convolutions
+from export.network.cpu_form import (
+    GroupedFeedForward,
+    channels_last,
+    cpu_graph,
+    grouped_feed_forward,
+    masked_attention,
+)
+from export.network.graph import onnx_bytes, onnx_from_network
+from export.network.restormer import Restormer
+from export.network.rewrites import fold_norms, rewritten, split_projections
 from tests.export.test_network import VARIANTS, image_for, network_of
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.claims import claims_from_folder
+from export.package.claims import claims_from_folder
 
 OWNERS = {
     "config.json": (

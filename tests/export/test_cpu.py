@@ -3,8 +3,9 @@
 import openvino
 import pytest
 
-from export import cpu, machine
+from export import machine
 from export.precision import PRECISIONS
+from export.targets import cpu
 
 
 @pytest.mark.parametrize(("types", "rest", "hint"), [(["FP32"], "fp32", "f32"), (["FP32", "BF16"], "bf16", "bf16")])

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from export import build, cpu, fastest, machine
+from export import build, machine
 from export.build import Request
 from export.errors import ExportError, GateError
 from export.precision import PRECISIONS
+from export.targets import cpu, fastest
 from tests.conftest import bare_repository
 
 

@@ -14,10 +14,10 @@ import onnxruntime
 import pytest
 import torch
 
-from export.graph import onnx_bytes, onnx_from_network
 from export.metrics import psnr
-from export.package import network_from_package, package_from_folder
-from export.rewrites import rewritten, split_projections, typed
+from export.network.graph import onnx_bytes, onnx_from_network
+from export.network.rewrites import rewritten, split_projections, typed
+from export.package.model_package import network_from_package, package_from_folder
 from imaging import prepared
 from tests.export.test_network import network_of
 
@@ -27,7 +27,7 @@ MAKE_GRAPH = """
 import sys, hashlib
 sys.path.insert(0, ".")
 import torch
-from export.graph import onnx_bytes, onnx_from_network
+from export.network.graph import onnx_bytes, onnx_from_network
 from tests.export.test_network import network_of
 print(hashlib.sha256(onnx_bytes(onnx_from_network(network_of().float(), side=64))).hexdigest())
 """

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import half
 from export.errors import ExportError
 from export.fidelity import torch_runner
 from export.metrics import psnr
-from export.rewrites import typed
+from export.network import half
+from export.network.rewrites import typed
 
 
 def test_sums_are_taken_in_float32_and_rounded_once():

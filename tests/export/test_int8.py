@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import int8
-from export.coverage import Convolution, convolutions, covered
 from export.errors import ExportError
 from export.fidelity import torch_runner
-from export.graph import onnx_bytes, onnx_from_network
 from export.metrics import psnr
-from export.rewrites import rewritten, split_projections, typed
+from export.network import int8
+from export.network.coverage import Convolution, convolutions, covered
+from export.network.graph import onnx_bytes, onnx_from_network
+from export.network.rewrites import rewritten, split_projections, typed
 
 SIDE = 64
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import paper
-from export.architecture import OWNER_EPS, owner_network, restormer
-from export.network import Restormer, projected
-from export.rewrites import fold_norms, pad_feed_forward, split_projections
+from benchmarks.network import paper
+from export.network.architecture import OWNER_EPS, owner_network, restormer
+from export.network.restormer import Restormer, projected
+from export.network.rewrites import fold_norms, pad_feed_forward, split_projections
 
 SMALL = {"dim": 8, "blocks": (1, 2, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8)}
 VARIANTS = {

@@ -1,6 +1,6 @@
 """The owner's network and the paper's, read from checkpoints of every convention, against the equations.
 
-``benchmarks.paper`` is the reference: it shares no code with ``export`` and reads the checkpoint's own names.
+``benchmarks.network.paper`` is the reference: it shares no code with ``export`` and reads the checkpoint's own names.
 """
 
 import dataclasses
@@ -9,17 +9,17 @@ import onnxruntime
 import pytest
 import torch
 
-from benchmarks import paper
-from export import cpu
-from export.architecture import OWNER_EPS, PAPER_EPS, owner_network, restormer
-from export.channels import channels_last, cpu_graph
-from export.graph import onnx_bytes, onnx_from_network
+from benchmarks.network import paper
 from export.metrics import psnr
-from export.naming import OWNER, OWNER_OLD, PAPER
-from export.network import Restormer
-from export.package import network_from_package, package_from_folder
+from export.network.architecture import OWNER_EPS, PAPER_EPS, owner_network, restormer
+from export.network.cpu_form import channels_last, cpu_graph
+from export.network.graph import onnx_bytes, onnx_from_network
+from export.network.restormer import Restormer
+from export.network.rewrites import rewritten
+from export.package.model_package import network_from_package, package_from_folder
+from export.package.naming import OWNER, OWNER_OLD, PAPER
 from export.precision import PRECISIONS
-from export.rewrites import rewritten
+from export.targets import cpu
 
 SMALL = {"dim": 24, "blocks": (1, 1, 1, 1), "refinement": 1}
 CASES = {

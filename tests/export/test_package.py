@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from export.__main__ import main
-from export.architecture import OWNER_EPS, owner_network, restormer
 from export.errors import ExportError
 from export.files import sha256
-from export.naming import CONVENTIONS, PAPER
-from export.network import Restormer
-from export.package import network_from_package, package_from_folder
-from export.report import multiply_accumulates
-from export.trained_frame import require_frame
+from export.inspection import multiply_accumulates
+from export.network.architecture import OWNER_EPS, owner_network, restormer
+from export.network.restormer import Restormer
+from export.package.model_package import network_from_package, package_from_folder
+from export.package.naming import CONVENTIONS, PAPER
+from export.package.trained_frame import require_frame
 
 TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), reduces_level1=True, eps=OWNER_EPS)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import roofline
-from export import int8, report
-from export.architecture import restormer
-from export.network import Restormer
+from benchmarks.network import roofline
+from export import inspection as report
+from export.network import int8
+from export.network.architecture import restormer
+from export.network.restormer import Restormer
 from imaging import SIDE
 
 BATCH = 8

@@ -12,15 +12,16 @@ import sys
 import pytest
 import torch
 
-from export import int8, tensorrt
 from export.__main__ import main
-from export.architecture import owner_network
-from export.coverage import convolutions, covered
 from export.errors import ExportError
-from export.graph import onnx_bytes, onnx_from_network
-from export.network import Restormer
+from export.network import int8
+from export.network.architecture import owner_network
+from export.network.coverage import convolutions, covered
+from export.network.graph import onnx_bytes, onnx_from_network
+from export.network.restormer import Restormer
+from export.network.rewrites import rewritten, typed
 from export.precision import PRECISIONS
-from export.rewrites import rewritten, typed
+from export.targets import tensorrt
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(

@@ -11,13 +11,14 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
-from benchmarks import rolling, tune
-from benchmarks.imaging import GPU_RATE
-from server import served
+from benchmarks.pipeline.imaging import GPU_RATE
+from operations import tune
+from server import assemble as served
 from server.health import SECONDS, START_SECONDS, STOP_AT_MOST
 from server.preflight import shared_memory_need
 from server.process import STOP_SECONDS
 from server.settings import Settings
+from tests.acceptance import rolling
 from tests.conftest import ROOT
 from tests.kubernetes.render import by_kubectl, checksum, render, rendered
 

@@ -8,7 +8,7 @@ import pytest
 from restormer_client import AsyncEnhancer, ServerUnavailable
 from restormer_client.testing import FakeTriton
 
-from benchmarks import rolling
+from tests.acceptance import rolling
 from tests.conftest import ROOT
 
 RECORDED = json.loads((ROOT / "benchmarks/results/rolling.json").read_text(encoding="utf-8"))

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from restormer_client import errors
 
-from benchmarks import canary, faults, load, table, traffic
-from benchmarks.traffic import Answer
+from benchmarks.report import tables as table
+from operations import canary
+from tests.acceptance import faults, load
 from tests.conftest import ROOT
 from tests.photographs import encoded, pixels
+from traffic import generator as traffic
+from traffic.generator import Answer
 
 
 def test_arrivals_are_poisson():
@@ -186,7 +189,7 @@ def test_the_canary_compares_two_versions(repository, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     shutil.copy(ROOT / "demo/photos/balcony.jpg", photos)
-    command = [sys.executable, "-m", "benchmarks.canary", "--repository", str(copy), "--photos", str(photos)]
+    command = [sys.executable, "-m", "operations.canary", "--repository", str(copy), "--photos", str(photos)]
     command += ["--repeat", "1", "--at-least", "100", "--record", str(tmp_path / "canary.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -206,7 +209,7 @@ def test_the_canary_compares_two_versions(repository, tmp_path):
     ],
 )
 def test_a_canary_that_cannot_is_one_line(options, message, repository):
-    command = [sys.executable, "-m", "benchmarks.canary", "--repository", str(repository), *options]
+    command = [sys.executable, "-m", "operations.canary", "--repository", str(repository), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 1
     assert message in done.stderr

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from restormer_client import errors
 
-from benchmarks import traffic
 from imaging import SIDE
 from imaging.pace import Pace
 from imaging.watch import OUTCOMES, memory
 from tests.photographs import encoded, opened, pixels
+from traffic import generator as traffic
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 LIMITS = {

@@ -13,7 +13,8 @@ from export import machine
 from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
 from imaging import SIDE, Limits, Options
-from server import hardware, served
+from server import assemble as served
+from server import hardware
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(path for path in REPOSITORY.rglob("*.pbtxt") if not path.parts[-2].startswith("."))
@@ -254,5 +255,5 @@ def test_what_the_local_server_loads_has_no_field_it_does_not_know(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_answers_are_kept_nowhere_unless_asked_for(path):
-    """The cache's key ignores request parameters; only the served copy of restormer may have it (server/served.py)."""
+    """The cache's key ignores request parameters; only the served copy of restormer may have it."""
     assert not parsed(path).response_cache.enable

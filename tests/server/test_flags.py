@@ -12,10 +12,12 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from benchmarks.imaging import GPU_RATE
+from benchmarks.pipeline.imaging import GPU_RATE
 from export import machine as build_machine
 from imaging import Limits
-from server import machine, preflight, served
+from server import assemble as served
+from server import host as machine
+from server import preflight
 from server.__main__ import _FLAGS, main
 from server.errors import ServerError
 from server.process import deep_check, environment

@@ -13,13 +13,13 @@ import pytest
 import tritonclient.grpc as grpc
 from restormer_client import errors
 
-from benchmarks import traffic
 from server import health, process
 from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, free_port, server_command
 from tests.photographs import encoded, pixels
 from tests.server.test_secured import enhanced
+from traffic import generator as traffic
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import pytest
 import trustme
 
 from imaging import FRAME
-from server import machine, preflight, settings
+from server import host as machine
+from server import preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, free_port, server_command

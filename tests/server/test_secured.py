@@ -234,7 +234,7 @@ def test_somebody_waiting_goes_before_bulk(triton):
 
 def test_two_engines_can_be_served_side_by_side_and_a_version_alone(repository, tmp_path):
     """What `--versions` writes; the canary command serves two for real."""
-    from server import served
+    from server import assemble as served
     from server.settings import Settings
 
     made = served.config(Settings(repository=repository, hardware="cpu", versions=(1, 2)), repository / "restormer")

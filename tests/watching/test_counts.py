@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from restormer_client import AsyncEnhancer, Enhancer, ServerError
 
-from benchmarks.traffic import Server, served
 from tests.conftest import ROOT
+from traffic.generator import Server, served
 
 PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
 

@@ -1,0 +1,202 @@
+"""Which kind of work a runtime's layer is, by the nodes of the graph it was made of.
+
+A *layer* is what a runtime runs as one: often several nodes. It is named after the most costly kind among them, so a
+convolution with its gelu is a convolution, and an attention product with its softmax a product. *Reorder* is what the
+runtime itself put in, to lay a tensor out as the next layer wants it; *moves* are those of the graph: transposes,
+concatenations, pixel shuffles. Bytes are what a layer reads and writes at the least.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import onnx
+
+from benchmarks.network.peak import peak_of
+from benchmarks.network.roofline import DEPTHWISE, KINDS
+from export.errors import ExportError
+
+PRODUCT, NORM, SOFTMAX, MOVES = (KINDS[each] for each in ("MatMul", "LayerNormalization", "Softmax", "Transpose"))
+SUMS, ELEMENTWISE, REORDER = "attention norms", "elementwise", "reorder"
+#: Of a layer made of several nodes the first kind that is in it counts.
+RANK = ("3x3 convolution", "1x1 convolution", DEPTHWISE, PRODUCT, NORM, SOFTMAX, SUMS, ELEMENTWISE, MOVES, REORDER)
+OPERATIONS = {
+    "ReduceMean": NORM, "LayerNormalization": NORM, "Softmax": SOFTMAX, "ReduceSum": SUMS, "ReduceL2": SUMS,
+    **dict.fromkeys(("Transpose", "Concat", "Gather", "Split", "Slice", "Reshape", "DepthToSpace", "SpaceToDepth"),
+                    MOVES),
+}  # fmt: skip
+PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: ONNX Runtime's names in OpenVINO's words
+RENAMED = ("Reshape", "Identity")  #: give a tensor another name in ONNX Runtime, and move nothing
+#: What OpenVINO makes of a LayerNormalization, under names of its own.
+FROM_NORM = ("MVN", "ReduceMean", "Subtract", "RMS")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph: its kind, its multiply-accumulates for one image, and the module its weights are of."""
+
+    kind: str
+    macs: int = 0
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a runtime runs as one. ``ms``: median over the rounds; ``bytes``: read and written at the least;
+    ``type``: the runtime's own word for it; ``precision``: what it computes in."""
+
+    name: str
+    kind: str
+    ms: float
+    type: str
+    precision: str
+    macs: int
+    bytes: int
+    module: str
+
+
+def nodes(model: onnx.ModelProto) -> dict[str, Node]:
+    """The graph's nodes by name, and by the name of their first output, which ONNX Runtime calls some after."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(copy, strict_mode=True).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    readers: dict[str, list[str]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node.op_type)
+    made: dict[str, Node] = {}
+    for node in graph.node:
+        found = _node(node, shapes, weights)
+        if found.kind in (ELEMENTWISE, SUMS):
+            before = [made[name] for name in node.input if name in made]
+            # What is made of a mean is LayerNorm's; what only a sum reads is the norm's of q or k.
+            if any(each.kind == NORM and not each.module for each in before):
+                found = Node(NORM)
+            elif (
+                found.kind == ELEMENTWISE
+                and set(readers[node.output[0]])
+                and set(readers[node.output[0]]) <= {"ReduceSum", "ReduceL2"}
+            ):
+                found = Node(SUMS)
+        made[node.name] = made[node.output[0]] = found
+    return made
+
+
+def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> Node:
+    """A node by itself."""
+    if node.op_type == "Conv":
+        weight = weights.get(node.input[1]) or shapes[node.input[1]]
+        group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        kind = DEPTHWISE if group > 1 else f"{weight[-1]}x{weight[-1]} convolution"
+        module = node.input[1].removesuffix("_dq").removesuffix(".weight")  # INT8 weights come through a node
+        return Node(kind, prod(shapes[node.output[0]]) * prod(weight[1:]), module)
+    if node.op_type in ("MatMul", "Gemm"):
+        # A linear layer has its weights on the right; a small matrix on the left is multiplied into another.
+        is_weight = node.input[1] if node.input[1] in weights else ""
+        depth = (weights.get(node.input[0]) or shapes[node.input[0]])[-1]
+        return Node("1x1 convolution" if is_weight else PRODUCT, prod(shapes[node.output[0]]) * depth, is_weight)
+    # A whole LayerNormalization bears a module's name, so that what follows it is not counted to it.
+    return Node(OPERATIONS.get(node.op_type, ELEMENTWISE), 0, node.name if node.op_type == "LayerNormalization" else "")
+
+
+def layer(name: str, originals: Iterable[str], kind: str, known: dict[str, Node], **rest: Any) -> Layer:
+    """A runtime's layer, from the nodes it was made of. ``kind``: where it was made of none of the graph's."""
+    # Runtimes name what they make of a node after it, with something behind a stroke; a node counts once.
+    parts = {original.partition("/")[0] for original in originals}
+    members = [known[part] for part in sorted(parts) if part in known]
+    if members:
+        kind = min((member.kind for member in members), key=lambda each: RANK.index(each) if each in RANK else 0)
+    module = next((member.module for member in members if member.macs and member.module), "")
+    return Layer(name, kind, macs=sum(member.macs for member in members), module=module, **rest)
+
+
+def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Node]) -> list[Layer]:
+    """The layers of a profile as ONNX Runtime writes it: one event a node and run, in microseconds."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            found[event["name"].removesuffix("_kernel_time") + " " + event["args"]["node_index"]].append(event)
+    made = []
+    for turns in found.values():
+        name, of = turns[0]["name"].removesuffix("_kernel_time"), turns[0]["args"]
+        operation = of["op_name"]
+        kind = REORDER if operation.startswith("Reorder") else OPERATIONS.get(operation, ELEMENTWISE)
+        sizes = [prod(shape) * _width(each) for key in ("input_type_shape", "output_type_shape")
+                 for typed in of[key] for each, shape in typed.items() if operation not in RENAMED]  # fmt: skip
+        written = next((each for typed in of["output_type_shape"] for each in typed), "")
+        made.append(
+            layer(
+                name, [] if kind == REORDER else [name, name.removesuffix("_nchwc")], kind, known,
+                ms=statistics.median(turn["dur"] for turn in turns[1:] or turns) / 1e3, type=operation,
+                precision=PRECISION.get(written, written), bytes=sum(sizes),
+            )
+        )  # fmt: skip
+    return made
+
+
+def _width(name: str) -> int:
+    """Bytes of an element as ONNX Runtime names its type."""
+    return {"double": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}.get(name, 4)
+
+
+def layers_of_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], known: dict[str, Node]) -> list[Layer]:
+    """The layers that trtexec timed (``--exportProfile``), by the nodes that its ``--exportLayerInfo`` names.
+
+    Raises `ExportError` if the plan does not tell its nodes. Bytes are not told.
+    """
+    rows = {row["Name"]: row for row in info["Layers"] if isinstance(row, dict)}
+    if not rows:
+        raise ExportError("this plan does not tell its nodes: trtexec wants --profilingVerbosity=detailed")
+    made = []
+    for timed in profile[1:]:  # the first tells how many runs
+        name, of = timed["name"], rows.get(timed["name"], {})
+        kind = REORDER if "reformat" in name.lower() else ELEMENTWISE
+        written = {str(tensor["Format/Datatype"]) for tensor in of.get("Outputs", []) if "Format/Datatype" in tensor}
+        made.append(
+            layer(
+                name, re.findall(r"\[ONNX Layer: ([^\]]+)\]", of.get("Metadata", "")), kind, known,
+                ms=timed.get("medianMs", timed["averageMs"]), type=of.get("LayerType", ""),
+                precision=", ".join(sorted(written)), bytes=0,
+            )
+        )  # fmt: skip
+    return made
+
+
+def by_kind(layers: Sequence[Layer], peak: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """The kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s, GB/s; and of those that multiply
+    the precisions, and ``least_ms``, which a matrix product's speed (`peak`) would allow them, None if not measured."""
+    kinds: dict[str, list[Layer]] = defaultdict(list)
+    for each in layers:
+        kinds[each.kind].append(each)
+    total = sum(each.ms for each in layers) or 1.0
+    rows = []
+    for kind, members in kinds.items():
+        ms = sum(each.ms for each in members)
+        multiplying = [each for each in members if each.macs]
+        tops = [peak_of(peak, each.precision) for each in multiplying]
+        least = [2 * each.macs / 1e6 / top for each, top in zip(multiplying, tops, strict=True) if top]
+        rows.append(
+            {
+                "kind": kind,
+                "count": len(members),
+                "precisions": dict(Counter(each.precision for each in multiplying)),
+                "least_ms": sum(least) if least and all(tops) else None,
+                "ms": ms,
+                "share": ms / total,
+                "gflop": 2 * sum(each.macs for each in members) / 1e9,
+                "megabytes": sum(each.bytes for each in members) / 1e6,
+                "gflop_s": 2 * sum(each.macs for each in members) / 1e6 / ms if ms else 0.0,
+                "gb_s": sum(each.bytes for each in members) / 1e6 / ms if ms else 0.0,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["ms"])

@@ -1,0 +1,128 @@
+"""What this machine's processor reaches at best, measured: the roof that the network's figures are held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+SIDE = 2048  #: of the matrices
+#: Which figure of the peak is a precision's, by our names and by those of the runtimes' layers. fp16 is a GPU's only.
+PEAKS = {
+    "fp32": "float32_gflops", "bf16": "bfloat16_gflops", "int8": "int8_gops",
+    "fp16": "float16_gflops", "f32": "float32_gflops", "u8": "int8_gops", "i8": "int8_gops", "uint8": "int8_gops",
+}  # fmt: skip
+
+
+def peak_of(peak: Mapping[str, float | None], precision: str, *, on_gpu: bool = False) -> float | None:
+    """GFLOP/s that a matrix product reached in a precision; None where that was not measured."""
+    return peak.get(f"{'gpu_' if on_gpu else ''}{PEAKS.get(precision, '')}")
+
+
+def peaks() -> dict[str, float | None]:
+    """What this machine reaches at best: matrix products in GFLOP/s, by the fastest of PyTorch, ONNX Runtime and
+    OpenVINO (in INT8 ONNX Runtime's), None where it has no arithmetic of its own for a precision; copies in GB/s.
+
+    The best of six each. Beside a GPU that PyTorch sees, its products too, as ``gpu_…`` (docs/gpu-checklist.md).
+    """
+    import torch
+
+    from export.precision import PRECISIONS
+    from export.targets import cpu
+
+    wide = torch.rand(SIDE, SIDE)
+    narrow, source = wide.bfloat16(), np.ones(64 * 2**20, np.float32)
+    target = np.empty_like(source)
+    products: dict[str, list[Callable[[], Any]]] = {
+        "float32_gflops": [lambda: wide @ wide, _onnxruntime("MatMul"), _openvino("fp32")],
+        "bfloat16_gflops": [] if cpu.why_not(PRECISIONS["bf16"]) else [lambda: narrow @ narrow, _openvino("bf16")],
+        "int8_gops": [] if cpu.why_not(PRECISIONS["int8"]) else [_onnxruntime("MatMulInteger")],
+    }
+    operations = 2 * SIDE**3 / 1e9
+    return {
+        **{name: operations / min(map(best, ways)) if ways else None for name, ways in products.items()},
+        "copy_gb_s": source.nbytes / 1e9 / best(lambda: np.copyto(target, source)),
+        **(_gpu_peaks() if torch.cuda.is_available() else {}),
+    }
+
+
+def higher(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The higher of two measurements of each: a machine whose speed drifts is measured more than once."""
+    return {name: value and max(value, other[name] or 0.0) for name, value in one.items()}
+
+
+def best(function: Callable[[], Any]) -> float:
+    """Seconds of the fastest of six calls."""
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _gpu_peaks() -> dict[str, float | None]:
+    """Products on the GPU, float32 without TF32 (PyTorch's default for them)."""
+    import torch
+
+    found: dict[str, float | None] = {}
+    for name, kind in (("float32", torch.float32), ("float16", torch.float16)):
+        square = torch.rand(8192, 8192, device="cuda").to(kind)
+        found[f"gpu_{name}_gflops"] = 2 * 8192**3 / 1e9 / best(partial(_finished, square))
+    return found
+
+
+def _finished(square: Any) -> None:
+    """The matrix times itself, and done."""
+    import torch
+
+    square @ square
+    torch.cuda.synchronize()
+
+
+def _product(operation: str) -> tuple[onnx.ModelProto, NDArray[Any]]:
+    """A product of two square matrices, as a graph that knows the right one beforehand, as it does weights; and the
+    left one. In INT8 of seven bits: without VNNI more would saturate."""
+    numbers = np.arange(SIDE * SIDE, dtype=np.int64).reshape(SIDE, SIDE) % 127
+    if operation == "MatMulInteger":
+        left, right, made = numbers.astype(np.uint8), (numbers - 63).astype(np.int8), TensorProto.INT32
+    else:
+        left = right = (numbers / 127).astype(np.float32)
+        made = TensorProto.FLOAT
+    node = helper.make_node(operation, ["left", "right"], ["product"])
+    kinds = (("left", helper.np_dtype_to_tensor_dtype(left.dtype)), ("product", made))
+    ends = [helper.make_tensor_value_info(name, kind, [SIDE, SIDE]) for name, kind in kinds]
+    weights = [numpy_helper.from_array(right, "right")]
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), left
+
+
+def _onnxruntime(operation: str) -> Callable[[], Any]:
+    """A product in ONNX Runtime, to be called."""
+    import onnxruntime
+
+    model, left = _product(operation)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"left": left})
+
+
+def _openvino(precision: str) -> Callable[[], Any]:
+    """A product in OpenVINO, to be called."""
+    import openvino
+
+    from export.precision import PRECISIONS
+    from export.targets import cpu
+
+    model, left = _product("MatMul")
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", cpu.settings(PRECISIONS[precision])
+    )
+    request = compiled.create_infer_request()
+    return lambda: request.infer([left], share_inputs=True, share_outputs=True)

@@ -1,0 +1,92 @@
+"""Compare preprocess with the resize the network was trained with: ``python -m benchmarks.pipeline.frame FOLDER``.
+
+*Owner's path*: the whole photograph decoded, converted to RGB and resized to 512x512 by Pillow on 8 bits. *Ours*:
+`prepared`, which shrinks a JPEG while decoding it. The photographs of the folder are cropped to each aspect ratio and
+shrunk to each size, never enlarged, and saved as JPEG of quality 92, 4:2:0. A row has the PSNR and the largest
+difference of the core tensor, the worst of its photographs, and those of the network's output for the photograph whose
+core tensor has the lowest PSNR.
+
+The published table is of the photographs of Debian's package ``lomiri-wallpapers-16.04``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from export.fidelity import Runner, torch_runner
+from export.metrics import psnr
+from export.package.model_package import network_from_package, package_from_folder
+from imaging import SIDE, prepared
+from imaging.codec import shrink_factor
+from operations.command_line import add_record, finish, jpegs, progress
+
+ASPECTS = {"3:2": 3 / 2, "4:3": 4 / 3, "16:9": 16 / 9, "2:3": 2 / 3}
+MEGAPIXELS = (3, 5, 7, 12)
+
+
+def owners_core(data: bytes) -> np.ndarray:
+    """The core tensor as the owner makes it."""
+    small = Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(255))
+
+
+def shrunk(path: Path, aspect: float, megapixels: int) -> bytes | None:
+    """The photograph's middle in this aspect ratio and size as a JPEG; None if it is smaller than that."""
+    size = round((megapixels * 1e6 * aspect) ** 0.5), round((megapixels * 1e6 / aspect) ** 0.5)
+    with Image.open(path) as image:
+        if min(image.width / size[0], image.height / size[1]) < 1:
+            return None
+        buffer = io.BytesIO()
+        ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def near(files: list[bytes], run: Runner) -> dict[str, float]:
+    """PSNR in dB and the largest difference in steps of 8 bits, of the core tensors and of the worst one's output."""
+    cores = [(prepared(data), owners_core(data)) for data in files]
+    worst = min(cores, key=lambda pair: psnr(*pair))
+    outputs = [run(core[None])[0].clip(0, 1) for core in worst]
+    return {
+        "core_psnr": psnr(*worst),
+        "core_difference": max(float(np.abs(ours - theirs).max()) for ours, theirs in cores) * 255,
+        "output_psnr": psnr(*outputs),
+        "output_difference": float(np.abs(outputs[0] - outputs[1]).max()) * 255,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, metavar="FOLDER")
+    parser.add_argument("--package", type=Path, default=Path("demo/package"))
+    add_record(parser)
+    arguments = parser.parse_args()
+    run = torch_runner(network_from_package(package_from_folder(arguments.package)))
+    paths = jpegs(arguments.photos)
+    rows: list[dict[str, Any]] = []
+    for aspect, ratio in ASPECTS.items():
+        for megapixels in MEGAPIXELS:
+            progress(f"{aspect}, {megapixels} megapixels")
+            if files := [data for path in paths if (data := shrunk(path, ratio, megapixels))]:
+                shrink = shrink_factor(*simplejpeg.decode_jpeg_header(files[0])[:2])
+                row = {"aspect": aspect, "megapixels": megapixels, "photographs": len(files), "shrink": shrink}
+                rows.append({**row, **near(files, run)})
+    progress()
+    print("              photographs shrunk by  core dB difference output dB difference")
+    for row in rows:
+        print(
+            f"{row['aspect']:>5} {row['megapixels']:>3} MP {row['photographs']:>13}{row['shrink']:>10}"
+            f"{row['core_psnr']:9.1f}{row['core_difference']:11.0f}"
+            f"{row['output_psnr']:10.1f}{row['output_difference']:11.0f}"
+        )
+    finish({"rows": rows}, arguments.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The ONNX graph of a network: one fixed size, any batch, the same bytes every time.
+
+``torch.onnx.export`` leaves the source lines and file paths of the machine in every node's metadata; they are removed,
+so that the same package gives the same file from any folder, and its SHA-256 means something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import torch
+
+from export.names import INPUT, OUTPUT
+from export.network.restormer import Restormer
+from imaging import SIDE
+
+_BATCH = 2  # of the example the network is traced with; 1 would let shapes collapse
+
+
+def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProto:
+    """The graph ``[N, in_channels, side, side] -> [N, out_channels, side, side]``, typed as the network is.
+
+    A bfloat16 ``Conv`` is valid ONNX only from opset 22; the exporter's own 20 is what every runtime takes.
+    """
+    is_bfloat16 = network.output.weight.dtype == torch.bfloat16
+    example = torch.rand(_BATCH, network.architecture.in_channels, side, side)
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=22 if is_bfloat16 else 20,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    _open_batch(model.graph)
+    _share_constants(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def onnx_bytes(model: onnx.ModelProto) -> bytes:
+    """The file's bytes, map entries in a fixed order."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+
+
+def _open_batch(graph: onnx.GraphProto) -> None:
+    """Any batch instead of the example's: the first axis is the batch throughout, and only reshapes spell it out.
+
+    Twice as fast as exporting with a symbolic batch, which PyTorch reasons about at every node.
+    """
+    targets = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for tensor in graph.initializer:
+        if tensor.name in targets:
+            shape = onnx.numpy_helper.to_array(tensor).copy()
+            assert shape[0] in (-1, _BATCH), f"a reshape whose first axis is not the batch: {shape}"
+            shape[0] = -1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(shape, tensor.name))
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """LayerNorm parameters and indices that are equal become one tensor, made once by an ``Identity``.
+
+    TensorRT's parser makes a constant layer for every use of an initializer, and a broadcast for every LayerNorm
+    parameter that is not of the rank of its input: 300 layers of the standard network that compute nothing.
+    """
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    shared: dict[bytes, str] = {}
+    identities = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name not in initializers or (node.op_type, position) not in _SHARED_INPUTS:
+                continue
+            values = onnx.numpy_helper.to_array(initializers[name])
+            is_index = node.op_type == "Gather"
+            tensor = onnx.numpy_helper.from_array(values.astype(np.int32) if is_index else values[None, None, None])
+            key = tensor.SerializeToString(deterministic=True)
+            if key not in shared:
+                shared[key] = f"shared_{len(shared)}"
+                tensor.name = f"{shared[key]}_value"
+                graph.initializer.append(tensor)
+                identities.append(onnx.helper.make_node("Identity", [tensor.name], [shared[key]], name=shared[key]))
+            node.input[position] = shared[key]
+    nodes = [*identities, *graph.node]
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+
+
+_SHARED_INPUTS = {("LayerNormalization", 1), ("LayerNormalization", 2), ("Gather", 1)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's chatter (torchvision is absent, deprecations inside torch) off the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

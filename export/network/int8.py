@@ -1,0 +1,306 @@
+"""INT8: which convolutions take it, with which ranges, and the graph that says so.
+
+Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream,
+skips, norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric
+for each output channel, activations symmetric for each tensor, as TensorRT wants them.
+
+Who calibrates: the percentile and entropy ranges come from ``onnxruntime.quantization``'s own histograms, fed one
+activation at a time from PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB a
+photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's
+ModelOpt choose nodes by name in *one* graph, while our plan is by weight and serves a float32 graph with split
+projections and a float16 one with fused ones. docs/decisions/int8-calibration.md compares the three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from export.network.coverage import Convolution
+from export.network.restormer import Restormer, TransformerBlock
+
+PERCENTILE = 99.999
+LEVELS = 127  #: the largest INT8 magnitude used; -128 is not, so that the grid is symmetric
+FEWEST = 8  #: photographs to calibrate on
+MARGIN = 1.0  #: decibels the plan stays above its gate: the costs of layers only nearly add up
+Images = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the plan: its work, what quantizing it alone costs (mean squared error), its input's range."""
+
+    module: str
+    macs: int
+    error: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All candidates in the order they are taken (most work for the least error first), and how many are."""
+
+    layers: tuple[Layer, ...]
+    taken: int
+    pointwise_macs: int
+    method: str
+
+    @property
+    def chosen(self) -> tuple[Layer, ...]:
+        """The layers that execute in INT8."""
+        return self.layers[: self.taken]
+
+    @property
+    def ranges(self) -> dict[str, float]:
+        """Largest input magnitude of each chosen module."""
+        return {layer.module: layer.largest for layer in self.chosen}
+
+    def curve(self) -> list[tuple[float, float]]:
+        """Share of the 1x1 work, and the fidelity (dB) the costs add up to, after each layer taken."""
+        work = np.cumsum([layer.macs for layer in self.layers]) / self.pointwise_macs
+        errors = np.cumsum([layer.error for layer in self.layers])
+        return [(float(share), decibels(float(error))) for share, error in zip(work, errors, strict=True)]
+
+    def lines(self) -> list[str]:
+        """The plan for people: every chosen layer is summed up, the curve shown in tenths of the work."""
+        curve = self.curve()
+        reached = curve[self.taken - 1] if self.taken else (0.0, math.inf)
+        lines = [
+            f"{self.taken} of {len(self.layers)} candidates in INT8: {reached[0]:.0%} of the 1x1 convolutions' work, "
+            f"{reached[1]:.1f} dB expected",
+            f"left in floating point: {', '.join(layer.module for layer in self.layers[self.taken :]) or 'none'}",
+            "share of the 1x1 work -> dB expected:",
+        ]
+        tenths = [next((db for share, db in curve if share >= tenth / 10), None) for tenth in range(1, 11)]
+        lines.append("  ".join(f"{t * 10}% {db:.1f}" for t, db in enumerate(tenths, 1) if db is not None))
+        costliest = sorted(self.layers, key=lambda layer: -layer.error)[:5]
+        lines.append("costliest: " + ", ".join(f"{c.module} {decibels(c.error):.1f} dB alone" for c in costliest))
+        return lines
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, to be saved beside the engine and pinned with ``PLAN=``."""
+        return asdict(self)
+
+
+def plan_from_file(path: Path) -> Plan:
+    """A pinned plan. Raises `ExportError` if the file is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        layers = tuple(Layer(**layer) for layer in document.pop("layers"))
+        return Plan(layers=layers, **document)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ExportError(f"PLAN={path} is no INT8 plan ({error}): take one that lies beside an engine") from error
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error, peak 1."""
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
+    """The 1x1 convolutions that may take INT8, by name, in the order a photograph meets them."""
+    found: dict[str, nn.Conv2d] = {}
+    for name, block in network.named_modules():
+        if isinstance(block, TransformerBlock):
+            for inner in ("attn.qkv", "attn.project_out", "ffn.project_in", "ffn.project_out"):
+                layer = block.get_submodule(inner)
+                assert isinstance(layer, nn.Conv2d), "the projections are split: plan on the fused network"
+                found[f"{name}.{inner}"] = layer
+    return found
+
+
+def calibrated(
+    network: Restormer,
+    images: Images,
+    method: str,
+    tick: Callable[[], None],
+    layers: Mapping[str, nn.Conv2d] | None = None,
+) -> dict[str, float]:
+    """The largest input magnitude each layer shall represent, from photographs ``[1, 3, S, S]``.
+
+    ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
+    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph. ``layers``: of the
+    network, by name; the `candidates` where none are given.
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    layers = candidates(network) if layers is None else layers
+    largest = dict.fromkeys(layers, 0.0)
+    collector = HistogramCollector(method if method != "minmax" else "percentile", True, 2048, 128, PERCENTILE, "same")
+
+    def see(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        largest[name] = max(largest[name], float(inputs[0].abs().max()))
+        if method != "minmax":
+            with _silence():
+                collector.collect({name: inputs[0].numpy()})
+
+    hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            for image in images.values():
+                network(torch.from_numpy(image))
+                tick()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if method == "minmax":
+        return largest
+    with _silence():
+        found = collector.compute_collection_result()
+    return {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in found.items()}
+
+
+def errors_alone(
+    network: Restormer, ranges: Mapping[str, float], images: Images, tick: Callable[[], None]
+) -> dict[str, float]:
+    """The mean squared error of the output when one candidate alone is quantized, for each of them."""
+    inputs = [torch.from_numpy(image) for image in images.values()]
+    with torch.inference_mode():
+        references = [network(image) for image in inputs]
+    errors = {}
+    for name in candidates(network):
+        with quantized_in_place(network, {name: ranges[name]}), torch.inference_mode():
+            found = [(network(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
+        errors[name] = float(torch.stack(found).mean())
+        tick()
+    return errors
+
+
+def planned(
+    layers: Iterable[Convolution], ranges: Mapping[str, float], errors: Mapping[str, float], gate: float, method: str
+) -> Plan:
+    """Candidates in order of work for error, taken until the errors add up to the gate plus `MARGIN`."""
+    pointwise = {layer.module: layer.macs for layer in layers if layer.kernel == 1}
+    ordered = sorted(errors, key=lambda name: errors[name] / pointwise[name])
+    spent = np.cumsum([errors[name] for name in ordered])
+    taken = int(np.searchsorted(spent, 10 ** (-(gate + MARGIN) / 10), side="right"))
+    rows = tuple(Layer(name, pointwise[name], errors[name], ranges[name]) for name in ordered)
+    return Plan(rows, taken, sum(pointwise.values()), method)
+
+
+def fake_quantized(network: Restormer, ranges: Mapping[str, float]) -> Restormer:
+    """The network with the chosen convolutions' weights and inputs rounded to the INT8 grid, still in float."""
+    result = copy.deepcopy(network)
+    for name, largest in ranges.items():
+        _quantize(result.get_submodule(name), largest)
+    return result
+
+
+@contextlib.contextmanager
+def quantized_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
+    """`fake_quantized` for the length of a block, without copying the network."""
+    undo = [_quantize(network.get_submodule(name), largest) for name, largest in ranges.items()]
+    try:
+        yield
+    finally:
+        for back in undo:
+            back()
+
+
+def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs before the chosen convolutions and INT8 weights, typed as the graph is.
+
+    Modules are found by their weights' names; ``qkv`` covers ``qkv.0`` to ``qkv.2`` of a graph with split projections.
+    """
+    result = copy.deepcopy(model)
+    graph = result.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    shared: dict[tuple[str, float], str] = {}
+    replaced: set[str] = set()
+    for node in graph.node:
+        name = node.input[1] if node.op_type == "Conv" else ""
+        module = name.removesuffix(".weight")
+        largest = ranges.get(module, ranges.get(module.rpartition(".")[0])) if name.endswith(".weight") else None
+        if largest is not None:
+            dtype = numpy_helper.to_array(weights[name]).dtype
+            key = (node.input[0], largest)
+            if key not in shared:  # split projections read the same tensor: one pair serves all
+                shared[key] = f"{module}.input_dequantized"
+                scale = np.asarray(_scale(largest), dtype)
+                graph.initializer.extend(_constants(f"{module}.input", scale, np.int8(0)))
+                names = [f"{module}.input_scale", f"{module}.input_zero"]
+                nodes.append(
+                    helper.make_node("QuantizeLinear", [key[0], *names], [f"{module}.input_int8"], module + ".q")
+                )
+                nodes.append(
+                    helper.make_node(
+                        "DequantizeLinear", [f"{module}.input_int8", *names], [shared[key]], module + ".dq"
+                    )
+                )
+            integers, scales = _integer_weights(numpy_helper.to_array(weights[name]))
+            graph.initializer.append(numpy_helper.from_array(integers, name))
+            graph.initializer.extend(_constants(module + ".weight", scales, np.zeros(len(scales), np.int8)))
+            pair = [name, f"{module}.weight_scale", f"{module}.weight_zero"]
+            nodes.append(helper.make_node("DequantizeLinear", pair, [f"{module}.weight_dq"], module + ".wdq", axis=0))
+            replaced.add(name)
+            node.input[0], node.input[1] = shared[key], f"{module}.weight_dq"
+        nodes.append(node)
+    kept = [t for t in graph.initializer if t.name not in replaced or t.data_type == onnx.TensorProto.INT8]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _quantize(layer: nn.Module, largest: float) -> Callable[[], None]:
+    """Rounds a convolution's weights and inputs to the INT8 grid; returns what undoes it."""
+    assert isinstance(layer, nn.Conv2d)
+    before, scale = layer.weight.data, _scale(largest)
+    integers, scales = _integer_weights(before.numpy())
+    layer.weight.data = torch.from_numpy(integers * scales.reshape(-1, 1, 1, 1))
+
+    def rounded(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        x = inputs[0]
+        return ((x.float() / scale).round().clamp(-LEVELS, LEVELS) * scale).to(x.dtype)
+
+    hook = layer.register_forward_pre_hook(rounded)
+
+    def undo() -> None:
+        hook.remove()
+        layer.weight.data = before
+
+    return undo
+
+
+def _integer_weights(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """INT8 weights and the scale of each output channel, in the weights' type."""
+    largest = np.abs(weight.astype(np.float32)).reshape(len(weight), -1).max(1)
+    scales = (np.maximum(largest, 1e-5) / LEVELS).astype(weight.dtype)
+    ratio = weight.astype(np.float32) / scales.astype(np.float32).reshape(-1, 1, 1, 1)
+    return np.clip(np.round(ratio), -LEVELS, LEVELS).astype(np.int8), scales
+
+
+def _scale(largest: float) -> float:
+    return max(largest, 1e-5) / LEVELS
+
+
+def _constants(name: str, scale: NDArray[Any], zero: Any) -> list[onnx.TensorProto]:
+    return [
+        numpy_helper.from_array(np.asarray(scale), f"{name}_scale"),
+        numpy_helper.from_array(np.asarray(zero), f"{name}_zero"),
+    ]
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """ONNX Runtime's collectors print as they go."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

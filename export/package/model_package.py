@@ -1,0 +1,96 @@
+"""Read a model package: the folder a training team hands over.
+
+The weights alone are enough, every hyper-parameter but ``eps`` is read off them; what the other files claim is
+compared with them, and a difference becomes a remark. See ``export.package.checkpoint`` for the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from export.errors import ExportError
+from export.files import checkpoint_path
+from export.network.architecture import Architecture
+from export.network.restormer import Restormer
+from export.package.checkpoint import Checkpoint, checkpoint_from_file
+from export.package.documents import Documents, Flat, disagreements, documents_from_folder
+from export.package.naming import Convention
+from export.package.trained_frame import TrainedFrame, trained_frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package that was read: architecture, weights in the internal naming, and what did not agree (``remarks``).
+
+    ``place`` says where in the checkpoint the weights lay, ``frame`` which form of photographs the network was trained
+    on, as far as ``config.json`` tells.
+    """
+
+    folder: Path
+    architecture: Architecture
+    weights: Mapping[str, Tensor]
+    convention: Convention
+    place: str
+    frame: TrainedFrame
+    training_info: Flat
+    remarks: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
+
+def package_from_folder(folder: Path) -> Package:
+    """Read and check a package. Raises `ExportError` in one line for anything that is wrong with it."""
+    return package_from_checkpoint(checkpoint_path(folder), folder)
+
+
+def package_from_checkpoint(path: Path, folder: Path | None = None) -> Package:
+    """Read a checkpoint and, if a folder is given, the package's other files in it."""
+    if not path.is_file():
+        raise ExportError(f"no checkpoint at {path}")
+    documents = documents_from_folder(folder) if folder else Documents()
+    checkpoint = checkpoint_from_file(path, documents.eps)
+    parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    frame = trained_frame(documents.config, checkpoint.convention)
+    return Package(
+        folder=folder or path.parent,
+        architecture=checkpoint.architecture,
+        weights=checkpoint.weights,
+        convention=checkpoint.convention,
+        place=checkpoint.place,
+        frame=frame,
+        training_info=documents.training_info,
+        remarks=(
+            *checkpoint.remarks,
+            *documents.remarks,
+            *disagreements(documents, checkpoint.architecture, parameters),
+            *_progress_remarks(documents.training_info, checkpoint),
+            *([frame.remark] if frame.remark else []),
+        ),
+    )
+
+
+def network_from_package(package: Package) -> Restormer:
+    """Build the network with the package's weights, float32, in evaluation mode."""
+    network = Restormer(package.architecture)
+    network.load_state_dict({name: tensor.float() for name, tensor in package.weights.items()})
+    return network.eval()
+
+
+def _progress_remarks(training_info: Flat, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield what training_info.json says of the run and the checkpoint itself says otherwise."""
+    for name in ("epoch", "val_l1"):
+        claim, fact = training_info.get(name), checkpoint.scalars.get(name)
+        if (
+            isinstance(claim, int | float)
+            and isinstance(fact, int | float)
+            and not math.isclose(claim, fact, rel_tol=1e-6)
+        ):
+            yield f"training_info.json says {name} = {claim}, the checkpoint says {fact}"

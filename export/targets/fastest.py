@@ -1,0 +1,65 @@
+"""Which precision is fastest on this processor: measured, because it depends on what its arithmetic units execute.
+
+bfloat16 is where there are AMX tiles or AVX512_BF16, INT8 may be where there is only VNNI, and float32 is all there is
+on AVX2. Whether the fastest is also faithful enough is the fidelity gate's to say, when it is built.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from export.network import int8
+from export.network.cpu_form import cpu_graph
+from export.network.graph import onnx_bytes
+from export.network.rewrites import rewritten
+from export.package.model_package import network_from_package, package_from_folder
+from export.precision import PRECISIONS
+from export.progress import say, step
+from export.targets import cpu
+from imaging import SIDE
+
+ROUNDS = 5
+
+
+def fastest_first(package: Path) -> list[str]:
+    """The precisions that this processor executes, the fastest for the package's network first; says the figures."""
+    reasons = {name: cpu.why_not(precision) for name, precision in PRECISIONS.items()}
+    names = [name for name, reason in reasons.items() if not reason]
+    for name, reason in reasons.items():
+        if reason:
+            say(f"PRECISION=auto: not {name}: {reason}")
+    if len(names) == 1:
+        say(f"PRECISION=auto: {names[0]}, the only one left to this CPU")
+        return names
+    seconds = _seconds(package, names)
+    for name, median in sorted(seconds.items(), key=lambda item: item[1]):
+        say(f"PRECISION=auto: {name} takes {median:.3f} s an image")
+    return sorted(seconds, key=lambda name: seconds[name])
+
+
+def _seconds(package: Path, names: list[str]) -> dict[str, float]:
+    """Median seconds an image, all in turns so that a drift of the machine hits them alike."""
+    ready = rewritten(network_from_package(package_from_folder(package)))
+    image = np.random.default_rng(0).random((1, 3, SIDE, SIDE), np.float32)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    with step(f"timing {', '.join(names)}"), tempfile.TemporaryDirectory() as folder:
+        models = {"": cpu_graph(ready)}
+        if "int8" in names:  # the scales are of no importance to the speed
+            models["int8"] = cpu_graph(ready, dict.fromkeys(int8.candidates(ready), 1.0))
+        runners = {}
+        for name in names:
+            path = Path(folder, f"{name}.onnx")
+            path.write_bytes(onnx_bytes(models.get(name, models[""])))
+            runners[name] = cpu.runner(cpu.compiled(path, cpu.settings(PRECISIONS[name])))
+        for turn in range(ROUNDS + 1):
+            for name, run in runners.items():
+                began = time.perf_counter()
+                run(image)
+                if turn:  # the first warms up
+                    found[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in found.items()}
