@@ -110,7 +110,7 @@ demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance dem
 		-- $(SERVER_FLAGS)
 
 test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
-	@$(BUILD) -m pytest
+	@$(BUILD) -m pytest --numprocesses 2 --dist loadgroup
 
 ##@ Engines
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: install TensorRT and onnxruntime-gpu

@@ -76,6 +76,13 @@ def _published(path: str, names: list[str]) -> list[str]:
     return [n for n in names if n == "__pycache__" or (is_restormer and (n[0].isdigit() or n.startswith(".")))]
 
 
+def pytest_collection_modifyitems(items):
+    """Give tests that share an expensive fixture to one worker, so that each is made once: `make test` runs two."""
+    for item in items:
+        shared = next((name for name in ("repository", "published") if name in item.fixturenames), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory) -> Path:
     """A model repository with the demo package's float32 engine."""
