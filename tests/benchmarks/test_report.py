@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks.report import page as report
 from benchmarks.report import performance, plots
 
 ROOT = Path(__file__).parents[2]
