@@ -9,8 +9,14 @@ import pytest
 from operations import command_line
 from tests.conftest import ROOT, bare_repository
 
-MODULES = ("bulk", "canary", "client", "core", "imaging", "layers", "load", "pipeline", "rolling")
-MODULES += ("roofline", "transfer", "tune", "verify_gpu")
+BULK, LOAD, PIPELINE, TUNE = (
+    "benchmarks.pipeline.bulk", "tests.acceptance.load", "benchmarks.pipeline.pipeline", "operations.tune"
+)  # fmt: skip
+MODULES = (
+    BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.layers", "benchmarks.network.roofline",
+    "benchmarks.pipeline.client", "benchmarks.pipeline.frame", "benchmarks.pipeline.imaging",
+    "benchmarks.pipeline.transfer", "operations.canary", "operations.verify_gpu", "tests.acceptance.rolling",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def ended(monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            importlib.import_module(f"benchmarks.{module}").main()
+            importlib.import_module(module).main()
         printed = capsys.readouterr()
         assert not printed.out
         if isinstance(end.value.code, str):
@@ -37,18 +43,18 @@ NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
 @pytest.mark.parametrize(
     ("module", "options", "status", "words"),
     [
-        ("bulk", ["--photos", "docs/none"], 1, NO_PHOTOS),
-        ("load", ["--photos", "docs/none"], 1, NO_PHOTOS),
-        ("pipeline", ["--perf-analyzer", "no-such-program"], 1, "pip install perf-analyzer"),
-        ("pipeline", ["--perf-analyzer", "true", "--photos", "docs/none"], 1, NO_PHOTOS),
-        ("pipeline", ["--concurrency", "1,x"], 2, "--concurrency"),
-        ("pipeline", ["--rates", "0"], 2, "numbers above zero"),
-        ("pipeline", ["--rounds", "0"], 2, "--rounds: 1 or more"),
-        ("tune", [], 2, "--slo-p99-ms"),
-        ("tune", ["--slo-p99-ms", "0"], 2, "above 0"),
-        ("tune", ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, NO_PHOTOS),
+        (BULK, ["--photos", "docs/none"], 1, NO_PHOTOS),
+        (LOAD, ["--photos", "docs/none"], 1, NO_PHOTOS),
+        (PIPELINE, ["--perf-analyzer", "no-such-program"], 1, "pip install perf-analyzer"),
+        (PIPELINE, ["--perf-analyzer", "true", "--photos", "docs/none"], 1, NO_PHOTOS),
+        (PIPELINE, ["--concurrency", "1,x"], 2, "--concurrency"),
+        (PIPELINE, ["--rates", "0"], 2, "numbers above zero"),
+        (PIPELINE, ["--rounds", "0"], 2, "--rounds: 1 or more"),
+        (TUNE, [], 2, "--slo-p99-ms"),
+        (TUNE, ["--slo-p99-ms", "0"], 2, "above 0"),
+        (TUNE, ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, NO_PHOTOS),
         (
-            "tune",
+            TUNE,
             ["--slo-p99-ms", "100", "--repository", "docs"],
             1,
             "no engine in docs/restormer: make engine PRECISION=fp32",
@@ -57,7 +63,7 @@ NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
 )
 def test_bad_options_end_in_one_line_and_write_nothing(module, options, status, words, ended, tmp_path):
     files = ["--record", tmp_path / "record.json"]
-    files += ["--output", tmp_path / "tuned.env"] if module == "tune" else []
+    files += ["--output", tmp_path / "tuned.env"] if module == TUNE else []
     found, said = ended(module, *options, *files)
     assert found == status
     assert words in said
@@ -67,7 +73,7 @@ def test_bad_options_end_in_one_line_and_write_nothing(module, options, status, 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(module, ended):
-    required = {"tune": ["--slo-p99-ms", "100"]}.get(module, [])
+    required = {TUNE: ["--slo-p99-ms", "100"]}.get(module, [])
     for record, words in (
         ("docs", "docs is a folder: name a file"),
         ("/dev/null", "/dev/null is no file: name a file"),
@@ -80,14 +86,14 @@ def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(
 
 
 def test_the_file_of_the_settings_is_refused_likewise(ended):
-    status, said = ended("tune", "--slo-p99-ms", "100", "--output", "docs")
+    status, said = ended(TUNE, "--slo-p99-ms", "100", "--output", "docs")
     assert status == 2
     assert said.endswith("--output: docs is a folder: name a file")
 
 
 def test_without_an_engine_it_says_which_command_makes_one_and_writes_nothing(ended, tmp_path):
     models, record = bare_repository(tmp_path / "models"), tmp_path / "record.json"
-    status, said = ended("tune", "--slo-p99-ms", "100", "--repository", models, "--record", record)
+    status, said = ended(TUNE, "--slo-p99-ms", "100", "--repository", models, "--record", record)
     assert status
     assert "make engine" in said
     assert "\n" not in said
