@@ -69,14 +69,15 @@ def config(settings: Settings, model: Path) -> Any:
     made = read_config(on_cpu if hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt")
     if model.name in WORK_MS:
         _instance_group(made).count = instances(settings)[model.name]
-    if model.name == "preprocess" and "ahead" in made.parameters:
-        core = config(settings, settings.repository / CORE)
-        room = core.dynamic_batching.default_queue_policy.max_queue_size
-        ahead = _instance_group(core).count + min(_instance_group(made).count - 1, room)
-        made.parameters["ahead"].string_value = str(ahead)
     if model.name == CORE:
         _configure_core(made, settings)
     return made
+
+
+def rate_limits(settings: Settings) -> dict[str, int]:
+    """Return the rate limiter's resources that the network's config names, one for each instance; on a GPU none."""
+    group = _instance_group(config(settings, settings.repository / CORE))
+    return {resource.name: group.count for resource in group.rate_limiter.resources}
 
 
 def _configure_core(made: Any, settings: Settings) -> None:

@@ -80,7 +80,7 @@ def prepare(settings: Settings) -> list[str]:
     if not settings.triton:
         assemble_backends(settings)
     known = machine.options(settings.binary, environment(settings))
-    return settings.flags(preflight.admin_key(settings), known)
+    return settings.flags(preflight.admin_key(settings), known, served.rate_limits(settings))
 
 
 def refresh(settings: Settings) -> None:

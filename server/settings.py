@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,14 @@ class Settings:
         }
         return {**ports, "http-port": (self.address, self.http_port)} if self.http_port else ports
 
-    def flags(self, key: str, known: Collection[str]) -> list[str]:
+    def flags(self, key: str, known: Collection[str], rate_limits: Mapping[str, int]) -> list[str]:
         """Triton's command line. Every flag in this project is in this list.
 
         ``key`` opens the restricted groups. ``known`` are the options this Triton has: what only newer ones know is
-        left out for the others.
+        left out for the others. ``rate_limits`` are the rate limiter's resources; it stays off without any.
         """
-        return [str(self.binary.absolute()), *self._always(), *self._chosen(key), *self._newer(known)]
+        flags = [*self._always(), *self._chosen(key), *_limited(rate_limits), *self._newer(known)]
+        return [str(self.binary.absolute()), *flags]
 
     def _always(self) -> Iterator[str]:
         yield f"--model-repository={self.served.absolute()}"
@@ -184,6 +185,13 @@ class Settings:
         # Photographs go by gRPC in one piece; HTTP is for health and for trying out, at most max_bytes of the configs.
         if self.http_port and "http-max-input-size" in known:
             yield "--http-max-input-size=200000000"
+
+
+def _limited(resources: Mapping[str, int]) -> Iterator[str]:
+    if resources:
+        yield "--rate-limit=execution_count"
+    for name, count in resources.items():
+        yield f"--rate-limit-resource={name}:{count}"
 
 
 def _bracketed(address: str) -> str:

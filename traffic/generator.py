@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,16 +159,6 @@ def with_identity(repository: Path, name: str) -> Iterator[Path]:
         config = models / name / "config.pbtxt"
         config.write_text(config.read_text(encoding="utf-8").replace('name: "identity"', f'name: "{name}"', 1))
         yield models
-
-
-def worked_us(grown: Mapping[tuple[str, str], float], model: str) -> float:
-    """Microseconds that a model worked, by what its counters have grown.
-
-    Of preprocess by its adapter: Triton takes the pauses of imaging/pace.py for work.
-    """
-    if model == "preprocess":
-        return 1e3 * grown.get((model, "photograph_ms_sum"), 0.0)
-    return grown.get((model, "compute_infer_duration_us"), 0.0)
 
 
 def kill(pid: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.network import core
 from benchmarks.report import plots
-from imaging.pace import POLL
 from operations.circumstances import is_noisy
 
 #: What a record of the core has to have for the comparison on a GPU to be whole.
@@ -278,8 +277,7 @@ def waiting_sentence(document: Document) -> str | None:
         return None
     return (
         f"Served, preprocess takes {significant(more)} ms more, {more * document['reached'] / 1e3:.1%} of a core: "
-        f"copies from and to Triton, and while the network is at work {1 / POLL:.0f} looks a second whether that has "
-        "ended, so that nobody is prepared who would wait in vain (`imaging/pace.py`)."
+        "copies from and to Triton."
     )
 
 

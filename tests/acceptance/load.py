@@ -3,13 +3,13 @@
 The physics first. A server that does C photographs a second and is sent 4C has to turn three of four away. Whoever is
 turned away should know at once (his queue was full), whoever is taken should be done within what the queue holds, and
 turning away must not cost so much that fewer than C are done. In numbers, with Q who may wait as files in the queue or
-in preprocess's hands, and A who are on their way through the network:
+are taken by preprocess, and A who are in the network:
 
-    goodput                 >= 0.95 C
-    a rejection             < 50 ms at the median
+    goodput                 >= 0.88 C
+    a rejection             < 10 ms at the median
     an accepted photograph  <= (Q + A) / goodput + idle p99, 99 of 100 times
     memory                  flat: the last quarter within 5 % of the second
-    somebody waiting        <= idle p99 + two batch times, 99 of 100 times, while bulk keeps the network busy
+    somebody waiting        <= idle p99 + three batch times, 99 of 100 times, while bulk keeps the network busy
 
 C is measured in a closed loop with the same photographs on the same server. A shared machine's speed drifts by more
 within a minute than the goal leaves, so short stretches of both take turns, and the sums count: `PAIRS` times a closed
@@ -24,7 +24,6 @@ import argparse
 import asyncio
 import hashlib
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from typing import Any
 
 from export.machine import cpu_name
 from operations.command_line import add_record, earlier, finish, jpegs, say
+from server.assemble import read_config
 from tests.acceptance import faults
 from traffic.generator import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
 from traffic.generator import throughput as done_a_second
@@ -166,32 +166,28 @@ def goals_of(found: dict[str, Any], waiting: int) -> list[Goal]:
     capacity, goodput = (sum(each) for each in zip(*found["pairs"], strict=True))
     within = waiting / flood["goodput"] + idle["p99"]
     return [
-        Goal("goodput at four times the capacity, of the capacity", goodput / capacity, 0.95, at_least=True),
-        Goal("a rejection at the median, s", flood["rejected_p50"], 0.05),
+        Goal("goodput at four times the capacity, of the capacity", goodput / capacity, 0.88, at_least=True),
+        Goal("a rejection at the median, s", flood["rejected_p50"], 0.01),
         Goal("an accepted photograph, 99 of 100, s", flood["p99"], within),
         Goal("memory, last quarter over second", last / second, 1.05),
         Goal("failed for another reason", flood["failed"], 0),
         Goal(
             "somebody waiting beside bulk, 99 of 100, s",
             found["waiting"]["p99"],
-            idle["p99"] + 2 * found["batch_seconds"],
+            idle["p99"] + 3 * found["batch_seconds"],
         ),
     ]
 
 
 def queue_of(repository: Path, config: str = QUEUE_CONFIG) -> int:
-    """How many of level 1 may wait at a model, by its config."""
-    return int(re.findall(r"max_queue_size: (\d+)", (repository / config).read_text(encoding="utf-8"))[0])
+    """Return how many requests of level 1 a model's queue holds, by its config."""
+    return int(read_config(repository / config).dynamic_batching.default_queue_policy.max_queue_size)
 
 
 def waiting_of(repository: Path) -> int:
-    """How many of level 1 may be on their way through the network: queued, in preprocess's hands, and prepared."""
-    text = (repository / QUEUE_CONFIG).read_text(encoding="utf-8")
-    hands, ahead = (
-        int(re.findall(found, text)[0])
-        for found in (r"kind: KIND_CPU count: (\d+)", r'key: "ahead" value: { string_value: "(\d+)')
-    )
-    return queue_of(repository) + hands + ahead
+    """Return how many requests of level 1 may be in flight: queued, taken by preprocess, and in the network."""
+    taken = (read_config(repository / name).instance_group[0].count for name in (QUEUE_CONFIG, CORE_CONFIG))
+    return queue_of(repository) + sum(taken)
 
 
 def config_sha256(repository: Path) -> str:

@@ -111,7 +111,7 @@ def test_the_thresholds_are_those_of_the_queues():
     """Two full batches of a GPU; half of what one level of a CPU's queue holds."""
     batch = int(re.search(r"^max_batch_size: (\d+)", config("restormer"), re.MULTILINE)[1])
     assert int(trigger("gpu", "waiting")["metadata"]["threshold"]) == 2 * batch
-    cpu = reachable(config("preprocess", "configs/cpu.pbtxt"))  # where they wait (imaging/pace.py)
+    cpu = reachable(config("preprocess", "configs/cpu.pbtxt"))  # the queue in which they wait
     assert int(trigger("cpu", "waiting")["metadata"]["threshold"]) == cpu // 2
     for overlay in OVERLAYS:
         assert trigger(overlay, "waiting")["metricType"] == "AverageValue"

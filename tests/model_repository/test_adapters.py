@@ -8,8 +8,6 @@ import asyncio
 import json
 import runpy
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pytest
 from restormer_client import errors
 
 from imaging import SIDE
-from imaging.pace import Pace
 from imaging.watch import OUTCOMES, memory
 from tests.photographs import encoded, opened, pixels
 from traffic import generator as traffic
@@ -89,41 +86,29 @@ def outcomes(model):
 
 
 @pytest.fixture
-def adapter(monkeypatch, tmp_path):
+def adapter(monkeypatch):
     """The model class of a version folder, with Triton's module stood in for."""
     module = types.ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
     module.MetricFamily = MetricFamily
     module.get_input_tensor_by_name = lambda request, name: Tensor(name, request[name])
     module.get_output_tensor_by_name = lambda response, name: response.tensors[0]
-    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     module.PreferredMemory, module.TRITONSERVER_MEMORY_CPU = str, "CPU"
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    (tmp_path / "served").mkdir()
 
     def load(name, **parameters):
         model = runpy.run_path(str(REPOSITORY / name / "1/model.py"))["TritonPythonModel"]()
-        model.initialize(arguments({**LIMITS, **parameters}, tmp_path / "served" / name))
+        model.initialize(arguments({**LIMITS, **parameters}))
         return model
 
     return load
 
 
-def arguments(parameters, folder):
+def arguments(parameters):
     """What Triton hands to ``initialize``."""
     return {
-        "model_name": "a model", "model_version": "1", "model_repository": str(folder),
-        "model_config": json.dumps({"parameters": parameters}),
+        "model_name": "a model", "model_version": "1", "model_config": json.dumps({"parameters": parameters})
     }  # fmt: skip
-
-
-def answers(model, requests):
-    """What became of each request: sent off by itself, once and finally, or returned in the requests' order."""
-    returned = model.execute(requests)
-    if returned is not None:
-        return returned
-    assert [request.flags for request in requests] == [["final"]] * len(requests)
-    return [request.sent[0] for request in requests]
 
 
 class Request(dict):
@@ -133,20 +118,13 @@ class Request(dict):
 
     def __init__(self, tensors, parameters):
         super().__init__(tensors)
-        self.given, self.sent, self.flags = parameters, [], []
+        self.given = parameters
 
     def is_cancelled(self):
         return self.gone
 
     def parameters(self):
         return json.dumps(self.given)
-
-    def get_response_sender(self):
-        return self
-
-    def send(self, response, flags):
-        self.sent.append(response)
-        self.flags.append(flags)
 
 
 def request_for(*files, **parameters):
@@ -162,7 +140,7 @@ def test_a_bad_photograph_fails_its_own_request_alone(adapter, name):
         request_for(good), request_for(b"a letter"), request_for(good, good), request_for(good, b""),
         request_for(good, strength=2), request_for(good, strength="0.5"),
     ]  # fmt: skip
-    responses = answers(adapter(name), batch)
+    responses = adapter(name).execute(batch)
     assert [response.error is None for response in responses] == [True, False, True, False, False, True]
     assert all(r.error.code == TritonError.INVALID_ARG for r in responses if r.error)
     assert [len(r.tensors[0].as_numpy()) for r in responses if not r.error] == [1, 2, 1]
@@ -181,7 +159,7 @@ def test_the_histogram_is_of_photographs_that_were_worked_on(adapter, name):
 def test_a_surprise_fails_its_own_request_alone(adapter, name):
     good = encoded(pixels(60, 80))
     model = adapter(name)
-    responses = answers(model, [request_for(good), Request({**request_for(good), "IMAGE": np.array([[7]])}, {})])
+    responses = model.execute([request_for(good), Request({**request_for(good), "IMAGE": np.array([[7]])}, {})])
     assert responses[0].error is None
     assert responses[1].error is not None
     assert outcomes(model) == {"done": 1, "internal": 1}
@@ -189,58 +167,13 @@ def test_a_surprise_fails_its_own_request_alone(adapter, name):
 
 def test_limits_are_those_of_the_configuration(adapter):
     model = adapter("preprocess", max_pixels={"string_value": "4799"})
-    (response,) = answers(model, [request_for(encoded(pixels(60, 80)))])
+    (response,) = model.execute([request_for(encoded(pixels(60, 80)))])
     assert "80x60 pixels; at most 4,799" in str(response.error)
-
-
-@pytest.fixture
-def network(tmp_path):
-    """The network of `adapter`'s folder, whose last run took a minute."""
-    network = Pace(tmp_path / "served")
-    network._note(time.time() - 100, 60)
-    return network
-
-
-def test_preprocess_answers_before_it_rests(adapter, network):
-    """One photograph is on its way and another worked on, and the end is far: the answers are out, and it rests."""
-    model = adapter("preprocess", ahead={"string_value": "2"})
-    requests = [request_for(encoded(pixels(60, 80))), request_for(b"a letter"), request_for(encoded(pixels(60, 80)))]
-    executing = threading.Thread(target=model.execute, args=[requests])
-    with network.working():
-        executing.start()
-        wait_until(lambda: all(request.sent for request in requests))
-        executing.join(0.2)
-        assert executing.is_alive()
-    executing.join(10)
-    assert not executing.is_alive()
-
-
-def test_preprocess_begins_when_the_network_has_ended(adapter, network):
-    """It took the next too early, or nobody knows how long the network takes: it decodes nothing before the end."""
-    model = adapter("preprocess", ahead={"string_value": "1"})
-    model.pace.prepared()
-    request = request_for(encoded(pixels(60, 80)))
-    executing = threading.Thread(target=model.execute, args=[[request]])
-    with network.working():
-        executing.start()
-        executing.join(0.3)
-        assert executing.is_alive()
-        assert not request.sent
-    executing.join(10)
-    assert request.sent
-    assert outcomes(model) == {"done": 1}
 
 
 def test_what_postprocess_returns_is_a_photograph(adapter):
     (response,) = adapter("postprocess").execute([request_for(encoded(pixels(60, 80)))])
     assert opened(response.tensors[0].as_numpy()[0, 0]).size == (80, 60)
-
-
-def wait_until(true, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert true()
 
 
 class Network:

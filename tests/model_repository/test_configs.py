@@ -232,8 +232,21 @@ def test_preprocess_on_a_cpu_differs_only_in_who_waits_there():
         loaded.instance_group[0].count = 1
         for policy in policies(loaded).values():
             policy.max_queue_size = policy.default_timeout_microseconds = 1
-    del local.parameters["ahead"]
+    local.instance_group[0].ClearField("rate_limiter")
     assert usual == local
+
+
+def test_preprocess_and_the_network_take_turns_on_a_cpu_host_only():
+    """Both hold the same resource, and a prepared photograph goes on before the next is decoded."""
+    prepares, core = (
+        config(f"{name}/configs/cpu.pbtxt").instance_group[0].rate_limiter for name in ("preprocess", "restormer")
+    )
+    assert prepares.resources == core.resources
+    assert [resource.count for resource in core.resources] == [1]
+    assert core.priority < prepares.priority
+    for path in CONFIGS:
+        if path.stem != "cpu":
+            assert not any(group.HasField("rate_limiter") for group in parsed(path).instance_group)
 
 
 def test_backpressure_ends_at_preprocess():

@@ -28,8 +28,8 @@ TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
 NEWEST = frozenset({"allow-client-shm", "http-max-input-size"})
 
 
-def flags(known=(), **options):
-    return Settings(**options).flags("the-key", known)
+def flags(known=(), rate_limits=(), **options):
+    return Settings(**options).flags("the-key", known, dict(rate_limits))
 
 
 def test_unless_told_otherwise_everything_is_loopback_and_closed():
@@ -74,8 +74,8 @@ def test_the_local_triton_knows_every_flag_it_is_given(tmp_path):
     known = machine.options(TRITON, environment(Settings()))
     pem = tmp_path / "a.pem"
     everything = flags(
-        known, tls_cert=pem, tls_key=pem, tls_ca=pem, http_port=8000, control="explicit", trace="http://c", cache_mb=1,
-        grpc_connection_age=1,
+        known, {"cores": 1}, tls_cert=pem, tls_key=pem, tls_ca=pem, http_port=8000, control="explicit",
+        trace="http://c", cache_mb=1, grpc_connection_age=1,
     )  # fmt: skip
     assert len(known) > 80
     assert {flag.removeprefix("--").split("=")[0] for flag in everything[1:]} <= known
@@ -329,11 +329,21 @@ def test_auto_serves_the_values_of_the_gpus_that_are_visible(gpu_host, monkeypat
         assert served_core(triton=nvidias) == served_core(hardware=hardware)
 
 
-def test_one_more_is_prepared_for_each_further_process_within_the_networks_queue():
-    for prepare, core, ahead in ((1, 0, 1), (1, 1, 1), (4, 0, 4), (3, 2, 4), (9, 0, 5)):
-        made = config("preprocess", hardware="cpu", preprocess_instances=prepare, core_instances=core)
-        assert made.parameters["ahead"].string_value == str(ahead)
-    assert "ahead" not in config("preprocess", hardware="h100").parameters
+def rate_limits(**options):
+    return served.rate_limits(Settings(repository=REPOSITORY, **options))
+
+
+def test_the_rate_limiter_has_a_resource_for_each_instance_of_a_cpus_network():
+    assert rate_limits(hardware="cpu") == {"cores": 1}
+    assert rate_limits(hardware="cpu", core_instances=3) == {"cores": 3}
+    limited = set(flags(rate_limits={"cores": 3})) - set(flags())
+    assert limited == {"--rate-limit=execution_count", "--rate-limit-resource=cores:3"}
+
+
+@pytest.mark.parametrize("hardware", [name for name in HARDWARE if name not in ("auto", "cpu")])
+def test_a_gpu_host_starts_without_the_rate_limiter(hardware):
+    assert rate_limits(hardware=hardware) == {}
+    assert not [flag for flag in flags() if flag.startswith("--rate-limit")]
 
 
 def test_the_cache_is_restormers_alone():

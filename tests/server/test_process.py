@@ -74,8 +74,11 @@ def test_a_start_waits_while_another_changes_the_state_folder(tmp_path):
 
 def test_a_new_server_is_not_healthy_because_the_last_was(repository, tmp_path):
     (tmp_path / "healthy").write_text("{}")
-    process.prepare(Settings(repository=repository, state=tmp_path, hardware="cpu", wheel=ROOT / ".envs/triton"))
+    command = process.prepare(
+        Settings(repository=repository, state=tmp_path, hardware="cpu", wheel=ROOT / ".envs/triton")
+    )
     assert not (tmp_path / "healthy").exists()
+    assert "--rate-limit-resource=cores:1" in command
 
 
 def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):

@@ -14,6 +14,24 @@ from tests.conftest import ROOT
 from traffic.generator import Server, served
 
 PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
+#: A model that breaks on white photographs, and otherwise notes that it has begun and runs the published one.
+BREAKING = """
+import runpy
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+Published = runpy.run_path(str(Path(__file__).with_name("network.py")))["TritonPythonModel"]
+
+
+class TritonPythonModel(Published):
+    def execute(self, requests):
+        for request in requests:
+            if pb_utils.get_input_tensor_by_name(request, "input").as_numpy().min() == 1:
+                raise RuntimeError("the engine fails")
+        Path({begun!r}).touch()
+        return super().execute(requests)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +45,8 @@ def server(triton, begun, tmp_path_factory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("breaking") / "models"
     shutil.copytree(triton.repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     model = models / "restormer/1/model.py"
-    line = "        with self._pace.working():\n"
-    code = model.read_text(encoding="utf-8")
-    assert code.count(line) == 1
-    broken = "        if images.min() == 1:\n            raise RuntimeError('the engine fails')\n"
-    begins = f"            open({str(begun)!r}, 'w').close()\n"
-    model.write_text(code.replace(line, broken + line + begins), encoding="utf-8")
+    model.rename(model.with_name("network.py"))
+    model.write_text(BREAKING.format(begun=str(begun)), encoding="utf-8")
     with served(models) as running:
         yield running
 

@@ -7,7 +7,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from imaging import InvalidRequest, Limits, Options, prepared
-from imaging.pace import Pace
 from imaging.watch import Watch
 
 
@@ -15,21 +14,9 @@ class TritonPythonModel:
     def initialize(self, args):
         self.limits = Limits.parsed(args["model_config"])
         self.watch = Watch(pb_utils.MetricFamily, args)
-        ahead = json.loads(args["model_config"])["parameters"].get("ahead")  # on a CPU host
-        self.ahead = int(ahead["string_value"]) if ahead else None
-        self.pace = Pace.beside(args["model_repository"]) if ahead else None
 
     def execute(self, requests):
-        # Each is sent off at once, so that this process can rest with nobody in its hands.
-        for request in requests:
-            if self.pace:
-                self.pace.pause(self.ahead)
-            response = self._response(request)
-            if self.pace and not response.has_error():
-                self.pace.prepared()
-            request.get_response_sender().send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        if self.pace:
-            self.pace.rest(self.ahead)
+        return [self._response(request) for request in requests]
 
     def _response(self, request):
         started = time.perf_counter()
