@@ -4,7 +4,7 @@ Build first, each into a version of its own::
 
     make engine PRECISION=fp32 VERSION=1   # then bf16, fp16 and int8 as versions 2, 3 and 4
 
-and run this; ``python -m demo.table`` then writes the table of docs/fidelity.md.
+and run this; ``make report`` then writes the table of docs/fidelity.md.
 """
 
 from __future__ import annotations

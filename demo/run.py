@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--package", type=Path, default=DEMO / "package", help="package of the engine that is served")
     parser.add_argument("--pairs", type=Path, default=DEMO / "test.jsonl", help="pairs to evaluate on")
     parser.add_argument("--output", type=Path, default=Path("out"))
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures for demo.table")
+    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures for `make report`")
     parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -193,7 +193,7 @@ def totals(shown: list[Shown], seconds: float, precision: str, version: str) -> 
 
 
 def record(path: Path, figures: dict[str, object], engine: dict, shown: list[Shown]) -> None:
-    """Adds the figures of this precision to the JSON file, for ``demo.table``."""
+    """Adds the figures of this precision to the JSON file, for ``make report``."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     decisive = engine["fidelity"]["decided_by"]
     rung = next(rung for rung in engine["fidelity"]["ladder"] if rung["rung"] == decisive)

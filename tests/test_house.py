@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import tables as figures
-from demo import table
 from server.settings import Settings
 from tests.acceptance import load
 
@@ -105,18 +104,6 @@ def test_the_file_tree_of_the_readme_is_there_and_complete():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in tracked.splitlines()}
     assert named == top - {".gitignore", ".dockerignore"}
-
-
-@pytest.mark.parametrize("name", table.PAGES)
-def test_the_tables_of_the_demos_pages_are_the_measured_ones(name):
-    page = (ROOT / name).read_text(encoding="utf-8")
-    assert page == table.filled(page, table.PAGES[name]), ".envs/build/bin/python -m demo.table"
-
-
-@pytest.mark.parametrize("page", ["", "<!-- table: a -->", "<!-- end: a --><!-- table: a -->"])
-def test_a_page_without_markers_is_not_filled(page):
-    with pytest.raises(ValueError, match="found 0"):
-        table.filled(page, {"a": lambda: "| 1 |"})
 
 
 def markdown():

@@ -17,7 +17,9 @@ import jinja2
 
 from benchmarks.report import performance, plots
 from benchmarks.report.performance import Document
+from demo.table import PAGES
 from export.files import write_bytes
+from export.markdown import filled
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -104,7 +106,9 @@ def main() -> None:
         found = records(arguments.results)
         files = {f"docs/plots/{name}": made for name, made in drawn(found).items()}
         files["docs/performance.md"] = page(found).encode()
-    except (ReportError, OSError) as error:
+        for name, tables in PAGES.items():
+            files[name] = filled((ROOT / name).read_text(encoding="utf-8"), tables).encode()
+    except (ReportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     for name, made in files.items():
         write_bytes(arguments.root / name, made)

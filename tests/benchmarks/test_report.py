@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.report import page as report
 from benchmarks.report import performance, plots
+from demo.table import PAGES
+from export.markdown import filled
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,12 @@ def drawn(recorded):
 
 def test_the_page_is_what_the_report_makes_of_the_recorded_runs(recorded):
     assert (ROOT / "docs/performance.md").read_text(encoding="utf-8") == report.page(recorded), "make report"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_tables_of_a_page_are_those_of_the_records(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert page == filled(page, PAGES[name]), "make report"
 
 
 def test_the_plots_are_what_the_report_draws_of_the_recorded_runs(drawn):
