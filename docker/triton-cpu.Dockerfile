@@ -27,7 +27,7 @@ RUN --mount=type=bind,target=/src \
  && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_plugin.so cache.json \
     libopenvino_tensorflow*_frontend.so* libopenvino_pytorch_frontend.so* libopenvino_paddle_frontend.so* \
     libopenvino_jax_frontend.so* libopenvino_gguf_frontend.so* \
- && cd / && /opt/venv/bin/python -c "import imaging" && /opt/venv/bin/python -c "import openvino, restormer_client, server"
+ && cd / && /opt/venv/bin/python -c "import adapters, imaging" && /opt/venv/bin/python -c "import openvino, restormer_client, server"
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -16,7 +16,7 @@ RUN --mount=type=bind,target=/src \
  && install="python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --quiet" \
  && $install -r /src/requirements/server-gpu.txt \
  && cp -r /src /tmp/src && $install --no-deps /tmp/src /tmp/src/client && rm -rf /tmp/src \
- && cd / && /opt/venv/bin/python -c "import imaging" && /opt/venv/bin/python -c "import restormer_client, server"
+ && cd / && /opt/venv/bin/python -c "import adapters, imaging" && /opt/venv/bin/python -c "import restormer_client, server"
 
 # PATH: the Python backend's stub takes the environment whose bin is first on it.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from imaging.arrays import Pixels
@@ -16,12 +15,6 @@ class Limits:
 
     pixels: int = 100_000_000
     bytes: int = 200_000_000
-
-    @classmethod
-    def parsed(cls, model_config: str) -> Limits:
-        """From the parameters ``max_pixels`` and ``max_bytes`` of a Triton model's configuration, as JSON."""
-        parameters = json.loads(model_config)["parameters"]
-        return cls(**{name: int(parameters[f"max_{name}"]["string_value"]) for name in ("pixels", "bytes")})
 
 
 LIMITS = Limits()

@@ -15,6 +15,7 @@ from tests.acceptance import load
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
+    "adapters",
     "bulk",
     "export",
     "imaging",
@@ -29,11 +30,13 @@ ROOMS = {
 #: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
 FORBIDDEN = {
     # tritonclient is allowed: the ladder's last rung asks a real Triton (export/triton.py).
-    "export": {"server", "restormer_client", "demo", "benchmarks", "operations", "traffic", "tests"},
+    "export": {"adapters", "server", "restormer_client", "demo", "benchmarks", "operations", "traffic", "tests"},
     "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
+    "adapters": (ROOMS - {"adapters", "imaging"})
+    | {"torch", "openvino", "tritonclient", "triton_python_backend_utils"},
     "server": (ROOMS - {"server"}) | {"torch", "numpy"},
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
-    "model_repository": (ROOMS - {"imaging"}) | {"torch", "tritonclient"},
+    "model_repository": (ROOMS - {"adapters", "imaging"}) | {"torch", "tritonclient"},
     "demo": {"server", "benchmarks", "operations", "tests"},
     "traffic": {"demo", "benchmarks", "operations", "tests"},
     "operations": {"demo", "benchmarks", "tests"},

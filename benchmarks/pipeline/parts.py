@@ -15,7 +15,6 @@ import os
 import runpy
 import subprocess
 import sys
-import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -133,8 +132,7 @@ def adapter(repository: Path, instances: int = 1) -> Any:
         "model_config": json.dumps({"instance_group": [{"count": instances}]}),
         "model_name": CORE, "model_version": str(version),
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:  # what it shares with nobody here it keeps open
-        model.initialize({**arguments, "model_repository": f"{folder}/{CORE}"})
+    model.initialize(arguments)
     return model
 
 

@@ -58,7 +58,7 @@ def named(dockerfile):
 def test_an_image_gets_what_it_installs(dockerfile):
     patterns = patterns_of(dockerfile)
     wanted = tracked([*packaged("."), *packaged("client"), *named(dockerfile)])
-    assert {"requirements", "imaging", "client"} <= {path.split("/")[0] for path in wanted}
+    assert {"requirements", "adapters", "imaging", "client"} <= {path.split("/")[0] for path in wanted}
     assert [path for path in wanted if not is_sent(path, patterns)] == []
 
 

@@ -9,6 +9,7 @@ from google.protobuf import text_format
 from restormer_client import calls
 from tritonclient.grpc import model_config_pb2
 
+from adapters.requests import limits_from_parameters
 from export import machine
 from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
@@ -184,9 +185,8 @@ def test_the_client_speaks_the_ensembles_names():
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance_tiled"])
 def test_limits_are_the_same_everywhere(name):
-    parameters = {k: v.string_value for k, v in config(name).parameters.items()}
-    found = Limits.parsed(json.dumps({"parameters": {k: {"string_value": v} for k, v in parameters.items()}}))
-    assert found == Limits()
+    parameters = {name: value.string_value for name, value in config(name).parameters.items()}
+    assert limits_from_parameters(parameters) == Limits()
 
 
 def test_both_adapters_keep_the_same_histogram():

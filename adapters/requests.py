@@ -1,0 +1,86 @@
+"""Parse a model's configuration and each request's parameters, and turn failures into error responses.
+
+A request that fails gets an error response of its own: an exception would fail the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from types import TracebackType
+from typing import Any
+
+from adapters.metrics import Metrics
+from imaging import InvalidRequest, Limits, Options
+
+
+class Cancelled(Exception):
+    """The client has cancelled the request."""
+
+
+class Overloaded(Exception):
+    """The queue of the network stayed full."""
+
+
+class Step:
+    """One model instance: its parameters, limits and metrics. ``args`` are those of ``initialize``."""
+
+    def __init__(self, pb_utils: Any, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.parameters = {name: value["string_value"] for name, value in parameters.items()}
+        self.limits = limits_from_parameters(self.parameters)
+        self.metrics = Metrics(pb_utils.MetricFamily, args)
+        self.name = args["model_name"]
+        self.pb_utils = pb_utils
+
+    def answer(self) -> Answer:
+        """Return the answer to a request that starts now."""
+        return Answer(self)
+
+
+class Answer:
+    """The answer to one request: set ``outputs`` in a ``with`` block, and return ``response`` after it.
+
+    An exception in the block becomes an error response. The outcome is counted.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._started = step, time.perf_counter()
+        self.outputs: list[Any] = []
+        self.response: Any = None
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if error is not None and not isinstance(error, Exception):
+            return False  # the process or the event loop ends
+        pb_utils = self._step.pb_utils
+        if error is None:
+            outcome, self.response = "done", pb_utils.InferenceResponse(self.outputs)
+        else:
+            outcome, code, message = self._failure(error)
+            self.response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+        self._step.metrics.count(outcome, self._started)
+        return True
+
+    def _failure(self, error: Exception) -> tuple[str, int, str]:
+        """Return the outcome, Triton's code and the message of an error."""
+        codes, name = self._step.pb_utils.TritonError, self._step.name
+        if isinstance(error, InvalidRequest):
+            return "refused", codes.INVALID_ARG, str(error)
+        if isinstance(error, Cancelled):
+            return "cancelled", codes.CANCELLED, f"{name}: the request was cancelled"
+        if isinstance(error, Overloaded):
+            return "overloaded", codes.UNAVAILABLE, f"{name}: {error}"
+        return "internal", codes.INTERNAL, f"{name}: {type(error).__name__}: {error}"
+
+
+def options_from_request(request: Any) -> Options:
+    """Return the options in a request's parameters. Raises `imaging.InvalidOption`."""
+    return Options.parsed(json.loads(request.parameters()))
+
+
+def limits_from_parameters(parameters: dict[str, str]) -> Limits:
+    """Return the limits in the parameters ``max_pixels`` and ``max_bytes`` of a model's configuration."""
+    return Limits(pixels=int(parameters["max_pixels"]), bytes=int(parameters["max_bytes"]))
