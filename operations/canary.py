@@ -28,8 +28,8 @@ from tritonclient.utils import InferenceServerException
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
 from imaging import InvalidRequest, Options, finished, prepared
-from operations.command_line import add_record, finish
-from traffic.generator import served
+from operations.recording import add_record_option, finish_run
+from traffic.server import run_server
 
 Core = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--url", help="a running server that serves both (--versions); usually one of its own is started"
     )
-    add_record(parser)
+    add_record_option(parser)
     options = parser.parse_args()
     photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in (".jpg", ".png", ".tif"))
     versions = (options.baseline, options.candidate)
@@ -70,7 +70,7 @@ def main() -> int:
         "photographs": rows,
         "ms": {v: _median(r["ms"][v] for r in rows) for v in versions},
     }
-    finish(figures, options.record)
+    finish_run(figures, options.record)
     worst = min(rows, key=lambda row: row["between"])
     if options.at_least is not None and worst["between"] < options.at_least:
         print(f"error: {worst['name']}: {worst['between']:.1f} dB, wanted {options.at_least:g}", file=sys.stderr)
@@ -117,7 +117,7 @@ def _server(url: str | None, repository: Path, versions: Sequence[str]) -> Itera
     if url:
         yield url
         return
-    with served(repository, "--versions", ",".join(versions)) as server:
+    with run_server(repository, "--versions", ",".join(versions)) as server:
         yield server.url
 
 

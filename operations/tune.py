@@ -28,13 +28,21 @@ from typing import Any
 
 from export.files import write_bytes
 from export.publish import provenance, versions
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, jpegs, say, writable
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    find_jpegs,
+    finish_run,
+    format_make_command,
+    parse_output_path,
+    print_status,
+)
 from server import assemble as assembled
 from server.__main__ import parsed as server_settings
 from server.host import cores
 from server.settings import Settings
-from traffic.generator import Answer, closed_loop, open_loop, outcomes, percentile, served, throughput
+from traffic.loops import Answer, count_outcomes, latency_percentile, run_closed_loop, run_open_loop, throughput
+from traffic.server import run_server
 
 MODEL = "restormer"
 MOST_AT_A_TIME = 64
@@ -151,13 +159,13 @@ def measured(
     One that cannot be served is told, and counts as one that meets nothing.
     """
     try:
-        with served(repository, *choice.flags()) as server:
+        with run_server(repository, *choice.flags()) as server:
             if rate:
-                answers = asyncio.run(open_loop(server.url, photographs, rate=rate, seconds=seconds))
+                answers = asyncio.run(run_open_loop(server.url, photographs, rate=rate, seconds=seconds))
                 return found_of(answers, seconds, 0)
 
             def load(workers: int) -> Found:
-                answers = asyncio.run(closed_loop(server.url, photographs, workers=workers, seconds=seconds))
+                answers = asyncio.run(run_closed_loop(server.url, photographs, workers=workers, seconds=seconds))
                 return found_of(answers, seconds, workers)
 
             return load(many) if many else climbed(load, slo)
@@ -181,12 +189,12 @@ def climbed(load: Callable[[int], Found], slo: float) -> Found:
 
 def found_of(answers: Sequence[Answer], seconds: float, many: int) -> Found:
     """What became of the photographs of one load."""
-    done = outcomes(answers)["ok"]
+    done = count_outcomes(answers)["ok"]
     last = max((each.sent + each.seconds for each in answers), default=seconds)
     return Found(
         rate=throughput(answers, max(seconds, last) + 1e-9),
-        p50_ms=1e3 * percentile(answers, 50),
-        p99_ms=1e3 * percentile(answers, 99) if done else math.inf,
+        p50_ms=1e3 * latency_percentile(answers, 50),
+        p99_ms=1e3 * latency_percentile(answers, 99) if done else math.inf,
         photographs=done,
         lost=len(answers) - done,
         at_a_time=many,
@@ -284,7 +292,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     slo, rate, on_gpu = options.slo_p99_ms, options.rate, assembled.hardware(settings) != "cpu"
     documents = published(options.repository, on_gpu=on_gpu)
     precisions = candidates_of(documents)
-    where = circumstances(command)
+    where = describe_circumstances(command)
 
     def loaded(choice: Choice, many: int) -> Found:
         found = measured(
@@ -292,7 +300,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
         )
         if choice == start and found.message:  # not the setting's fault
             raise SystemExit(found.message)
-        say(line(as_row(choice, found)))
+        print_status(line(as_row(choice, found)))
         return found
 
     def as_row(choice: Choice, found: Found) -> dict[str, Any]:
@@ -304,7 +312,7 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     best = max(tried, key=lambda choice: tried[choice].worth(slo, rate))
     again: dict[Choice, list[Found]] = {choice: [] for choice in finalists(tried, start, slo, rate)}
     for turn in range(ROUNDS if again else 0):
-        say(f"the best once more, round {turn + 1}/{ROUNDS}:")
+        print_status(f"the best once more, round {turn + 1}/{ROUNDS}:")
         for choice, rounds in again.items():
             rounds.append(loaded(choice, tried[choice].at_a_time))
     last = {choice: merged(rounds) for choice, rounds in again.items()}
@@ -332,13 +340,15 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
     parser.add_argument("--seconds", type=float, default=0.0, help="of each load; 0: until some 30 photographs arrived")
-    parser.add_argument("--output", type=writable, default=Path("tuned.env"), help="file of the settings found")
-    add_record(parser)
+    parser.add_argument(
+        "--output", type=parse_output_path, default=Path("tuned.env"), help="file of the settings found"
+    )
+    add_record_option(parser)
     options = parser.parse_args()
     if not (options.slo_p99_ms > 0 and options.rate >= 0 and options.seconds >= 0):
         parser.error("--slo-p99-ms: above 0; --rate and --seconds: 0 or more")
-    photographs = [path.read_bytes() for path in jpegs(options.photos)]
-    command = make_command("tune", parser, options, "output", "record")
+    photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
+    command = format_make_command("tune", parser, options, "output", "record")
     options.seconds = options.seconds or enough(options.rate)
     try:
         found = tuned(options, photographs, command)
@@ -352,7 +362,7 @@ def main() -> int:
     else:
         best = line(found["best"])
         print(f"error: nothing meets {found['slo_p99_ms']:g} ms here; the best: {best}", file=sys.stderr)
-    finish(found, options.record)
+    finish_run(found, options.record)
     return int(not found["chosen"])
 
 

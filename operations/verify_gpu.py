@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operations.command_line import add_record, finish, keep
+from operations.recording import add_record_option, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / "model_repository/restormer"
@@ -147,7 +147,7 @@ def run(step: Step) -> dict[str, Any]:
 def main() -> int:
     """Runs all steps; the last line is the JSON object, which ``--record`` also writes."""
     parser = argparse.ArgumentParser(prog="python -m operations.verify_gpu", description=str(__doc__).splitlines()[0])
-    add_record(parser)
+    add_record_option(parser)
     options = parser.parse_args()
     document: dict[str, Any] = {"gpus": gpus(), "steps": {}}
     if os.geteuid():
@@ -157,8 +157,8 @@ def main() -> int:
         print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
         document["steps"][step.name] = row = run(step)
         print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
-        keep(document, options.record)  # after every step: a host that is lost leaves what was found
-    finish(document, options.record)
+        write_record(document, options.record)  # after every step: a host that is lost leaves what was found
+    finish_run(document, options.record)
     return int(not all(row["passed"] for row in document["steps"].values()))
 
 

@@ -25,7 +25,7 @@ from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
 from demo.run import served
 from imaging import InvalidRequest, Options, finished, prepared
-from operations.command_line import add_record, finish
+from operations.recording import add_record_option, finish_run
 from tests.imaging.test_codec import FILES, TAGGED
 from tests.photographs import encoded, opened, pixels
 
@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--served", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    add_record(parser)
+    add_record_option(parser)
     parser.add_argument("--server-python", type=Path, help="interpreter of the server's environment; none: no server")
     parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
     arguments = parser.parse_args()
@@ -184,7 +184,7 @@ def main() -> int:
     for row in results.values():
         for line in row["wrong"]:
             print(line, file=sys.stderr)
-    finish(results, arguments.record)
+    finish_run(results, arguments.record)
     return 1 if any(row["wrong"] for row in results.values()) else 0
 
 

@@ -33,8 +33,14 @@ from numpy.typing import NDArray
 
 from benchmarks.network.peak import higher, peak_of, peaks
 from export.errors import ExportError
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, interruptible, progress
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    exit_on_interrupt,
+    finish_run,
+    format_make_command,
+    show_progress,
+)
 
 Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
@@ -304,16 +310,16 @@ def compared(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
     """All candidates, started one after another and then timed in turns."""
     workers = []
     for candidate in found:
-        progress(f"{candidate.name}: getting ready ...")
+        show_progress(f"{candidate.name}: getting ready ...")
         workers.append(Worker(candidate, folder))
     for turn in range(rounds):
         for worker in workers:
             if worker.wants(BASE_TURNS if worker.candidate.name == BASE else 1):
-                progress(f"round {turn + 1}/{rounds}: {worker.candidate.name}")
+                show_progress(f"round {turn + 1}/{rounds}: {worker.candidate.name}")
                 worker.turn()
     for worker in workers:
         worker.stop()
-    progress()
+    show_progress()
     return workers
 
 
@@ -436,7 +442,7 @@ def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: st
     ]  # fmt: skip
     found, form = [], network
     for number, (name, step) in enumerate(steps):
-        progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
+        show_progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
         form = step(form)
         exported = form if number else Plain(network)
         found.append(_exported(name, exported, f"step{number}", image, folder, precision))
@@ -449,7 +455,7 @@ def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str
     from export.network.rewrites import rewritten
 
     form = channels_last(rewritten(network), side=image.shape[-1])
-    progress("tried, and left: exporting ...")
+    show_progress("tried, and left: exporting ...")
     found = [
         Candidate("the engine as it is", "openvino", "engine", precision),
         *(Candidate(f"{words} images a call", "openvino", "engine", precision, batch=count)
@@ -481,7 +487,7 @@ def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, roun
 
     if cpu.why_not(PRECISIONS["int8"]):
         return []
-    progress("tried in INT8, and left: quantizing ...")
+    show_progress("tried in INT8, and left: quantizing ...")
     form = channels_last(rewritten(network), side=image.shape[-1])
     inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
     ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
@@ -597,7 +603,7 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
     rates: dict[str, list[float]] = {counted(streams, "stream"): [] for streams in queues}
     for turn in range(rounds + 1):  # the first is a warm-up
         for streams, queue in queues.items():
-            progress(f"streams: {streams}, round {turn}/{rounds}")
+            show_progress(f"streams: {streams}, round {turn}/{rounds}")
             began = time.perf_counter()
             for _ in range(4 * streams):
                 queue.start_async({0: image})
@@ -616,7 +622,7 @@ def measured(
     name: str, network: Any, image: Tensor, weights: str, calibration: Mapping[str, Tensor], folder: Path, rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One network at one size: every candidate."""
-    progress(f"{name}: exporting ...")
+    show_progress(f"{name}: exporting ...")
     gflop = written(network, image, folder, calibration)
     is_compiled = weights == "trained" or image.shape[-1] <= COMPILED
     found = {each: is_compiled or each.kind != "compile" for each in candidates()}
@@ -772,16 +778,16 @@ def main() -> None:
         "--calibration", type=Path, default=Path("demo/calibration"), help="photographs its INT8 ranges come from"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    add_record(parser)
+    add_record_option(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds: 1 or more")
     try:
-        document = recorded(arguments, make_command("benchmark-core", parser, arguments, "record"))
+        document = recorded(arguments, format_make_command("benchmark-core", parser, arguments, "record"))
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines(document)))
-    finish(document, arguments.record)
+    finish_run(document, arguments.record)
 
 
 def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -803,7 +809,7 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     photograph = next(iter(core_tensors(arguments.photos).values()))
     calibration, rounds = calibration_images(arguments.calibration), arguments.rounds
     standard, generator = random_network(), np.random.default_rng(0)
-    document: dict[str, Any] = {"circumstances": circumstances(command), "peak": peaks(), "networks": {}}
+    document: dict[str, Any] = {"circumstances": describe_circumstances(command), "peak": peaks(), "networks": {}}
     with tempfile.TemporaryDirectory() as temporary:
         noise = {side: [generator.random((1, 3, side, side), np.float32) for _ in range(2)] for side in (256, 512)}
         for side, (image, other) in noise.items():
@@ -825,4 +831,4 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    interruptible(main)
+    exit_on_interrupt(main)

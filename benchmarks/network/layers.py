@@ -57,8 +57,14 @@ from export.precision import PRECISIONS, precision_from_name
 from export.publish import versions
 from export.targets import cpu
 from imaging import SIDE
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, interruptible, progress
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    exit_on_interrupt,
+    finish_run,
+    format_make_command,
+    show_progress,
+)
 
 KEPT = 40  #: layers of a runtime, the slowest, that a record tells one by one; all are in its kinds
 STANDARD_SIDE = 256  #: of the standard network, as the papers' figures are
@@ -150,12 +156,12 @@ def profiled(
     """A runtime's figures, as the JSON has them. With counters and without take turns; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {"plain": [], "counted": []}
     for turn in range(rounds + 1):
-        progress(f"{runtime.name}: round {turn}/{rounds}")
+        show_progress(f"{runtime.name}: round {turn}/{rounds}")
         for what, run in (("plain", runtime.plain), ("counted", runtime.counted)):
             began = time.perf_counter()
             run(image)
             seconds[what].append(time.perf_counter() - began)
-    progress()
+    show_progress()
     plain, counted = ([second * 1e3 for second in seconds[what][1:]] for what in ("plain", "counted"))
     return {
         "runtime": runtime.name,
@@ -238,7 +244,7 @@ def subject(arguments: argparse.Namespace) -> tuple[onnx.ModelProto, dict[str, s
         else:
             package = package_from_folder(arguments.package)
             name, network = f"the network of {arguments.package}", network_from_package(package)
-        progress("exporting the graph ...")
+        show_progress("exporting the graph ...")
         ready, ranges = rewritten(network), None
         if precision.name == "int8":  # random weights have no photographs: their ranges are of another random image
             ranges = int8.calibrated(ready, {"other": noise(side, seed=1)}, "minmax", lambda: None)
@@ -308,28 +314,28 @@ def main() -> None:
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="one more of OpenVINO's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--top", type=int, default=15, help="how many layers the table lists")
-    add_record(parser)
+    add_record_option(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.top < 0:
         parser.error("--rounds wants 1 or more, --top 0 or more")
     if wrong := [each for each in arguments.setting if "=" not in each]:
         parser.error(f"--setting {wrong[0]}: write NAME=VALUE")
     by_module = arguments.trtexec or arguments.setting or arguments.runtime != "both"  # no settings of the target
-    command = "" if by_module else make_command("profile", parser, arguments, "top", "record")
+    command = "" if by_module else format_make_command("profile", parser, arguments, "top", "record")
     try:
         if arguments.trtexec:
             found = timed_by_trtexec(*arguments.trtexec)
-            about = circumstances(command)
+            about = describe_circumstances(command)
         else:
             model, settings, found = subject(arguments)
-            about = circumstances(command)
+            about = describe_circumstances(command)
             found |= measured(model, settings, found["side"], arguments)
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     document = {"circumstances": about, **found}
     print("\n".join(lines(document, arguments.top)))
     kept = slowest(document) | {"others": [slowest(found) for found in document["others"]]}
-    finish(document, arguments.record, kept)
+    finish_run(document, arguments.record, kept)
 
 
 def measured(
@@ -358,4 +364,4 @@ def measured(
 
 
 if __name__ == "__main__":
-    interruptible(main)
+    exit_on_interrupt(main)

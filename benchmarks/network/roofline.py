@@ -39,8 +39,14 @@ from export.network.restormer import Restormer
 from export.network.rewrites import fold_norms, rewritten, typed
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import SIDE
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, interruptible, progress
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    exit_on_interrupt,
+    finish_run,
+    format_make_command,
+    show_progress,
+)
 
 IMAGING = Path(__file__).parents[1] / "results/imaging.json"
 MEGAPIXELS = "12"  #: of the photographs whose preparing and finishing take cores
@@ -359,7 +365,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="a model package; else the paper's network, 26.1 M parameters")
     parser.add_argument("--batch", type=int, default=8, help="images that share one reading of the weights")
     parser.add_argument("--price", type=float, help="of the GPU an hour; prints the cost of a thousand photographs")
-    add_record(parser)
+    add_record_option(parser)
     arguments = parser.parse_args()
     if arguments.batch < 1:
         parser.error("--batch: 1 or more")
@@ -374,12 +380,12 @@ def main() -> None:
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     gpu = GPUS[arguments.gpu]
-    progress("exporting the graphs ...")
+    show_progress("exporting the graphs ...")
     made = graphs(network)
     steps = ledger(network, made)
-    progress()
+    show_progress()
     document = {
-        "circumstances": circumstances(make_command("roofline", parser, arguments, "record")),
+        "circumstances": describe_circumstances(format_make_command("roofline", parser, arguments, "record")),
         "gpu": gpu.name,
         "source": gpu.source,
         "network": str(arguments.package or "the paper's standard network"),
@@ -396,8 +402,8 @@ def main() -> None:
         "ledger": steps,
     }
     print("\n".join(lines(document, gpu.source)))
-    finish(document, arguments.record)
+    finish_run(document, arguments.record)
 
 
 if __name__ == "__main__":
-    interruptible(main)
+    exit_on_interrupt(main)

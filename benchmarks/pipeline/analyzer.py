@@ -12,7 +12,7 @@ from pathlib import Path
 
 from restormer_client import wire
 
-from traffic.generator import Server
+from traffic.server import Server
 
 PERCENTILES = (50, 90, 99)
 #: How it says that the server turned a request away; it then stops.

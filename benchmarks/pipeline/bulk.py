@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 from export.machine import cpu_name
-from operations.command_line import add_record, earlier, finish, jpegs, say
-from traffic.generator import Server, served, with_identity
+from operations.recording import add_record_option, find_jpegs, finish_run, print_status, read_record
+from traffic.server import Server, repository_with_identity, run_server
 
 BULK = Path(".envs/bulk/bin/python")
 IN_FLIGHT = 8
@@ -93,7 +93,7 @@ def in_turns(server: Server, photos: Path, rounds: int, core: int) -> dict[str, 
     timed("restormer-client", photos, server.url, IN_FLIGHT, {core})  # warms up
     for turn in range(rounds):
         for way, runs in found.items():
-            say(f"{photos.name}: round {turn + 1}/{rounds}, {way}")
+            print_status(f"{photos.name}: round {turn + 1}/{rounds}, {way}")
             runs.append(timed(way, photos, server.url, IN_FLIGHT, {core}))
     made: dict[str, Any] = {way: _summed(runs) for way, runs in found.items()}
     ratios = [b["photographs_a_second"] / c["photographs_a_second"] for c, b in zip(*found.values(), strict=True)]
@@ -117,7 +117,7 @@ def scaled(repository: Path, paths: Sequence[Path], rounds: int, cores: list[int
         both = f"ipv4:127.0.0.1:{first.grpc_port},127.0.0.1:{second.grpc_port}"
         timed("bulk", photos, both, 2 * IN_FLIGHT, set(cores))  # warms up
         for turn in range(rounds):
-            say(f"servers: round {turn + 1}/{rounds}")
+            print_status(f"servers: round {turn + 1}/{rounds}")
             one.append(timed("bulk", photos, first.url, IN_FLIGHT, {cores[1]}))
             two.append(timed("bulk", photos, both, 2 * IN_FLIGHT, set(cores)))
     ratios = [t["photographs_a_second"] / o["photographs_a_second"] for o, t in zip(one, two, strict=True)]
@@ -126,7 +126,7 @@ def scaled(repository: Path, paths: Sequence[Path], rounds: int, cores: list[int
 
 
 def _pinned(repository: Path, core: int) -> Any:
-    return served(repository, wrapper=("taskset", "-c", str(core)))
+    return run_server(repository, wrapper=("taskset", "-c", str(core)))
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def carried(repository: Path, photos: Sequence[Path], rounds: int, cores: list[i
     """*Carried*."""
     with (
         photographs(photos, COUNT["identity"]) as folder,
-        with_identity(repository, "enhance") as models,
+        repository_with_identity(repository, "enhance") as models,
         _pinned(models, cores[0]) as server,
     ):
         return {"identity": in_turns(server, folder, rounds, cores[1])}
@@ -203,10 +203,10 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=tuple(PARTS), help="usually all")
-    add_record(parser, "; with --only the others stay in it")
+    add_record_option(parser, "; with --only the others stay in it")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
-    photos = jpegs(options.photos)
+    photos = find_jpegs(options.photos)
     if len(cores) < 2 or not BULK.is_file():
         sys.exit(f"error: needs two cores and {BULK} (make setup-bulk)")
     os.sched_setaffinity(0, {cores[1]})
@@ -217,7 +217,7 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     print("\n".join(lines(found)))
-    finish(found, options.record, {**earlier(options.record), **found})
+    finish_run(found, options.record, {**read_record(options.record), **found})
     return int("enhance" in found and found["enhance"]["ratio"] < GOAL)
 
 

@@ -40,8 +40,8 @@ import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
 from benchmarks.pipeline import analyzer
-from operations.command_line import add_record, finish, progress
-from traffic.generator import Server, served, with_identity
+from operations.recording import add_record_option, finish_run, show_progress
+from traffic.server import Server, repository_with_identity, run_server
 
 #: Photographs on their way at a time. A CPU takes a second or more for each of `enhance`, and its queue is short.
 IN_FLIGHT = {"identity": 4, "enhance": 2}
@@ -55,7 +55,7 @@ OURS, ASYNC, PLAIN, NVIDIA = "restormer_client", "restormer_client, asyncio", "t
 def counted(server: Server, model: str) -> tuple[float, float]:
     """Requests so far, and the seconds they spent in the server together."""
     requests, microseconds = (
-        server.metric(f"nv_inference_request_{what}", model=model) for what in ("success", "duration_us")
+        server.read_metric(f"nv_inference_request_{what}", model=model) for what in ("success", "duration_us")
     )
     return requests, microseconds / 1e6
 
@@ -166,7 +166,7 @@ def throughput(
     rates: dict[str, list[float]] = {name: [] for name in ("Triton alone", *ways)}
     for turn in range(rounds + 1):  # the first warms up
         for name, way in ways.items():
-            progress(f"{model}: round {turn}/{rounds}, {name}")
+            show_progress(f"{model}: round {turn}/{rounds}, {name}")
             found = watched(server, model, count, partial(way, server.url, model, photo, count, IN_FLIGHT[model]))
             if turn:
                 rates[name].append(found.rate)
@@ -191,7 +191,7 @@ def overhead(
     found: dict[str, list[Watched]] = {name: [] for name in (NVIDIA, OURS, PLAIN)}
     for turn in range(rounds + 1):
         for name, measured in found.items():
-            progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
+            show_progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
             run = partial(ways[name], server.url, "identity", photo, count, 1)
             if turn:
                 measured.append(watched(server, "identity", count, run))
@@ -295,7 +295,7 @@ PARTS: dict[str, Callable[..., dict[str, float]]] = {"held": held, "long": long_
 
 def in_a_process(part: str, *arguments: str) -> dict[str, float]:
     """A part whose memory is measured, alone in a process."""
-    progress(f"{part} {' '.join(arguments[1:])}")
+    show_progress(f"{part} {' '.join(arguments[1:])}")
     command = [sys.executable, "-m", "benchmarks.pipeline.client", "--part", part, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: dict[str, float] = json.loads(done.stdout)
@@ -356,7 +356,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
     parser.add_argument("--rounds", type=int, default=7)
-    add_record(parser)
+    add_record_option(parser)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -364,12 +364,12 @@ def main() -> None:
         return
     analyzer.require(arguments.perf_analyzer)
     try:
-        with with_identity(arguments.repository, "identity") as models, served(models) as server:
+        with repository_with_identity(arguments.repository, "identity") as models, run_server(models) as server:
             found = report(server, arguments.perf_analyzer, arguments.rounds)
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     print("\n".join(lines(found)))
-    finish(found, arguments.record)
+    finish_run(found, arguments.record)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from export.metrics import psnr
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import SIDE, prepared
 from imaging.codec import shrink_factor
-from operations.command_line import add_record, finish, jpegs, progress
+from operations.recording import add_record_option, find_jpegs, finish_run, show_progress
 
 ASPECTS = {"3:2": 3 / 2, "4:3": 4 / 3, "16:9": 16 / 9, "2:3": 2 / 3}
 MEGAPIXELS = (3, 5, 7, 12)
@@ -65,19 +65,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, metavar="FOLDER")
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
-    add_record(parser)
+    add_record_option(parser)
     arguments = parser.parse_args()
     run = torch_runner(network_from_package(package_from_folder(arguments.package)))
-    paths = jpegs(arguments.photos)
+    paths = find_jpegs(arguments.photos)
     rows: list[dict[str, Any]] = []
     for aspect, ratio in ASPECTS.items():
         for megapixels in MEGAPIXELS:
-            progress(f"{aspect}, {megapixels} megapixels")
+            show_progress(f"{aspect}, {megapixels} megapixels")
             if files := [data for path in paths if (data := shrunk(path, ratio, megapixels))]:
                 shrink = shrink_factor(*simplejpeg.decode_jpeg_header(files[0])[:2])
                 row = {"aspect": aspect, "megapixels": megapixels, "photographs": len(files), "shrink": shrink}
                 rows.append({**row, **near(files, run)})
-    progress()
+    show_progress()
     print("              photographs shrunk by  core dB difference output dB difference")
     for row in rows:
         print(
@@ -85,7 +85,7 @@ def main() -> None:
             f"{row['core_psnr']:9.1f}{row['core_difference']:11.0f}"
             f"{row['output_psnr']:10.1f}{row['output_difference']:11.0f}"
         )
-    finish({"rows": rows}, arguments.record)
+    finish_run({"rows": rows}, arguments.record)
 
 
 if __name__ == "__main__":

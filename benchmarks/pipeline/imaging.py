@@ -29,8 +29,13 @@ import simplejpeg
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, say
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    finish_run,
+    format_make_command,
+    print_status,
+)
 
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
 REFERENCE = 12  #: megapixels of the main row
@@ -206,7 +211,7 @@ PARTS: dict[str, Callable[..., dict[str, float]]] = {
 
 def measured(part: str, *arguments: int, **environment: str) -> dict[str, float]:
     """A part, in a process of its own."""
-    say(f"{part} {' '.join(map(str, arguments))}")
+    print_status(f"{part} {' '.join(map(str, arguments))}")
     command = [sys.executable, "-m", "benchmarks.pipeline.imaging", "--part", part, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, **environment}, check=True)
     result: dict[str, float] = json.loads(done.stdout)
@@ -274,12 +279,16 @@ def lines(found: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    add_record(parser)
+    add_record_option(parser)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     is_whole = not (arguments.file or arguments.part)
-    about = circumstances(make_command("benchmark-imaging", parser, arguments, "record")) if is_whole else {}
+    about = (
+        describe_circumstances(format_make_command("benchmark-imaging", parser, arguments, "record"))
+        if is_whole
+        else {}
+    )
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(usable)})
     if arguments.file:
@@ -291,7 +300,7 @@ def main() -> None:
     found = {"circumstances": about, **report(arguments.rounds)}
     print("\n".join(lines(found)))
     os.sched_setaffinity(0, usable)  # as when the machine was probed before
-    finish(found, arguments.record)
+    finish_run(found, arguments.record)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from operations.command_line import jpegs
+from operations.recording import find_jpegs
 
 PREPROCESS, CORE, POSTPROCESS = NAMES = ("preprocess", "restormer", "postprocess")
 
@@ -139,7 +139,7 @@ def adapter(repository: Path, instances: int = 1) -> Any:
 def main() -> None:
     """The process: ready, then work when told."""
     name, repository, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    photographs = [path.read_bytes() for path in jpegs(folder)]
+    photographs = [path.read_bytes() for path in find_jpegs(folder)]
     work = task(name, repository, photographs)
     work(0)
     print("{}", flush=True)

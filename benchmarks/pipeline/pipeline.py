@@ -30,9 +30,16 @@ from benchmarks.pipeline import analyzer, parts
 from benchmarks.pipeline.parts import CORE, NAMES
 from benchmarks.pipeline.points import ENHANCE, STEPS, TILED, Bench, Load, Point, rates, row
 from export.errors import ExportError
-from operations.circumstances import circumstances, make_command
-from operations.command_line import add_record, finish, jpegs, numbers, say
-from traffic.generator import SERVER_PYTHON, described, served, stated
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    find_jpegs,
+    finish_run,
+    format_make_command,
+    parse_numbers,
+    print_status,
+)
+from traffic.server import SERVER_PYTHON, describe_engine, read_provenance, run_server
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
 WINDOWS = 2  #: of a point of the sweep: their rates are its spread
@@ -61,7 +68,7 @@ def against_parts(
         expected = turns[-1]["reached"] if turns else allowed(_rates([before], network), on_gpu=bool(core))
         points = {}
         for many in sorted({1, concurrency}):
-            say(f"{saying} {ENHANCE}, {many} at a time")
+            print_status(f"{saying} {ENHANCE}, {many} at a time")
             points[many] = bench.closed(ENHANCE, many, windows=1, expected=expected)
         both = [before, by_themselves(alone, seconds / 2, saying)]
         network += [network_alone(bench, core)] if core else []
@@ -85,7 +92,7 @@ def by_themselves(alone: dict[str, parts.Part], seconds: float, saying: str) -> 
     """What each part does alone, on all its processes and on one."""
     found = {}
     for name, part in alone.items():
-        say(f"{saying} {name} alone")
+        print_status(f"{saying} {name} alone")
         worked = part.work(seconds)
         found[name] = worked, part.work(seconds, processes=1) if len(worked) > 1 else worked
     return found
@@ -96,7 +103,7 @@ def network_alone(bench: Bench, concurrency: int) -> float:
     point = bench.closed(CORE, concurrency, windows=1, expected=0.0)
     # Where it is held back, the network alone can do more, and the share of it is flattered.
     if warning := warning_of(CORE, concurrency, point.generator, len(os.sched_getaffinity(0))):
-        say(warning)
+        print_status(warning)
     return rates(CORE, point.moments)[0]
 
 
@@ -104,7 +111,7 @@ def busiest(bench: Bench, concurrencies: Sequence[int]) -> int:
     """How many at a time get most out of the network alone, of those that its queue holds."""
     found: dict[int, float] = {}
     for concurrency in concurrencies:
-        say(f"{CORE}, {concurrency} at a time")
+        print_status(f"{CORE}, {concurrency} at a time")
         with contextlib.suppress(analyzer.Full):
             found[concurrency] = network_alone(bench, concurrency)
     if not found:
@@ -203,11 +210,11 @@ def sweep(
         for concurrency in few if model == TILED else concurrencies:
             if concurrency in [each["concurrency"] for each in closed[model]]:
                 continue
-            say(f"{model}, {concurrency} at a time")
+            print_status(f"{model}, {concurrency} at a time")
             try:
                 point = bench.closed(model, concurrency, windows=1 if model == TILED else WINDOWS, expected=expected)
             except analyzer.Full:
-                say(f"{model}: its queue does not hold {concurrency}")
+                print_status(f"{model}: its queue does not hold {concurrency}")
                 break
             closed[model].append({"concurrency": concurrency, **row(model, [point])})
             expected = closed[model][-1]["rate"]
@@ -221,12 +228,12 @@ def sweep(
 
 def open_row(bench: Bench, model: str, rate: float) -> dict[str, Any]:
     """A row of an open loop. perf_analyzer stops at the first request that is turned away: then there is only that."""
-    say(f"{model}, {rate:.2f} a second")
-    before = bench.server.counters()[model, "request_failure"]
+    print_status(f"{model}, {rate:.2f} a second")
+    before = bench.server.read_counters()[model, "request_failure"]
     try:
         return {"asked": rate, **row(model, [bench.open(model, rate, windows=1)]), "rejected": 0}
     except analyzer.Full:
-        rejected = bench.server.counters()[model, "request_failure"] - before
+        rejected = bench.server.read_counters()[model, "request_failure"] - before
         return {"asked": rate, "rate": None, "rejected": int(rejected)}
 
 
@@ -237,7 +244,7 @@ def limit_of(engine: Path, package: Path) -> dict[str, Any]:
     from export.machine import gpus
     from export.package.model_package import network_from_package, package_from_folder
 
-    document = stated(engine)
+    document = read_provenance(engine)
     name = gpus()[0][0]
     gpu = roofline.gpu_of(name)
     if gpu is None:
@@ -257,7 +264,7 @@ def of_limit(limit: dict[str, Any], rate: float) -> dict[str, Any]:
 
 def report(bench: Bench, alone: dict[str, parts.Part], options: argparse.Namespace, engine: Path) -> dict[str, Any]:
     """Everything about the published engine, as the JSON line has it."""
-    on_gpu, most, about = engine.suffix == ".plan", max(options.concurrency), described(engine)
+    on_gpu, most, about = engine.suffix == ".plan", max(options.concurrency), describe_engine(engine)
     limit = limit_of(engine, options.package) if on_gpu else None  # before the minutes: it reads PACKAGE
     core = busiest(bench, options.concurrency) if on_gpu else 0
     goal = against_parts(bench, alone, most, options.rounds, options.seconds, core)
@@ -281,7 +288,7 @@ def benches(
     repository: Path, options: argparse.Namespace, cores: Sequence[int], folder: Path
 ) -> Iterator[tuple[Bench, dict[str, parts.Part], Path]]:
     """A server of a repository and its parts in process, on these cores; and the engine that it serves."""
-    photographs = [path.read_bytes() for path in jpegs(options.photos)]
+    photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
     smallest = min(photographs, key=len)
     all_of_them = str(analyzer.written(photographs, folder / "all.json"))
     one = str(analyzer.written([smallest], folder / "one.json"))
@@ -291,7 +298,7 @@ def benches(
         Load(TILED, ("--input-data", one), 1),
     ]
     pinned = ["taskset", "-c", ",".join(map(str, cores))]
-    with served(repository, wrapper=pinned) as server, contextlib.ExitStack() as stack:
+    with run_server(repository, wrapper=pinned) as server, contextlib.ExitStack() as stack:
         engine = server.engine
         alone = {}
         for name in NAMES:
@@ -414,22 +421,24 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
     parser.add_argument("--package", type=Path, default=Path("demo/package"), help="the engine's, for the GPU's limit")
     parser.add_argument("--perf-analyzer", default="perf_analyzer", help="the command (pip install perf-analyzer)")
-    parser.add_argument("--concurrency", type=numbers(int), default=[1, 2, 4], help="requests at a time: 1,2,4")
-    parser.add_argument("--rates", type=numbers(float), default=[0.5, 0.8], help="of the most reached, open: 0.5,0.8")
+    parser.add_argument("--concurrency", type=parse_numbers(int), default=[1, 2, 4], help="requests at a time: 1,2,4")
+    parser.add_argument(
+        "--rates", type=parse_numbers(float), default=[0.5, 0.8], help="of the most reached, open: 0.5,0.8"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of parts and pipeline in turns")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window, at least; it has whole cycles")
     parser.add_argument("--only-published", type=int, choices=(0, 1), default=0, help="1: without the small network")
-    add_record(parser)
+    add_record_option(parser)
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds: 1 or more; --seconds: above 0")
     analyzer.require(options.perf_analyzer)
     if shutil.which("taskset") is None:
         raise SystemExit("error: taskset is missing, it keeps processes on their cores: apt-get install util-linux")
-    photographs = jpegs(options.photos)
+    photographs = find_jpegs(options.photos)
     cores, own = divided(list(os.sched_getaffinity(0)))
-    command = make_command("benchmark", parser, options, "perf_analyzer", "record")
-    document: dict[str, Any] = {"circumstances": circumstances(command)}
+    command = format_make_command("benchmark", parser, options, "perf_analyzer", "record")
+    document: dict[str, Any] = {"circumstances": describe_circumstances(command)}
     os.sched_setaffinity(0, own)  # this process and perf_analyzer; what it starts elsewhere goes there by taskset
     pinned = {"cores": len(cores), "generator_cores": len(own), "photographs": len(photographs)}
     try:
@@ -452,7 +461,7 @@ def main() -> None:
         raise SystemExit("interrupted") from None
     os.sched_setaffinity(0, {*cores, *own})
     print("\n".join([*lines(document), *held_back(document["closed"], len(own))]))
-    finish(document, options.record)
+    finish_run(document, options.record)
 
 
 if __name__ == "__main__":

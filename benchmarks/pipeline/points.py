@@ -14,6 +14,7 @@ import resource
 import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 from benchmarks.pipeline import analyzer
 from benchmarks.pipeline.parts import CORE, NAMES
-from traffic.generator import Counters, Server
+from traffic.server import Counters, Server
 
 ENHANCE, TILED = "enhance", "enhance_tiled"
 #: The models whose counters say where a request was.
@@ -106,12 +107,12 @@ class Bench:
 @contextlib.contextmanager
 def _watched(server: Server, model: str, marks: Sequence[int]) -> Iterator[list[Moment]]:
     """The moments at which the model had answered so many requests more than now; all are there when the block ends."""
-    over, moments, before = threading.Event(), list[Moment](), server.counters()[model, "request_success"]
+    over, moments, before = threading.Event(), list[Moment](), server.read_counters()[model, "request_success"]
 
     def watch() -> None:
         patience = math.inf
         while len(moments) < len(marks) and time.perf_counter() < patience:
-            counters = server.counters()
+            counters = server.read_counters()
             if counters[model, "request_success"] - before >= marks[len(moments)]:
                 moments.append(Moment(time.perf_counter(), counters, cpu_of(server)))
             elif over.is_set():  # the last answer is counted after it was sent
@@ -132,7 +133,7 @@ def _watched(server: Server, model: str, marks: Sequence[int]) -> Iterator[list[
 def cpu_of(server: Server) -> dict[str, float]:
     """CPU seconds so far of Triton and of each model's processes."""
     found: dict[str, float] = {}
-    for pid, line in server.processes().items():
+    for pid, line in server.list_processes().items():
         name = next((model for model in (TILED, *NAMES) if f" {model}_0_" in line), "tritonserver")
         with contextlib.suppress(OSError):
             user, system = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
@@ -157,9 +158,10 @@ def rates(model: str, moments: Sequence[Moment]) -> list[float]:
 def row(model: str, points: Sequence[Point]) -> dict[str, Any]:
     """A row of the table: one point, or the same point several times."""
     found = [rate for point in points for rate in rates(model, point.moments)]
-    grown: Counters = Counters()
+    grown: Counters = defaultdict(float)
     for point in points:
-        grown.update({key: each - point.moments[0].counters[key] for key, each in point.moments[-1].counters.items()})
+        for key, value in point.moments[-1].counters.items():
+            grown[key] += value - point.moments[0].counters[key]
     done = grown[model, "request_success"]
     return {
         "rate": statistics.median(found),

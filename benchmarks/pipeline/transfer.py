@@ -32,7 +32,7 @@ from export.package.model_package import network_from_package, package_from_fold
 from imaging import SIDE, Look, Photograph, core_from_pixels, decode, pixels_from_core
 from imaging.frame import resize, small_shape
 from imaging.tiles import Canvas
-from operations.command_line import add_record, earlier, finish, say
+from operations.recording import add_record_option, finish_run, print_status, read_record
 
 RIDGES = (3e-5, 1e-4, 3e-4, 1e-3)
 #: Where to look, left and top at full size: edges against bright walls and sky, a window's frame, fine water.
@@ -179,7 +179,7 @@ def compared(paths: list[Path], run: Runner) -> dict[str, dict[str, dict[str, di
                 for way, result in results.items():
                     rows[question].setdefault(way, []).append(figures(result, target))
         found[aspect] = means(rows)
-        say(f"frames at {aspect}")
+        print_status(f"frames at {aspect}")
     return found
 
 
@@ -200,17 +200,17 @@ def crops(shown: dict[str, dict[str, np.ndarray]]) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
-    add_record(parser)
+    add_record_option(parser)
     parser.add_argument("--crops", type=Path, help="picture of the pieces side by side")
     parser.add_argument("--frames", action="store_true", help="only the frames; the rest of the record stays")
     arguments = parser.parse_args()
     run = torch_runner(network_from_package(package_from_folder(arguments.package)))
     paths = sorted(Path("demo/targets").glob("*.jpg"))
-    document = earlier(arguments.record) if arguments.frames else compared_ways(paths, run, arguments.crops)
+    document = read_record(arguments.record) if arguments.frames else compared_ways(paths, run, arguments.crops)
     document["frames"] = compared(paths, run)
     for aspect, questions in document["frames"].items():
         printed(f"{aspect}, ", questions)
-    finish(document, arguments.record)
+    finish_run(document, arguments.record)
 
 
 def compared_ways(paths: list[Path], run: Runner, picture: Path | None) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def compared_ways(paths: list[Path], run: Runner, picture: Path | None) -> dict[
                 rows[question].setdefault(way, []).append(figures(result, target))
         if path.stem in CROPS:
             shown[path.stem] = {**found["network"], "target": target}
-        say(f"{path.name}: {time.monotonic() - started:.0f} s")
+        print_status(f"{path.name}: {time.monotonic() - started:.0f} s")
     found = means(rows)
     printed("", found)
     if picture:

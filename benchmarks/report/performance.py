@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.network import core
 from benchmarks.report import plots
-from operations.circumstances import is_noisy
+from operations.recording import is_noisy
 
 #: What a record of the core has to have for the comparison on a GPU to be whole.
 GPU_ROWS = tuple(each.name for each in core.on_gpu())

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from operations.command_line import say
-from traffic.generator import Answer, Server, closed_loop, connected, enhance, kill, outcomes, percentile, served
+from operations.recording import print_status
+from traffic.loops import Answer, connect, count_outcomes, latency_percentile, run_closed_loop, send_photograph
+from traffic.server import Server, kill_process, run_server
 
 LARGE_SIDE = 10_000  #: 100 megapixels, the configs' limit
 SETTLE = 3.0
@@ -33,10 +34,10 @@ def run(repository: Path, photographs: Sequence[bytes]) -> dict[str, Any]:
     """Every scenario, each on a server of its own."""
     small = min(photographs, key=len)
     found: dict[str, Any] = {}
-    with served(repository) as server:
+    with run_server(repository) as server:
         found["large"] = asyncio.run(_large(server, small))
     for model in ("preprocess", "restormer"):
-        with served(repository) as server:
+        with run_server(repository) as server:
             found[f"{model}'s process killed"] = asyncio.run(_killed(server, small, model))
     found["the server killed"] = _server_killed(repository, small)
     found["shared memory filled"] = _shared_memory_filled(repository, small)
@@ -73,61 +74,61 @@ def claims_of(found: dict[str, Any]) -> dict[str, bool]:
 async def _large(server: Server, small: bytes) -> dict[str, Any]:
     """A photograph of 100 megapixels among small ones."""
     large = _photograph(LARGE_SIDE)
-    before = await closed_loop(server.url, [small], workers=1, seconds=20)
-    memory = server.memory_mib()
+    before = await run_closed_loop(server.url, [small], workers=1, seconds=20)
+    memory = server.measure_memory()
     peak = asyncio.create_task(_peak(server, 60))
-    async with connected(server.url) as client:
-        one = asyncio.create_task(enhance(client, large, time.monotonic()))
+    async with connect(server.url) as client:
+        one = asyncio.create_task(send_photograph(client, large, time.monotonic()))
         beside: list[Answer] = []
         while not one.done():
-            beside.append(await enhance(client, small, time.monotonic()))
+            beside.append(await send_photograph(client, small, time.monotonic()))
     answer = await one
     peak.cancel()
-    after = await closed_loop(server.url, [small], workers=1, seconds=10)
-    say(f"100 megapixels: {answer.outcome} after {answer.seconds:.1f} s, beside it {outcomes(beside)}")
+    after = await run_closed_loop(server.url, [small], workers=1, seconds=10)
+    print_status(f"100 megapixels: {answer.outcome} after {answer.seconds:.1f} s, beside it {count_outcomes(beside)}")
     return {
         "megabytes": len(large) / 1e6,
         "outcome": answer.outcome,
         "seconds": answer.seconds,
-        "beside": outcomes(beside),
-        "beside_slowest": percentile(beside, 100),
-        "before_p50": percentile(before, 50),
-        "after": outcomes(after),
-        "memory_mib": [memory, max(_PEAK), server.memory_mib()],
+        "beside": count_outcomes(beside),
+        "beside_slowest": latency_percentile(beside, 100),
+        "before_p50": latency_percentile(before, 50),
+        "after": count_outcomes(after),
+        "memory_mib": [memory, max(_PEAK), server.measure_memory()],
     }
 
 
 async def _killed(server: Server, small: bytes, model: str) -> dict[str, Any]:
     """A Python process dies while photographs are on their way."""
-    (stub, *_) = server.stubs(model)
-    loop = asyncio.create_task(closed_loop(server.url, [small], workers=2, seconds=15))
+    (stub, *_) = server.list_stubs(model)
+    loop = asyncio.create_task(run_closed_loop(server.url, [small], workers=2, seconds=15))
     await asyncio.sleep(SETTLE)
     began = time.monotonic()
-    kill(stub)
+    kill_process(stub)
     answers = await loop
     after = [answer for answer in answers if answer.sent + answer.seconds > SETTLE + 1]
-    say(f"{model}'s process killed: {outcomes(after)} afterwards")
+    print_status(f"{model}'s process killed: {count_outcomes(after)} afterwards")
     return {
-        "before": outcomes([a for a in answers if a not in after]),
-        "after": outcomes(after),
+        "before": count_outcomes([a for a in answers if a not in after]),
+        "after": count_outcomes(after),
         "words": _words(after),
-        "slowest_failure": percentile(after, 100, "failed"),
+        "slowest_failure": latency_percentile(after, 100, "failed"),
         "ready_says": _ready(server),
         "deep_check": _deep_check(server),
-        "processes_now": len(server.stubs(model)),
+        "processes_now": len(server.list_stubs(model)),
         "seconds": time.monotonic() - began,
     }
 
 
 def _server_killed(repository: Path, small: bytes) -> dict[str, Any]:
     """The server dies with photographs in flight, and is started again on the same state folder."""
-    with served(repository) as server:
-        stubs = [pid for pid in server.processes() if pid != server.pid]
+    with run_server(repository) as server:
+        stubs = [pid for pid in server.list_processes() if pid != server.pid]
 
         async def traffic() -> list[Answer]:
-            loop = asyncio.create_task(closed_loop(server.url, [small], workers=2, seconds=8))
+            loop = asyncio.create_task(run_closed_loop(server.url, [small], workers=2, seconds=8))
             await asyncio.sleep(SETTLE)
-            kill(server.pid)
+            kill_process(server.pid)
             return await loop
 
         answers = asyncio.run(traffic())
@@ -139,9 +140,9 @@ def _server_killed(repository: Path, small: bytes) -> dict[str, Any]:
         gone = time.monotonic() - deadline + 60
         began = time.monotonic()
         again = subprocess.run([*server.command, "start"], capture_output=True, text=True, check=False)
-        say(f"the server killed: {_words(failed)}; started again: {again.returncode == 0}")
+        print_status(f"the server killed: {_words(failed)}; started again: {again.returncode == 0}")
         return {
-            "in_flight": percentile(failed[:2], 100, "failed"),
+            "in_flight": latency_percentile(failed[:2], 100, "failed"),
             "words": _words(failed),
             "processes_left": left,
             "processes_gone_after": gone,
@@ -157,25 +158,25 @@ def _shared_memory_filled(repository: Path, small: bytes) -> dict[str, Any]:
         return {"not run": "needs unshare and the right to mount"}
     asked = subprocess.run([*_private("1m"), *_preflight(repository)], capture_output=True, text=True, check=False)
     need = int(re.findall(r"and (\d+) are needed", asked.stdout)[0])
-    with served(repository, wrapper=_private(f"{need}m")) as server:
+    with run_server(repository, wrapper=_private(f"{need}m")) as server:
         return {"mib": need, **asyncio.run(_filled(server, small))}
 
 
 async def _filled(server: Server, small: bytes) -> dict[str, Any]:
     large = _photograph(7_000, "PNG")
     shm = Path(f"/proc/{server.pid}/root/dev/shm")
-    async with connected(server.url) as client:
-        fits = await enhance(client, small, time.monotonic())
-        too_large = await enhance(client, large, time.monotonic())
-        between = await enhance(client, small, time.monotonic())
+    async with connect(server.url) as client:
+        fits = await send_photograph(client, small, time.monotonic())
+        too_large = await send_photograph(client, large, time.monotonic())
+        between = await send_photograph(client, small, time.monotonic())
         free = os.statvfs(shm).f_bavail * os.statvfs(shm).f_frsize
         with (shm / "fill").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, free - (1 << 20)))
-        full = [await enhance(client, photograph, time.monotonic()) for photograph in (small, large, small)]
+        full = [await send_photograph(client, photograph, time.monotonic()) for photograph in (small, large, small)]
         (shm / "fill").unlink()
-        after = await enhance(client, small, time.monotonic())
+        after = await send_photograph(client, small, time.monotonic())
     words = f"too large {too_large.outcome}, full {[a.outcome for a in full]}, after {after.outcome}"
-    say(f"shared memory: {fits.outcome}, {words}")
+    print_status(f"shared memory: {fits.outcome}, {words}")
     return {
         "file_mb": len(large) / 1e6,
         "fits": fits.outcome,
@@ -183,7 +184,7 @@ async def _filled(server: Server, small: bytes) -> dict[str, Any]:
         "between": between.outcome,
         "full": [[answer.outcome, answer.message] for answer in full],
         "after": after.outcome,
-        "processes_now": len(server.processes()) - 1,
+        "processes_now": len(server.list_processes()) - 1,
     }
 
 
@@ -198,17 +199,17 @@ def _batches(repository: Path, photographs: Sequence[bytes]) -> dict[str, Any]:
             text = re.sub(r"^max_batch_size: \d+", f"max_batch_size: {size}", config.read_text(), flags=re.MULTILINE)
             text = text.replace("max_queue_size: 4", "max_queue_size: 8")
             config.write_text(re.sub(r'^.*key: "ahead".*$', "", text, flags=re.MULTILINE))  # no network to wait for
-            with served(copy, "--preprocess-instances", "2") as server:
+            with run_server(copy, "--preprocess-instances", "2") as server:
                 seconds = asyncio.run(_bursts(server, photographs))
         found.setdefault(str(size), []).append(seconds)
-    say(f"batches of preprocess: {found}")
+    print_status(f"batches of preprocess: {found}")
     return found
 
 
 async def _bursts(server: Server, photographs: Sequence[bytes], count: int = 30) -> dict[str, float]:
     import tritonclient.grpc.aio as grpc
 
-    async with connected(server.url) as client:
+    async with connect(server.url) as client:
 
         async def one(photograph: bytes) -> float:
             image = grpc.InferInput("IMAGE", [1, 1], "BYTES")
@@ -233,7 +234,7 @@ _PEAK: list[float] = [0.0]
 async def _peak(server: Server, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        _PEAK.append(await asyncio.to_thread(server.memory_mib))
+        _PEAK.append(await asyncio.to_thread(server.measure_memory))
         await asyncio.sleep(0.5)
 
 

@@ -32,11 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from export.machine import cpu_name
-from operations.command_line import add_record, earlier, finish, jpegs, say
+from operations.recording import add_record_option, find_jpegs, finish_run, print_status, read_record
 from server.assemble import read_config
 from tests.acceptance import faults
-from traffic.generator import BULK, INTERACTIVE, Answer, Server, closed_loop, open_loop, outcomes, percentile, served
-from traffic.generator import throughput as done_a_second
+from traffic.loops import BULK, INTERACTIVE, Answer, count_outcomes, latency_percentile, run_closed_loop, run_open_loop
+from traffic.loops import throughput as done_a_second
+from traffic.server import Server, run_server
 
 OVERLOAD, SKIP = 4.0, 5.0
 PAIRS, STRETCH = 6, 25.0  #: how often capacity and overload take turns, and seconds of each
@@ -68,13 +69,13 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload; the rest is measured half as long")
     parser.add_argument("--only", choices=("overload", "faults"), help="usually both")
-    add_record(parser, "; with --only the others stay in it")
+    add_record_option(parser, "; with --only the others stay in it")
     options = parser.parse_args()
-    photographs = [path.read_bytes() for path in jpegs(options.photos)]
+    photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
     figures: dict[str, Any] = {"machine": {"cores": os.cpu_count(), "cpu": cpu_name()}, "seconds": options.seconds}
     goals: list[Goal] = []
     if options.only != "faults":
-        with served(options.repository) as server:
+        with run_server(options.repository) as server:
             figures["overload"] = asyncio.run(overload(server, photographs, options.seconds))
         figures["config_sha256"] = config_sha256(options.repository)
         goals = goals_of(figures["overload"], waiting_of(options.repository))
@@ -87,27 +88,27 @@ def main() -> int:
         figures["claims"] = claims = faults.claims_of(figures["faults"])
         for claim, holds in claims.items():
             print(f"{'met   ' if holds else 'MISSED'} {claim}")
-    finish(figures, options.record, {**earlier(options.record), **figures})
+    finish_run(figures, options.record, {**read_record(options.record), **figures})
     return int(not all((*(goal.met for goal in goals), *figures.get("claims", {}).values())))
 
 
 async def overload(server: Server, photographs: Sequence[bytes], seconds: float) -> dict[str, Any]:
     """Idle, capacity, four times the capacity, and somebody waiting while bulk keeps the network busy."""
     half = seconds / 2
-    await closed_loop(server.url, photographs, workers=1, seconds=SKIP)  # what a first photograph pays
-    idle = await closed_loop(server.url, photographs, workers=1, seconds=half)
+    await run_closed_loop(server.url, photographs, workers=1, seconds=SKIP)  # what a first photograph pays
+    idle = await run_closed_loop(server.url, photographs, workers=1, seconds=half)
     tell("idle", idle)
     pairs = [await _pair(server, photographs, STRETCH * seconds / 120, turn) for turn in range(PAIRS)]
     capacity = sum(pair[0] for pair in pairs) / PAIRS
     flood, samples = await asyncio.gather(
-        open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds),
+        run_open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds),
         _memory(server, seconds, seconds / 40),
     )
     tell(f"{OVERLOAD:g} times that", flood)
     began = _worked(server)
     bulk, waiting = await asyncio.gather(
-        closed_loop(server.url, photographs, workers=6, seconds=seconds, priority=BULK),
-        closed_loop(server.url, photographs, workers=1, seconds=seconds, priority=INTERACTIVE),
+        run_closed_loop(server.url, photographs, workers=6, seconds=seconds, priority=BULK),
+        run_closed_loop(server.url, photographs, workers=1, seconds=seconds, priority=INTERACTIVE),
     )
     worked, runs = (after - then for after, then in zip(_worked(server), began, strict=True))
     tell("bulk", bulk)
@@ -119,14 +120,14 @@ async def overload(server: Server, photographs: Sequence[bytes], seconds: float)
         "rate": OVERLOAD * capacity,
         "flood": {
             **_latency(flood),
-            **outcomes(flood),
+            **count_outcomes(flood),
             "goodput": done_a_second(flood, seconds, skip=SKIP),
-            "rejected_p50": percentile(flood, 50, "rejected"),
-            "rejected_p99": percentile(flood, 99, "rejected"),
+            "rejected_p50": latency_percentile(flood, 50, "rejected"),
+            "rejected_p99": latency_percentile(flood, 99, "rejected"),
         },
         "memory_mib": samples,
-        "bulk": {**_latency(bulk), **outcomes(bulk), "goodput": done_a_second(bulk, seconds, skip=SKIP)},
-        "waiting": {**_latency(waiting), **outcomes(waiting)},
+        "bulk": {**_latency(bulk), **count_outcomes(bulk), "goodput": done_a_second(bulk, seconds, skip=SKIP)},
+        "waiting": {**_latency(waiting), **count_outcomes(waiting)},
         "batch_seconds": worked / 1e6 / runs,
     }
 
@@ -135,11 +136,11 @@ async def _pair(server: Server, photographs: Sequence[bytes], seconds: float, se
     """Photographs a second when there is always one to begin with, and right after that at four times as many."""
     every = seconds / 8
     full, _ = await asyncio.gather(
-        closed_loop(server.url, photographs, workers=4, seconds=seconds), _memory(server, seconds, every)
+        run_closed_loop(server.url, photographs, workers=4, seconds=seconds), _memory(server, seconds, every)
     )
     capacity = pace_of(full, seconds)
     flood, _ = await asyncio.gather(
-        open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds, seed=seed),
+        run_open_loop(server.url, photographs, rate=OVERLOAD * capacity, seconds=seconds, seed=seed),
         _memory(server, seconds, every),
     )
     goodput = pace_of(flood, seconds)
@@ -203,24 +204,30 @@ def config_sha256(repository: Path) -> str:
 
 def tell(what: str, answers: Sequence[Answer]) -> None:
     """A line on the way."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in outcomes(answers).items() if count)
-    say(f"{what}: {kinds}; p50 {percentile(answers, 50):.2f} s, p99 {percentile(answers, 99):.2f} s")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in count_outcomes(answers).items() if count)
+    print_status(
+        f"{what}: {kinds}; p50 {latency_percentile(answers, 50):.2f} s, p99 {latency_percentile(answers, 99):.2f} s"
+    )
 
 
 def _latency(answers: Sequence[Answer]) -> dict[str, float]:
-    return {"p50": percentile(answers, 50), "p99": percentile(answers, 99), "count": float(outcomes(answers)["ok"])}
+    return {
+        "p50": latency_percentile(answers, 50),
+        "p99": latency_percentile(answers, 99),
+        "count": float(count_outcomes(answers)["ok"]),
+    }
 
 
 def _worked(server: Server) -> tuple[float, float]:
     """Microseconds the network has run, and how often."""
     names = ("nv_inference_compute_infer_duration_us", "nv_inference_exec_count")
-    return server.metric(names[0], model="restormer"), server.metric(names[1], model="restormer")
+    return server.read_metric(names[0], model="restormer"), server.read_metric(names[1], model="restormer")
 
 
 async def _memory(server: Server, seconds: float, every: float) -> list[float]:
     samples, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
-        samples.append(round(await asyncio.to_thread(server.memory_mib), 1))
+        samples.append(round(await asyncio.to_thread(server.measure_memory), 1))
         await asyncio.sleep(every)
     return samples
 

@@ -46,9 +46,9 @@ from PIL import Image
 from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
-from operations.command_line import add_record, earlier, finish
-from traffic.generator import SERVER_PYTHON, Server, kill, served, with_identity
+from operations.recording import add_record_option, finish_run, read_record
 from traffic.ports import free_ports
+from traffic.server import SERVER_PYTHON, Server, kill_process, repository_with_identity, run_server
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "deploy/kubernetes/base"
@@ -67,9 +67,9 @@ def main() -> int:
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--only", choices=("replaced", "dead"), help="usually both")
-    add_record(parser, "; with --only the others stay in it")
+    add_record_option(parser, "; with --only the others stay in it")
     options = parser.parse_args()
-    found = earlier(options.record) if options.only else {}
+    found = read_record(options.record) if options.only else {}
     if options.only != "dead":
         found |= asyncio.run(run(options.repository))
     if options.only != "replaced":
@@ -78,7 +78,7 @@ def main() -> int:
     for claim, holds in claims.items():
         print(f"{'met   ' if holds else 'MISSED'} {claim}")
     document = {**found, "claims": claims}
-    finish(document, options.record)
+    finish_run(document, options.record)
     return int(not all(claims.values()))
 
 
@@ -155,7 +155,7 @@ def dead(repository: Path) -> dict[str, Any]:
                     "preprocess"
                 )
                 began = time.monotonic()
-                kill(stub)
+                kill_process(stub)
                 subprocess.run(check, capture_output=True, check=False)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     container.wait(timeout=STOP_AT_MOST)
@@ -181,7 +181,7 @@ def pair(repository: Path, chosen: dict[str, int]) -> Iterator[dict[str, Server]
     with contextlib.ExitStack() as stack:
         yield {
             address: stack.enter_context(
-                served(
+                run_server(
                     repository, "--address", address, "--metrics-address", "127.0.0.1", "--grpc-port", str(port),
                     "--exit-timeout", str(chosen["exit timeout"]),
                     "--grpc-connection-age", str(chosen["connection age"]),
@@ -194,7 +194,7 @@ def pair(repository: Path, chosen: dict[str, int]) -> Iterator[dict[str, Server]
 @contextlib.contextmanager
 def quick(repository: Path) -> Iterator[Path]:
     """The published models with `identity` in the place of ``enhance``, which takes `WORK` seconds and no processor."""
-    with with_identity(repository, "enhance") as models:
+    with repository_with_identity(repository, "enhance") as models:
         for path, changes in (
             ("config.pbtxt", {"count: 1": "count: 4"}),
             ("1/model.py", {"import triton_python": "import time\n\nimport triton_python",
@@ -202,7 +202,7 @@ def quick(repository: Path) -> Iterator[Path]:
         ):  # fmt: skip
             text = (models / "enhance" / path).read_text(encoding="utf-8")
             for old, new in changes.items():
-                assert text.count(old) == 1, f"benchmarks/identity/{path} has changed: {old!r}"
+                assert text.count(old) == 1, f"traffic/identity/{path} has changed: {old!r}"
                 text = text.replace(old, new)
             (models / "enhance" / path).write_text(text, encoding="utf-8")
         yield models
@@ -283,7 +283,7 @@ async def _again(server: Server) -> float:
 
 
 def _done(server: Server) -> float:
-    return server.metric("nv_inference_request_success", model="enhance")
+    return server.read_metric("nv_inference_request_success", model="enhance")
 
 
 @contextlib.asynccontextmanager

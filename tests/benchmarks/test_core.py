@@ -294,8 +294,8 @@ def test_ctrl_c_ends_in_one_word_and_takes_the_candidates_along(written):
     """The comparison in a process of its own, with more rounds than anybody waits for."""
     program = (
         "from pathlib import Path; from benchmarks.network import core; "
-        "from operations.command_line import interruptible; found = [core.Candidate('ours', 'openvino', 'engine')]; "
-        f"interruptible(lambda: core.compared(found, Path({str(written[0])!r}), 10**6))"
+        "from operations.recording import exit_on_interrupt; found = [core.Candidate('ours', 'openvino', 'engine')]; "
+        f"exit_on_interrupt(lambda: core.compared(found, Path({str(written[0])!r}), 10**6))"
     )
     run = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True,
                            start_new_session=True)  # fmt: skip

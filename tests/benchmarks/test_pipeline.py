@@ -13,9 +13,9 @@ import pytest
 from benchmarks.pipeline import analyzer, parts, pipeline, points
 from benchmarks.pipeline.parts import CORE
 from benchmarks.pipeline.points import ENHANCE, TILED, Moment, Point
-from operations.circumstances import make_command
+from operations.recording import format_make_command
 from tests.conftest import ROOT
-from traffic.generator import SERVER_PYTHON, Server
+from traffic.server import SERVER_PYTHON, Server
 
 REPORT = """
   Client:
@@ -170,7 +170,7 @@ class Swept:
 
     @property
     def server(self):
-        return type("Counting", (), {"counters": staticmethod(Counter)})
+        return type("Counting", (), {"read_counters": staticmethod(Counter)})
 
 
 def test_tiles_are_measured_whatever_concurrencies_were_asked_for_and_at_a_rate_too():
@@ -236,7 +236,9 @@ def test_a_recorded_command_names_what_changes_figures_and_no_more():
     for name, default in (("--rates", [0.8]), ("--rounds", 3), ("--photos", "demo/photos"), ("--record", None)):
         parser.add_argument(name, default=default)
     options = argparse.Namespace(rates=[0.5, 0.8], rounds=3, photos="my photos", record="a.json")
-    assert make_command("benchmark", parser, options, "record") == "make benchmark RATES=0.5,0.8 PHOTOS='my photos'"
+    assert (
+        format_make_command("benchmark", parser, options, "record") == "make benchmark RATES=0.5,0.8 PHOTOS='my photos'"
+    )
 
 
 def test_a_part_that_cannot_run_ends_in_one_line(tmp_path, capfd):
@@ -250,10 +252,10 @@ def test_a_part_that_cannot_run_ends_in_one_line(tmp_path, capfd):
 
 def test_all_counters_of_a_moment_are_those_asked_for_one_by_one(triton):
     server = Server(0, triton.grpc_port, triton.metrics_port, [], triton.state / "triton.log")
-    counters = server.counters()
+    counters = server.read_counters()
     for model in (ENHANCE, *parts.NAMES):
-        assert counters[model, "request_success"] == server.metric("nv_inference_request_success", model=model) > 0
-        assert counters[model, "photograph_ms_sum"] == server.metric("restormer_photograph_ms_sum", model=model)
+        assert counters[model, "request_success"] == server.read_metric("nv_inference_request_success", model=model) > 0
+        assert counters[model, "photograph_ms_sum"] == server.read_metric("restormer_photograph_ms_sum", model=model)
     assert counters[parts.PREPROCESS, "photograph_ms_sum"] > 0
-    assert counters[CORE, "exec_count"] == server.metric("nv_inference_exec_count", model=CORE)
-    assert counters[TILED, "request_failure"] == server.metric("nv_inference_request_failure", model=TILED)
+    assert counters[CORE, "exec_count"] == server.read_metric("nv_inference_exec_count", model=CORE)
+    assert counters[TILED, "request_failure"] == server.read_metric("nv_inference_request_failure", model=TILED)

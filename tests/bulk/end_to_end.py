@@ -22,7 +22,7 @@ from restormer_client import Enhancer
 from bulk import manifest, storage
 from bulk.__main__ import IN_FLIGHT
 from tests.conftest import ROOT, copied, free_port
-from traffic.generator import Server, kill, served
+from traffic.server import Server, kill_process, run_server
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
 MANY = 160
@@ -72,7 +72,7 @@ def waiting(repository, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(waiting):
-    with served(waiting) as running:
+    with run_server(waiting) as running:
         yield running
 
 
@@ -87,7 +87,7 @@ def many(tmp_path):
 
 
 def count_requests(server: Server) -> int:
-    return int(server.metric("nv_inference_request_success", model="enhance"))
+    return int(server.read_metric("nv_inference_request_success", model="enhance"))
 
 
 def photographs(output):
@@ -128,7 +128,7 @@ def test_killed_driver(server, many, output):
     before = count_requests(server)
     job = Command(many, output, server.url)
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
-    kill(job.process.pid)
+    kill_process(job.process.pid)
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)  # its Ray ends by itself, slowly on a busy machine
     kept = len(photographs(output))
@@ -157,7 +157,7 @@ def test_killed_actor(server, many, output):
     job = Command(many, output, server.url)
     wait_for(lambda: len(photographs(output)) >= MANY // 3)
     (actor,) = job.actors()
-    kill(actor)
+    kill_process(actor)
     summary = job.wait()
     assert summary["enhanced"] + summary["found"] == MANY
     assert count_requests(server) - before <= MANY + TINY + IN_FLIGHT
@@ -185,11 +185,11 @@ def test_killed_node(server, many, output):
 
 
 def test_killed_and_restarted_triton(waiting, many, output):
-    with served(waiting) as server:
+    with run_server(waiting) as server:
         job = Command(many, output, server.url)
         wait_for(lambda: len(photographs(output)) >= MANY // 3)
         first = count_requests(server)
-        kill(server.pid)
+        kill_process(server.pid)
         subprocess.run([*server.command, "start"], cwd=ROOT, check=True, capture_output=True)
         summary = job.wait()
         # Requests answered between the count and the kill are not counted.
@@ -199,7 +199,7 @@ def test_killed_and_restarted_triton(waiting, many, output):
 
 
 def test_two_servers_share_the_work(waiting, server, many, output):
-    with served(waiting) as other:
+    with run_server(waiting) as other:
         before = count_requests(server), count_requests(other)
         Command(many, output, f"ipv4:127.0.0.1:{server.grpc_port},127.0.0.1:{other.grpc_port}", in_flight=16).wait()
         shares = [
@@ -234,7 +234,7 @@ def test_killed_job_on_the_real_pipeline(triton, real_photos, output):
     """Outputs equal the client's, and no request is rejected with as many in flight as a CPU server's queue holds."""
     job = Command(real_photos, output, triton.url)
     wait_for(lambda: len(photographs(output)) >= 2, seconds=200)
-    kill(job.process.pid)
+    kill_process(job.process.pid)
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)
     summary = Command(real_photos, output, triton.url).wait(code=1)
@@ -294,7 +294,7 @@ def test_object_stores(server, many, bucket, tmp_path):
     before = count_requests(server)
     job = Command("s3://homes/in", output, server.url)
     wait_for(lambda: count_requests(server) - before >= MANY // 3)
-    kill(job.process.pid)
+    kill_process(job.process.pid)
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)
     summary = Command("s3://homes/in", output, server.url).wait()
@@ -305,10 +305,10 @@ def test_object_stores(server, many, bucket, tmp_path):
 
 
 def test_job_stops_when_the_server_stays_unreachable(waiting, many, output):
-    with served(waiting) as server:
+    with run_server(waiting) as server:
         job = Command(many, output, server.url, "--patience", 3, "--timeout", 2)
         wait_for(lambda: len(photographs(output)) >= MANY // 4)
-        kill(server.pid)
+        kill_process(server.pid)
         stdout, stderr = job.process.communicate(timeout=120)
     assert job.process.returncode == 1
     assert "Traceback" not in stderr

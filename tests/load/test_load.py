@@ -17,19 +17,20 @@ from operations import canary
 from tests.acceptance import faults, load
 from tests.conftest import ROOT
 from tests.photographs import encoded, pixels
-from traffic import generator as traffic
-from traffic.generator import Answer
+from traffic import loops
+from traffic import server as traffic_server
+from traffic.loops import Answer
 
 
 def test_arrivals_are_poisson():
     """Their number and the spread of the gaps: an exponential's deviation is its mean."""
-    moments = traffic.arrivals(50, 200, seed=1)
+    moments = loops.draw_arrivals(50, 200, seed=1)
     gaps = np.diff(moments)
     assert len(moments) == 50 * 200
     assert 0 <= moments[0] <= moments[-1] < 200
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
     assert moments == sorted(moments)
-    assert traffic.arrivals(50, 200, seed=1) == moments
+    assert loops.draw_arrivals(50, 200, seed=1) == moments
 
 
 def answers(*rows):
@@ -38,7 +39,7 @@ def answers(*rows):
 
 def test_throughput_counts_what_came_back_in_the_window():
     found = answers((0, 1, "ok"), (1, 4.5, "ok"), (6, 3, "ok"), (7, 0.01, "rejected"), (9, 2, "ok"))
-    assert traffic.throughput(found, 10, skip=5) == pytest.approx(2 / 5)
+    assert loops.throughput(found, 10, skip=5) == pytest.approx(2 / 5)
 
 
 def test_the_pace_is_between_two_photographs_not_of_a_window():
@@ -51,10 +52,10 @@ def test_the_pace_is_between_two_photographs_not_of_a_window():
 
 def test_percentiles_are_of_one_kind():
     found = answers((0, 1, "ok"), (0, 3, "ok"), (0, 0.01, "rejected"))
-    assert traffic.percentile(found, 50) == 2
-    assert traffic.percentile(found, 50, "rejected") == 0.01
-    assert traffic.percentile(found, 50, "failed") == 0
-    assert traffic.outcomes(found) == {"ok": 2, "rejected": 1, "expired": 0, "failed": 0}
+    assert loops.latency_percentile(found, 50) == 2
+    assert loops.latency_percentile(found, 50, "rejected") == 0.01
+    assert loops.latency_percentile(found, 50, "failed") == 0
+    assert loops.count_outcomes(found) == {"ok": 2, "rejected": 1, "expired": 0, "failed": 0}
 
 
 GOOD = {
@@ -146,7 +147,7 @@ def test_an_overload_is_told_by_the_same_words_everywhere():
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OVERLOAD"
     )
-    assert tiles == (traffic.REJECTED, traffic.EXPIRED)
+    assert tiles == (loops.REJECTED, loops.EXPIRED)
     for words in tiles:
         failure = errors.Failure("UNAVAILABLE", f"E{words}: more of it")
         assert isinstance(errors.error_from_failure(failure, url="", model="enhance", attempts=1), errors.Overloaded)
@@ -156,10 +157,10 @@ def test_answers_of_a_real_server_are_told_apart(triton):
     """One good photograph, one that is none, and one to nobody."""
 
     async def three():
-        async with traffic.connected(triton.url) as client, traffic.connected("127.0.0.1:9") as nobody:
-            good = await traffic.enhance(client, encoded(pixels(48, 64)), 0.0)
-            bad = await traffic.enhance(client, b"a letter", 0.0)
-            lost = await traffic.enhance(nobody, b"", 0.0, timeout=5)
+        async with loops.connect(triton.url) as client, loops.connect("127.0.0.1:9") as nobody:
+            good = await loops.send_photograph(client, encoded(pixels(48, 64)), 0.0)
+            bad = await loops.send_photograph(client, b"a letter", 0.0)
+            lost = await loops.send_photograph(nobody, b"", 0.0, timeout=5)
         return good, bad, lost
 
     good, bad, lost = asyncio.run(three())
@@ -172,11 +173,11 @@ def test_answers_of_a_real_server_are_told_apart(triton):
 def test_the_servers_processes_are_found_and_weighed(triton, tmp_path):
     status = subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, text=True, check=True).stdout
     pid = int(re.search(r'"pid": (\d+)', status)[1])
-    server = traffic.Server(pid, triton.grpc_port, triton.metrics_port, [], tmp_path)
-    assert len(server.stubs("restormer")) == 1
-    assert len(server.stubs("enhance_tiled")) == 2
-    assert server.memory_mib() > 100
-    assert server.metric("nv_inference_count", model="restormer") >= 1
+    server = traffic_server.Server(pid, triton.grpc_port, triton.metrics_port, [], tmp_path)
+    assert len(server.list_stubs("restormer")) == 1
+    assert len(server.list_stubs("enhance_tiled")) == 2
+    assert server.measure_memory() > 100
+    assert server.read_metric("nv_inference_count", model="restormer") >= 1
 
 
 def test_the_canary_compares_two_versions(repository, tmp_path):

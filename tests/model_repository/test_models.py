@@ -18,7 +18,7 @@ from restormer_client import errors
 from adapters.metrics import OUTCOMES
 from imaging import SIDE
 from tests.photographs import encoded, opened, pixels
-from traffic import generator as traffic
+from traffic import loops
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 PARAMETERS = {
@@ -248,7 +248,7 @@ def test_enhance_tiled_distinguishes_overload_from_a_broken_engine(load, monkeyp
 
 def test_all_rooms_recognize_overload_by_the_same_text(load):
     texts = type(load("enhance_tiled"))._restored.__globals__["OVERLOAD"]
-    assert texts == (traffic.REJECTED, traffic.EXPIRED)
+    assert texts == (loops.REJECTED, loops.EXPIRED)
     for text in texts:
         failure = errors.Failure("UNAVAILABLE", f"[request id: <id_unknown>] E{text}")
         assert isinstance(

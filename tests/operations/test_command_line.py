@@ -1,12 +1,10 @@
-"""What every benchmark's command line does: bad options end in one line, before anything is measured or written."""
+"""Command lines of measurements: wrong options exit with one line before anything is measured or written."""
 
 import importlib
-import json
 import sys
 
 import pytest
 
-from operations import command_line
 from tests.conftest import ROOT, bare_repository
 
 BULK, LOAD, PIPELINE, TUNE = (
@@ -20,8 +18,8 @@ MODULES = (
 
 
 @pytest.fixture
-def ended(monkeypatch, capsys):
-    """Runs a benchmark's command line, and gives its exit status and the last line that it said of its end."""
+def run_main(monkeypatch, capsys):
+    """Return a function that runs a command line and returns its exit code and the last line of its error."""
 
     def run(module, *arguments):
         monkeypatch.chdir(ROOT)
@@ -37,73 +35,51 @@ def ended(monkeypatch, capsys):
     return run
 
 
-NO_PHOTOS = "error: no JPEG in docs/none: name a folder with --photos"
-
-
 @pytest.mark.parametrize(
-    ("module", "options", "status", "words"),
+    ("module", "options", "status", "message"),
     [
-        (BULK, ["--photos", "docs/none"], 1, NO_PHOTOS),
-        (LOAD, ["--photos", "docs/none"], 1, NO_PHOTOS),
+        (BULK, ["--photos", "docs/none"], 1, "no JPEG in docs/none"),
+        (LOAD, ["--photos", "docs/none"], 1, "no JPEG in docs/none"),
         (PIPELINE, ["--perf-analyzer", "no-such-program"], 1, "pip install perf-analyzer"),
-        (PIPELINE, ["--perf-analyzer", "true", "--photos", "docs/none"], 1, NO_PHOTOS),
+        (PIPELINE, ["--perf-analyzer", "true", "--photos", "docs/none"], 1, "no JPEG in docs/none"),
         (PIPELINE, ["--concurrency", "1,x"], 2, "--concurrency"),
-        (PIPELINE, ["--rates", "0"], 2, "numbers above zero"),
+        (PIPELINE, ["--rates", "0"], 2, "positive numbers"),
         (PIPELINE, ["--rounds", "0"], 2, "--rounds: 1 or more"),
         (TUNE, [], 2, "--slo-p99-ms"),
         (TUNE, ["--slo-p99-ms", "0"], 2, "above 0"),
-        (TUNE, ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, NO_PHOTOS),
-        (
-            TUNE,
-            ["--slo-p99-ms", "100", "--repository", "docs"],
-            1,
-            "no engine in docs/restormer: make engine PRECISION=fp32",
-        ),
+        (TUNE, ["--slo-p99-ms", "100", "--output", "docs"], 2, "--output: docs is a folder"),
+        (TUNE, ["--slo-p99-ms", "100", "--photos", "docs/none"], 1, "no JPEG in docs/none"),
+        (TUNE, ["--slo-p99-ms", "100", "--repository", "docs"], 1, "no engine in docs/restormer"),
     ],
 )
-def test_bad_options_end_in_one_line_and_write_nothing(module, options, status, words, ended, tmp_path):
+def test_wrong_options_exit_with_one_line_and_write_nothing(module, options, status, message, run_main, tmp_path):
     files = ["--record", tmp_path / "record.json"]
-    files += ["--output", tmp_path / "tuned.env"] if module == TUNE else []
-    found, said = ended(module, *options, *files)
-    assert found == status
-    assert words in said
-    assert "\n" not in said
+    files += ["--output", tmp_path / "tuned.env"] if module == TUNE and "--output" not in options else []
+    code, line = run_main(module, *options, *files)
+    assert code == status
+    assert message in line
+    assert "\n" not in line
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(module, ended):
+def test_unwritable_records_are_rejected_before_anything_is_measured(module, run_main):
     required = {TUNE: ["--slo-p99-ms", "100"]}.get(module, [])
-    for record, words in (
-        ("docs", "docs is a folder: name a file"),
-        ("/dev/null", "/dev/null is no file: name a file"),
-        ("README.md/a.json", "nothing can be written into"),
-        ("/proc/a.json", "nothing can be written into /proc"),
+    for record, message in (
+        ("docs", "docs is a folder"),
+        ("/dev/null", "/dev/null is a device"),
+        ("README.md/a.json", "cannot write to"),
+        ("/proc/a.json", "cannot write to /proc"),
     ):
-        status, said = ended(module, *required, "--record", record)
-        assert status == 2
-        assert words in said
+        code, line = run_main(module, *required, "--record", record)
+        assert code == 2
+        assert message in line
 
 
-def test_the_file_of_the_settings_is_refused_likewise(ended):
-    status, said = ended(TUNE, "--slo-p99-ms", "100", "--output", "docs")
-    assert status == 2
-    assert said.endswith("--output: docs is a folder: name a file")
-
-
-def test_without_an_engine_it_says_which_command_makes_one_and_writes_nothing(ended, tmp_path):
+def test_tune_without_an_engine_names_the_command_that_builds_one(run_main, tmp_path):
     models, record = bare_repository(tmp_path / "models"), tmp_path / "record.json"
-    status, said = ended(TUNE, "--slo-p99-ms", "100", "--repository", models, "--record", record)
-    assert status
-    assert "make engine" in said
-    assert "\n" not in said
+    code, line = run_main(TUNE, "--slo-p99-ms", "100", "--repository", models, "--record", record)
+    assert code
+    assert "make engine" in line
+    assert "\n" not in line
     assert not record.exists()
-
-
-def test_figures_are_kept_beside_those_of_earlier_runs(tmp_path, capsys):
-    record = tmp_path / "new" / "record.json"
-    command_line.finish({"a": 1, "b": 1}, record)
-    command_line.finish({"b": 2}, record, {**command_line.earlier(record), "b": 2})
-    assert json.loads(record.read_text(encoding="utf-8")) == {"a": 1, "b": 2}
-    assert capsys.readouterr().out.splitlines() == ['{"a": 1, "b": 1}', '{"b": 2}']
-    assert command_line.earlier(tmp_path / "none.json") == command_line.earlier(None) == {}

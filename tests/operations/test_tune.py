@@ -12,7 +12,7 @@ from operations.tune import Choice, Found
 from server import assemble as served
 from server.settings import Settings
 from tests.conftest import ROOT, server_command
-from traffic.generator import Answer
+from traffic.loops import Answer
 
 START = Choice(1, 1, 1, 1, 1, 0)
 ALLOWED = {"versions": [1, 2], "core_instances": [1, 2], "core_batch": [1, 2, 4], "core_delay_us": [0, 2000],

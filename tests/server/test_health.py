@@ -19,7 +19,8 @@ from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, free_port, server_command
 from tests.photographs import encoded, pixels
 from tests.server.test_secured import enhanced
-from traffic import generator as traffic
+from traffic import loops
+from traffic import server as traffic_server
 
 
 @pytest.fixture
@@ -158,20 +159,20 @@ def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(reposito
     settings = Settings(state=tmp_path, exit_timeout=2, **ports)
     try:
         health.check(settings)
-        load = traffic.closed_loop(settings.url, [encoded(pixels(48, 64))], workers=24, seconds=50, priority=1)
+        load = loops.run_closed_loop(settings.url, [encoded(pixels(48, 64))], workers=24, seconds=50, priority=1)
         answers = []
         flood = threading.Thread(target=lambda: answers.extend(asyncio.run(load)))
         flood.start()
         time.sleep(5)
         _checked(settings, 3)
-        server = traffic.Server(process.running(settings).pid, *ports.values(), [], settings.log)
-        for stub in server.stubs("restormer"):
-            traffic.kill(stub)
+        server = traffic_server.Server(process.running(settings).pid, *ports.values(), [], settings.log)
+        for stub in server.list_stubs("restormer"):
+            traffic_server.kill_process(stub)
         with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced"):
             _checked(settings, 2)  # the first may still count what was finished between the last check and the death
         assert process.running(settings) is None
         flood.join()
-        assert traffic.outcomes(answers)["rejected"] > 10
+        assert loops.count_outcomes(answers)["rejected"] > 10
     finally:
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from restormer_client import AsyncEnhancer, Enhancer, ServerError
 
 from tests.conftest import ROOT
-from traffic.generator import Server, served
+from traffic.server import Server, run_server
 
 PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
 #: A model that breaks on white photographs, and otherwise notes that it has begun and runs the published one.
@@ -47,14 +47,14 @@ def server(triton, begun, tmp_path_factory) -> Iterator[Server]:
     model = models / "restormer/1/model.py"
     model.rename(model.with_name("network.py"))
     model.write_text(BREAKING.format(begun=str(begun)), encoding="utf-8")
-    with served(models) as running:
+    with run_server(models) as running:
         yield running
 
 
 def failures(server):
     """Failures so far, by model and reason."""
     return {
-        (model, reason): server.metric("nv_inference_request_failure", model=model, reason=reason)
+        (model, reason): server.read_metric("nv_inference_request_failure", model=model, reason=reason)
         for model in ("enhance", "enhance_tiled", "preprocess", "restormer", "postprocess")
         for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
     }

@@ -1,4 +1,4 @@
-"""The photograph comes back as it was sent."""
+"""Return each photograph unchanged."""
 
 import triton_python_backend_utils as pb_utils
 
