@@ -130,7 +130,7 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidel
 ##- tensorrt: MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc
 ##- rtx: COMPUTE_CAPABILITIES='8.6 8.9 12.0'
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
-		--version "$(VERSION)" --photographs "$(PHOTOS)" --targets "$(TRUTH)" --calibration "$(CALIBRATION)" \
+		--version "$(VERSION)" --photos "$(PHOTOS)" --truth "$(TRUTH)" --calibration "$(CALIBRATION)" \
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(DATA),--data "$(DATA)") \
 		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") $(if $(SIDE_OVERRIDE),--side-override "$(SIDE_OVERRIDE)") \
 		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export.build import MODEL
 from export.files import checkpoint_path, sha256
+from export.names import MODEL
 from export.publish import documents, versions, write_json
 
 FOLDERS = (Path("engines"), Path("model_repository"))

@@ -9,11 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from export.build import AUTO, CALIBRATORS, TARGETS, Request, build
+from export.build import build
 from export.engines import rollback, table
 from export.errors import ExportError
 from export.precision import PRECISIONS
-from export.targets.tensorrt import COMPATIBILITY, Options
+from export.request import AUTO, CALIBRATORS, COMPATIBILITY, Options, Request
+from export.targets import TARGETS
 from imaging.options import NATIVE, SMALL
 
 USUAL = Request(package=Path())  # its defaults are the command line's
@@ -51,10 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--precision", default=USUAL.precision, help=", ".join((*PRECISIONS, AUTO)))
-    engine.add_argument("--target", default=USUAL.target, help=", ".join(TARGETS))
+    engine.add_argument("--target", default=USUAL.target, help=", ".join((AUTO, *TARGETS)))
     engine.add_argument("--version", type=_version, default=USUAL.version, help="version folder to publish as")
-    engine.add_argument("--photographs", type=Path, default=USUAL.photographs, help="folder to measure fidelity on")
-    engine.add_argument("--targets", type=Path, default=USUAL.targets, help="their ground truth, by the same names")
+    engine.add_argument("--photos", type=Path, default=USUAL.photos, help="folder to measure fidelity on")
+    engine.add_argument(
+        "--truth", type=Path, default=USUAL.ground_truth, dest="ground_truth",
+        help="their ground truth, under the same names",
+    )  # fmt: skip
     engine.add_argument("--pairs", type=Path, help="JSON lines of input and target, instead of both folders")
     engine.add_argument("--data", type=Path, help="folder the paths of --pairs are relative to")
     engine.add_argument("--calibration", type=Path, default=USUAL.calibration, help="folder for ranges and INT8 scales")

@@ -6,12 +6,12 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from export import machine
-from export.build import MODEL
 from export.errors import ExportError
 from export.files import sha256
+from export.names import MODEL
 from export.progress import say
 from export.publish import documents, removed, versions
+from export.targets import TARGETS
 
 
 def table(repository: Path, engines: Path) -> str:
@@ -49,7 +49,7 @@ def _row(folder: Path, document: dict[str, Any]) -> tuple[str, ...]:
     decisive = next(rung for rung in figures["ladder"] if rung["rung"] == figures["decided_by"])
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(document["time"])
     hours = age.total_seconds() / 3600
-    emulated = " emulated" if document["target"] == "rtx" else ""
+    emulated = " emulated" if TARGETS[document["target"]].is_emulated else ""
     return (
         str(folder / document["engine"]),
         document["precision"],
@@ -65,18 +65,5 @@ def _fits(folder: Path, document: dict[str, Any]) -> str:
     """Whether this machine can run it, in a word or with the reason."""
     if sha256(folder / document["engine"]) != document["sha256"]:
         return "no: not the file its JSON describes"
-    gpus = {capability for _, capability in machine.gpus()}
-    if document["target"] == "cpu":
-        from export.precision import PRECISIONS
-        from export.targets.cpu import why_not, why_not_these
-
-        reason = why_not(PRECISIONS[document["precision"]]) or why_not_these(document["runtime"]["settings"])
-        return f"no: {reason}" if reason else "yes"
-    if document["target"] == "rtx":
-        wanted = set(document["options"]["compute_capabilities"])
-    else:
-        wanted = {document["machine"]["gpu_compute_capability"]}
-    if wanted & gpus:
-        return "yes"
-    found = f"found {', '.join(sorted(gpus))}" if gpus else "no GPU here"
-    return f"no: wants compute capability {' or '.join(sorted(wanted))}, {found}"
+    reason = TARGETS[document["target"]].why_not_run(document)
+    return f"no: {reason}" if reason else "yes"

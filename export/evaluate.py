@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from export import triton as served
-from export.build import MODEL
 from export.errors import ExportError
 from export.fidelity import Runner, difference_picture, torch_runner
 from export.files import checkpoint_path, sha256, write_bytes
 from export.metrics import figures
+from export.names import MODEL
 from export.package.claims import SPLITS, Claims, claims_from_folder
 from export.package.model_package import network_from_package, package_from_folder
 from export.package.pairs import Pair, Pixels, opened, pairs_from_file, squared, tensor_from_pixels

@@ -1,25 +1,39 @@
-"""Checksums and the whereabouts of a package's checkpoint; kept apart from PyTorch, so that asking is quick."""
+"""Checksums, atomic writes and the path of a package's checkpoint, without PyTorch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from export.errors import ExportError
 
-#: Names a checkpoint may have, the first that is there counts.
+#: File names of a checkpoint; the first that exists is read.
 CHECKPOINTS = ("model_checkpoint.pt", "model_checkpoint.safetensors", "model.safetensors")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Hash a file; hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_digest(folder: Path) -> str:
+    """Hash the names and contents of a folder's files; a folder that does not exist counts as empty."""
+    return files_digest(sorted(path for path in folder.glob("*") if path.is_file()))
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Hash the names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, its folder too."""
+    """Write a file whole or not at all; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -30,10 +44,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def checkpoint_path(folder: Path) -> Path:
-    """The checkpoint of a package, which must exist."""
+    """Return the checkpoint of a package. Raises `ExportError` if there is none."""
     if not folder.is_dir():
-        raise ExportError(f"no model package at {folder}: give its folder as PACKAGE=...")
-    found = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
-    if not found:
+        raise ExportError(f"--package {folder} is not a folder: give the folder of a model package")
+    paths = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    if not paths:
         raise ExportError(f"{folder} holds no {CHECKPOINTS[0]}: a model package needs at least its weights")
-    return found[0]
+    return paths[0]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from functools import partial
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
 
 from export.files import sha256
 from export.network.architecture import Architecture
-from export.network.coverage import Convolution
-from export.network.restormer import Attention, Restormer
+from export.network.cost import multiply_accumulates
 from export.package.claims import claims_from_folder
 from export.package.model_package import Package
 from imaging import SIDE
@@ -51,42 +45,6 @@ def report(package: Package) -> str:
     ]
     lines += [f"  {remark}" for remark in (*package.remarks, *claims.remarks)] or ["  nothing"]
     return "\n".join(lines)
-
-
-def multiply_accumulates(architecture: Architecture, side: int) -> tuple[int, int]:
-    """Multiply-accumulates of one ``side`` x ``side`` image: in the convolutions, and in the attention products."""
-    with torch.device("meta"):
-        layers, products = _work(Restormer(architecture), side)
-    return sum(layer.macs for layer in layers), products
-
-
-def convolutions(network: Restormer, side: int) -> list[Convolution]:
-    """The network's convolutions with their multiply-accumulates."""
-    return _work(copy.deepcopy(network).to("meta"), side)[0]
-
-
-def _work(ghost: Restormer, side: int) -> tuple[list[Convolution], int]:
-    """Counted on a network on PyTorch's meta device, run without data."""
-    found: list[Convolution] = []
-    products = 0
-
-    def convolution(name: str, layer: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        macs = output.numel() * layer.weight[0].numel()
-        found.append(Convolution(name, layer.kernel_size[0], macs, "FLOAT", name))
-
-    def attention(layer: Attention, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal products
-        _, width, height, columns = inputs[0].shape
-        products += 2 * width * (width // layer.heads) * height * columns
-
-    for name, layer in ghost.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(partial(convolution, name))
-        elif isinstance(layer, Attention):
-            layer.register_forward_hook(attention)
-    with torch.inference_mode():
-        ghost(torch.empty(1, ghost.architecture.in_channels, side, side, device="meta"))
-    return found, products
 
 
 def _training_line(name: str, value: object) -> str:

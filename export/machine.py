@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -42,6 +43,15 @@ def gpus() -> list[tuple[str, str]]:
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in found.stdout.splitlines() if "," in line]
     return [(name, capability) for name, capability, *_ in _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+def why_no_gpu(capabilities: Collection[str]) -> str:
+    """Return why no GPU here has one of these compute capabilities; empty if one has."""
+    present = {capability for _, capability in gpus()}
+    if present.intersection(capabilities):
+        return ""
+    here = f"found {', '.join(sorted(present))}" if present else "no GPU here"
+    return f"wants compute capability {' or '.join(sorted(capabilities))}, {here}"
 
 
 def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:

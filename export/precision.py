@@ -1,4 +1,4 @@
-"""The precisions an engine can be built in, and what each has to keep to be called by its name."""
+"""The precisions an engine can be built in, and the requirements of each."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from export.errors import ExportError
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision and its terms.
+    """A precision and what an engine has to reach in it.
 
-    ``gate``: the least PSNR (dB) of the engine against the float32 network on photographs; a user may set another, and
-    the engine's JSON says so. ``loss``: the most decibels that may be lost against ground truth, where there is some.
-    ``arithmetic``: the ONNX type the work executes in. ``floor``: the least share of the convolutions'
-    multiply-accumulates in that type (INT8: of the 1x1 convolutions in the blocks); nobody can set it, because below it
-    the name would not be true.
+    ``gate``: minimum PSNR (dB) of the engine against the float32 network on photographs; a user may set another, which
+    the engine's JSON records. ``max_loss``: maximum PSNR loss (dB) against ground truth, where there is some.
+    ``arithmetic``: the ONNX type that the work executes in. ``min_share``: minimum share of the convolutions'
+    multiply-accumulates in that type (INT8: of the 1x1 convolutions in the blocks). It cannot be set: an engine below
+    it would not do its work in the precision it is named after.
     """
 
     name: str
     gate: float
-    loss: float
+    max_loss: float
     arithmetic: str
-    floor: float
+    min_share: float
 
 
 PRECISIONS = {
@@ -38,7 +38,7 @@ PRECISIONS = {
 
 
 def precision_from_name(name: str, *others: str) -> Precision:
-    """The precision called ``name``; `ExportError` lists what there is, ``others`` too, which are no precisions."""
+    """Return a precision. Raises `ExportError` listing the choices, with ``others``, which are not precisions."""
     if name not in PRECISIONS:
-        raise ExportError(f"PRECISION={name} is unknown: choose one of {', '.join((*PRECISIONS, *others))}")
+        raise ExportError(f"--precision {name} is unknown: choose one of {', '.join((*PRECISIONS, *others))}")
     return PRECISIONS[name]

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from export.build import MODEL
 from export.errors import ExportError
-from export.names import INPUT, OUTPUT
+from export.names import INPUT, MODEL, OUTPUT
 from imaging import InvalidPhotograph
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from urllib.request import urlopen
 import pytest
 
 from export import machine as build_machine
-from export.build import Request, build
+from export.build import build
+from export.request import Request
 from server import host as server_machine
 from traffic.ports import free_port
 
@@ -93,7 +94,7 @@ def repository(tmp_path_factory) -> Path:
             target="cpu",
             repository=folder,
             engines=folder.parent / "engines",
-            photographs=ROOT / "demo/photos",
+            photos=ROOT / "demo/photos",
             server_python=SERVER_PYTHON,  # as `make engine` does: `make demo` then finds nothing to build
         )
     )

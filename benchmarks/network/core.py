@@ -124,10 +124,11 @@ def prepared(candidate: Candidate, folder: Path) -> Run:
         provider = {"ort": ort.CPU, "ort cuda": ort.CUDA, "ort tensorrt": ort.TENSORRT}[kind]
         return ort.session(path.read_bytes(), provider)[0]
     if kind == "tensorrt":
-        from export.targets import tensorrt
+        from export.request import Options
+        from export.targets.tensorrt import TensorRT
 
-        options = tensorrt.Options(max_batch=1)  # one image at a time, as all that is timed beside it
-        return tensorrt.runner(tensorrt.built("tensorrt", path.read_bytes(), options).plan)
+        options = Options(max_batch=1)  # one image at a time, as all that is timed beside it
+        return TensorRT().runner(TensorRT().build_plan(path.read_bytes(), options).data)
     return _torch(candidate, folder)
 
 

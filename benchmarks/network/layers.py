@@ -45,9 +45,8 @@ from benchmarks.network.kinds import (
     nodes,
 )  # fmt: skip
 from benchmarks.network.peak import peaks
-from export.build import MODEL
 from export.errors import ExportError
-from export.names import INPUT
+from export.names import INPUT, MODEL
 from export.network import int8
 from export.network.cpu_form import cpu_graph
 from export.network.graph import onnx_bytes

@@ -31,12 +31,11 @@ import onnx
 
 from benchmarks.network.paper import Plain
 from export.errors import ExportError
-from export.factory import HALVES
 from export.network import int8
 from export.network.architecture import restormer
 from export.network.graph import onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import fold_norms, rewritten, typed
+from export.network.rewrites import HALVES, fold_norms, rewritten, typed
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import SIDE
 from operations.recording import (

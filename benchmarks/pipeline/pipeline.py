@@ -315,8 +315,9 @@ def benches(
 def small_repository(folder: Path, repository: Path) -> tuple[Path, str]:
     """The same models with a Restormer that hides nothing in their middle, and its line of description."""
     from benchmarks.network.random_package import write_package
-    from export.build import Request, build
+    from export.build import build
     from export.network.architecture import OWNER_EPS, restormer
+    from export.request import Request
 
     architecture = restormer(
         dim=4, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1), refinement=0, reduces_level1=True, eps=OWNER_EPS
@@ -330,9 +331,7 @@ def small_repository(folder: Path, repository: Path) -> tuple[Path, str]:
     for version in (path for path in (models / CORE).iterdir() if path.name.isdigit()):
         shutil.rmtree(version)
     build(
-        Request(
-            package=folder / "package", target="cpu", repository=models, engines=folder / "engines", photographs=photos
-        )
+        Request(package=folder / "package", target="cpu", repository=models, engines=folder / "engines", photos=photos)
     )
     return models, architecture.describe()
 

@@ -112,7 +112,7 @@ def require_headroom(found: list[Range]) -> None:
     if found and found[0].bits < HEADROOM:
         raise ExportError(
             f"{found[0].tensor} reaches {found[0].peak:.3g}: {found[0].bits:.1f} bits below float16's largest number, "
-            f"{HEADROOM:.0f} are wanted; nothing was published. PRECISION=bf16 has float32's range"
+            f"the minimum is {HEADROOM:.0f}; nothing was published. --precision bf16 has float32's range"
         )
 
 

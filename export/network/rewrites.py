@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from export.network.restormer import Attention, FeedForward, LayerNorm, Projection, Restormer, TransformerBlock
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def rewritten(network: Restormer) -> Restormer:
     """The network as every target takes it: norms folded, feed-forward padded."""
@@ -71,6 +73,11 @@ def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
         if name.endswith(".temperature"):
             result.get_parameter(name).data = parameter.detach().clone()
     return result
+
+
+def in_floating_type(network: Restormer, name: str) -> Restormer:
+    """Return the network in the floating-point type of a precision; in float32 it is the network itself."""
+    return typed(network, HALVES[name]) if name in HALVES else network
 
 
 def by_outputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:

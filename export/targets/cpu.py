@@ -1,29 +1,45 @@
-"""The ``cpu`` target: the ONNX graph of ``export.network.cpu_form``, run by OpenVINO.
+"""The ``cpu`` target: the ONNX graph of ``export.network.cpu_form``, run by OpenVINO in Triton's Python backend.
 
-OpenVINO was chosen by measurement (``make benchmark-core``): it is the CPU runtime that executes bfloat16, and on that
-graph, which is made for it, the fastest of what is set side by side. On the plain graph ONNX Runtime can be faster.
-It decides floating-point types by a hint and not by the graph, so after compiling we ask what it really executes.
+OpenVINO was chosen by measurement (``make benchmark-core``): it executes bfloat16 on CPUs, and it is the fastest of the
+runtimes compared on this graph, which is made for it. On the plain graph ONNX Runtime can be faster. OpenVINO takes
+floating-point types from a hint, not from the graph, so the types that really execute are read back after compiling.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from export import machine
 from export.errors import ExportError
-from export.network.coverage import Convolution
+from export.files import sha256
+from export.location import EngineLocation
+from export.names import ADAPTER, MODEL
+from export.network.coverage import Convolution, convolutions, shares, words
 from export.precision import PRECISIONS, Precision
+from export.progress import say, step
+from export.publish import write_json
+from export.request import Options, Request
+from export.targets.base import Built, Target, register
+from imaging import FRAME, SIDE
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
+
+    from export.context import BuildContext
+    from export.fidelity import Stage
 
 Tensor = NDArray[np.float32]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-#: What a processor must have for a precision, and what that is called in processors.
+#: OpenVINO's name of what a CPU needs for a precision, and a description of it.
 _NEEDS = {
     "bf16": ("BF16", "bfloat16 arithmetic (AVX512_BF16 or AMX)"),
     "fp16": ("FP16", "float16 arithmetic (AVX512_FP16)"),
@@ -32,57 +48,134 @@ _NEEDS = {
 _ARITHMETIC = {"f32": "FLOAT", "bf16": "BFLOAT16", "f16": "FLOAT16", "i8": "INT8", "u8": "INT8"}
 
 
+@register
+class Cpu(Target):
+    """An ONNX graph for OpenVINO."""
+
+    name = "cpu"
+    distributions = ("openvino",)
+    is_served = True
+    automatic = False
+
+    def why_not(self, precision: Precision) -> str:
+        return why_not(precision)
+
+    def remedy(self, precision: Precision) -> str:
+        return f"build with --precision fp32 --target cpu, or with --precision {precision.name} --target rtx"
+
+    def location(self, request: Request) -> EngineLocation:
+        return EngineLocation(request.repository / MODEL, request.version, "model.onnx")
+
+    def floating_type(self, precision: Precision) -> str:
+        return floating(precision)
+
+    def int8_ranges(self, ranges: Mapping[str, float]) -> Mapping[str, float]:
+        from export.network.cpu_form import quantized_here
+
+        return quantized_here(ranges)
+
+    def graph(self, context: BuildContext) -> onnx.ModelProto:
+        """Export a float32 graph: OpenVINO takes floating-point types from a hint."""
+        from export.network.cpu_form import cpu_graph
+
+        ranges = context.int8_ranges
+        if ranges is not None:
+            say(f"    the CPU takes {len(self.int8_ranges(ranges))} of these: convolutions that follow a LayerNorm")
+        with step("ONNX"):
+            return cpu_graph(context.network, ranges)
+
+    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
+        from export.network.graph import onnx_bytes
+
+        path.write_bytes(onnx_bytes(model))
+        shutil.copyfile(context.request.repository / MODEL / ADAPTER, path.with_name("model.py"))
+        options = settings(context.precision)
+        with step(f"compiling for this CPU ({context.precision.name})"):
+            model_here = compiled(path, options)
+        layers = executed(model_here, convolutions(model))
+        context.require_share(layers)
+        types = words(shares(layers))
+        with step("fidelity of the engine"):
+            engine = context.reference.measure("engine, OpenVINO", types, runner(model_here))
+        del model_here  # the server compiles its own
+        runtime = {"name": "openvino", "settings": options, "work_executed_in": shares(layers)}
+        document = {"runtime": runtime, "onnx_sha256": sha256(path)}
+        return Built(document, [engine, self._measure_served(context, path, document, types)])
+
+    def profile(self, options: Options) -> dict[str, list[int]]:
+        return {"compiled": [1, 3, SIDE, SIDE]}
+
+    def why_not_run(self, document: Mapping[str, Any]) -> str:
+        """Check the precision and the settings: an INT8 engine may run the rest in bfloat16."""
+        return why_not(PRECISIONS[document["precision"]]) or why_not_these(document["runtime"]["settings"])
+
+    def _measure_served(self, context: BuildContext, path: Path, document: dict[str, Any], types: str) -> Stage:
+        from export.fidelity import NotRun
+        from export.triton import triton
+
+        stage, request = "served by Triton", context.request
+        if request.server_python is None or not request.has_server:
+            return NotRun(stage=stage, reason="the server is not installed: make setup")
+        described = {"sha256": sha256(path), "frame": FRAME, **document}
+        write_json(path.with_name(f"{path.name}.json"), described)
+        with (
+            step("fidelity as served by Triton"),
+            triton(request.server_python, request.repository, path.parent) as run,
+        ):
+            return context.reference.measure(stage, types, run)
+
+
 def settings(precision: Precision) -> dict[str, str]:
-    """OpenVINO's settings; written into the engine's JSON, from which the server takes them."""
+    """Return OpenVINO's settings; the server reads them from the engine's JSON."""
     return {"INFERENCE_PRECISION_HINT": _HINTS[floating(precision)], "PERFORMANCE_HINT": "LATENCY"}
 
 
 def floating(precision: Precision) -> str:
-    """The precision of whatever is not INT8: of INT8's rest bfloat16, where this processor executes it."""
+    """Return the precision of everything that is not INT8; in INT8 that is bfloat16 if this CPU executes it."""
     if precision.name != "int8":
         return precision.name
     return "fp32" if why_not(PRECISIONS["bf16"]) else "bf16"
 
 
 def why_not(precision: Precision) -> str:
-    """Why this processor would only pretend to run a precision; empty if it executes it."""
+    """Return why this CPU would only emulate a precision; empty if it executes it."""
     if precision.name == "tf32":
         return f"{precision.name} is a mode of NVIDIA's GPUs"
-    wanted, words = _NEEDS.get(precision.name, ("", ""))
+    wanted, description = _NEEDS.get(precision.name, ("", ""))
     if wanted == "INT8":  # OpenVINO reports it on every CPU
-        lacks = not machine.cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8"}
+        is_missing = not machine.cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8"}
     else:
-        lacks = bool(wanted) and wanted not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return f"this CPU has no {words}" if lacks else ""
+        is_missing = bool(wanted) and wanted not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return f"this CPU has no {description}" if is_missing else ""
 
 
 def why_not_these(options: Mapping[str, str]) -> str:
-    """The same of an engine's settings: an INT8 engine may want bfloat16 for its rest."""
+    """Return why this CPU would only emulate an engine's settings; empty if it executes them."""
     name = next(name for name, hint in _HINTS.items() if hint == options["INFERENCE_PRECISION_HINT"])
     return why_not(PRECISIONS[name])
 
 
 def require_precision(precision: Precision) -> None:
-    """Refuses a precision this processor would only pretend to run."""
+    """Raise `ExportError` for a precision that this CPU would only emulate."""
     if reason := why_not(precision):
-        raise ExportError(f"{reason}: build with PRECISION=fp32 TARGET=cpu, or PRECISION={precision.name} TARGET=rtx")
+        raise ExportError(f"{reason}: {Cpu().remedy(precision)}")
 
 
 def compiled(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:
-    """The engine file compiled for one image at a time, as the server's adapter does, or for so many."""
-    core = openvino.Core()
+    """Compile an engine file for one image at a time, as the server's adapter does, or for another batch."""
+    core = _core()
     model = core.read_model(path)
     model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
     return core.compile_model(model, "CPU", dict(options))
 
 
 def runner(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
-    """A function from ``[N, C, H, W]`` float32 to the same, N as it was compiled for."""
+    """Return a function from ``[N, C, H, W]`` float32 to the same; N is the batch it was compiled for."""
     return lambda image: np.asarray(model(image)[0], np.float32)
 
 
 def executed(model: openvino.CompiledModel, layers: Iterable[Convolution]) -> list[Convolution]:
-    """The graph's convolutions with the type each really executes in, as OpenVINO reports it."""
+    """Return the graph's convolutions with the types that OpenVINO reports to execute."""
     types = {}
     for node in model.get_runtime_model().get_ordered_ops():
         info = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
@@ -90,3 +183,9 @@ def executed(model: openvino.CompiledModel, layers: Iterable[Convolution]) -> li
             if "Convolution" in info.get("layerType", ""):
                 types[original] = _ARITHMETIC.get(info["runtimePrecision"], info["runtimePrecision"])
     return [replace(layer, arithmetic=types.get(layer.node, "unknown")) for layer in layers]
+
+
+def _core() -> openvino.Core:
+    import openvino
+
+    return openvino.Core()

@@ -7,9 +7,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.network import roofline
-from export import inspection as report
 from export.network import int8
 from export.network.architecture import restormer
+from export.network.cost import multiply_accumulates, network_convolutions
 from export.network.restormer import Restormer
 from imaging import SIDE
 
@@ -68,8 +68,8 @@ def test_a_layer_takes_the_longer_of_its_two_times():
 
 def test_the_work_is_what_the_package_report_counts(network, graphs):
     counted = sum(layer.macs for layer in roofline.layers(graphs["fp32"], fused=True))
-    convolutions = report.convolutions(roofline.rewritten(network), SIDE)
-    _, products = report.multiply_accumulates(network.architecture, SIDE)
+    convolutions = network_convolutions(roofline.rewritten(network), SIDE)
+    _, products = multiply_accumulates(network.architecture, SIDE)
     assert counted == sum(layer.macs for layer in convolutions) + products
 
 

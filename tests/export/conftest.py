@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.build import Request, build
+from export.build import build
 from export.network.architecture import OWNER_EPS, restormer
 from export.network.restormer import Restormer
 from export.package.naming import OWNER
+from export.request import Request
 from tests.conftest import ROOT, bare_repository
 
 TINY = restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1), reduces_level1=True, eps=OWNER_EPS)
@@ -39,7 +40,7 @@ def tiny(tiny_network, tmp_path_factory) -> dict:
         shutil.copy(path, folder / "calibration")
     return {
         "package": save_package(folder / "package", tiny_network),
-        "photographs": folder / "photos",
+        "photos": folder / "photos",
         "calibration": folder / "calibration",
     }
 

@@ -22,14 +22,16 @@ from PIL import Image
 
 from export import machine
 from export.__main__ import main
-from export.build import Request, _origin, build, command
+from export.build import build
 from export.errors import ExportError, GateError
-from export.fidelity import Fidelity, Yardstick, require_fidelity
+from export.fidelity import Fidelity, Reference, require_fidelity
+from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
 from export.publish import provenance, staged
+from export.request import Options, Request, make_command
+from export.targets import TARGETS
 from export.targets.cpu import require_precision, why_not
-from export.targets.tensorrt import Options
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository
 from tests.export.conftest import save_package
 
@@ -96,25 +98,28 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--precision", "fp8"], "PRECISION=fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8, auto"),
-        (["--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
-        (["--precision", "auto", "--target", "gpu"], "TARGET=gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
+        (["--precision", "fp8"], "--precision fp8 is unknown: choose one of fp32, tf32, bf16, fp16, int8, auto"),
+        (["--target", "gpu"], "--target gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
+        (["--precision", "auto", "--target", "gpu"], "--target gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
         (
             ["--precision", "tf32", "--target", "cpu"],
-            "tf32 is a mode of NVIDIA's GPUs: build with PRECISION=fp32 TARGET=cpu",
+            "tf32 is a mode of NVIDIA's GPUs: build with --precision fp32 --target cpu",
         ),
-        (["--precision", "int8", "--calibrator", "best"], "CALIBRATOR=best is unknown"),
-        (["--gate", "nan"], "GATE=nan is no number of decibels"),
-        (["--target", "rtx", "--compute-capabilities", "9.0"], "COMPUTE_CAPABILITIES: 9.0 is not built for"),
+        (["--precision", "int8", "--calibrator", "best"], "--calibrator best is unknown"),
+        (["--gate", "nan"], "--gate nan must be a finite number of dB"),
+        (
+            ["--target", "rtx", "--compute-capabilities", "9.0"],
+            "TensorRT for RTX does not build for 9.0",
+        ),
         (["--precision", "int8", "--calibration", "demo/photos"], "holds 5 photographs, at least 8 are needed"),
-        (["--precision", "int8", "--plan", "demo/photos"], "PLAN=demo/photos is no file: take the .int8.json"),
-        (["--photographs", "server"], "fidelity is measured on photographs"),
-        (["--repository", "demo"], "no model repository of ours"),
+        (["--precision", "int8", "--plan", "demo/photos"], "--plan demo/photos is not a file: give the .int8.json"),
+        (["--photos", "server"], "no photographs in server"),
+        (["--repository", "demo"], "config.pbtxt not found"),
     ],
 )
 def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
     given = ["--repository", str(bare_repository(tmp_path / "bare"))] if "--repository" not in flags else []
-    folders = ["--package", str(tiny["package"]), "--photographs", str(tiny["photographs"]), "--engines", str(tmp_path)]
+    folders = ["--package", str(tiny["package"]), "--photos", str(tiny["photos"]), "--engines", str(tmp_path)]
     assert main(["engine", *folders, *flags, *given]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -125,14 +130,14 @@ def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
 def test_a_precision_is_refused_where_the_cpu_would_only_pretend(monkeypatch, name, words):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO calls INT8 its own on any CPU
-    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with PRECISION=fp32 TARGET=cpu, or .*=rtx"):
+    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with --precision fp32 --target cpu, or"):
         require_precision(PRECISIONS[name])
 
 
 def test_outputs_that_are_not_finite_fail():
     image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
     with pytest.raises(GateError, match=r"a\.jpg holds NaN or infinity"):
-        Yardstick(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
+        Reference(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
 
 
 def test_a_failed_staging_leaves_the_version_and_no_rubbish(copy):
@@ -216,7 +221,10 @@ def test_an_unwritable_repository_is_one_line(copy, monkeypatch):
 def test_other_photographs_are_not_up_to_date(repository, tmp_path):
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "demo/photos/coffee-table.jpg", tmp_path / "photos")
-    first, second = (_origin(request_for(repository, **o), "cpu") for o in ({}, {"photographs": tmp_path / "photos"}))
+    first, second = (
+        fingerprint(request_for(repository, **options), TARGETS["cpu"])
+        for options in ({}, {"photos": tmp_path / "photos"})
+    )
     assert {name for name in first if first[name] != second[name]} == {"photographs"}
 
 
@@ -231,7 +239,8 @@ def test_auto_without_a_gpu_says_what_it_chose_and_what_is_left(published, tiny,
     build(Request(**tiny, **published, precision="tf32", version=2))
     said = capsys.readouterr().err.splitlines()
     assert (
-        said[0] == "TARGET=auto: no GPU here, so rtx (built ahead of time) and not cpu: tf32 is a mode of NVIDIA's GPUs"
+        said[0]
+        == "--target auto: no GPU here, so rtx (built ahead of time) and not cpu: tf32 is a mode of NVIDIA's GPUs"
     )
     assert "is up to date (tf32, same package, same builder): nothing to do" in said[1]
     assert said[-2] == "served here now: no engine: make engine PRECISION=fp32 TARGET=cpu"
@@ -244,7 +253,7 @@ def test_the_recorded_command_builds_the_same_again():
     options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
     pairs = {"pairs": Path("p q.jsonl"), "data": Path("d")}
     request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options, **pairs)
-    words = shlex.split(command(request, target="tensorrt"))
+    words = shlex.split(make_command(request, "tensorrt"))
     done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     line = done.stdout.replace("\\\n", " ").splitlines()[-1]
     for flag in ('--package "a b"', '--target "tensorrt"', '--gate "40.0"', '--calibration "c"', '--max-batch "4"'):
@@ -257,11 +266,11 @@ def test_the_recorded_command_builds_the_same_again():
 @pytest.mark.parametrize(("lost", "passes"), [(0.05, True), (0.2, False)])
 def test_no_more_than_a_tenth_of_a_decibel_is_lost_against_the_truth(lost, passes):
     reference = Distance(l1=0.1, psnr=26.0, ssim=0.9)
-    truth = dataclasses.replace(reference, psnr=26.0 - lost)
+    ground_truth = dataclasses.replace(reference, psnr=26.0 - lost)
     figures = {"max_error": 0.0, "mean_error": 0.0, "psnr": 99.0, "ssim": 1.0, "worst": "a.jpg"}
-    reached = Fidelity(rung="engine", executes="float32", truth=truth, **figures)
+    reached = Fidelity(stage="engine", executes="float32", ground_truth=ground_truth, **figures)
     refusal = pytest.raises(
-        ExportError, match=r"0\.20 dB lost against the ground truth, fp32 may lose 0\.1 dB: nothing"
+        ExportError, match=r"against ground truth is 0\.20 dB, the maximum of fp32 is 0\.1 dB: nothing"
     )
     with contextlib.nullcontext() if passes else refusal:
         require_fidelity(reached, reference, PRECISIONS["fp32"], 90.0)
@@ -276,8 +285,8 @@ def test_auto_with_a_gpu_builds_for_it(monkeypatch, tiny, published, capsys):
     flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
     assert main(["engine", *flags, "--precision", "fp16"]) == 1
     said = capsys.readouterr().err
-    assert "TARGET=auto: tensorrt (NVIDIA H100, compute capability 9.0)" in said
-    assert "error: TARGET=tensorrt needs tensorrt, which cannot be loaded" in said.splitlines()[-1]
+    assert "--target auto: tensorrt (NVIDIA H100, compute capability 9.0)" in said
+    assert "error: --target tensorrt needs tensorrt, which cannot be loaded" in said.splitlines()[-1]
     assert not list((published["repository"] / "restormer").glob("*/*.plan"))
 
 
@@ -333,9 +342,7 @@ def test_a_floor_is_not_for_sale(published, tiny, tmp_path, capsys):
     (tmp_path / ".cache").mkdir()
     for known in (published["engines"] / ".cache").glob("int8-*.json"):
         shutil.copy(known, tmp_path / ".cache")
-    with pytest.raises(
-        ExportError, match=r"only \d+% of the 1x1 convolutions' work .*at least 50% is needed.*nothing was"
-    ):
+    with pytest.raises(ExportError, match=r"only \d+% of the 1x1 convolutions' work .*the minimum is 50%.*nothing was"):
         build(Request(**settings, precision="int8", target=INT8_TARGET, gate=110.0))
     assert "share of the 1x1 work -> dB expected:" in capsys.readouterr().err
     assert not list((published["repository"] / "restormer").glob("[0-9]*"))
@@ -416,7 +423,7 @@ def test_engines_of_one_checkpoint_share_a_version_and_others_leave(tiny, tiny_n
         another = deepcopy(tiny_network)
         another.output.weight.mul_(0.5)
     build(request_for(repository, **{**tiny, "package": save_package(tmp_path / "another", another)}))
-    assert "model.sm90.plan is gone from version 1: it was made from another checkpoint" in capsys.readouterr().err
+    assert "model.sm90.plan is removed from version 1: it was made from another checkpoint" in capsys.readouterr().err
     assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "model.onnx.json", "model.py"]
 
 
@@ -435,7 +442,7 @@ def test_two_onnxruntimes_in_one_folder_are_refused(monkeypatch, tmp_path):
 def command_line(repository, tiny, *more):
     return [
         sys.executable, "-m", "export", "engine", "--package", str(tiny["package"]),
-        "--photographs", str(tiny["photographs"]),
+        "--photos", str(tiny["photos"]),
         "--repository", str(repository), "--engines", str(repository.parent / "engines"), "--target", "cpu", *more,
     ]  # fmt: skip
 

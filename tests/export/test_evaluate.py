@@ -14,9 +14,10 @@ from restormer_client import Enhancer
 from skimage.metrics import structural_similarity
 
 from export.__main__ import main
-from export.build import _origin
-from export.factory import Factory
+from export.context import BuildContext
+from export.fingerprint import fingerprint
 from export.precision import PRECISIONS
+from export.targets import TARGETS
 from tests.conftest import ROOT, bare_repository
 from tests.export.conftest import save_package
 from tests.export.test_build import request_for
@@ -148,15 +149,15 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
     pairs = tmp_path / "two.jsonl"
     pairs.write_text("\n".join(two), encoding="utf-8")
     repository = bare_repository(tmp_path / "models")
-    request = request_for(repository, **{**tiny, "photographs": Path("nowhere")}, pairs=pairs, data=ten.parent)
-    truth = Factory(request, PRECISIONS["fp32"])._yardstick.reference_truth()
+    request = request_for(repository, **{**tiny, "photos": Path("nowhere")}, pairs=pairs, data=ten.parent)
+    truth = BuildContext(request, PRECISIONS["fp32"]).reference.ground_truth_distance()
     flags = ("--pairs", pairs, "--data", ten.parent, "--repository", repository, "--output", tmp_path / "out")
     summary, _ = run(capsys, "--package", tiny["package"], *flags)
     figures = summary["stages"]["PyTorch float32"]
     assert (truth.l1, truth.psnr) == pytest.approx((figures["l1"]["mean"], figures["psnr"]["mean"]), abs=1e-5)
-    before = _origin(request, "cpu")
+    before = fingerprint(request, TARGETS["cpu"])
     pairs.write_text("\n".join(reversed(two)), encoding="utf-8")
-    after = _origin(request, "cpu")
+    after = fingerprint(request, TARGETS["cpu"])
     assert {name for name in before if before[name] != after[name]} == {"photographs", "targets"}
 
 

@@ -1,14 +1,14 @@
-"""PRECISION=auto: what this processor does fastest, measured; and the next where it is not faithful enough."""
+"""--precision auto: what this processor does fastest, measured; and the next where it is not faithful enough."""
 
 import dataclasses
 
 import pytest
 
-from export import build, machine
-from export.build import Request
+from export import build, fastest, machine
 from export.errors import ExportError, GateError
 from export.precision import PRECISIONS
-from export.targets import cpu, fastest
+from export.request import Request
+from export.targets import cpu
 from tests.conftest import bare_repository
 
 
@@ -69,7 +69,7 @@ def test_one_that_does_not_pass_its_gate_gives_way_to_the_next_which_is_kept(req
     pretending(GateError("44.0 dB are below the gate"))
     build.build(request)
     assert built == [("bf16", "cpu"), ("fp32", "cpu")]
-    assert "bf16 is not taken: 44.0 dB" in capsys.readouterr().err
+    assert "bf16 is rejected: 44.0 dB" in capsys.readouterr().err
     monkeypatch.setattr(fastest, "fastest_first", lambda package: pytest.fail("measured again with nothing changed"))
     build.build(request)
     assert built[2:] == [("fp32", "cpu")]
@@ -96,8 +96,8 @@ def test_what_is_wrong_otherwise_ends_it_and_is_not_kept(request_for_auto):
 
 def test_a_gpu_gets_fp16_and_rtx_is_asked_for_by_name(monkeypatch, tmp_path, package):
     monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
-    with pytest.raises(ExportError, match="no model repository"):
+    with pytest.raises(ExportError, match="not a restormer repository"):
         build.build(Request(package=package, precision="auto", repository=tmp_path))
     repository = bare_repository(tmp_path / "models")
-    with pytest.raises(ExportError, match="PRECISION=fp16"):
+    with pytest.raises(ExportError, match="--precision fp16"):
         build.build(Request(package=package, precision="auto", target="rtx", repository=repository))

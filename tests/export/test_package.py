@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from export.__main__ import main
 from export.errors import ExportError
 from export.files import sha256
-from export.inspection import multiply_accumulates
 from export.network.architecture import OWNER_EPS, owner_network, restormer
+from export.network.cost import multiply_accumulates
 from export.network.restormer import Restormer
 from export.package.model_package import network_from_package, package_from_folder
 from export.package.naming import CONVENTIONS, PAPER
@@ -110,7 +110,7 @@ def test_inspect_prints_what_is_there_and_what_does_not_agree(tmp_path, weights,
 
 def broken_packages(tmp_path, weights):
     """Name of the trouble, package folder, what the message must say."""
-    yield "absent", tmp_path / "nowhere", "no model package at"
+    yield "absent", tmp_path / "nowhere", "is not a folder"
     (tmp_path / "empty").mkdir()
     yield "without a checkpoint", tmp_path / "empty", "holds no model_checkpoint.pt"
     (tmp_path / "text").mkdir()

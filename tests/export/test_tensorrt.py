@@ -21,7 +21,9 @@ from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
 from export.network.rewrites import rewritten, typed
 from export.precision import PRECISIONS
-from export.targets import tensorrt
+from export.request import Options
+from export.targets import TARGETS
+from export.targets.nvidia import _profile, make_logger, make_progress_monitor
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -31,7 +33,8 @@ pytestmark = pytest.mark.skipif(
 #: What the parser makes of the owner's base network, and how many of these are casts: neither may grow.
 MOST_LAYERS = {"fp32": 1859, "bf16": 1993, "fp16": 1993, "int8": 3577}
 MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178, "int8": 178}
-ONE_GPU = tensorrt.Options(compute_capabilities=("8.9",))
+ONE_GPU = Options(compute_capabilities=("8.9",))
+RTX = TARGETS["rtx"]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +69,8 @@ def test_the_standard_network_builds_in_fp16(half_graph):
 @pytest.mark.timeout(600)
 def test_the_standard_network_builds_in_int8(standard, half_graph):
     graph = int8.quantized_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
-    assert covered(convolutions(graph), "INT8") > PRECISIONS["int8"].floor
-    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU)
+    assert covered(convolutions(graph), "INT8") > PRECISIONS["int8"].min_share
+    built = RTX.build_plan(onnx_bytes(graph), ONE_GPU)
     print(f"int8: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB")
     assert built.layer_types["QUANTIZE"] == len(int8.candidates(standard))
     assert built.layers <= MOST_LAYERS["int8"]
@@ -77,7 +80,7 @@ def test_the_standard_network_builds_in_int8(standard, half_graph):
 
 def check(graph, precision, *, tf32=False):
     assert covered(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
-    built = tensorrt.built("rtx", onnx_bytes(graph), ONE_GPU, tf32=tf32)
+    built = RTX.build_plan(onnx_bytes(graph), ONE_GPU, tf32=tf32)
     print(
         f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}"
     )
@@ -89,21 +92,21 @@ def check(graph, precision, *, tf32=False):
 
 def test_float32_is_float32_and_tf32_is_asked_for(monkeypatch):
     """TF32 is on by default in TensorRT; the flag is what tells the two engines apart."""
-    trt = tensorrt.library("rtx")
-    builder = trt.Builder(tensorrt._logger(trt))
+    trt = RTX.library()
+    builder = trt.Builder(make_logger(trt))
     for tf32 in (False, True):
-        config = tensorrt._config(trt, builder, ONE_GPU, "rtx", tf32=tf32)
+        config = RTX.builder_config(trt, builder, ONE_GPU, tf32=tf32)
         assert config.get_flag(trt.BuilderFlag.TF32) == tf32
 
 
 @pytest.mark.parametrize("side", [256, 512])
 def test_the_profile_is_of_the_graphs_own_size(side):
-    trt = tensorrt.library("rtx")
-    builder = trt.Builder(tensorrt._logger(trt))
+    trt = RTX.library()
+    builder = trt.Builder(make_logger(trt))
     network = builder.create_network(0)
     network.add_input("input", trt.float32, (-1, 3, side, side))
-    profile = tensorrt._profile(builder, network, 4)
-    config = tensorrt._config(trt, builder, ONE_GPU, "rtx", tf32=False)
+    profile = _profile(builder, network, 4)
+    config = RTX.builder_config(trt, builder, ONE_GPU, tf32=False)
     assert config.add_optimization_profile(profile) == 0  # its place: -1 of one that is not valid
     assert config.num_optimization_profiles == 1
     assert [tuple(shape) for shape in profile.get_shape("input")] == [
@@ -114,10 +117,10 @@ def test_the_profile_is_of_the_graphs_own_size(side):
 
 
 def test_options_reach_the_builder():
-    trt = tensorrt.library("rtx")
-    builder = trt.Builder(tensorrt._logger(trt))
-    options = tensorrt.Options(optimization_level=1, workspace_mb=64, compute_capabilities=("8.6", "12.0"))
-    config = tensorrt._config(trt, builder, options, "rtx", tf32=False)
+    trt = RTX.library()
+    builder = trt.Builder(make_logger(trt))
+    options = Options(optimization_level=1, workspace_mb=64, compute_capabilities=("8.6", "12.0"))
+    config = RTX.builder_config(trt, builder, options, tf32=False)
     assert config.builder_optimization_level == 1
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert [config.get_compute_capability(i) for i in range(2)] == [
@@ -128,20 +131,20 @@ def test_options_reach_the_builder():
 
 def test_a_gpu_it_cannot_build_for_is_one_line():
     with pytest.raises(
-        ExportError, match=r"COMPUTE_CAPABILITIES: 9\.0 is not built for .* choose among 7\.5 8\.0 8\.6"
+        ExportError, match=r"--compute-capabilities: .* not build for 9\.0: choose among 7\.5 8\.0 8\.6"
     ):
-        tensorrt.built("rtx", b"", tensorrt.Options(compute_capabilities=("9.0",)))
+        RTX.build_plan(b"", Options(compute_capabilities=("9.0",)))
 
 
 def test_a_graph_it_does_not_take_is_one_line():
-    with pytest.raises(ExportError, match="tensorrt_rtx does not take the graph: "):
-        tensorrt.built("rtx", b"no graph", ONE_GPU)
+    with pytest.raises(ExportError, match="tensorrt_rtx rejects the graph: "):
+        RTX.build_plan(b"no graph", ONE_GPU)
 
 
 @pytest.mark.parametrize("when", ["phase_start", "step_complete", "phase_finish"])
 def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
     """No exception may cross the library: the monitor notes it, ends the build, and the build raises it."""
-    progress = tensorrt._progress(tensorrt.library("rtx"))
+    progress = make_progress_monitor(RTX.library())
     assert progress.step_complete("tactics", 1)
     calls = {"phase_start": ("tactics", None, 3), "step_complete": ("tactics", 1), "phase_finish": ("tactics",)}
 
@@ -159,12 +162,13 @@ def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_tensorrt_itself_says_how_to_install_it():
-    with pytest.raises(ExportError, match=r"TARGET=tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
-        tensorrt.library("tensorrt")
+    with pytest.raises(ExportError, match=r"--target tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
+        TARGETS["tensorrt"].library()
 
 
 def test_nothing_of_nvidia_is_imported_before_it_is_asked_for():
-    code = "import sys, export.factory, export.build; print(sorted(m for m in sys.modules if m.startswith('tensorrt')))"
+    code = "import sys, export.factory, export.context, export.build, export.__main__;"
+    code += "print(sorted(m for m in sys.modules if m.startswith('tensorrt')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -11,8 +11,10 @@ from tritonclient.grpc import model_config_pb2
 
 from adapters.requests import limits_from_parameters
 from export import machine
-from export.build import CAPABILITIES, MAX_BATCH, Request, _place
 from export.names import INPUT, OUTPUT
+from export.request import MAX_BATCH, Request
+from export.targets import TARGETS
+from export.targets.tensorrt import CAPABILITIES
 from imaging import SIDE, Limits, Options
 from server import assemble as served
 from server import hardware
@@ -159,7 +161,7 @@ def test_plans_are_found_by_the_names_they_are_published_under(monkeypatch):
     core = config("restormer")
     for capability, plan in core.cc_model_filenames.items():
         monkeypatch.setattr(machine, "gpus", lambda capability=capability: [("a GPU", capability)])
-        assert _place(Request(package=Path("demo/package")), "tensorrt").engine == plan
+        assert TARGETS["tensorrt"].location(Request(package=Path("demo/package"))).engine == plan
     assert set(core.cc_model_filenames) == set(CAPABILITIES)
     assert not core.default_model_filename
 

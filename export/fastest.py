@@ -32,13 +32,13 @@ def fastest_first(package: Path) -> list[str]:
     names = [name for name, reason in reasons.items() if not reason]
     for name, reason in reasons.items():
         if reason:
-            say(f"PRECISION=auto: not {name}: {reason}")
+            say(f"--precision auto: not {name}: {reason}")
     if len(names) == 1:
-        say(f"PRECISION=auto: {names[0]}, the only one left to this CPU")
+        say(f"--precision auto: {names[0]}, the only one left to this CPU")
         return names
     seconds = _seconds(package, names)
     for name, median in sorted(seconds.items(), key=lambda item: item[1]):
-        say(f"PRECISION=auto: {name} takes {median:.3f} s an image")
+        say(f"--precision auto: {name} takes {median:.3f} s an image")
     return sorted(seconds, key=lambda name: seconds[name])
 
 

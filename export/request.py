@@ -1,0 +1,121 @@
+"""The request for a build: its settings, their defaults and their checks."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from export.errors import ExportError
+from export.names import MODEL
+from export.package.pairs import Pair, pairs_from_file
+from export.progress import say
+
+MAX_PAIRS = 16  #: pairs that are read from the top of a file
+MAX_BATCH = 8  #: max_batch_size of the configs; a test compares them
+AUTO = "auto"  #: as a precision or target: the fastest, or everything, that this machine can build
+CALIBRATORS = ("percentile", "entropy", "minmax")
+#: Hardware compatibility of a TensorRT plan, and the name of its level in TensorRT.
+COMPATIBILITY = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of NVIDIA's builders.
+
+    The one profile takes batches of 1 to ``max_batch``. ``optimization_level`` is the builder's effort, 0 to 5.
+    ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` are the GPUs that an ``rtx``
+    engine is built for. ``workspace_mb`` limits the scratch memory of a layer; 0 means no limit.
+    """
+
+    max_batch: int = MAX_BATCH
+    optimization_level: int = 3
+    compatibility: str = "none"
+    workspace_mb: int = 0
+    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to build, from where, to where.
+
+    ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. Fidelity is measured on
+    ``photos``; ``ground_truth`` holds their targets under the same names. ``pairs``, a file of pairs whose paths are
+    relative to ``data``, replaces both folders. Float16 ranges and INT8 scales are measured on the photographs in
+    ``calibration``. ``plan`` is an INT8 plan to use again. ``gate`` replaces the precision's minimum PSNR, in dB.
+    ``server_python`` is the interpreter of the server's environment, which the last stage of the ladder needs.
+    ``side_override`` builds for this side although the network was trained at another.
+    """
+
+    package: Path
+    precision: str = "fp32"
+    target: str = AUTO
+    repository: Path = Path("model_repository")
+    engines: Path = Path("engines")
+    version: int = 1
+    photos: Path = Path("demo/photos")
+    ground_truth: Path = Path("demo/targets")
+    pairs: Path | None = None
+    data: Path | None = None
+    calibration: Path = Path("demo/calibration")
+    calibrator: str = CALIBRATORS[0]
+    plan: Path | None = None
+    gate: float | None = None
+    server_python: Path | None = None
+    side_override: int | None = None
+    options: Options = field(default_factory=Options)
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the server is installed, so that a Triton can be started."""
+        return self.server_python is not None and self.server_python.is_file()
+
+    def read_pairs(self) -> list[Pair]:
+        """Read the pairs to measure fidelity on; none where there are folders instead."""
+        return pairs_from_file(self.pairs, self.data)[:MAX_PAIRS] if self.pairs else []
+
+
+def require_valid(request: Request) -> None:
+    """Raise `ExportError` for settings that would fail the build after minutes."""
+    if not (request.repository / MODEL / "config.pbtxt").is_file():
+        raise ExportError(
+            f"--repository {request.repository} is not a restormer repository: {MODEL}/config.pbtxt not found"
+        )
+    if request.gate is not None and not math.isfinite(request.gate):
+        raise ExportError(f"--gate {request.gate} must be a finite number of dB")
+    if request.calibrator not in CALIBRATORS:
+        raise ExportError(f"--calibrator {request.calibrator} is unknown: choose one of {', '.join(CALIBRATORS)}")
+    if request.options.compatibility not in COMPATIBILITY:
+        raise ExportError(
+            f"--compatibility {request.options.compatibility} is unknown: choose one of {', '.join(COMPATIBILITY)}"
+        )
+    if request.plan and not request.plan.is_file():
+        raise ExportError(f"--plan {request.plan} is not a file: give the .int8.json beside an engine")
+    request.read_pairs()
+    if request.options.max_batch != MAX_BATCH:
+        say(f"--max-batch {request.options.max_batch}: set max_batch_size in restormer/config.pbtxt to the same")
+
+
+def make_command(request: Request, target: str) -> str:
+    """Write the ``make`` command that repeats a build: all settings that differ from the defaults, quoted."""
+    options, default = request.options, Request(package=request.package)
+    settings = {
+        "TARGET": (target, default.target), "VERSION": (request.version, default.version),
+        "PHOTOS": (request.photos, default.photos), "TRUTH": (request.ground_truth, default.ground_truth),
+        "PAIRS": (request.pairs, None), "DATA": (request.data, None),
+        "CALIBRATION": (request.calibration, default.calibration),
+        "CALIBRATOR": (request.calibrator, default.calibrator),
+        "PLAN": (request.plan, None), "GATE": (request.gate, None), "SIDE_OVERRIDE": (request.side_override, None),
+        "REPOSITORY": (request.repository, default.repository), "ENGINES": (request.engines, default.engines),
+        "MAX_BATCH": (options.max_batch, default.options.max_batch),
+        "OPTIMIZATION_LEVEL": (options.optimization_level, default.options.optimization_level),
+        "COMPATIBILITY": (options.compatibility, default.options.compatibility),
+        "WORKSPACE_MB": (options.workspace_mb, default.options.workspace_mb),
+        "COMPUTE_CAPABILITIES": (
+            " ".join(options.compute_capabilities), " ".join(default.options.compute_capabilities)
+        ),
+    }  # fmt: skip
+    given = {name: str(value) for name, (value, usual) in settings.items() if value != usual}
+    values = {"PACKAGE": str(request.package), "PRECISION": request.precision, **given}
+    return "make engine " + " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items())

@@ -1,0 +1,107 @@
+"""The interface of a target. Its modules are imported for every build, so they import heavy libraries in functions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from export.location import EngineLocation
+from export.precision import Precision
+from export.request import Options, Request
+from imaging import SIDE
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.context import BuildContext
+    from export.fidelity import Stage
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a target adds to an engine: entries of its JSON, and the stages of the ladder behind the ONNX graph."""
+
+    document: dict[str, Any]
+    stages: list[Stage]
+
+
+class Target(ABC):
+    """A kind of engine: the graph it is made of, how it is built, where it is published and what it runs on.
+
+    ``distributions`` are the packages whose versions an engine depends on. ``is_served``: the last stage of the ladder
+    asks a Triton. ``is_emulated``: no machine that builds the engine runs it, so its gate is held against emulation.
+    """
+
+    name: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]]
+    is_served: ClassVar[bool] = False
+    is_emulated: ClassVar[bool] = False
+    #: Whether ``--target auto`` builds it on hosts with a GPU (True), without one (False), or never (None).
+    automatic: ClassVar[bool | None] = None
+
+    def note(self) -> str:
+        """Return what ``--target auto`` reports about it beside its name."""
+        return ""
+
+    @abstractmethod
+    def why_not(self, precision: Precision) -> str:
+        """Return why this machine cannot build a precision; empty if it can."""
+
+    def remedy(self, precision: Precision) -> str:
+        """Return what to do where ``why_not`` gives a reason."""
+        return "use --target auto, which builds what this machine can"
+
+    def require_builder(self, options: Options) -> None:  # noqa: B027 (most targets have nothing to check)
+        """Raise `ExportError` for what the builder would reject after minutes."""
+
+    @abstractmethod
+    def location(self, request: Request) -> EngineLocation:
+        """Return where the engine is published."""
+
+    @abstractmethod
+    def floating_type(self, precision: Precision) -> str:
+        """Return the precision of everything that is not INT8."""
+
+    def has_float16_tensors(self, precision: Precision) -> bool:
+        """Whether the graph holds float16 tensors, whose headroom has to be checked."""
+        return False
+
+    def int8_ranges(self, ranges: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the part of an INT8 plan that the engine executes in INT8."""
+        return ranges
+
+    @abstractmethod
+    def graph(self, context: BuildContext) -> onnx.ModelProto:
+        """Export the typed ONNX graph that the engine is built from."""
+
+    @abstractmethod
+    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
+        """Build the engine as ``path``, with its other files beside it, and measure it.
+
+        Raises `GateError` where too little of the work would execute in the precision.
+        """
+
+    def profile(self, options: Options) -> dict[str, list[int]]:
+        """Return the shapes that the engine takes."""
+        one, most = [1, 3, SIDE, SIDE], [options.max_batch, 3, SIDE, SIDE]
+        return {"min": one, "opt": most, "max": most}
+
+    def gpus(self) -> list[tuple[str, str]]:
+        """Return name and compute capability of this machine's GPUs, where the engine depends on them."""
+        return []
+
+    @abstractmethod
+    def why_not_run(self, document: Mapping[str, Any]) -> str:
+        """Return why this machine cannot run the engine that a JSON describes; empty if it can."""
+
+
+REGISTERED: list[Target] = []
+
+
+def register(target: type[Target]) -> type[Target]:
+    """Add a class to the targets of ``--target``."""
+    REGISTERED.append(target())
+    return target

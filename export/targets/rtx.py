@@ -1,0 +1,78 @@
+"""The ``rtx`` target: TensorRT for RTX, which builds ahead of time and needs no GPU.
+
+Triton does not serve its engines. On a machine without a GPU it proves that NVIDIA's parser and builder take the graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from export import machine
+from export.errors import ExportError
+from export.location import EngineLocation
+from export.names import MODEL
+from export.precision import Precision
+from export.request import Options, Request
+from export.targets.base import register
+from export.targets.nvidia import NvidiaTarget, Plan
+
+if TYPE_CHECKING:
+    from export.context import BuildContext
+    from export.fidelity import Stage
+
+
+@register
+class Rtx(NvidiaTarget):
+    """An engine for the RTX GPUs in ``compute_capabilities``."""
+
+    name = "rtx"
+    distributions = ("tensorrt-rtx",)
+    library_name = "tensorrt_rtx"
+    installation = "make setup"
+    is_emulated = True
+    automatic = False
+
+    def note(self) -> str:
+        return "built ahead of time"
+
+    def why_not(self, precision: Precision) -> str:
+        # Its wheels are for x86-64 only.
+        return "" if importlib.util.find_spec(self.library_name) else "TensorRT for RTX is not installed"
+
+    def remedy(self, precision: Precision) -> str:
+        return self.installation
+
+    def require_builder(self, options: Options) -> None:
+        trt = self.library()
+        for text in options.compute_capabilities:
+            _capability(trt, text)
+
+    def location(self, request: Request) -> EngineLocation:
+        return EngineLocation(request.engines / MODEL, request.version, "model.rtx")
+
+    def configure(self, trt: Any, config: Any, options: Options) -> None:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for position, text in enumerate(options.compute_capabilities):
+            config.set_compute_capability(_capability(trt, text), position)
+
+    def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
+        from export.fidelity import NotRun
+
+        return [
+            NotRun(stage="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time"),
+            NotRun(stage="served by Triton", reason="Triton serves TensorRT's plans, not those for RTX"),
+        ]
+
+    def why_not_run(self, document: Mapping[str, Any]) -> str:
+        return machine.why_no_gpu(document["options"]["compute_capabilities"])
+
+
+def _capability(trt: Any, text: str) -> Any:
+    found = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
+    if found is None:
+        names = [n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM")]
+        choices = " ".join(f"{n[:-1]}.{n[-1]}" for n in sorted(names, key=int))
+        raise ExportError(f"--compute-capabilities: TensorRT for RTX does not build for {text}: choose among {choices}")
+    return found
