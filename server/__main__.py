@@ -166,6 +166,7 @@ _FLAGS: dict[str, tuple[Any, str]] = {
     "trace": (str, "OpenTelemetry collector, http://host:4318/v1/traces"),
     "trace_rate": (_rate, "one request of so many is traced"),
     "cache_mb": (_count, "response cache of restormer, in MiB; 0: none"),
+    "start_timeout": (_seconds, "how long a start waits for the first enhanced photograph"),
     "exit_timeout": (_seconds, "how long a stop waits for photographs in flight"),
     "grpc_pool": (_count, "request objects kept for reuse"),
     "grpc_connection_age": (_seconds, "connections are renewed after this; 0: never"),

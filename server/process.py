@@ -38,7 +38,7 @@ class Running:
     chosen: dict[str, Any]
 
 
-def start(settings: Settings, *, seconds: float = 120.0) -> Running:
+def start(settings: Settings) -> Running:
     """Starts Triton and returns once ``enhance`` has enhanced a photograph."""
     with _locked(settings):  # two starts at once: the second finds the first's server running
         if server := running(settings):
@@ -53,7 +53,7 @@ def start(settings: Settings, *, seconds: float = 120.0) -> Running:
             )  # fmt: skip
         server = _record(settings, triton.pid, engine)
         try:
-            _await(settings, triton, seconds)
+            _await(settings, triton, settings.start_timeout)
         except BaseException:
             stop(settings)
             raise

@@ -57,6 +57,7 @@ class Settings:
     trace: str = ""
     trace_rate: int = 100
     cache_mb: int = 0
+    start_timeout: int = 120
     exit_timeout: int = 30
     grpc_pool: int = 64
     grpc_connection_age: int = 0
