@@ -97,7 +97,7 @@ def evaluated(server: dict[str, str], package: Path, pairs: Path, output: Path) 
         output=output,
     )  # fmt: skip
     summary = evaluate.evaluate(request)
-    print(evaluate.table(summary), file=sys.stderr)
+    print(evaluate.format_table(summary), file=sys.stderr)
     means = {
         stage: {column: round(found[column]["mean"], 4) for column in evaluate.COLUMNS}
         for stage, found in summary["stages"].items()

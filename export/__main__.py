@@ -10,30 +10,31 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from export.build import build
-from export.engines import rollback, table
+from export.engines import engines_table, rollback
 from export.errors import ExportError
 from export.precision import PRECISIONS
+from export.progress import say
 from export.request import AUTO, CALIBRATORS, COMPATIBILITY, Options, Request
 from export.targets import TARGETS
 from imaging.options import NATIVE, SMALL
 
-USUAL = Request(package=Path())  # its defaults are the command line's
+DEFAULT = Request(package=Path())  # the command line has its defaults
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     parser = _Parser(prog="python -m export", description="Model package -> engine in the repository.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     engine = verbs.add_parser("engine", help="build, check and publish an engine")
     _engine_flags(engine)
     engines = verbs.add_parser("engines", help="list what is published")
-    rollback = verbs.add_parser("rollback", help="take a version out of service")
+    rollback = verbs.add_parser("rollback", help="remove a published version")
     rollback.add_argument("--version", type=_version, required=True, help="version folder to remove")
     for verb in (engine, engines, rollback):
-        verb.add_argument("--repository", type=Path, default=USUAL.repository, help="Triton model repository")
-        verb.add_argument("--engines", type=Path, default=USUAL.engines, help="engines Triton does not serve")
+        verb.add_argument("--repository", type=Path, default=DEFAULT.repository, help="Triton model repository")
+        verb.add_argument("--engines", type=Path, default=DEFAULT.engines, help="engines that Triton does not serve")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
-    enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without any server")
+    enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without a server")
     _enhance_flags(enhance)
     evaluate = verbs.add_parser("evaluate", help="measure a package and its published versions on pairs")
     _evaluate_flags(evaluate)
@@ -51,28 +52,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
-    engine.add_argument("--precision", default=USUAL.precision, help=", ".join((*PRECISIONS, AUTO)))
-    engine.add_argument("--target", default=USUAL.target, help=", ".join((AUTO, *TARGETS)))
-    engine.add_argument("--version", type=_version, default=USUAL.version, help="version folder to publish as")
-    engine.add_argument("--photos", type=Path, default=USUAL.photos, help="folder to measure fidelity on")
+    engine.add_argument("--precision", default=DEFAULT.precision, help=", ".join((*PRECISIONS, AUTO)))
+    engine.add_argument("--target", default=DEFAULT.target, help=", ".join((AUTO, *TARGETS)))
+    engine.add_argument("--version", type=_version, default=DEFAULT.version, help="version folder to publish as")
+    engine.add_argument("--photos", type=Path, default=DEFAULT.photos, help="folder to measure fidelity on")
     engine.add_argument(
-        "--truth", type=Path, default=USUAL.ground_truth, dest="ground_truth",
+        "--truth", type=Path, default=DEFAULT.ground_truth, dest="ground_truth",
         help="their ground truth, under the same names",
     )  # fmt: skip
     engine.add_argument("--pairs", type=Path, help="JSON lines of input and target, instead of both folders")
     engine.add_argument("--data", type=Path, help="folder the paths of --pairs are relative to")
-    engine.add_argument("--calibration", type=Path, default=USUAL.calibration, help="folder for ranges and INT8 scales")
-    engine.add_argument("--calibrator", default=USUAL.calibrator, help=", ".join(CALIBRATORS))
+    engine.add_argument("--calibration", type=Path, default=DEFAULT.calibration, help="folder for ranges and scales")
+    engine.add_argument("--calibrator", default=DEFAULT.calibrator, help=", ".join(CALIBRATORS))
     engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
-    engine.add_argument("--gate", type=float, help="least fidelity in dB instead of the precision's own; recorded")
+    engine.add_argument("--gate", type=float, help="minimum PSNR in dB instead of the precision's own; recorded")
     engine.add_argument(
         "--side-override",
         type=int,
         metavar="512",
         help="build for 512x512 although the network was trained at another size",
     )
-    engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the ladder's last rung")
-    options = USUAL.options
+    engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the last stage")
+    options = DEFAULT.options
     engine.add_argument("--max-batch", type=_batch, default=options.max_batch, help="largest batch of the profile")
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
@@ -91,7 +92,7 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     enhance.add_argument("--output", type=Path, help="file to write; its ending decides the format")
     enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
     enhance.add_argument("--output_dir", type=Path, help="folder to write into")
-    enhance.add_argument("--suffix", default="", help="put before the ending of every file of --output_dir, as _hdr")
+    enhance.add_argument("--suffix", default="", help="part of every name in --output_dir, as _hdr")
     enhance.add_argument(
         "--size", choices=(NATIVE, SMALL), default=NATIVE,
         help="512: the network's own result in the photograph's aspect ratio, the longer side at 512 pixels, "
@@ -99,14 +100,14 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     enhance.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
     enhance.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    enhance.add_argument("--compile", action="store_true", help="through torch.compile: slow start, faster after")
+    enhance.add_argument("--compile", action="store_true", help="use torch.compile: slow start, then faster")
 
 
 def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--pairs", type=Path, required=True, help="JSON lines of input and target")
     evaluate.add_argument("--data", type=Path, help="folder their paths are relative to (default: the file's own)")
     evaluate.add_argument("--versions", type=_versions, default=(), help="published versions, as 1,2 (default: all)")
-    evaluate.add_argument("--repository", type=Path, default=USUAL.repository, help="Triton model repository")
+    evaluate.add_argument("--repository", type=Path, default=DEFAULT.repository, help="Triton model repository")
     evaluate.add_argument("--server-python", type=Path, help="interpreter of the server, to start a Triton")
     evaluate.add_argument("--url", default="", help="a running Triton that serves the versions, instead of a new one")
     evaluate.add_argument("--output", type=Path, default=Path("out/evaluate"), help="folder of the results")
@@ -114,13 +115,13 @@ def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as every other error."""
+        """Print one line, like every other error."""
         self.exit(2, f"error: {message}\n")
 
 
 def _version(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no version: 1 or more (Triton serves the highest)")
+        raise argparse.ArgumentTypeError(f"{text} is not a version: 1 or more (Triton serves the highest)")
     return int(text)
 
 
@@ -130,7 +131,7 @@ def _versions(text: str) -> tuple[int, ...]:
 
 def _batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no batch size: 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a batch size: 1 or more")
     return int(text)
 
 
@@ -141,7 +142,7 @@ def _engine(options: dict[str, Any]) -> int:
 
 
 def _engines(options: dict[str, Any]) -> int:
-    print(table(options["repository"], options["engines"]))
+    print(engines_table(options["repository"], options["engines"]))
     return 0
 
 
@@ -151,15 +152,21 @@ def _rollback(options: dict[str, Any]) -> int:
 
 
 def _inspect(options: dict[str, Any]) -> int:
-    from export.inspection import report
+    from export.inspection import describe_package
     from export.package.model_package import package_from_folder  # PyTorch: only where it is needed
 
-    print(report(package_from_folder(options["package"])))
+    print(describe_package(package_from_folder(options["package"])))
     return 0
 
 
 def _enhance(options: dict[str, Any]) -> int:
-    from export.enhance import enhance_files, format_of, pairs_in, require_no_overwriting, runner_of
+    from export.enhance import (
+        enhance_files,
+        format_from_name,
+        pairs_from_folders,
+        require_no_overwriting,
+        runner_from_package,
+    )
     from export.package.model_package import package_from_checkpoint, package_from_folder
 
     one, folder = (options["input"], options["output"]), (options["input_dir"], options["output_dir"])
@@ -167,13 +174,17 @@ def _enhance(options: dict[str, Any]) -> int:
         raise ExportError("give --input and --output, or --input_dir and --output_dir")
     if all(one) and options["suffix"]:
         raise ExportError("--suffix goes with --input_dir and --output_dir; --output is the whole name")
-    pairs = [one] if all(one) else pairs_in(*folder, options["suffix"])
+    pairs = [one] if all(one) else pairs_from_folders(*folder, options["suffix"])
     require_no_overwriting(pairs)
     for _, target in pairs:
-        format_of(target)  # before the network is loaded
+        format_from_name(target)  # before the network is loaded
     checkpoint = options["checkpoint"]
     package = package_from_checkpoint(checkpoint) if checkpoint else package_from_folder(options["package"])
-    run = runner_of(package, precision=options["precision"], device=options["device"], compiled=options["compile"])
+    for remark in package.remarks:
+        say(f"remark: {remark}")
+    run = runner_from_package(
+        package, precision=options["precision"], device=options["device"], compiled=options["compile"]
+    )
     return 1 if enhance_files(pairs, run, size=options["size"]) else 0
 
 
@@ -181,7 +192,7 @@ def _evaluate(options: dict[str, Any]) -> int:
     from export import evaluate
 
     summary = evaluate.evaluate(evaluate.Request(**options))
-    print(evaluate.table(summary))
+    print(evaluate.format_table(summary))
     print(json.dumps(summary))
     return 0
 

@@ -76,9 +76,9 @@ def _build_fastest(request: Request) -> list[Path]:
     if cached := _read_choice(cache):
         say(f"--precision auto: {cached}, as measured before ({cache})")
         return build(replace(request, precision=cached, target="cpu"))
-    from export.fastest import fastest_first  # imports PyTorch
+    from export.fastest import rank_precisions  # imports PyTorch
 
-    name, engines = _build_first_to_pass(request, fastest_first(request.package))
+    name, engines = _build_first_to_pass(request, rank_precisions(request.package))
     write_bytes(cache, json.dumps({"precision": name}).encode())
     return engines
 

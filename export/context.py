@@ -18,7 +18,7 @@ from export.files import checkpoint_path, sha256
 from export.network import coverage, half, int8
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer
-from export.network.rewrites import in_floating_type, rewritten, typed
+from export.network.rewrites import rewritten, to_floating_type, typed
 from export.package.model_package import Package, network_from_package, package_from_folder
 from export.package.trained_frame import require_frame
 from export.planning import calibration_images, plan_from_request
@@ -80,7 +80,7 @@ class BuildContext:
         """The range of every float16 tensor on calibration photographs."""
         with step("range of every float16 tensor"):
             images = calibration_images(self.request.calibration, SIDE, RANGE_PHOTOGRAPHS)
-            return half.ranges(typed(self.network, torch.float16), images)
+            return half.measure_ranges(typed(self.network, torch.float16), images)
 
     def measure_torch(self, floating_type: str, ranges: Mapping[str, float] | None) -> list[Stage]:
         """Measure PyTorch: rewritten in float32, then emulating the precision as a target executes it.
@@ -93,13 +93,13 @@ class BuildContext:
             stages: list[Stage] = [self._rewritten_stage]
             if name != "fp32":
                 types = f"INT8 grid, {floating_type}" if ranges is not None else name
-                run = fidelity.torch_runner(in_floating_type(network, floating_type), tf32=name == "tf32")
+                run = fidelity.torch_runner(to_floating_type(network, floating_type), tf32=name == "tf32")
                 stages.append(self.reference.measure(f"torch {name}", f"{types}, emulated", run))
         return stages
 
     def require_headroom(self) -> None:
         """Print the largest float16 tensors. Raises `ExportError` where one has too little headroom."""
-        for line in half.table(self.float16_ranges):
+        for line in half.format_ranges(self.float16_ranges):
             say(f"    {line}")
         half.require_headroom(self.float16_ranges)
 
@@ -115,7 +115,7 @@ class BuildContext:
 
     def require_share(self, layers: list[Convolution]) -> None:
         """Raise `GateError` if too little of the convolutions' work executes in the precision."""
-        reached = coverage.covered(layers, self.precision.arithmetic)
+        reached = coverage.share_in_type(layers, self.precision.arithmetic)
         if reached < self.precision.min_share:
             is_int8 = self.precision.name == "int8"
             kind = "1x1 convolutions" if is_int8 else "convolutions"

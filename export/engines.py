@@ -1,4 +1,4 @@
-"""What is published: the list, and taking a version back."""
+"""List what is published, and roll a version back."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from export.errors import ExportError
 from export.files import sha256
 from export.names import MODEL
 from export.progress import say
-from export.publish import documents, removed, versions
+from export.publish import documents, remove_version, versions
 from export.targets import TARGETS
 
 
-def table(repository: Path, engines: Path) -> str:
-    """Every published engine, a line each: version, age, fidelity, whether it fits this machine."""
+def engines_table(repository: Path, engines: Path) -> str:
+    """Format every published engine in one line: version, age, fidelity, whether this machine can run it."""
     rows = [
         _row(folder / MODEL / str(version), document)
         for folder in (repository, engines)
@@ -24,22 +26,20 @@ def table(repository: Path, engines: Path) -> str:
     ]
     if not rows:
         return "no engine is published: make engine PRECISION=fp32"
-    head = ("engine", "precision", "target", "package", "fidelity", "age", "here")
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    )
+    headers = ("engine", "precision", "target", "package", "fidelity", "age", "here")
+    return str(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
 
 
 def rollback(repository: Path, engines: Path, version: int) -> None:
-    """Removes a version everywhere. Raises `ExportError` if there is none; says what is served then."""
-    gone = [folder for folder in (repository, engines) if removed(folder / MODEL, version)]
-    if not gone:
-        found = ", ".join(map(str, versions(repository / MODEL))) or "none"
-        raise ExportError(f"version {version} is not published in {repository / MODEL} (published: {found})")
-    left = versions(repository / MODEL)
-    say(f"version {version} is removed from {', '.join(str(folder / MODEL) for folder in gone)}")
-    say(f"Triton serves version {left[-1]} from its next start" if left else "no version is left to serve: make engine")
+    """Remove a version from both folders; print what is served then. Raises `ExportError` if there is none."""
+    removed = [folder for folder in (repository, engines) if remove_version(folder / MODEL, version)]
+    remaining = versions(repository / MODEL)
+    if not removed:
+        published = ", ".join(map(str, remaining)) or "none"
+        raise ExportError(f"version {version} is not published in {repository / MODEL} (published: {published})")
+    say(f"version {version} is removed from {', '.join(str(folder / MODEL) for folder in removed)}")
+    served = f"Triton serves version {remaining[-1]} from its next start"
+    say(served if remaining else "no version is left to serve: make engine")
 
 
 def _row(folder: Path, document: dict[str, Any]) -> tuple[str, ...]:
@@ -57,13 +57,13 @@ def _row(folder: Path, document: dict[str, Any]) -> tuple[str, ...]:
         document["package"]["folder"],
         f"{decisive['psnr']:.1f} dB{emulated}",
         f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.1f} hours",
-        _fits(folder, document),
+        _describe_fit(folder, document),
     )
 
 
-def _fits(folder: Path, document: dict[str, Any]) -> str:
-    """Whether this machine can run it, in a word or with the reason."""
+def _describe_fit(folder: Path, document: dict[str, Any]) -> str:
+    """Say whether this machine can run it, with the reason if not."""
     if sha256(folder / document["engine"]) != document["sha256"]:
-        return "no: not the file its JSON describes"
+        return "no: the file is not the one its JSON describes"
     reason = TARGETS[document["target"]].why_not_run(document)
     return f"no: {reason}" if reason else "yes"

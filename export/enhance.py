@@ -1,6 +1,6 @@
-"""The reference path: photographs through PyTorch, without any server. The yardstick of what is served.
+"""Enhance photographs with PyTorch, without a server: the reference for what is served.
 
-Every step but the network is ``imaging``'s, the same code the server runs.
+All steps but the network are ``imaging``'s, the code that the server runs.
 """
 
 from __future__ import annotations
@@ -9,37 +9,30 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from export.errors import ExportError
 from export.fidelity import Runner, torch_runner
 from export.files import write_bytes
-from export.network.rewrites import typed
-from export.package.model_package import Package, network_from_package, package_from_folder
+from export.network.rewrites import HALVES, to_floating_type
+from export.package.model_package import Package, network_from_package
 from imaging import SUFFIXES, InvalidPhotograph, Options, finished, prepared
 from imaging.options import WRITTEN
 
 DEFAULTS = Options()
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def enhanced(data: bytes, run: Runner, options: Options = DEFAULTS) -> bytes:
+def enhance(data: bytes, run: Runner, options: Options = DEFAULTS) -> bytes:
     """Enhance one encoded photograph. ``run`` maps core tensors ``[1, 3, 512, 512]``."""
     core = prepared(data)
     return finished(data, core, run(core[None])[0], options)
 
 
-def runner_from_package(folder: Path, *, precision: str, device: str, compiled: bool) -> Runner:
-    """The package's network in PyTorch, in the given precision, on the given device."""
-    return runner_of(package_from_folder(folder), precision=precision, device=device, compiled=compiled)
-
-
-def runner_of(package: Package, *, precision: str, device: str, compiled: bool) -> Runner:
-    """Return what runs the package's network in PyTorch, in the given precision, on the given device."""
-    if precision not in DTYPES:
-        raise ExportError(f"--precision {precision} is unknown: choose one of {', '.join(DTYPES)}")
-    network = network_from_package(package)
-    network = network if precision == "fp32" else typed(network, DTYPES[precision])
+def runner_from_package(
+    package: Package, *, precision: str = "fp32", device: str = "cpu", compiled: bool = False
+) -> Runner:
+    """Return a function that runs the package's network in PyTorch."""
+    if precision not in ("fp32", *HALVES):
+        raise ExportError(f"--precision {precision} is unknown: choose one of {', '.join(('fp32', *HALVES))}")
+    network = to_floating_type(network_from_package(package), precision)
     try:
         return torch_runner(network, device=device, compiled=compiled)
     except (RuntimeError, AssertionError) as error:
@@ -55,8 +48,8 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner, *, size: str) -> 
     failed, started = 0, time.monotonic()
     for number, (source, target) in enumerate(pairs, 1):
         try:
-            options = Options(format=format_of(target), size=size)
-            write_bytes(target, enhanced(source.read_bytes(), run, options))
+            options = Options(format=format_from_name(target), size=size)
+            write_bytes(target, enhance(source.read_bytes(), run, options))
         except (InvalidPhotograph, OSError) as error:
             failed += 1
             print(f"\nerror: {source}: {error}", file=sys.stderr)
@@ -67,10 +60,10 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner, *, size: str) -> 
     return failed
 
 
-def pairs_in(source: Path, target: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """List every photograph of a folder with the file its result goes to: ``<stem><suffix>`` and its ending.
+def pairs_from_folders(source: Path, target: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """List the photographs of a folder, each with the file to write: ``<stem><suffix>`` and its ending.
 
-    HEIC, which is not written, becomes JPEG.
+    HEIC, which cannot be written, becomes JPEG.
     """
     paths = sorted(path for path in source.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -90,9 +83,11 @@ def require_no_overwriting(pairs: list[tuple[Path, Path]]) -> None:
         taken.add(target.resolve())
 
 
-def format_of(path: Path) -> str:
-    """Return the format that a file's name asks for. Raises `ExportError` where it is none that is written."""
+def format_from_name(path: Path) -> str:
+    """Return the format that a file name's ending stands for. Raises `ExportError` if it cannot be written."""
     try:
         return WRITTEN[path.suffix.lower()]
     except KeyError:
-        raise ExportError(f"{path} names no format that can be written: end it in {', '.join(WRITTEN)}") from None
+        raise ExportError(
+            f"{path} cannot be written in the format of its ending: use one of {', '.join(WRITTEN)}"
+        ) from None

@@ -1,11 +1,11 @@
-"""The exception of the build side, and the one kind of it that something else may be tried after."""
+"""The exceptions of the build side."""
 
 from __future__ import annotations
 
 
 class ExportError(Exception):
-    """Something the user can mend: the message names the file, what was found, what was wanted, and what to do."""
+    """A problem that the user can fix: the message names the file, the values found and wanted, and what to do."""
 
 
 class GateError(ExportError):
-    """What was built is not what its precision has to be: not faithful, not finite, or too little of it executed so."""
+    """An engine that misses the requirements of its precision; another precision may be tried."""

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export import triton as served
+from export import triton
 from export.errors import ExportError
 from export.fidelity import Runner, difference_picture, torch_runner
 from export.files import checkpoint_path, sha256, write_bytes
+from export.markdown import table
 from export.metrics import figures
 from export.names import MODEL
 from export.package.claims import SPLITS, Claims, claims_from_folder
 from export.package.model_package import network_from_package, package_from_folder
-from export.package.pairs import Pair, Pixels, opened, pairs_from_file, squared, tensor_from_pixels
-from export.progress import counted, say, step
+from export.package.pairs import Pair, Pixels, open_image, pairs_from_file, resize_to_square, tensor_from_pixels
+from export.progress import count_steps, say, step
 from export.publish import documents, versions
 from imaging import SIDE, InvalidPhotograph
 
@@ -40,7 +41,7 @@ TORCH = "PyTorch float32"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to measure: a package, its published versions (all, unless ``versions`` names some), and where.
+    """What to measure: a package, its published versions (all, unless ``versions`` names some), and how.
 
     ``url`` is a running Triton; without it one is started with ``server_python``, the server environment's interpreter.
     """
@@ -56,67 +57,65 @@ class Request:
 
 
 @dataclass
-class Measured:
-    """One row an image and stage; ``worst`` is the last network stage's image with the lowest PSNR, and its picture."""
+class Measurements:
+    """One row per image and stage; ``worst`` is the last core stage's image with the lowest PSNR, and its picture."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     worst: tuple[str, Pixels] = ("", np.empty(0, np.uint8))
 
-    def add(self, stage: str, pair: Pair, size: tuple[int, int], resized: bool, found: dict[str, float]) -> None:
+    def add(self, stage: str, pair: Pair, size: tuple[int, int], resized: bool, figures: dict[str, float]) -> None:
         """Add a row."""
-        where = {"stage": stage, "input": pair.name, "target": str(pair.target), "size": "{}x{}".format(*size)}
-        self.rows.append({**where, "target_resized": resized, **found})
+        origin = {"stage": stage, "input": pair.name, "target": str(pair.target), "size": "{}x{}".format(*size)}
+        self.rows.append({**origin, "target_resized": resized, **figures})
 
 
 def evaluate(request: Request) -> dict[str, Any]:
     """Measure, write the results into ``output``, return their summary. Raises `ExportError`."""
-    pairs, measured = pairs_from_file(request.pairs, request.data), Measured()
-    stages = _versions(request, measured.remarks)
+    pairs, measurements = pairs_from_file(request.pairs, request.data), Measurements()
+    stages = _choose_versions(request, measurements.remarks)
     with step("reading the package"):
         run = torch_runner(network_from_package(package_from_folder(request.package)))
-    squares = _squares(pairs, measured.remarks)
+    squares = _read_squares(pairs, measurements.remarks)
     with contextlib.ExitStack() as stack:
-        # Triton is started first: what keeps it from serving is known before the long part.
-        client: Any = stack.enter_context(served.connected(_address(request, stages, stack))) if stages else None
-        runners = {TORCH: run, **{stage: served.core_runner(client, str(v)) for v, stage in stages.items()}}
+        # Triton is started first, so that a failed start is reported before the long part.
+        client: Any = stack.enter_context(triton.connect(_address(request, stages, stack))) if stages else None
+        runners = {TORCH: run, **{stage: triton.core_runner(client, str(v)) for v, stage in stages.items()}}
         for stage, run in runners.items():
-            _measure_core(stage, pairs, squares, run, measured)
+            _measure_core(stage, pairs, squares, run, measurements)
         if stages:
-            _measure_enhance(f"enhance (version {max(stages)})", pairs, client, measured)
-    summary = _summary(request, measured, claims_from_folder(request.package))
-    _write(request.output, summary, measured)
+            _measure_enhance(f"enhance (version {max(stages)})", pairs, client, measurements)
+    summary = _summary(request, measurements, claims_from_folder(request.package))
+    _write(request.output, summary, measurements)
     return summary
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Return the summary as a Markdown table, and the remarks."""
-    lines = [["stage", "images", *(title for title, _, _ in COLUMNS.values())]]
+def format_table(summary: dict[str, Any]) -> str:
+    """Format the summary as a Markdown table, followed by the remarks."""
+    rows = []
     for name, stage in summary["stages"].items():
         resized = f", {stage['targets_resized']} targets resized" if stage["targets_resized"] else ""
-        figures = [
+        cells = [
             f"{stage[c]['mean']:.{digits}f} ± {stage[c]['deviation']:.{digits}f}"
             for c, (_, digits, _) in COLUMNS.items()
         ]
-        lines.append([name, f"{stage['images']}{resized}", *figures])
+        rows.append([name, f"{stage['images']}{resized}", *cells])
     for split, claims in summary["claims"].items():
-        lines.append([f"claimed, {split}", "", *(claims.get(metric, "–") for _, _, metric in COLUMNS.values())])
+        rows.append([f"claimed, {split}", "", *(claims.get(metric, "–") for _, _, metric in COLUMNS.values())])
         for name, agrees in summary["agrees"][split].items():
             words = ({True: "agrees", False: "differs"}.get(agrees.get(c), "–") for c in COLUMNS)
-            lines.append([f"– {name}", "", *words])
-    lines.insert(1, ["---"] * len(lines[0]))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines]
-    return "\n".join([*rows, *(f"remark: {remark}" for remark in summary["remarks"])])
+            rows.append([f"– {name}", "", *words])
+    headers = ["stage", "images", *(title for title, _, _ in COLUMNS.values())]
+    return "\n".join([table(headers, rows), *(f"remark: {remark}" for remark in summary["remarks"])])
 
 
-def _versions(request: Request, remarks: list[str]) -> dict[int, str]:
-    """Choose the versions to measure, each with its stage's name."""
+def _choose_versions(request: Request, remarks: list[str]) -> dict[int, str]:
+    """Return the versions to measure, each with the name of its stage."""
     published = versions(request.repository / MODEL)
     chosen = sorted(set(request.versions)) or published
     if missing := [str(version) for version in chosen if version not in published]:
-        found = ", ".join(map(str, published)) or "none"
-        raise ExportError(f"version {', '.join(missing)} is not published in {request.repository} (published: {found})")
+        known = ", ".join(map(str, published)) or "none"
+        raise ExportError(f"version {', '.join(missing)} is not published in {request.repository} (published: {known})")
     if not chosen or not (request.url or request.server_python):
         remarks.append("only PyTorch was measured: " + ("no --server-python" if chosen else "no engine is published"))
         return {}
@@ -129,14 +128,14 @@ def _versions(request: Request, remarks: list[str]) -> dict[int, str]:
     return stages
 
 
-def _squares(pairs: list[Pair], remarks: list[str]) -> list[tuple[Pixels, Pixels]]:
+def _read_squares(pairs: list[Pair], remarks: list[str]) -> list[tuple[Pixels, Pixels]]:
     """Read every pair at the network's size."""
     squares, unequal = [], []
-    with counted(f"reading {len(pairs)} pairs", len(pairs)) as tick:
+    with count_steps(f"reading {len(pairs)} pairs", len(pairs)) as tick:
         for pair in pairs:
-            image, target = opened(pair.input), opened(pair.target)
+            image, target = open_image(pair.input), open_image(pair.target)
             unequal += [pair.name] if image.size != target.size else []
-            squares.append((squared(image), squared(target)))
+            squares.append((resize_to_square(image), resize_to_square(target)))
             tick()
     if unequal:
         remarks.append(f"input and target differ in shape in {len(unequal)} pairs, the first is {unequal[0]}")
@@ -148,48 +147,48 @@ def _address(request: Request, stages: dict[int, str], stack: contextlib.ExitSta
         return request.url
     wanted = ",".join(map(str, stages))
     with step(f"starting Triton with version {wanted}"):
-        return stack.enter_context(served.started(request.server_python, request.repository, "--versions", wanted))
+        return stack.enter_context(triton.start_triton(request.server_python, request.repository, "--versions", wanted))
 
 
 def _measure_core(
-    stage: str, pairs: list[Pair], squares: list[tuple[Pixels, Pixels]], run: Runner, measured: Measured
+    stage: str, pairs: list[Pair], squares: list[tuple[Pixels, Pixels]], run: Runner, measurements: Measurements
 ) -> None:
     lowest = float("inf")
-    with counted(stage, len(pairs)) as tick:
+    with count_steps(stage, len(pairs)) as tick:
         for pair, (image, target) in zip(pairs, squares, strict=True):
             output = np.asarray(run(tensor_from_pixels(image)), np.float32)
             if not np.isfinite(output).all():
                 raise ExportError(f"{stage}: the output for {pair.name} holds NaN or infinity; nothing was written")
             output = output.clip(0, 1)
-            found = figures(output[0].transpose(1, 2, 0), target)
-            if found["psnr"] < lowest:
-                lowest = found["psnr"]
+            row = figures(output[0].transpose(1, 2, 0), target)
+            if row["psnr"] < lowest:
+                lowest = row["psnr"]
                 picture = difference_picture(tensor_from_pixels(image), output, tensor_from_pixels(target))
-                measured.worst = (f"{pair.name} ({stage}, {lowest:.2f} dB)", picture)
-            measured.add(stage, pair, (SIDE, SIDE), False, found)
+                measurements.worst = (f"{pair.name} ({stage}, {lowest:.2f} dB)", picture)
+            measurements.add(stage, pair, (SIDE, SIDE), False, row)
             tick()
 
 
-def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measured: Measured) -> None:
-    """Measure what a user gets: the file sent, both upright, the target resized to it where the shapes differ."""
-    with counted(f"{stage} at the photographs' own resolution", len(pairs)) as tick:
+def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measurements: Measurements) -> None:
+    """Measure what a user gets from the file: both images upright, the target resized to the result."""
+    with count_steps(f"{stage} at the photographs' own resolution", len(pairs)) as tick:
         for pair in pairs:
             tick()
             try:
-                ours = opened(io.BytesIO(served.enhanced(client, pair.input.read_bytes())), upright=True)
+                result = open_image(io.BytesIO(triton.enhance(client, pair.input.read_bytes())), upright=True)
             except InvalidPhotograph as error:
-                measured.remarks.append(f"enhance rejects {pair.name}: {error}")
+                measurements.remarks.append(f"enhance rejects {pair.name}: {error}")
                 continue
-            target = opened(pair.target, upright=True)
-            fitted = target.resize(ours.size, Image.Resampling.BILINEAR)  # the same where the sizes are equal
-            found = figures(np.asarray(ours) / 255, np.asarray(fitted))
-            measured.add(stage, pair, ours.size, ours.size != target.size, found)
+            target = open_image(pair.target, upright=True)
+            resized = target.resize(result.size, Image.Resampling.BILINEAR)  # a copy where the sizes are equal
+            row = figures(np.asarray(result) / 255, np.asarray(resized))
+            measurements.add(stage, pair, result.size, result.size != target.size, row)
 
 
-def _summary(request: Request, measured: Measured, claims: Claims) -> dict[str, Any]:
+def _summary(request: Request, measurements: Measurements, claims: Claims) -> dict[str, Any]:
     stages: dict[str, Any] = {}
-    for name in dict.fromkeys(row["stage"] for row in measured.rows):
-        rows = [row for row in measured.rows if row["stage"] == name]
+    for name in dict.fromkeys(row["stage"] for row in measurements.rows):
+        rows = [row for row in measurements.rows if row["stage"] == name]
         stages[name] = {"images": len(rows), "targets_resized": sum(row["target_resized"] for row in rows)}
         for column in COLUMNS:
             values = [row[column] for row in rows]
@@ -209,19 +208,19 @@ def _summary(request: Request, measured: Measured, claims: Claims) -> dict[str, 
         "stages": stages,
         "claims": {split: {m: str(claim) for m, claim in stated.items()} for split, stated in claimed.items()},
         "agrees": agrees,
-        "worst": measured.worst[0],
-        "remarks": [*measured.remarks, *claims.remarks],
+        "worst": measurements.worst[0],
+        "remarks": [*measurements.remarks, *claims.remarks],
         "output": str(request.output),
     }
 
 
-def _write(folder: Path, summary: dict[str, Any], measured: Measured) -> None:
+def _write(folder: Path, summary: dict[str, Any], measurements: Measurements) -> None:
     text, picture = io.StringIO(), io.BytesIO()
-    writer = csv.DictWriter(text, list(measured.rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(measurements.rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(measured.rows)
-    Image.fromarray(measured.worst[1]).save(picture, "PNG")
-    document = json.dumps({**summary, "images": measured.rows}, indent=2, ensure_ascii=False) + "\n"
+    writer.writerows(measurements.rows)
+    Image.fromarray(measurements.worst[1]).save(picture, "PNG")
+    document = json.dumps({**summary, "images": measurements.rows}, indent=2, ensure_ascii=False) + "\n"
     write_bytes(folder / "images.csv", text.getvalue().encode())
     write_bytes(folder / "worst.png", picture.getvalue())
     write_bytes(folder / "evaluation.json", document.encode())

@@ -18,7 +18,7 @@ from export.fingerprint import tool_versions
 from export.location import EngineLocation
 from export.network.graph import onnx_bytes
 from export.progress import say
-from export.publish import keep_siblings, staged, write_json
+from export.publish import keep_siblings, replace_version, write_json
 from export.request import make_command
 from export.targets.base import Target
 from imaging import FRAME
@@ -29,7 +29,7 @@ def publish_engine(
 ) -> None:
     """Build a target's engine and publish it, or raise `ExportError` and leave everything as it was."""
     say(f"{context.precision.name} for {target.name}:")
-    with staged(location.model, location.version) as folder:
+    with replace_version(location.model, location.version) as folder:
         entries, stages = _build(context, target, folder / location.engine)
         decisive = _decisive_stage(stages)
         say("\n".join(f"    {line}" for line in (fidelity.HEADER, *(stage.row() for stage in stages))))

@@ -1,7 +1,7 @@
-"""Which precision is fastest on this processor: measured, because it depends on what its arithmetic units execute.
+"""Measure which precision is fastest on this CPU.
 
-bfloat16 is where there are AMX tiles or AVX512_BF16, INT8 may be where there is only VNNI, and float32 is all there is
-on AVX2. Whether the fastest is also faithful enough is the fidelity gate's to say, when it is built.
+That is bfloat16 with AMX tiles or AVX512_BF16, it may be INT8 with VNNI alone, and AVX2 executes only float32. Whether
+the fastest is also faithful enough is decided by the fidelity gate when it is built.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from imaging import SIDE
 ROUNDS = 5
 
 
-def fastest_first(package: Path) -> list[str]:
-    """The precisions that this processor executes, the fastest for the package's network first; says the figures."""
+def rank_precisions(package: Path) -> list[str]:
+    """Return the precisions that this CPU executes, the fastest for the package's network first; print the times."""
     reasons = {name: cpu.why_not(precision) for name, precision in PRECISIONS.items()}
     names = [name for name, reason in reasons.items() if not reason]
     for name, reason in reasons.items():
         if reason:
             say(f"--precision auto: not {name}: {reason}")
     if len(names) == 1:
-        say(f"--precision auto: {names[0]}, the only one left to this CPU")
+        say(f"--precision auto: {names[0]}, the only one that this CPU executes")
         return names
-    seconds = _seconds(package, names)
+    seconds = _measure_seconds(package, names)
     for name, median in sorted(seconds.items(), key=lambda item: item[1]):
-        say(f"--precision auto: {name} takes {median:.3f} s an image")
+        say(f"--precision auto: {name} takes {median:.3f} s per image")
     return sorted(seconds, key=lambda name: seconds[name])
 
 
-def _seconds(package: Path, names: list[str]) -> dict[str, float]:
-    """Median seconds an image, all in turns so that a drift of the machine hits them alike."""
+def _measure_seconds(package: Path, names: list[str]) -> dict[str, float]:
+    """Measure the median seconds per image, in interleaved rounds so that drift of the machine affects all alike."""
     ready = rewritten(network_from_package(package_from_folder(package)))
     image = np.random.default_rng(0).random((1, 3, SIDE, SIDE), np.float32)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     with step(f"timing {', '.join(names)}"), tempfile.TemporaryDirectory() as folder:
         models = {"": cpu_graph(ready)}
-        if "int8" in names:  # the scales are of no importance to the speed
+        if "int8" in names:  # the scales do not matter for speed
             models["int8"] = cpu_graph(ready, dict.fromkeys(int8.candidates(ready), 1.0))
         runners = {}
         for name in names:
@@ -61,5 +61,5 @@ def _seconds(package: Path, names: list[str]) -> dict[str, float]:
                 began = time.perf_counter()
                 run(image)
                 if turn:  # the first warms up
-                    found[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in found.items()}
+                    times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -19,7 +19,7 @@ from torch import nn
 from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
 from export.network import half
-from export.package.pairs import Pair, opened, squared, tensor_from_pixels
+from export.package.pairs import Pair, core_tensor_as_trained
 from export.precision import Precision
 from imaging import SIDE, SUFFIXES, InvalidPhotograph, prepared
 
@@ -138,15 +138,13 @@ def reference_from_photographs(
 
     ``pairs`` replace both folders; their images are prepared as `export.evaluate` prepares them.
     """
-    images = {pair.name: tensor_from_pixels(squared(opened(pair.input))) for pair in pairs} or core_tensors(folder)
+    images = {pair.name: core_tensor_as_trained(pair.input) for pair in pairs} or core_tensors(folder)
     run = torch_runner(network)
     outputs = {name: run(image).clip(0, 1) for name, image in images.items()}
     if bad := [name for name, output in outputs.items() if not np.isfinite(output).all()]:
         raise ExportError(f"the float32 network itself makes NaN or infinity of {bad[0]}: is it trained?")
     if pairs:
-        return Reference(
-            images, outputs, {pair.name: tensor_from_pixels(squared(opened(pair.target))) for pair in pairs}
-        )
+        return Reference(images, outputs, {pair.name: core_tensor_as_trained(pair.target) for pair in pairs})
     targets = {path.stem: path for path in photographs(ground_truth)} if ground_truth else {}
     paired = [(name, targets[Path(name).stem]) for name in images if Path(name).stem in targets]
     return Reference(images, outputs, {name: core_tensor(path) for name, path in paired})
@@ -167,7 +165,7 @@ def torch_runner(network: nn.Module, *, device: str = "cpu", compiled: bool = Fa
 
     # Not inference mode: outside it every convolution reaches `Half` in one form.
     def run(image: Tensor) -> Tensor:
-        with torch.no_grad(), half.arithmetic(placed, tf32=tf32):
+        with torch.no_grad(), half.emulation(placed, tf32=tf32):
             result: Tensor = forward(torch.from_numpy(image).to(device)).cpu().numpy()
         return result
 

@@ -1,4 +1,4 @@
-"""One page about a model package: its files, training, network and cost, its claims, and what does not agree."""
+"""Describe a model package on one page: files, training, network, claims, cost, and what does not agree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from export.package.model_package import Package
 from imaging import SIDE
 
 
-def report(package: Package) -> str:
-    """Write the page, as text."""
+def describe_package(package: Package) -> str:
+    """Return the page as text."""
     convolutions, products = multiply_accumulates(package.architecture, SIDE)
     lines = [f"model package {package.folder}", "", "files"]
     lines += [_file_line(path) for path in sorted(package.folder.iterdir()) if path.is_file()]
@@ -22,7 +22,7 @@ def report(package: Package) -> str:
     lines += [
         "",
         "network",
-        f"  weights              {package.place or 'at the top of the checkpoint'}",
+        f"  weights              {package.location or 'at the top of the checkpoint'}",
         f"  naming               {package.convention.title}",
         f"  eps                  {package.architecture.eps:g}",
         f"  frame of training    {package.frame.text}",
@@ -30,7 +30,7 @@ def report(package: Package) -> str:
     ]
     lines += [f"  {line}" for line in _stage_lines(package.architecture)]
     claims = claims_from_folder(package.folder)
-    lines += ["", "claims (make evaluate measures them)"]
+    lines += ["", "claims (python -m export evaluate measures them)"]
     lines += [
         f"  {claim.split + ' ' + claim.metric.upper():<20} {claim}  ({claim.source})" for claim in claims.claims
     ] or ["  none"]
@@ -48,7 +48,7 @@ def report(package: Package) -> str:
 
 
 def _training_line(name: str, value: object) -> str:
-    """A figure of the training; zeros in place of losses and scores are placeholders of the training code."""
+    """Format a figure of the training; the training code writes zeros for losses and scores it did not measure."""
     is_placeholder = value == 0 and not isinstance(value, bool) and name != "epoch"
     return f"  {name:<20} {'not measured' if is_placeholder else value}"
 

@@ -1,4 +1,4 @@
-"""What this machine is: asked without importing anything large."""
+"""Describe this machine, without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor's model name from the kernel, or its architecture where the kernel has none."""
+    """Return the CPU's model name from the kernel, or its architecture where the kernel has none."""
     return _cpuinfo("model name") or platform.machine()
 
 
 def cpu_flags() -> set[str]:
-    """The processor's features as the kernel names them; empty where the kernel has none."""
+    """Return the CPU's features as the kernel names them; empty where the kernel has none."""
     return set(_cpuinfo("flags").split())
 
 
@@ -31,18 +31,18 @@ def _cpuinfo(field: str) -> str:
 
 @functools.cache
 def gpus() -> list[tuple[str, str]]:
-    """Name and compute capability (``9.0``) of every GPU that CUDA_VISIBLE_DEVICES leaves; empty without a driver.
+    """List name and compute capability (``9.0``) of the GPUs in CUDA_VISIBLE_DEVICES; empty without a driver.
 
     nvidia-smi itself ignores that variable. A plan is built for the first GPU: on a mixed host set the variable, and
-    CUDA_DEVICE_ORDER=PCI_BUS_ID. The server has a copy of this: neither room imports the other.
+    CUDA_DEVICE_ORDER=PCI_BUS_ID. The server has a copy of this, because neither room imports the other.
     """
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,uuid", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in found.stdout.splitlines() if "," in line]
-    return [(name, capability) for name, capability, *_ in _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+    rows = [[cell.strip() for cell in line.split(",")] for line in listed.stdout.splitlines() if "," in line]
+    return [(name, capability) for name, capability, *_ in _visible_rows(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
 
 
 def why_no_gpu(capabilities: Collection[str]) -> str:
@@ -54,11 +54,11 @@ def why_no_gpu(capabilities: Collection[str]) -> str:
     return f"wants compute capability {' or '.join(sorted(capabilities))}, {here}"
 
 
-def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:
-    """The rows that CUDA_VISIBLE_DEVICES leaves: up to the first entry that names no GPU, as CUDA does it.
+def _visible_rows(rows: list[list[str]], chosen: str | None) -> list[list[str]]:
+    """Select the rows in CUDA_VISIBLE_DEVICES, up to the first entry that names no GPU, as CUDA does.
 
     An entry is an index, counted as nvidia-smi does (and CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID), or the beginning of a
-    UUID. A MIG slice does not say whose it is, so it leaves all.
+    UUID. A MIG slice does not name its GPU, so it selects all.
     """
     if chosen is None:
         return rows
@@ -75,9 +75,9 @@ def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:
 
 
 def peak_memory_mib() -> int:
-    """The most resident memory this process has had so far, in MiB.
+    """Return the peak resident memory of this process in MiB.
 
-    From the kernel's own account of it; ``getrusage`` counts a parent's memory for a child that was started from it.
+    From the kernel's own accounting; ``getrusage`` includes the memory of the parent that started the process.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""How far one picture is from another: L1, PSNR, SSIM. Images are HxWx3 floats in [0, 1]."""
+"""Measure the distance between two pictures: L1, PSNR, SSIM. Images are HxWx3 floats in [0, 1]."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class Distance:
 
 
 def psnr(image: Image, reference: Image) -> float:
-    """Peak signal-to-noise ratio in decibels, peak value 1; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in dB, peak value 1; infinite for equal images."""
     error = float(np.mean(np.square(np.asarray(image, np.float64) - np.asarray(reference, np.float64))))
     return float("inf") if error == 0 else -10.0 * float(np.log10(error))
 
 
 def figures(output: Image, target: NDArray[np.uint8]) -> dict[str, float]:
-    """Compare an output in [0, 1] with a target of 8 bits, in the four figures that packages are measured in.
+    """Compare an output in [0, 1] with a target of 8 bits, by the four metrics that packages state.
 
     SSIM has two forms: scikit-image's mean over 7x7 windows on 8 bits, and `global_ssim`. PSNR of equal images is 200.
     """
     from skimage.metrics import structural_similarity
 
-    ours, truth = output.astype(np.float64), target / 255.0
-    windowed = structural_similarity(target, np.round(ours * 255).astype(np.uint8), channel_axis=2, data_range=255)
+    image, reference = output.astype(np.float64), target / 255.0
+    windowed = structural_similarity(target, np.round(image * 255).astype(np.uint8), channel_axis=2, data_range=255)
     return {
-        "l1": float(np.abs(ours - truth).mean()),
-        "psnr": min(psnr(ours, truth), 200.0),  # infinity is not JSON
+        "l1": float(np.abs(image - reference).mean()),
+        "psnr": min(psnr(image, reference), 200.0),  # infinity is not JSON
         "ssim_windowed": float(windowed),
-        "ssim_global": global_ssim(ours, truth),
+        "ssim_global": global_ssim(image, reference),
     }
 
 
 def global_ssim(image: Image, reference: Image) -> float:
-    """One structural similarity over all pixels and channels together, without windows."""
+    """Return one structural similarity over all pixels and channels together, without windows."""
     c1, c2, m, n = 0.01**2, 0.03**2, image.mean(), reference.mean()
     covariance = ((image - m) * (reference - n)).mean()
     variances = image.var(ddof=1) + reference.var(ddof=1)
@@ -51,8 +51,8 @@ def global_ssim(image: Image, reference: Image) -> float:
 
 
 def distance(image: Image, reference: Image) -> Distance:
-    """All three figures. SSIM as in Wang et al. 2004 (Gaussian window, deviation 1.5), by scikit-image."""
-    from skimage.metrics import structural_similarity  # slow to import, and most callers want no more than `psnr`
+    """Measure all three. SSIM is that of Wang et al. 2004 (Gaussian window, deviation 1.5), by scikit-image."""
+    from skimage.metrics import structural_similarity  # slow to import, and most callers only use `psnr`
 
     ssim = structural_similarity(
         image, reference, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False

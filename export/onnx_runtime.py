@@ -1,4 +1,4 @@
-"""ONNX Runtime: the ladder's rung between PyTorch and the engine, and the cross-check on a GPU host."""
+"""ONNX Runtime: the stage of the ladder between PyTorch and the engine, and the cross-check on a GPU host."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.names import INPUT
-from export.network.coverage import words
+from export.network.coverage import describe_shares
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def require_one() -> None:
-    """``onnxruntime`` and ``onnxruntime-gpu`` write into one folder: with both installed neither is whole."""
-    found = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
-    if {"onnxruntime", "onnxruntime-gpu"} <= found:
+    """Raise `ExportError` if two variants of ONNX Runtime are installed: they overwrite each other's files."""
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
+    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         raise ExportError(
             "onnxruntime and onnxruntime-gpu are both installed and share a folder: "
             "pip uninstall both, then install one"
@@ -34,10 +34,10 @@ CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "T
 
 
 def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[Runner, str]:
-    """Runs the graph; also says the types its convolutions execute in after ONNX Runtime's own rewrites.
+    """Return a function that runs the graph, and the types its convolutions execute in after ONNX Runtime's rewrites.
 
-    ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with its words if it takes not the
-    graph.
+    ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with ONNX Runtime's reason if it
+    rejects the graph.
     """
     import onnxruntime
 
@@ -59,8 +59,8 @@ def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[R
             reason = f"it has no {missing[1]} kernel here" if missing else str(error).splitlines()[0]
             raise ExportError(reason) from error
         if provider not in ready.get_providers():
-            raise ExportError(f"{provider} is there, but its libraries do not load")
-        executes = words(_executed(onnx.load(optimized))) if optimized.is_file() else "not reported"
+            raise ExportError(f"{provider} is installed, but its libraries do not load")
+        executes = describe_shares(_executed_shares(onnx.load(optimized))) if optimized.is_file() else "not reported"
 
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
@@ -72,18 +72,17 @@ def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[R
     return run, executes
 
 
-def _executed(optimized: onnx.ModelProto) -> dict[str, float]:
-    """Share of the convolutions in each type, in the graph as ONNX Runtime rewrote it.
+def _executed_shares(optimized: onnx.ModelProto) -> dict[str, float]:
+    """Return the share of the convolutions in each type, in the graph as ONNX Runtime rewrote it.
 
-    On a CPU it puts casts around what it has no kernel for: a float16 graph runs in float32.
+    On a CPU it casts around operators that it has no kernel for: a float16 graph runs in float32.
     """
     weights = {tensor.name: tensor.data_type for tensor in optimized.graph.initializer}
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in optimized.graph.node:
         if "Conv" in node.op_type:
             is_integer = "QLinear" in node.op_type or "Integer" in node.op_type
             kinds = [weights[name] for name in node.input if name in weights]
             plain = onnx.TensorProto.DataType.Name(kinds[0]) if kinds else "FLOAT"
-            found["INT8" if is_integer else plain] += 1
-    total = sum(found.values())
-    return {name: count / total for name, count in found.items()}
+            counts["INT8" if is_integer else plain] += 1
+    return {name: count / counts.total() for name, count in counts.items()}

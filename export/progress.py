@@ -1,4 +1,4 @@
-"""What a long build says while it runs, on standard error."""
+"""Report the progress of a long build, on standard error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def say(line: str) -> None:
-    """One line for the user."""
+    """Print one line for the user."""
     print(line, file=sys.stderr)
 
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Announces a long step before it runs, and says how long it took."""
+    """Announce a long step before it runs, then print how long it took."""
     print(f"  {title} ...", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
     try:
@@ -27,8 +27,8 @@ def step(title: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """`step` with, on a terminal, a count and the time left; yields the function that counts one."""
+def count_steps(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Do what `step` does and, on a terminal, show a count and the time left; yield the function that counts one."""
     started, done = time.monotonic(), 0
 
     def tick() -> None:

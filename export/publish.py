@@ -1,7 +1,7 @@
-"""Puts a finished engine into the model repository, whole or not at all.
+"""Publish a finished engine into the model repository, whole or not at all.
 
-The version is prepared in a folder beside its place and moved there by rename; a failed build never touches the one in
-service. If the machine dies between the two renames, the next build finds the old version set aside and puts it back.
+The version is prepared in a folder of its own and moved into place by rename; a failed build never touches the one in
+service. If the machine dies between the two renames, the next build finds the old version set aside and restores it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from export.files import sha256
 
 
 @contextlib.contextmanager
-def staged(model: Path, version: int) -> Iterator[Path]:
-    """An empty folder that becomes ``model/<version>`` if the block ends well, and vanishes if it does not.
+def replace_version(model: Path, version: int) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``model/<version>`` if the block succeeds, and is removed if it fails.
 
-    One build at a time: a second one is refused while the first holds the lock.
+    One build at a time: a second one fails while the first holds the lock.
     """
     try:
-        with _locked(model), _staging(model, version) as folder:
+        with _lock_model(model), _prepare_version(model, version) as folder:
             yield folder
     except OSError as error:
         where = error.filename or model / str(version)
@@ -34,102 +34,102 @@ def staged(model: Path, version: int) -> Iterator[Path]:
 
 
 def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folder: Path) -> list[str]:
-    """Links the version's other engines into the folder that will replace it; returns the names of those left behind.
+    """Link the version's other engines into the folder that will replace it; return the names of those dropped.
 
     A version is one network: an engine for another target stays if it was made from the same checkpoint.
     """
-    left = []
+    dropped = []
     for document in documents(model / str(version)):
         name = str(document["engine"])
         if name == engine:
             continue
         package = document.get("package")
         if not isinstance(package, dict) or package.get("checkpoint_sha256") != checkpoint:
-            left.append(name)
+            dropped.append(name)
             continue
         for file in document.get("files", [name, f"{name}.json"]):
             if not (folder / file).exists():
                 _link(model / str(version) / file, folder / file)
-    return left
+    return dropped
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links, or somebody else's file
+    except OSError:  # a file system without hard links, or another user's file
         shutil.copy2(source, target)
 
 
-def removed(model: Path, version: int) -> bool:
-    """Takes a version out of service: gone by one rename, then deleted. False if there is none."""
-    place, aside = model / str(version), model / f".{version}.removed"
-    if not place.is_dir():
+def remove_version(model: Path, version: int) -> bool:
+    """Remove a version: hide it by one rename, then delete it. Return False if there is none."""
+    folder, aside = model / str(version), model / f".{version}.removed"
+    if not folder.is_dir():
         return False
-    with _locked(model):
+    with _lock_model(model):
         shutil.rmtree(aside, ignore_errors=True)  # of a rollback that was killed
-        place.rename(aside)
+        folder.rename(aside)
         shutil.rmtree(aside)
     return True
 
 
 @contextlib.contextmanager
-def _staging(model: Path, version: int) -> Iterator[Path]:
-    place, aside, staging = model / str(version), model / f".{version}.aside", model / f".{version}.staging"
-    if aside.exists() and not place.exists():
-        aside.rename(place)
-    for leftover in (aside, staging):  # of a build that was killed: the lock says nobody is at work
+def _prepare_version(model: Path, version: int) -> Iterator[Path]:
+    folder, aside, staging = model / str(version), model / f".{version}.aside", model / f".{version}.staging"
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    for leftover in (aside, staging):  # of a build that was killed: the lock excludes a running one
         shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir()
     try:
         yield staging
-        if place.exists():
-            place.rename(aside)
-        staging.rename(place)
+        if folder.exists():
+            folder.rename(aside)
+        staging.rename(folder)
     finally:
-        if aside.exists() and not place.exists():  # an error or Ctrl-C between the two renames
-            aside.rename(place)
+        if aside.exists() and not folder.exists():  # an error or Ctrl-C between the two renames
+            aside.rename(folder)
         for leftover in (aside, staging):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(model: Path) -> Iterator[None]:
+def _lock_model(model: Path) -> Iterator[None]:
     model.mkdir(parents=True, exist_ok=True)
     with (model / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ExportError(f"another build is publishing into {model}: wait for it to end") from None
+            raise ExportError(f"another build is publishing into {model}: wait until it has finished") from None
         yield
 
 
 def versions(model: Path) -> list[int]:
-    """Published versions, the highest (which Triton serves) last."""
+    """List the published versions, the highest (which Triton serves) last."""
     return sorted(int(path.name) for path in model.glob("*") if path.name.isdigit())
 
 
 def documents(folder: Path) -> list[dict[str, Any]]:
-    """The JSON of every engine in a version folder whose engine is there."""
-    found = []
+    """Read the JSON of every engine in a version folder whose engine file exists."""
+    described = []
     for path in sorted(folder.glob("*.json")):
-        document = _document(path)
+        document = _read_document(path)
         if (
             "engine" in document
             and path.name == f"{document['engine']}.json"
             and (folder / document["engine"]).is_file()
         ):
-            found.append(document)
-    return found
+            described.append(document)
+    return described
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """The JSON beside a published engine; empty if there is none, or the engine is another file or not whole."""
-    document = _document(path.with_name(f"{path.name}.json"))
+    """Read the JSON beside a published engine; empty if there is none, or it describes another or incomplete engine."""
+    document = _read_document(path.with_name(f"{path.name}.json"))
     is_whole = path.is_file() and all((path.parent / name).is_file() for name in document.get("files", []))
     return document if is_whole and document.get("sha256") == sha256(path) else {}
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -138,7 +138,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Indented JSON with a final newline, on disk before we return."""
+    """Write indented JSON with a final newline; it is on disk when this returns."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=2, ensure_ascii=False)
         file.write("\n")

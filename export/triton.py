@@ -1,6 +1,6 @@
-"""A real Triton of our own: for the ladder's last stage, before an engine is published, and for measuring on pairs.
+"""Run a real Triton: for the last stage of the ladder, before an engine is published, and for measuring on pairs.
 
-It is started by ``python -m server`` of the server's environment, on loopback ports of its own, and stopped at the end.
+``python -m server`` of the server's environment starts it on free loopback ports; it is stopped at the end.
 """
 
 from __future__ import annotations
@@ -25,41 +25,42 @@ if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-SECONDS = 600  #: the longest a call may take
+TIMEOUT = 600  #: seconds that a start and a call may take: a large network on a busy CPU is slow
 
 
 @contextmanager
-def triton(python: Path, repository: Path, engine: Path) -> Iterator[Runner]:
-    """A running Triton that serves the version folder ``engine``; yields a function from core tensor to core tensor.
+def serve_engine(python: Path, repository: Path, engine: Path) -> Iterator[Runner]:
+    """Run a Triton that serves the version folder ``engine``; yield a function from core tensor to core tensor.
 
-    It is given a copy of the model repository that holds only this engine. Raises `ExportError`.
+    It serves a copy of the model repository that holds only this engine. Raises `ExportError`.
     """
     with tempfile.TemporaryDirectory() as name:
         models = Path(name) / "models"
         shutil.copytree(repository, models, ignore=_without_versions)
         shutil.copytree(engine, models / MODEL / "1")
-        with started(python, models) as address, connected(address) as client:
+        with start_triton(python, models) as address, connect(address) as client:
             yield core_runner(client)
 
 
 @contextmanager
-def started(python: Path, repository: Path, *flags: str) -> Iterator[str]:
-    """Run a Triton on the published engines of a repository, which is only read; yields its address.
+def start_triton(python: Path, repository: Path, *flags: str) -> Iterator[str]:
+    """Run a Triton on the published engines of a repository, which is only read; yield its address.
 
-    ``python`` is the interpreter of the server's environment, ``flags`` are further ones of its command line. Raises
-    `ExportError` with the server's last words.
+    ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line. Raises
+    `ExportError` with the last line that the server printed.
     """
     with tempfile.TemporaryDirectory() as state:
         if not python.is_file():
-            raise ExportError(f"the server is not installed ({python} is missing): make setup")
+            raise ExportError(f"--server-python {python} not found: install the server (make setup)")
         grpc_port, metrics_port = _free_ports()
         command = [str(python.absolute()), "-m", "server", "--repository", str(repository), "--state", state]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu", *flags]
+        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu"]
+        command += ["--start-timeout", str(TIMEOUT), *flags]
         try:
-            begun = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
-            if begun.returncode:
-                last = (begun.stderr.strip().splitlines() or ["no message"])[-1]
+            start = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
+            if start.returncode:
+                last = (start.stderr.strip().splitlines() or ["no message"])[-1]
                 raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
             yield f"127.0.0.1:{grpc_port}"
         finally:
@@ -67,20 +68,20 @@ def started(python: Path, repository: Path, *flags: str) -> Iterator[str]:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[InferenceServerClient]:
-    """Connect to a Triton; what it answers instead of a result becomes an `ExportError`."""
+def connect(address: str) -> Iterator[InferenceServerClient]:
+    """Connect to a Triton; its errors become `ExportError`."""
     import tritonclient.grpc as grpc
 
     try:
         with grpc.InferenceServerClient(address) as client:
-            client.is_server_live()  # an address where nothing listens is known before the first minute
+            client.is_server_live()  # fail now, not after minutes, if nothing listens there
             yield client
     except grpc.InferenceServerException as error:
         raise ExportError(f"Triton on {address} does not answer: {error.message()}") from error
 
 
 def core_runner(client: InferenceServerClient, version: str = "") -> Runner:
-    """Return the network as a version serves it, the highest if none is named: core tensor to core tensor.
+    """Return a function from core tensor to core tensor that calls a version of the network, the highest by default.
 
     Raises `ExportError` if the version is not served.
     """
@@ -92,21 +93,21 @@ def core_runner(client: InferenceServerClient, version: str = "") -> Runner:
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
         tensor = grpc.InferInput(INPUT, list(image.shape), "FP32")
         tensor.set_data_from_numpy(image)
-        answer = client.infer(MODEL, [tensor], model_version=version, client_timeout=SECONDS)
+        answer = client.infer(MODEL, [tensor], model_version=version, client_timeout=TIMEOUT)
         output: NDArray[np.float32] = answer.as_numpy(OUTPUT)
         return output
 
     return run
 
 
-def enhanced(client: InferenceServerClient, photograph: bytes) -> bytes:
+def enhance(client: InferenceServerClient, photograph: bytes) -> bytes:
     """Send a photograph's file through ``enhance`` with its defaults. Raises `InvalidPhotograph` if it is rejected."""
     import tritonclient.grpc as grpc
 
     tensor = grpc.InferInput("IMAGE", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[photograph]], np.object_))
     try:
-        answer = client.infer("enhance", [tensor], client_timeout=SECONDS)
+        answer = client.infer("enhance", [tensor], client_timeout=TIMEOUT)
     except grpc.InferenceServerException as error:
         if error.status() == "StatusCode.INVALID_ARGUMENT":
             raise InvalidPhotograph(error.message()) from error

@@ -1,11 +1,11 @@
-"""Read the architecture of a Restormer off the names and shapes of its weights.
+"""Read the architecture of a Restormer from the names and shapes of its weights.
 
-A training team's ``architecture.json`` may be wrong or absent; the tensors cannot be. Every width is
-therefore read per block (a feed-forward factor of 2.53 at width 48 is *not* 2.53 at width 384, because
-each level truncates to an integer by itself). Names are the internal ones of ``export.package.naming``. Nothing here
-needs PyTorch: a mapping from parameter names to objects with a ``shape`` is enough.
+A training team's ``architecture.json`` may be wrong or absent; the tensors cannot be. Every width is therefore read per
+block: a feed-forward factor of 2.53 at width 48 is not 2.53 at width 384, because each level truncates to an integer by
+itself. Names are the internal ones of ``export.package.naming``. PyTorch is not needed: a mapping from parameter names
+to objects with a ``shape`` is enough.
 
-Not checked here: that the numbers in the tensors are finite or trained (see ``export.package.model_package``).
+Whether the numbers in the tensors are finite is checked in ``export.package.checkpoint``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from export.errors import ExportError
 
-#: The transformer stages, in the order a photograph passes them, with their level (0 is full resolution).
+#: The transformer stages, in the order that a photograph passes them, with their level (0 is full resolution).
 STAGES: dict[str, int] = {
     "encoder_level1": 0,
     "encoder_level2": 1,
@@ -122,7 +122,7 @@ def restormer(
     reduces_level1: bool = False,
     eps: float = PAPER_EPS,
 ) -> Architecture:
-    """Build the architecture from the paper's own hyper-parameters; the defaults are its standard network.
+    """Build the architecture from the paper's hyper-parameters; the defaults are its standard network.
 
     ``blocks`` and ``heads`` are for levels 1 to 4, ``decoder_blocks`` for decoder levels 1 to 3 (as the
     encoder when omitted). ``expansion`` is the feed-forward factor γ. With ``reduces_level1`` it is the owner's
@@ -174,10 +174,10 @@ def owner_network(size: str = "base", *, bias: bool = False) -> Architecture:
 def architecture_from_weights(
     weights: Mapping[str, Shaped], *, eps: float, title: Callable[[str], str] = str
 ) -> Architecture:
-    """Read the architecture off a state dict in the internal naming; ``eps``, which is in no tensor, is given.
+    """Read the architecture from a state dict with internal names; ``eps``, which no tensor holds, is given.
 
-    Raises `ExportError` naming the first missing tensor if this is not a Restormer; ``title`` gives a tensor's name in
-    the checkpoint for that message.
+    Raises `ExportError` naming the first missing tensor if this is not a Restormer; ``title`` returns a tensor's name
+    in the checkpoint for that message.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -185,13 +185,13 @@ def architecture_from_weights(
             raise ExportError(
                 f"not a Restormer: tensor {title(name)!r} is missing; is this the checkpoint of another network?"
             )
-        found = tuple(weights[name].shape)
+        actual = tuple(weights[name].shape)
         rank = 3 if name.endswith("temperature") else 4
-        if len(found) != rank or 0 in found:
+        if len(actual) != rank or 0 in actual:
             raise ExportError(
-                f"not a Restormer: tensor {title(name)!r} has shape {list(found)}, {rank} dimensions wanted"
+                f"not a Restormer: tensor {title(name)!r} has shape {list(actual)}, {rank} dimensions expected"
             )
-        return found
+        return actual
 
     dim, in_channels = shape("patch_embed.weight")[:2]
     stages = {name: tuple(_blocks(name, weights, shape)) for name in STAGES}

@@ -1,23 +1,23 @@
-"""The network as a CPU runs it fastest: the same function, with maps that stay channels-last and pass memory less.
+"""Rewrite the network into the form that a CPU runs fastest: the same function, with fewer passes over memory.
 
-On a CPU the convolutions run near the processor's peak; what costs is everything between them. OpenVINO keeps maps
-channels-last, pixel by pixel, as its convolutions want them, and any operation that asks for another order (a reshape
-into heads, a LayerNorm over a transposed view) is paid with copies of the widest maps. So here
+On a CPU the convolutions run near peak speed; the operations between them take the time. OpenVINO keeps maps
+channels-last, as its convolutions need them, and copies the widest maps for any operation that needs another order (a
+reshape into heads, a LayerNorm over a transposed view). Therefore
 
-* LayerNorm is reductions over the channel axis, in place, after its weight and bias went into the next convolution
+* LayerNorm is a set of reductions over the channel axis; its weight and bias are part of the next convolution
   (``export.network.rewrites.fold_norms``);
-* q, k and v meet as ``[pixels, channels]`` matrices, all heads at once: a mask leaves of the product what belongs to
-  one head. That multiplies more than needed, on the smallest of the products, and moves nothing;
+* q, k and v are multiplied as ``[pixels, channels]`` matrices of all heads at once, and a mask removes the products
+  between heads. That multiplies more than needed, in the smallest of the products, and moves nothing;
 * the output projection is multiplied into the attention matrix, W(Av) = (WA)v: two small matrices instead of a pass
   over the map;
-* the feed-forward goes a group of hidden channels at a time where its maps are largest, and what comes of the groups
-  is added up: the maps of one group stay in the cache, where all of them would pass memory.
+* the feed-forward runs a group of hidden channels at a time where its maps are largest, and the groups are added up:
+  the maps of one group stay in the cache, all of them together would not.
 
-All are identities in real arithmetic. ``make benchmark-core`` says what each brings.
+All are identities in real arithmetic. ``make benchmark-core`` measures the gain of each.
 
-In INT8 it is the projections behind a LayerNorm that are quantized, q, k, v and the feed-forward's two: most of the
-work, and one quantization of a narrow map serves two or three of them. The output projections stay: attention's is no
-convolution here, and before the feed-forward's a product of two maps would have to be quantized, which brings a
+In INT8 the projections that follow a LayerNorm are quantized: q, k, v and the feed-forward's two. They are most of the
+work, and one quantization of a narrow map serves two or three of them. The output projections are not: attention's is
+not a convolution in this form, and the feed-forward's would need the product of two maps to be quantized, which saves a
 twentieth of the time and costs several decibels.
 """
 
@@ -36,40 +36,36 @@ from export.network import int8
 from export.network.architecture import STAGES
 from export.network.graph import onnx_from_network
 from export.network.restormer import NORM_FLOOR, Attention, FeedForward, LayerNorm, Restormer, TransformerBlock
-from export.network.rewrites import by_inputs, by_outputs, split_projections
+from export.network.rewrites import split_inputs, split_outputs, split_projections
 from imaging import SIDE
 
-_MASKED = -1e4  #: added to what belongs to two heads: softmax makes zero of it, and half precision holds it
-#: Bytes of a hidden map, two a number, that a cache holds beside its like: the third level's of server processors has
-#: 16 MiB or more.
+_MASKED = -1e4  #: added to products between heads: softmax turns it into zero, and half precision can represent it
+#: Bytes of a hidden map, two per number, of which a cache holds two: the third level of server CPUs has 16 MiB or more.
 CACHED = 8 * 2**20
-NARROWEST = 64  #: channels of a group: with fewer the convolutions lose more than the cache brings
+NARROWEST = 64  #: minimum channels of a group: with fewer the convolutions lose more than the cache gains
 
 
 def channels_last(network: Restormer, *, side: int = SIDE) -> Restormer:
-    """The network as the CPU's engine is built from it, for images of ``[N, 3, side, side]``.
-
-    Its norms have to be folded (``export.network.rewrites``).
-    """
+    """Rewrite a network with folded norms (``export.network.rewrites``) for images of ``[N, 3, side, side]``."""
     return grouped_feed_forward(masked_attention(channel_norms(split_projections(network))), side=side)
 
 
 def cpu_graph(network: Restormer, ranges: Mapping[str, float] | None = None, *, side: int = SIDE) -> onnx.ModelProto:
-    """The CPU engine's graph of a network with folded norms, for images of ``[1, 3, side, side]``.
+    """Export the CPU engine's graph of a network with folded norms, for images of ``[1, 3, side, side]``.
 
-    ``ranges``: largest input magnitudes of an INT8 plan's modules, of which `quantized_here` are taken.
+    ``ranges`` are the largest input magnitudes of an INT8 plan's modules; those of `cpu_ranges` are quantized.
     """
     model = onnx_from_network(channels_last(network, side=side), side=side)
-    return model if ranges is None else int8.quantized_graph(model, quantized_here(ranges))
+    return model if ranges is None else int8.quantized_graph(model, cpu_ranges(ranges))
 
 
-def quantized_here(ranges: Mapping[str, float]) -> dict[str, float]:
-    """The part of a plan that the CPU's engine executes in INT8: what comes behind a LayerNorm."""
+def cpu_ranges(ranges: Mapping[str, float]) -> dict[str, float]:
+    """Select the part of a plan that the CPU's engine executes in INT8: convolutions that follow a LayerNorm."""
     return {name: largest for name, largest in ranges.items() if name.endswith((".attn.qkv", ".ffn.project_in"))}
 
 
 def channel_norms(network: Restormer) -> Restormer:
-    """LayerNorm in the form of `ChannelNorm`."""
+    """Replace LayerNorm with `ChannelNorm`."""
     result = copy.deepcopy(network)
     for layer in result.modules():
         if isinstance(layer, TransformerBlock):
@@ -78,7 +74,7 @@ def channel_norms(network: Restormer) -> Restormer:
 
 
 def masked_attention(network: Restormer) -> Restormer:
-    """Attention in the form of `MaskedAttention`. The projections have to be split."""
+    """Replace attention with `MaskedAttention`. The projections must be split."""
     result = copy.deepcopy(network)
     for layer in result.modules():
         if isinstance(layer, TransformerBlock):
@@ -87,9 +83,9 @@ def masked_attention(network: Restormer) -> Restormer:
 
 
 def grouped_feed_forward(network: Restormer, *, side: int) -> Restormer:
-    """Feed-forward in the form of `GroupedFeedForward` where a map of it is beyond `CACHED`, for images of this side.
+    """Replace feed-forward with `GroupedFeedForward` where its maps exceed `CACHED`, for images of this side.
 
-    The projections have to be split.
+    The projections must be split.
     """
     result = copy.deepcopy(network)
     for stage, level in STAGES.items():
@@ -109,7 +105,7 @@ class ChannelNorm(nn.Module):
         super().__init__()
         weight, bias = norm.weight, norm.bias
         if not torch.all(weight == 1) or (bias is not None and torch.any(bias != 0)):
-            raise ValueError("fold_norms first: this form has no weight and no bias")
+            raise ValueError("fold_norms first: this form has neither weight nor bias")
         self.is_centred, self.eps = bias is not None, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +116,7 @@ class ChannelNorm(nn.Module):
 
 
 class MaskedAttention(nn.Module):
-    """`Attention` over ``[N, pixels, channels]`` matrices, the output projection multiplied in."""
+    """`Attention` over ``[N, pixels, channels]`` matrices, with the output projection multiplied in."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -128,7 +124,7 @@ class MaskedAttention(nn.Module):
             raise TypeError("split_projections first")
         self.qkv, self.qkv_dwconv = copy.deepcopy(attention.qkv), copy.deepcopy(attention.qkv_dwconv)
         weight, bias = attention.project_out.weight, attention.project_out.bias
-        # In their final shapes, so that the graph holds them and no reshapes.
+        # In their final shapes, so that the graph needs no reshapes.
         self.projection = nn.Parameter(weight.detach().flatten(1))
         self.bias = None if bias is None else nn.Parameter(bias.detach()[:, None, None])
         head = torch.arange(len(weight)) // (len(weight) // attention.heads)
@@ -150,7 +146,7 @@ class MaskedAttention(nn.Module):
 
 
 class GroupedFeedForward(nn.Module):
-    """`export.network.restormer.FeedForward` a group of hidden channels at a time, what comes of them added up."""
+    """The sum of `export.network.restormer.FeedForward` over groups of hidden channels."""
 
     def __init__(self, layer: FeedForward, groups: int) -> None:
         super().__init__()
@@ -160,18 +156,18 @@ class GroupedFeedForward(nn.Module):
         width = 8 * math.ceil(out.in_channels / (8 * groups))
 
         def in_turns(halves: nn.ModuleList) -> nn.ModuleList:
-            # In one list, whose name an INT8 plan knows.
-            gate, value = (by_outputs(half, width) for half in halves)  # type: ignore[arg-type]
+            # In one list, under the name that an INT8 plan uses.
+            gate, value = (split_outputs(half, width) for half in halves)  # type: ignore[arg-type]
             return nn.ModuleList(each for pair in zip(gate, value, strict=True) for each in pair)
 
         self.project_in, self.dwconv = in_turns(points), in_turns(deeps)
-        self.project_out = nn.ModuleList(by_inputs(out, width))
+        self.project_out = nn.ModuleList(split_inputs(out, width))
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor | None = None
         parts = list(zip(self.project_in, self.dwconv, strict=True))
         for (gate, deep_gate), (value, deep_value), out in zip(parts[::2], parts[1::2], self.project_out, strict=True):
-            found = out(functional.gelu(deep_gate(gate(x))) * deep_value(value(x)))
-            total = found if total is None else total + found
+            part = out(functional.gelu(deep_gate(gate(x))) * deep_value(value(x)))
+            total = part if total is None else total + part
         assert total is not None
         return total

@@ -1,7 +1,7 @@
-"""The ONNX graph of a network: one fixed size, any batch, the same bytes every time.
+"""Export the ONNX graph of a network: one fixed size, any batch, the same bytes every time.
 
-``torch.onnx.export`` leaves the source lines and file paths of the machine in every node's metadata; they are removed,
-so that the same package gives the same file from any folder, and its SHA-256 means something.
+``torch.onnx.export`` writes source lines and file paths of the machine into every node's metadata; they are removed, so
+that the same package gives the same file from any folder and its SHA-256 is meaningful.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from export.names import INPUT, OUTPUT
 from export.network.restormer import Restormer
 from imaging import SIDE
 
-_BATCH = 2  # of the example the network is traced with; 1 would let shapes collapse
+_BATCH = 2  # of the example that the network is traced with; 1 would let shapes collapse
 
 
 def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProto:
-    """The graph ``[N, in_channels, side, side] -> [N, out_channels, side, side]``, typed as the network is.
+    """Export ``[N, in_channels, side, side] -> [N, out_channels, side, side]``, with the network's types.
 
-    A bfloat16 ``Conv`` is valid ONNX only from opset 22; the exporter's own 20 is what every runtime takes.
+    A bfloat16 ``Conv`` is valid ONNX only from opset 22; every runtime takes the exporter's default of 20.
     """
     is_bfloat16 = network.output.weight.dtype == torch.bfloat16
     example = torch.rand(_BATCH, network.architecture.in_channels, side, side)
@@ -50,7 +50,7 @@ def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProt
 
 
 def onnx_bytes(model: onnx.ModelProto) -> bytes:
-    """The file's bytes, map entries in a fixed order."""
+    """Serialize the graph, with map entries in a fixed order."""
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -67,9 +67,9 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _open_batch(graph: onnx.GraphProto) -> None:
-    """Any batch instead of the example's: the first axis is the batch throughout, and only reshapes spell it out.
+    """Allow any batch: the first axis is the batch throughout, and only reshapes state its size.
 
-    Twice as fast as exporting with a symbolic batch, which PyTorch reasons about at every node.
+    This is twice as fast as exporting with a symbolic batch, which PyTorch reasons about at every node.
     """
     targets = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
     for tensor in graph.initializer:
@@ -83,10 +83,10 @@ def _open_batch(graph: onnx.GraphProto) -> None:
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:
-    """LayerNorm parameters and indices that are equal become one tensor, made once by an ``Identity``.
+    """Share equal LayerNorm parameters and indices as one tensor, the output of an ``Identity``.
 
     TensorRT's parser makes a constant layer for every use of an initializer, and a broadcast for every LayerNorm
-    parameter that is not of the rank of its input: 300 layers of the standard network that compute nothing.
+    parameter whose rank differs from its input's: 300 layers of the standard network that compute nothing.
     """
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     shared: dict[bytes, str] = {}
@@ -118,7 +118,7 @@ _SHARED_INPUTS = {("LayerNormalization", 1), ("LayerNormalization", 2), ("Gather
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's chatter (torchvision is absent, deprecations inside torch) off the user's screen."""
+    """Suppress the exporter's messages (torchvision is absent, deprecations inside torch)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Half precision on a CPU: float16 as a tensor core computes it, and how near its numbers come to 65,504.
+"""Emulate half precision on a CPU as a tensor core computes it, and measure the headroom of float16 tensors.
 
 PyTorch's own float16 convolutions on a CPU are ten times slower than float32 and sum in an unspecified order; its
-bfloat16 is twenty times slower on processors without that arithmetic. A tensor core multiplies halves and adds in
-float32. So does this emulation: every tensor is a real half, each convolution and product is summed in float32 and
-rounded once. What overflows in one tensor overflows here.
+bfloat16 is twenty times slower on CPUs without that arithmetic. A tensor core multiplies halves and adds in float32. So
+does this emulation: every tensor is in half precision, each convolution and product is summed in float32 and rounded
+once. A tensor that overflows on a tensor core overflows here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from export.errors import ExportError
 
 LARGEST = 65504.0  #: the largest float16
-HEADROOM = 2.0  #: least bits between the largest magnitude of a float16 tensor and `LARGEST`
+HEADROOM = 2.0  #: minimum bits between the largest magnitude of a float16 tensor and `LARGEST`
 _HALVES = (torch.float16, torch.bfloat16)
 _SUMS = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
-#: Operations that move numbers and make none, beside the views.
+#: Operations besides the views that move numbers and compute none.
 _MOVES = {"cat", "clone", "copy_", "_unsafe_view", "pixel_unshuffle"}
 
 
 @dataclass(frozen=True)
 class Range:
-    """The largest magnitude a float16 tensor reached; ``bits`` of headroom are left to 65,504."""
+    """The largest magnitude of a float16 tensor; ``bits`` is the headroom to 65,504."""
 
     tensor: str
     peak: float
@@ -46,9 +46,9 @@ class Range:
 
 
 class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, sums of halves (float16, bfloat16) on a CPU are taken in float32 and rounded once.
+    """A context in which sums of halves (float16, bfloat16) on a CPU are computed in float32 and rounded once.
 
-    ``peaks`` collects, if given, the largest magnitude of every float16 result (of sums before they are rounded).
+    ``peaks``, if given, collects the largest magnitude of every float16 result (of sums before they are rounded).
     """
 
     def __init__(self, peaks: dict[str, float] | None = None, where: Callable[[], str] = str) -> None:
@@ -83,48 +83,49 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Tf32(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, convolutions and products see float32 inputs rounded to TF32's ten bits of mantissa."""
+    """A context in which float32 inputs of convolutions and products are rounded to TF32's ten bits of mantissa."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _SUMS:
-            args = tuple(_tf32(a) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args)
+            args = tuple(_round_to_tf32(a) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args)
         return func(*args, **(kwargs or {}))
 
 
-def _tf32(x: Tensor) -> Tensor:
-    """To the nearest number whose last 13 of 23 mantissa bits are zero, ties away from zero."""
+def _round_to_tf32(x: Tensor) -> Tensor:
+    """Round to the nearest number whose last 13 of 23 mantissa bits are zero, ties away from zero."""
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-def ranges(network: nn.Module, images: Mapping[str, NDArray[np.float32]]) -> list[Range]:
-    """Every float16 tensor of a half precision network on real photographs, the tightest first."""
+def measure_ranges(network: nn.Module, images: Mapping[str, NDArray[np.float32]]) -> list[Range]:
+    """Measure every float16 tensor of a half precision network on photographs; sort by headroom, smallest first."""
     peaks: dict[str, float] = {}
-    with _places(network) as where, torch.no_grad(), Half(peaks, where):
+    with _track_modules(network) as where, torch.no_grad(), Half(peaks, where):
         for image in images.values():
             network(torch.from_numpy(image))
-    return sorted((Range(name, peak) for name, peak in peaks.items()), key=lambda found: found.bits)
+    return sorted((Range(name, peak) for name, peak in peaks.items()), key=lambda reached: reached.bits)
 
 
-def require_headroom(found: list[Range]) -> None:
-    """Refuses a network that comes nearer than two bits to the largest float16."""
-    if found and found[0].bits < HEADROOM:
+def require_headroom(ranges: list[Range]) -> None:
+    """Raise `ExportError` for a tensor with less than two bits of headroom to the largest float16."""
+    if ranges and ranges[0].bits < HEADROOM:
+        tensor, peak, bits = ranges[0].tensor, ranges[0].peak, ranges[0].bits
         raise ExportError(
-            f"{found[0].tensor} reaches {found[0].peak:.3g}: {found[0].bits:.1f} bits below float16's largest number, "
+            f"{tensor} reaches {peak:.3g}: {bits:.1f} bits below float16's largest number, "
             f"the minimum is {HEADROOM:.0f}; nothing was published. --precision bf16 has float32's range"
         )
 
 
-def table(found: list[Range], rows: int = 10) -> list[str]:
-    """The tightest tensors, for people."""
+def format_ranges(ranges: list[Range], rows: int = 10) -> list[str]:
+    """Format the tensors with the least headroom as a table."""
     head = f"{'float16 tensor':<48} {'largest':>10} {'headroom':>9}"
-    body = [f"{r.tensor:<48} {r.peak:10.4g} {r.bits:4.1f} bits" for r in found[:rows]]
-    return [head, *body, f"({len(found)} tensors, the {min(rows, len(found))} tightest)"]
+    body = [f"{r.tensor:<48} {r.peak:10.4g} {r.bits:4.1f} bits" for r in ranges[:rows]]
+    return [head, *body, f"({len(ranges)} tensors; shown are the {min(rows, len(ranges))} with the least headroom)"]
 
 
-def arithmetic(network: nn.Module, *, tf32: bool = False) -> Any:
-    """The context a network has to run in on a CPU: `Half` if it is of halves, `Tf32` if asked, else nothing."""
+def emulation(network: nn.Module, *, tf32: bool = False) -> Any:
+    """Return the context that a network runs in on a CPU: `Half` for half precision, `Tf32` if asked, else nothing."""
     if tf32:
         return Tf32()  # type: ignore[no-untyped-call]
     is_half = any(p.dtype in _HALVES and p.device.type == "cpu" for p in network.parameters())
@@ -132,8 +133,8 @@ def arithmetic(network: nn.Module, *, tf32: bool = False) -> Any:
 
 
 @contextmanager
-def _places(network: nn.Module) -> Iterator[Callable[[], str]]:
-    """A function that says which module of the network is running."""
+def _track_modules(network: nn.Module) -> Iterator[Callable[[], str]]:
+    """Yield a function that names the running module of the network."""
     stack = ["network"]
     hooks = []
     for name, module in network.named_modules():

@@ -1,14 +1,14 @@
-"""INT8: which convolutions take it, with which ranges, and the graph that says so.
+"""INT8: choose convolutions, calibrate their ranges, and place Q/DQ nodes in the graph.
 
-Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream,
-skips, norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric
-for each output channel, activations symmetric for each tensor, as TensorRT wants them.
+Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream, skips,
+norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric for each
+output channel, activations symmetric for each tensor, as TensorRT requires.
 
-Who calibrates: the percentile and entropy ranges come from ``onnxruntime.quantization``'s own histograms, fed one
-activation at a time from PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB a
-photograph for the standard network. The Q/DQ nodes are placed here: ONNX Runtime's ``quantize_static`` and NVIDIA's
-ModelOpt choose nodes by name in *one* graph, while our plan is by weight and serves a float32 graph with split
-projections and a float16 one with fused ones. docs/decisions/int8-calibration.md compares the three.
+Percentile and entropy ranges come from ``onnxruntime.quantization``'s histograms, fed one activation at a time from
+PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB per photograph for the
+standard network. The Q/DQ nodes are placed here, because ONNX Runtime's ``quantize_static`` and NVIDIA's ModelOpt
+choose nodes by name in one graph, while this plan goes by weight and serves a float32 graph with split projections and
+a float16 graph with fused ones. docs/decisions/int8-calibration.md compares the three.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from export.network.coverage import Convolution
 from export.network.restormer import Restormer, TransformerBlock
 
 PERCENTILE = 99.999
-LEVELS = 127  #: the largest INT8 magnitude used; -128 is not, so that the grid is symmetric
-FEWEST = 8  #: photographs to calibrate on
-MARGIN = 1.0  #: decibels the plan stays above its gate: the costs of layers only nearly add up
+LEVELS = 127  #: the largest INT8 magnitude used; -128 is not used, so that the grid is symmetric
+MIN_PHOTOGRAPHS = 8  #: to calibrate on
+MARGIN = 1.0  #: dB that the plan stays above its gate: the errors of layers add up only approximately
 Images = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of the plan: its work, what quantizing it alone costs (mean squared error), its input's range."""
+    """A convolution of the plan: its work, the mean squared error of quantizing it alone, and its input's range."""
 
     module: str
     macs: int
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """All candidates in the order they are taken (most work for the least error first), and how many are."""
+    """All candidates, most work for the least error first, and how many of them are quantized (``taken``)."""
 
     layers: tuple[Layer, ...]
     taken: int
@@ -72,13 +72,13 @@ class Plan:
         return {layer.module: layer.largest for layer in self.chosen}
 
     def curve(self) -> list[tuple[float, float]]:
-        """Share of the 1x1 work, and the fidelity (dB) the costs add up to, after each layer taken."""
+        """Return the share of the 1x1 work and the fidelity (dB) that the errors add up to, after each layer."""
         work = np.cumsum([layer.macs for layer in self.layers]) / self.pointwise_macs
         errors = np.cumsum([layer.error for layer in self.layers])
         return [(float(share), decibels(float(error))) for share, error in zip(work, errors, strict=True)]
 
     def lines(self) -> list[str]:
-        """The plan for people: every chosen layer is summed up, the curve shown in tenths of the work."""
+        """Summarize the plan: what is quantized, what is not, and the curve in tenths of the work."""
         curve = self.curve()
         reached = curve[self.taken - 1] if self.taken else (0.0, math.inf)
         lines = [
@@ -94,35 +94,37 @@ class Plan:
         return lines
 
     def document(self) -> dict[str, Any]:
-        """As JSON, to be saved beside the engine and pinned with ``PLAN=``."""
+        """Return the JSON that is saved beside the engine and can be used again with ``--plan``."""
         return asdict(self)
 
 
 def plan_from_file(path: Path) -> Plan:
-    """A pinned plan. Raises `ExportError` if the file is none."""
+    """Read a plan. Raises `ExportError` if the file does not hold one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         layers = tuple(Layer(**layer) for layer in document.pop("layers"))
         return Plan(layers=layers, **document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ExportError(f"PLAN={path} is no INT8 plan ({error}): take one that lies beside an engine") from error
+        raise ExportError(
+            f"--plan {path} is not an INT8 plan ({error}): give the .int8.json beside an engine"
+        ) from error
 
 
 def decibels(error: float) -> float:
-    """PSNR of a mean squared error, peak 1."""
+    """Convert a mean squared error to PSNR, peak 1."""
     return -10 * math.log10(error) if error > 0 else math.inf
 
 
 def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
-    """The 1x1 convolutions that may take INT8, by name, in the order a photograph meets them."""
-    found: dict[str, nn.Conv2d] = {}
+    """Return the 1x1 convolutions that may run in INT8, by name, in the order a photograph passes them."""
+    layers: dict[str, nn.Conv2d] = {}
     for name, block in network.named_modules():
         if isinstance(block, TransformerBlock):
             for inner in ("attn.qkv", "attn.project_out", "ffn.project_in", "ffn.project_out"):
                 layer = block.get_submodule(inner)
                 assert isinstance(layer, nn.Conv2d), "the projections are split: plan on the fused network"
-                found[f"{name}.{inner}"] = layer
-    return found
+                layers[f"{name}.{inner}"] = layer
+    return layers
 
 
 def calibrated(
@@ -132,11 +134,11 @@ def calibrated(
     tick: Callable[[], None],
     layers: Mapping[str, nn.Conv2d] | None = None,
 ) -> dict[str, float]:
-    """The largest input magnitude each layer shall represent, from photographs ``[1, 3, S, S]``.
+    """Return the largest input magnitude that each layer represents, from photographs ``[1, 3, S, S]``.
 
     ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
-    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph. ``layers``: of the
-    network, by name; the `candidates` where none are given.
+    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph. ``layers`` are layers
+    of the network by name, by default its `candidates`.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -144,13 +146,13 @@ def calibrated(
     largest = dict.fromkeys(layers, 0.0)
     collector = HistogramCollector(method if method != "minmax" else "percentile", True, 2048, 128, PERCENTILE, "same")
 
-    def see(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def collect(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         largest[name] = max(largest[name], float(inputs[0].abs().max()))
         if method != "minmax":
             with _silence():
                 collector.collect({name: inputs[0].numpy()})
 
-    hooks = [layer.register_forward_pre_hook(partial(see, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(partial(collect, name)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
             for image in images.values():
@@ -162,22 +164,22 @@ def calibrated(
     if method == "minmax":
         return largest
     with _silence():
-        found = collector.compute_collection_result()
-    return {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in found.items()}
+        limits = collector.compute_collection_result()
+    return {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in limits.items()}
 
 
 def errors_alone(
     network: Restormer, ranges: Mapping[str, float], images: Images, tick: Callable[[], None]
 ) -> dict[str, float]:
-    """The mean squared error of the output when one candidate alone is quantized, for each of them."""
+    """Measure, for each candidate, the mean squared error of the output when it alone is quantized."""
     inputs = [torch.from_numpy(image) for image in images.values()]
     with torch.inference_mode():
         references = [network(image) for image in inputs]
     errors = {}
     for name in candidates(network):
         with quantized_in_place(network, {name: ranges[name]}), torch.inference_mode():
-            found = [(network(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
-        errors[name] = float(torch.stack(found).mean())
+            squares = [(network(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
+        errors[name] = float(torch.stack(squares).mean())
         tick()
     return errors
 
@@ -185,7 +187,7 @@ def errors_alone(
 def planned(
     layers: Iterable[Convolution], ranges: Mapping[str, float], errors: Mapping[str, float], gate: float, method: str
 ) -> Plan:
-    """Candidates in order of work for error, taken until the errors add up to the gate plus `MARGIN`."""
+    """Take candidates in order of work per error until the errors add up to the gate plus `MARGIN`."""
     pointwise = {layer.module: layer.macs for layer in layers if layer.kernel == 1}
     ordered = sorted(errors, key=lambda name: errors[name] / pointwise[name])
     spent = np.cumsum([errors[name] for name in ordered])
@@ -195,7 +197,7 @@ def planned(
 
 
 def fake_quantized(network: Restormer, ranges: Mapping[str, float]) -> Restormer:
-    """The network with the chosen convolutions' weights and inputs rounded to the INT8 grid, still in float."""
+    """Round the chosen convolutions' weights and inputs to the INT8 grid, in a copy that stays in float."""
     result = copy.deepcopy(network)
     for name, largest in ranges.items():
         _quantize(result.get_submodule(name), largest)
@@ -204,19 +206,19 @@ def fake_quantized(network: Restormer, ranges: Mapping[str, float]) -> Restormer
 
 @contextlib.contextmanager
 def quantized_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
-    """`fake_quantized` for the length of a block, without copying the network."""
+    """Do what `fake_quantized` does within a block, without copying the network."""
     undo = [_quantize(network.get_submodule(name), largest) for name, largest in ranges.items()]
     try:
         yield
     finally:
-        for back in undo:
-            back()
+        for restore in undo:
+            restore()
 
 
 def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs before the chosen convolutions and INT8 weights, typed as the graph is.
+    """Insert Q/DQ pairs before the chosen convolutions and make their weights INT8, in a copy of the graph.
 
-    Modules are found by their weights' names; ``qkv`` covers ``qkv.0`` to ``qkv.2`` of a graph with split projections.
+    Modules are identified by their weights' names; with split projections ``qkv`` covers ``qkv.0`` to ``qkv.2``.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -231,7 +233,7 @@ def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx
         if largest is not None:
             dtype = numpy_helper.to_array(weights[name]).dtype
             key = (node.input[0], largest)
-            if key not in shared:  # split projections read the same tensor: one pair serves all
+            if key not in shared:  # split projections read the same tensor and share one pair
                 shared[key] = f"{module}.input_dequantized"
                 scale = np.asarray(_scale(largest), dtype)
                 graph.initializer.extend(_constants(f"{module}.input", scale, np.int8(0)))
@@ -261,17 +263,17 @@ def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx
 
 
 def _quantize(layer: nn.Module, largest: float) -> Callable[[], None]:
-    """Rounds a convolution's weights and inputs to the INT8 grid; returns what undoes it."""
+    """Round a convolution's weights and inputs to the INT8 grid; return a function that undoes it."""
     assert isinstance(layer, nn.Conv2d)
     before, scale = layer.weight.data, _scale(largest)
     integers, scales = _integer_weights(before.numpy())
     layer.weight.data = torch.from_numpy(integers * scales.reshape(-1, 1, 1, 1))
 
-    def rounded(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    def round_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0]
         return ((x.float() / scale).round().clamp(-LEVELS, LEVELS) * scale).to(x.dtype)
 
-    hook = layer.register_forward_pre_hook(rounded)
+    hook = layer.register_forward_pre_hook(round_input)
 
     def undo() -> None:
         hook.remove()
@@ -281,7 +283,7 @@ def _quantize(layer: nn.Module, largest: float) -> Callable[[], None]:
 
 
 def _integer_weights(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
-    """INT8 weights and the scale of each output channel, in the weights' type."""
+    """Return INT8 weights and the scale of each output channel, in the weights' type."""
     largest = np.abs(weight.astype(np.float32)).reshape(len(weight), -1).max(1)
     scales = (np.maximum(largest, 1e-5) / LEVELS).astype(weight.dtype)
     ratio = weight.astype(np.float32) / scales.astype(np.float32).reshape(-1, 1, 1, 1)
@@ -301,6 +303,6 @@ def _constants(name: str, scale: NDArray[Any], zero: Any) -> list[onnx.TensorPro
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    """ONNX Runtime's collectors print as they go."""
+    """Suppress what ONNX Runtime's collectors print."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -2,14 +2,14 @@
 
 One class serves the paper's network and the owner's variant of it; the `Architecture` says which. Tensors are NCHW.
 Parameter names are the internal ones, to which ``export.package.naming`` maps those of checkpoints.
-Three choices make the graph cheap and safe in half precision without changing the function:
+Three choices make the graph cheap, and safe in half precision, without changing the function:
 
 * q and k are normalised *after* their product, ``(q kᵀ) / sqrt(|q|² |k|²ᵀ)``: a c x c matrix is divided
   instead of two c x hw ones (equal in exact arithmetic).
 * LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node. Its statistics
-  are float32 whatever the type: PyTorch sums half precision so, and in ONNX ``stash_type`` 1 says it.
+  are float32 in every type: PyTorch sums half precision that way, and ONNX has ``stash_type`` 1 for it.
 * The other long sums (the q·kᵀ product and its norms over all pixels, softmax) are cast to float32. In a float32
-  network these casts are no-ops and leave no node behind.
+  network these casts are no-ops and leave no node.
 
 The remaining rewrites change the modules and are in ``export.network.rewrites``.
 """
@@ -24,16 +24,14 @@ from torch.nn import functional
 
 from export.network.architecture import Architecture, Block
 
-NORM_FLOOR = 1e-36  #: smallest |q|²|k|²: a zero vector attends to all alike instead of dividing by zero
+NORM_FLOOR = 1e-36  #: minimum |q|²|k|²: a zero vector attends to all channels equally instead of dividing by zero
 
-#: A projection is one convolution whose output is cut into parts, or (see ``rewrites``) one for each part.
+#: A projection is one convolution whose output is split into parts, or (see ``rewrites``) one for each part.
 Projection = nn.Conv2d | nn.ModuleList
 
 
-def projected(
-    x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]
-) -> list[Tensor]:
-    """1x1 convolution, 3x3 depthwise convolution, the result cut along the channels: each part ``[N, *shape]``."""
+def project(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]) -> list[Tensor]:
+    """Apply a 1x1 and a 3x3 depthwise convolution; split the result along the channels into parts ``[N, *shape]``."""
     if isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList):
         return [deep(point(x)).reshape(-1, *shape) for point, deep in zip(pointwise, depthwise, strict=True)]
     # Not `chunk`: under a dynamic batch TensorRT's parser makes twelve layers of a Split, and one of an index.
@@ -78,7 +76,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         width, height, columns = x.shape[1:]
         shape = (self.heads, width // self.heads, height * columns)
-        q, k, v = projected(x, self.qkv, self.qkv_dwconv, 3, shape)
+        q, k, v = project(x, self.qkv, self.qkv_dwconv, 3, shape)
         q, k = q.float(), k.float().transpose(-2, -1)
         squares = (q * q).sum(-1, keepdim=True) * (k * k).sum(-2, keepdim=True)
         similarity = (q @ k) / squares.clamp_min(NORM_FLOOR).sqrt()
@@ -99,7 +97,7 @@ class FeedForward(nn.Module):
         self.project_out = nn.Conv2d(hidden, width, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = projected(x, self.project_in, self.dwconv, 2, (self.project_out.in_channels, *x.shape[2:]))
+        gate, value = project(x, self.project_in, self.dwconv, 2, (self.project_out.in_channels, *x.shape[2:]))
         result: Tensor = self.project_out(functional.gelu(gate) * value)
         return result
 
@@ -135,7 +133,7 @@ class _Resample(nn.Module):
 
 
 def _pixel_shuffle(x: Tensor) -> Tensor:
-    """PixelShuffle(2) as two reshapes and a transpose: TensorRT's parser makes ten layers of a DepthToSpace."""
+    """Do PixelShuffle(2) with two reshapes and a transpose: TensorRT's parser makes ten layers of a DepthToSpace."""
     width, height, columns = x.shape[1] // 4, *x.shape[2:]
     apart = x.reshape(-1, width, 2, 2, height, columns).permute(0, 1, 4, 2, 5, 3)
     return apart.reshape(-1, width, height * 2, columns * 2)

@@ -1,7 +1,7 @@
-"""The quality a package claims for itself, read from its JSON files and the prose of its MANIFEST.txt.
+"""Read the quality that a package claims, from its JSON files and the prose of its MANIFEST.txt.
 
-Nothing here raises over a file's content: a value that is malformed, implausible or a placeholder becomes a remark.
-Numbers stay decimal, so that their digits are known: a measured value agrees if it rounds to the claim.
+A file's content never raises: a malformed, implausible or placeholder value becomes a remark. Numbers stay decimal, so
+that their digits are known: a measured value agrees if it rounds to the claim.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from export.package.documents import text_from_file
 
 SPLITS = ("test", "validation")
-#: Where JSON files state a split's means, and what stands before the metric's name there.
-_PLACES = (
+#: Where JSON files state a split's means, and the prefix of the metric's name there.
+_LOCATIONS = (
     ("config.json", ("performance", "test"), "", "test"),
     ("config.json", ("performance", "validation"), "", "validation"),
     ("training_info.json", (), "val_", "validation"),
@@ -31,7 +31,7 @@ _MEAN = re.compile(rf"\b(L1|PSNR|SSIM)\b(?:[\s=:|(*)]|dB)*{_NUMBER}(?:[\s*]|dB)*
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One mean over images in the digits it is stated in, with its deviation where one is stated."""
+    """One mean over images in the digits that the package states, with its deviation if it states one."""
 
     split: str
     metric: str
@@ -58,7 +58,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of a package, at most one for each split and metric, and what is odd about them."""
+    """The claims of a package, at most one for each split and metric, and remarks on them."""
 
     claims: tuple[Claim, ...]
     remarks: tuple[str, ...]
@@ -69,10 +69,10 @@ class Claims:
 
 
 def claims_from_folder(folder: Path) -> Claims:
-    """Read what the package in ``folder`` claims; of several sources the first counts."""
+    """Read the claims of the package in ``folder``; of several sources the first counts."""
     remarks: list[str] = []
     claims: dict[tuple[str, str], Claim] = {}
-    for claim in (*_stated(folder, remarks), *_prose(folder / "MANIFEST.txt")):
+    for claim in (*_claims_from_json(folder, remarks), *_claims_from_text(folder / "MANIFEST.txt")):
         known = claims.setdefault((claim.split, claim.metric), claim)
         if claim.contradicts(known):
             what = f"{claim.split} {claim.metric.upper()}"
@@ -83,10 +83,10 @@ def claims_from_folder(folder: Path) -> Claims:
     return Claims(tuple(claims.values()), tuple(remarks))
 
 
-def _stated(folder: Path, remarks: list[str]) -> Iterator[Claim]:
-    """Yield what the JSON files state."""
-    documents = {source: _document(folder / source, remarks) for source in dict.fromkeys(p[0] for p in _PLACES)}
-    for source, keys, prefix, split in _PLACES:
+def _claims_from_json(folder: Path, remarks: list[str]) -> Iterator[Claim]:
+    """Yield the claims of the JSON files."""
+    documents = {source: _read_json(folder / source, remarks) for source in dict.fromkeys(p[0] for p in _LOCATIONS)}
+    for source, keys, prefix, split in _LOCATIONS:
         values = documents[source]
         for key in keys:
             values = values.get(key, {}) if isinstance(values, dict) else None
@@ -95,7 +95,7 @@ def _stated(folder: Path, remarks: list[str]) -> Iterator[Claim]:
             continue
         for metric in _MOST:
             if (key := prefix + metric) in values and values[key] != 0:  # zeros are placeholders
-                number, complaint = _plausible(values[key], metric)
+                number, complaint = _parse_claim(values[key], metric)
                 if complaint:
                     value = values[key] if isinstance(values[key], str | int | Decimal) else type(values[key]).__name__
                     remarks.append(f"{source}: {'.'.join((*keys, key))} is {str(value)[:40]}, {complaint}")
@@ -103,7 +103,7 @@ def _stated(folder: Path, remarks: list[str]) -> Iterator[Claim]:
                     yield Claim(split=split, metric=metric, mean=number, source=source)
 
 
-def _document(path: Path, remarks: list[str]) -> object:
+def _read_json(path: Path, remarks: list[str]) -> object:
     try:
         return json.loads(text_from_file(path) or "{}", parse_float=Decimal, parse_constant=Decimal)
     except (ValueError, ArithmeticError, RecursionError) as error:
@@ -111,15 +111,15 @@ def _document(path: Path, remarks: list[str]) -> object:
         return {}
 
 
-def _plausible(value: object, metric: str) -> tuple[Decimal, str]:
-    """Return the number, and what keeps it from being a claim, if anything does."""
+def _parse_claim(value: object, metric: str) -> tuple[Decimal, str]:
+    """Return the number, and why it is not a claim if it is not."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         return Decimal(0), "not a number"
     return Decimal(value), "" if 0 < value <= _MOST[metric] else f"not a mean {metric.upper()}"
 
 
-def _prose(path: Path) -> list[Claim]:
-    """Read the means a text states; deviations stand behind each mean, or all together in the same order."""
+def _claims_from_text(path: Path) -> list[Claim]:
+    """Read the means in a text; deviations follow each mean, or all means together in the same order."""
     claims, split, text = [], "test", text_from_file(path)
     for line in text.splitlines():
         if word := re.search(r"\b(?:val|validation|test)\b", line, re.IGNORECASE):

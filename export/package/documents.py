@@ -1,8 +1,8 @@
 """Read the files beside a package's checkpoint, and compare what they claim with the tensors.
 
-``architecture.json``, ``config.json`` and ``training_info.json`` are nested as each training team likes; a claim is
-found by the end of its path (``num_blocks``, ``parameters.total``), wherever it stands. ``MANIFEST.txt`` is prose, or
-holds SHA-256 sums. A claim that does not agree becomes a remark; only broken JSON is refused.
+Each training team nests ``architecture.json``, ``config.json`` and ``training_info.json`` in its own way; a claim is
+found by the end of its path (``num_blocks``, ``parameters.total``) at any depth. ``MANIFEST.txt`` is prose, or holds
+SHA-256 sums. A claim that does not agree becomes a remark; only invalid JSON is rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from export.files import sha256
 from export.network.architecture import Architecture
 from imaging import SIDE
 
-#: A parameter count within this share of the tensors' agrees: the owner's own file is 0.05 % off.
+#: Relative tolerance of a parameter count: the owner's own file is 0.05 % off.
 COUNT_TOLERANCE = 1e-3
 Flat = Mapping[str, object]  # values by dotted path; lists of scalars are values
 
@@ -37,8 +37,10 @@ class Documents:
 
     @property
     def eps(self) -> float | None:
-        """The LayerNorm's epsilon that architecture.json states, if it is a positive number."""
-        for _, value in claims_of(self.architecture, ("eps", "epsilon", "norm_eps", "layer_norm_eps", "LayerNorm_eps")):
+        """The LayerNorm's epsilon in architecture.json, if it is a positive number."""
+        for _, value in find_claims(
+            self.architecture, ("eps", "epsilon", "norm_eps", "layer_norm_eps", "LayerNorm_eps")
+        ):
             if isinstance(value, float) and 0 < value < 1:
                 return value
         return None
@@ -52,25 +54,25 @@ def documents_from_folder(folder: Path) -> Documents:
     return Documents(**flat, manifest=manifest, remarks=(*remarks, *_checksum_remarks(folder, manifest)))
 
 
-def claims_of(document: Flat, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
-    """The values whose path is one of the names, or ends with one of them."""
+def find_claims(document: Flat, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+    """Yield path and value of claims whose path is one of the names, or ends with one."""
     for path, value in document.items():
         if any(path == name or path.endswith(f".{name}") for name in names):
             yield path, value
 
 
-def disagreements(documents: Documents, architecture: Architecture, parameters: int) -> Iterator[str]:
-    """What architecture.json and MANIFEST.txt claim about the network and its tensors do not show."""
+def compare_claims(documents: Documents, architecture: Architecture, parameters: int) -> Iterator[str]:
+    """Yield where architecture.json and MANIFEST.txt contradict the tensors."""
     for names, fact in _facts(architecture).items():
-        for path, claim in claims_of(documents.architecture, names):
-            if _is_like(claim, fact) and claim != fact:
+        for path, claim in find_claims(documents.architecture, names):
+            if _is_comparable(claim, fact) and claim != fact:
                 yield f"architecture.json says {path} = {claim}, the tensors say {fact}"
-    for path, factor in claims_of(documents.architecture, ("expansion", "expansion_factor", "ffn_expansion_factor")):
+    for path, factor in find_claims(documents.architecture, ("expansion", "expansion_factor", "ffn_expansion_factor")):
         encoder = [stage[0] for name, stage in architecture.stages.items() if name.startswith(("encoder", "latent"))]
-        found = [block.hidden for block in encoder]
-        if isinstance(factor, int | float) and (claimed := [int(block.width * factor) for block in encoder]) != found:
-            yield f"architecture.json says {path} = {factor}, widths {claimed}; the tensors say {found}"
-    for path, claim in claims_of(documents.architecture, ("parameters", "parameters.total", "total_parameters")):
+        hidden = [block.hidden for block in encoder]
+        if isinstance(factor, int | float) and (claimed := [int(block.width * factor) for block in encoder]) != hidden:
+            yield f"architecture.json says {path} = {factor}, widths {claimed}; the tensors say {hidden}"
+    for path, claim in find_claims(documents.architecture, ("parameters", "parameters.total", "total_parameters")):
         if isinstance(claim, int | float) and abs(claim - parameters) > COUNT_TOLERANCE * parameters:
             yield f"architecture.json says {path} = {claim:,}, the tensors hold {parameters:,}"
     for claim in re.findall(r"(\d+(?:\.\d+)?) ?M parameters", documents.manifest):
@@ -95,15 +97,15 @@ def _facts(architecture: Architecture) -> dict[tuple[str, ...], object]:
     }
 
 
-def _is_like(claim: object, fact: object) -> bool:
-    """Whether there is something to compare: prose about a number is not."""
+def _is_comparable(claim: object, fact: object) -> bool:
+    """Whether claim and fact are of one kind: prose about a number is not."""
     if isinstance(fact, bool) or isinstance(claim, bool):
         return isinstance(claim, bool) and isinstance(fact, bool)
     return isinstance(claim, int | float) if isinstance(fact, int) else isinstance(claim, type(fact))
 
 
 def _flat_json(path: Path, remarks: list[str]) -> dict[str, object]:
-    """A JSON file as dotted paths; a number that JSON does not know is left out with a remark."""
+    """Read a JSON file as dotted paths; NaN and Infinity are left out with a remark."""
     if not path.is_file():
         return {}
     try:
@@ -126,11 +128,11 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         for name, inner in value.items():
             yield from _leaves(inner, f"{path}.{name}" if path else name)
     else:
-        yield path, _parsed(value)
+        yield path, _parse_text(value)
 
 
-def _parsed(value: object) -> object:
-    """A number or a list of numbers that was written as text, as what it means."""
+def _parse_text(value: object) -> object:
+    """Convert text that holds a number or a list of numbers; return other values unchanged."""
     if isinstance(value, str) and re.fullmatch(r"[-+.\deE, ]+", value):
         try:
             return json.loads(f"[{value}]" if "," in value else value)
@@ -140,7 +142,7 @@ def _parsed(value: object) -> object:
 
 
 def text_from_file(path: Path) -> str:
-    """A text file in UTF-8 or, with a byte order mark, UTF-16; empty if there is none."""
+    """Read a text file in UTF-8 or, with a byte order mark, UTF-16; empty if there is none."""
     data = path.read_bytes() if path.is_file() else b""
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
@@ -154,12 +156,12 @@ _CHECKSUM = re.compile(
 
 
 def _checksum_remarks(folder: Path, manifest: str) -> Iterator[str]:
-    """Files whose SHA-256 is not the one MANIFEST.txt states. Every other line is prose."""
+    """Yield the files whose SHA-256 differs from MANIFEST.txt. Lines without one are prose."""
     for line in manifest.splitlines():
         if not (match := _CHECKSUM.fullmatch(line)):
             continue
         name, digest = match["name"] or match["bsd_name"], (match["digest"] or match["bsd"]).lower()
         if not (folder / name).is_file():
-            yield f"MANIFEST.txt names {name}, which is not there"
-        elif (found := sha256(folder / name)) != digest:
-            yield f"{name}: SHA-256 is {found[:12]}…, MANIFEST.txt says {digest[:12]}…"
+            yield f"MANIFEST.txt names {name}, which does not exist"
+        elif (actual := sha256(folder / name)) != digest:
+            yield f"{name}: SHA-256 is {actual[:12]}…, MANIFEST.txt says {digest[:12]}…"

@@ -18,24 +18,24 @@ from export.files import checkpoint_path
 from export.network.architecture import Architecture
 from export.network.restormer import Restormer
 from export.package.checkpoint import Checkpoint, checkpoint_from_file
-from export.package.documents import Documents, Flat, disagreements, documents_from_folder
+from export.package.documents import Documents, Flat, compare_claims, documents_from_folder
 from export.package.naming import Convention
 from export.package.trained_frame import TrainedFrame, trained_frame
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that was read: architecture, weights in the internal naming, and what did not agree (``remarks``).
+    """A package that was read: architecture, weights in the internal naming, and remarks on what did not agree.
 
-    ``place`` says where in the checkpoint the weights lay, ``frame`` which form of photographs the network was trained
-    on, as far as ``config.json`` tells.
+    ``location`` is where in the checkpoint the weights were, ``frame`` the form of the photographs that the network was
+    trained on, if ``config.json`` states it.
     """
 
     folder: Path
     architecture: Architecture
     weights: Mapping[str, Tensor]
     convention: Convention
-    place: str
+    location: str
     frame: TrainedFrame
     training_info: Flat
     remarks: tuple[str, ...]
@@ -47,7 +47,7 @@ class Package:
 
 
 def package_from_folder(folder: Path) -> Package:
-    """Read and check a package. Raises `ExportError` in one line for anything that is wrong with it."""
+    """Read and check a package. Raises `ExportError` for anything that is wrong with it."""
     return package_from_checkpoint(checkpoint_path(folder), folder)
 
 
@@ -64,14 +64,14 @@ def package_from_checkpoint(path: Path, folder: Path | None = None) -> Package:
         architecture=checkpoint.architecture,
         weights=checkpoint.weights,
         convention=checkpoint.convention,
-        place=checkpoint.place,
+        location=checkpoint.location,
         frame=frame,
         training_info=documents.training_info,
         remarks=(
             *checkpoint.remarks,
             *documents.remarks,
-            *disagreements(documents, checkpoint.architecture, parameters),
-            *_progress_remarks(documents.training_info, checkpoint),
+            *compare_claims(documents, checkpoint.architecture, parameters),
+            *_training_remarks(documents.training_info, checkpoint),
             *([frame.remark] if frame.remark else []),
         ),
     )
@@ -84,8 +84,8 @@ def network_from_package(package: Package) -> Restormer:
     return network.eval()
 
 
-def _progress_remarks(training_info: Flat, checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield what training_info.json says of the run and the checkpoint itself says otherwise."""
+def _training_remarks(training_info: Flat, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield where training_info.json and the checkpoint contradict each other."""
     for name in ("epoch", "val_l1"):
         claim, fact = training_info.get(name), checkpoint.scalars.get(name)
         if (

@@ -1,8 +1,8 @@
-"""Naming conventions of Restormer checkpoints, as a table, and the internal naming they are mapped to.
+"""A table of the naming conventions of Restormer checkpoints, and their mapping to the internal names.
 
-Checkpoints of the same tensors differ in three places: the patch embedding, the blocks of a stage and the norms of a
-block. A convention says how it writes these. Nothing behind the loader knows of conventions: it sees internal names,
-which are those of ``export.network.restormer``. To support another convention, add a row to `CONVENTIONS`.
+Conventions differ in three places: the patch embedding, the blocks of a stage and the norms of a block. Internal names,
+those of ``export.network.restormer``, are all that the code behind the loader sees. To support another convention, add
+a row to `CONVENTIONS`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from export.network.architecture import OWNER_EPS, PAPER_EPS, STAGES
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """How a family of checkpoints names its tensors, and the ``eps`` of its LayerNorm, which no tensor shows.
+    """The names of tensors in a family of checkpoints, and the ``eps`` of its LayerNorm, which no tensor shows.
 
-    ``{stage}`` and ``{index}`` in ``block`` are a stage and the block's number, ``{index}`` in ``norm`` is 1 or 2.
+    ``{stage}`` and ``{index}`` in ``block`` are a stage and the number of a block, ``{index}`` in ``norm`` is 1 or 2.
     """
 
     title: str
@@ -30,16 +30,16 @@ class Convention:
     norm: str = "norm{index}"
 
     def internal(self, name: str) -> str | None:
-        """Map a name of this convention to the internal one; None if the convention does not know it."""
+        """Map a name of this convention to the internal one; None if the convention does not have it."""
         if not (match := self._pattern.fullmatch(name)):
             return None
-        found = match.groupdict()
-        if found["embedding"]:
-            return f"patch_embed.{found['embedding']}"
-        if found["rest"]:
+        parts = match.groupdict()
+        if parts["embedding"]:
+            return f"patch_embed.{parts['embedding']}"
+        if parts["rest"]:
             return name
-        inside = f"norm{found['norm']}.{found['parameter']}" if found["norm"] else found["inside"]
-        return f"{found['stage']}.{found['block']}.{inside}"
+        inside = f"norm{parts['norm']}.{parts['parameter']}" if parts["norm"] else parts["inside"]
+        return f"{parts['stage']}.{parts['block']}.{inside}"
 
     def external(self, name: str) -> str:
         """Map an internal name to the one of this convention."""
@@ -50,8 +50,8 @@ class Convention:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         embedding = rf"{re.escape(self.patch_embed)}\.(?P<embedding>weight|bias)"
-        block = _filled(self.block, stage=f"(?P<stage>{_STAGE})", index=r"(?P<block>\d+)")
-        norm = rf"{_filled(self.norm, index='(?P<norm>[12])')}\.(?P<parameter>weight|bias)"
+        block = _expand(self.block, stage=f"(?P<stage>{_STAGE})", index=r"(?P<block>\d+)")
+        norm = rf"{_expand(self.norm, index='(?P<norm>[12])')}\.(?P<parameter>weight|bias)"
         return re.compile(rf"{embedding}|{block}\.(?:{norm}|(?P<inside>{_INSIDE}))|(?P<rest>{_REST})")
 
 
@@ -76,35 +76,35 @@ CONVENTIONS = (OWNER, OWNER_OLD, PAPER)
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor is a profiler's counter and no part of the network."""
+    """Whether a tensor is a counter of a profiler, not part of the network."""
     return _COUNTERS.fullmatch(name) is not None
 
 
-def convention_of(names: Iterable[str]) -> Convention:
-    """Detect the convention that knows every one of these names.
+def detect_convention(names: Iterable[str]) -> Convention:
+    """Return the convention that has all of these names.
 
-    Raises `ExportError` naming a tensor that no convention knows, or two of different conventions.
+    Raises `ExportError` naming a tensor that no convention has, or one of another convention.
     """
-    wanted = sorted(names)
+    tensors = sorted(names)
     for convention in CONVENTIONS:
-        if all(convention.internal(name) for name in wanted):
+        if all(convention.internal(name) for name in tensors):
             return convention
-    nearest = max(CONVENTIONS, key=lambda each: sum(each.internal(name) is not None for name in wanted))
-    stranger = next(name for name in wanted if not nearest.internal(name))
-    others = [each for each in CONVENTIONS if each.internal(stranger)]
+    nearest = max(CONVENTIONS, key=lambda each: sum(each.internal(name) is not None for name in tensors))
+    unknown = next(name for name in tensors if not nearest.internal(name))
+    others = [each for each in CONVENTIONS if each.internal(unknown)]
     if others:
         raise ExportError(
             f"two naming conventions are mixed: most tensors are named as in {nearest.title!r}, "
-            f"{stranger!r} as in {others[0].title!r}; save the state dict of one network"
+            f"{unknown!r} as in {others[0].title!r}; save the state dict of one network"
         )
     raise ExportError(
-        f"tensor {stranger!r} belongs to no Restormer that is known here (naming {nearest.title!r}); "
+        f"tensor {unknown!r} is unknown (the other names are those of {nearest.title!r}); "
         "save the network's own state dict, or add the naming to export/package/naming.py"
     )
 
 
-def _filled(template: str, **values: str) -> str:
-    """A template as a regular expression, its placeholders replaced by these expressions."""
+def _expand(template: str, **values: str) -> str:
+    """Convert a template to a regular expression, its placeholders replaced by these expressions."""
     pattern = re.escape(template)
     for name, value in values.items():
         pattern = pattern.replace(re.escape(f"{{{name}}}"), value)

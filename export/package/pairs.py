@@ -1,4 +1,4 @@
-"""Pairs of input and target: a file of JSON lines, and the frame its authors measure in.
+"""Read pairs of input and target from a file of JSON lines, in the frame that its authors measure in.
 
 A line is an object such as ``{"input": "images/1_src.jpg", "target": "images/1_tar.jpg"}``.
 """
@@ -38,17 +38,19 @@ def pairs_from_file(path: Path, data: Path | None = None) -> list[Pair]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read ({error}): PAIRS is a text file, a JSON object a line") from error
+        raise ExportError(
+            f"{path} cannot be read ({error}): --pairs is a text file with one JSON object per line"
+        ) from error
     folder = path.parent if data is None else data
     pairs = [_pair(line, f"{path}, line {n}", folder) for n, line in enumerate(lines, 1) if line.strip()]
     if not pairs:
-        raise ExportError(f"{path} holds no pairs: one JSON object a line, with {_keys(INPUT_KEYS, TARGET_KEYS)}")
+        raise ExportError(f"{path} holds no pairs: one JSON object per line, with {_keys(INPUT_KEYS, TARGET_KEYS)}")
     files = dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target))
     if missing := [str(file) for file in files if not file.is_file()]:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise ExportError(
-            f"{path} names {len(missing)} files that are not there: {', '.join(missing[:10])}{more}; "
-            "paths are relative to DATA=folder, or to the file's own folder"
+            f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:10])}{more}; "
+            "paths are relative to --data, or to the file's own folder"
         )
     return pairs
 
@@ -73,21 +75,21 @@ def _keys(*alternatives: tuple[str, ...]) -> str:
     return " and ".join("/".join(keys) for keys in alternatives)
 
 
-def opened(path: Path | BinaryIO, *, upright: bool = False) -> Image.Image:
-    """Open an image in RGB, as it is stored or turned by its EXIF orientation. Raises `ExportError`."""
+def open_image(path: Path | BinaryIO, *, upright: bool = False) -> Image.Image:
+    """Open an image in RGB, as it is stored or rotated by its EXIF orientation. Raises `ExportError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
-    except Exception as error:  # Pillow raises anything over a damaged file
+    except Exception as error:  # Pillow raises many types for a damaged file
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ExportError(f"{path} cannot be read as an image ({reason}): mend it or take its pair out") from error
+        raise ExportError(f"{path} cannot be read as an image ({reason}): fix it or remove its pair") from error
 
 
-def squared(image: Image.Image) -> Pixels:
+def resize_to_square(image: Image.Image) -> Pixels:
     """Resize to the square without keeping the aspect ratio, on 8 bits, as the training code does; HxWx3."""
-    from imaging import SIDE  # takes a second to import, which reading a file of pairs need not
+    from imaging import SIDE  # takes a second to import, and reading a file of pairs does not need it
 
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
@@ -95,3 +97,8 @@ def squared(image: Image.Image) -> Pixels:
 def tensor_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
     """Convert HxWx3 of 8 bits to the core tensor ``[1, 3, H, W]`` in [0, 1]."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+
+
+def core_tensor_as_trained(path: Path) -> NDArray[np.float32]:
+    """Read an image as the training code does: as it is stored, resized on 8 bits to the core tensor."""
+    return tensor_from_pixels(resize_to_square(open_image(path)))

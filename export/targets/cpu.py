@@ -21,7 +21,7 @@ from export.errors import ExportError
 from export.files import sha256
 from export.location import EngineLocation
 from export.names import ADAPTER, MODEL
-from export.network.coverage import Convolution, convolutions, shares, words
+from export.network.coverage import Convolution, convolutions, describe_shares, shares
 from export.precision import PRECISIONS, Precision
 from export.progress import say, step
 from export.publish import write_json
@@ -70,9 +70,9 @@ class Cpu(Target):
         return floating(precision)
 
     def int8_ranges(self, ranges: Mapping[str, float]) -> Mapping[str, float]:
-        from export.network.cpu_form import quantized_here
+        from export.network.cpu_form import cpu_ranges
 
-        return quantized_here(ranges)
+        return cpu_ranges(ranges)
 
     def graph(self, context: BuildContext) -> onnx.ModelProto:
         """Export a float32 graph: OpenVINO takes floating-point types from a hint."""
@@ -94,7 +94,7 @@ class Cpu(Target):
             model_here = compiled(path, options)
         layers = executed(model_here, convolutions(model))
         context.require_share(layers)
-        types = words(shares(layers))
+        types = describe_shares(shares(layers))
         with step("fidelity of the engine"):
             engine = context.reference.measure("engine, OpenVINO", types, runner(model_here))
         del model_here  # the server compiles its own
@@ -111,7 +111,7 @@ class Cpu(Target):
 
     def _measure_served(self, context: BuildContext, path: Path, document: dict[str, Any], types: str) -> Stage:
         from export.fidelity import NotRun
-        from export.triton import triton
+        from export.triton import serve_engine
 
         stage, request = "served by Triton", context.request
         if request.server_python is None or not request.has_server:
@@ -120,7 +120,7 @@ class Cpu(Target):
         write_json(path.with_name(f"{path.name}.json"), described)
         with (
             step("fidelity as served by Triton"),
-            triton(request.server_python, request.repository, path.parent) as run,
+            serve_engine(request.server_python, request.repository, path.parent) as run,
         ):
             return context.reference.measure(stage, types, run)
 

@@ -86,15 +86,15 @@ class NvidiaTarget(Target):
     def graph(self, context: BuildContext) -> onnx.ModelProto:
         from export.network import int8
         from export.network.graph import onnx_from_network
-        from export.network.rewrites import in_floating_type
+        from export.network.rewrites import to_floating_type
 
         ranges = context.int8_ranges
         with step("ONNX"):
-            model = onnx_from_network(in_floating_type(context.network, self.floating_type(context.precision)))
+            model = onnx_from_network(to_floating_type(context.network, self.floating_type(context.precision)))
             return model if ranges is None else int8.quantized_graph(model, ranges)
 
     def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
-        from export.network.coverage import words
+        from export.network.coverage import describe_shares
         from export.network.graph import onnx_bytes
 
         layers, graph, source = convolutions(model), onnx_bytes(model), path.with_name(f"{path.name}.onnx")
@@ -115,7 +115,7 @@ class NvidiaTarget(Target):
             "work_typed": shares(layers),
             "onnx_sha256": sha256(source),
         }
-        return Built(document, self.measure(context, graph, plan, f"typed {words(shares(layers))}"))
+        return Built(document, self.measure(context, graph, plan, f"typed {describe_shares(shares(layers))}"))
 
     def build_plan(
         self, graph: bytes, options: Options, *, tf32: bool = False, timing_cache: Path | None = None

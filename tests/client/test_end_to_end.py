@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from restormer_client import AsyncEnhancer, EnhanceError, Enhancer, InvalidOption, InvalidPhotograph, ServerUnavailable
 
-from export.enhance import enhanced, runner_from_package
+from export.enhance import enhance, runner_from_package
 from export.metrics import psnr
+from export.package.model_package import package_from_folder
 from imaging import decode
 from imaging.tiles import starts
 from tests.conftest import ROOT, counted, free_port
@@ -34,8 +35,8 @@ def test_served_pixels_equal_pytorch_in_process(enhancer):
     image = np.asarray(opened((ROOT / "demo/photos/coffee-table.jpg").read_bytes()))
     data = encoded(image, "PNG")
     served = decode(enhancer.enhance(data, timeout=120)).pixels
-    run = runner_from_package(ROOT / "demo/package", precision="fp32", device="cpu", compiled=False)
-    expected = decode(enhanced(data, run)).pixels
+    run = runner_from_package(package_from_folder(ROOT / "demo/package"))
+    expected = decode(enhance(data, run)).pixels
     assert np.abs(served.astype(int) - expected).max() <= 1
     assert psnr(served / 255, expected / 255) > 60
 

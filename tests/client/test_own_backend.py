@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from export.__main__ import main
 from export.enhance import runner_from_package
+from export.package.model_package import package_from_folder
 from tests.conftest import ROOT, counted
 from tests.photographs import opened
 
@@ -61,7 +62,7 @@ def test_all_steps_give_the_same_result(run, example_folder):
     for block in blocks("python"):
         run(block, names)
         restored.append(names["restored"])
-    network = runner_from_package(ROOT / "demo/package", precision="fp32", device="cpu", compiled=False)
+    network = runner_from_package(package_from_folder(ROOT / "demo/package"))
     expected = np.clip(network(names["core_tensor"]("before.jpg")), 0, 1)
     http, grpc = restored[0], restored[-1]
     assert http is not grpc

@@ -1,4 +1,4 @@
-"""A tiny package (28 k parameters, default initialisation) for builds that are real but quick."""
+"""Fixtures for quick real builds: a tiny package (28 k parameters, default initialisation)."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ def tiny_network() -> Restormer:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_network, tmp_path_factory) -> dict:
-    """The settings of a request for the tiny package, on one photograph, calibrated on eight."""
+    """Settings of a request for the tiny package: one photograph, eight for calibration."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "photos").mkdir()
     shutil.copy(ROOT / "demo/photos/coffee-table.jpg", folder / "photos")
@@ -47,9 +47,9 @@ def tiny(tiny_network, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def published(tiny, tmp_path_factory) -> dict:
-    """The tiny package built in every precision this machine can build, as a user without a GPU would."""
+    """Build the tiny package in every precision that needs no GPU."""
     folder = tmp_path_factory.mktemp("published")
-    places = {"repository": bare_repository(folder / "model_repository"), "engines": folder / "engines"}
+    folders = {"repository": bare_repository(folder / "model_repository"), "engines": folder / "engines"}
     for version, precision in enumerate(("fp32", "tf32", "bf16", "fp16", "int8"), 1):
-        build(Request(**tiny, **places, precision=precision, version=version, target="rtx"))
-    return places
+        build(Request(**tiny, **folders, precision=precision, version=version, target="rtx"))
+    return folders

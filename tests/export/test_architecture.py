@@ -1,4 +1,4 @@
-"""The architecture read off tensors is the one they were made from, whatever it is."""
+"""The architecture read from tensors is the one that they were made from."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_round_trip(**hyper_parameters):
     assert architecture_from_weights(weights, eps=architecture.eps) == architecture
 
 
-def test_another_network_is_refused_by_the_first_missing_tensor():
+def test_another_network_is_rejected_with_the_first_missing_tensor():
     with pytest.raises(ExportError, match="patch_embed.weight"):
         architecture_from_weights({"conv1.weight": torch.empty(64, 3, 7, 7)}, eps=OWNER_EPS)
 

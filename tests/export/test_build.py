@@ -1,4 +1,4 @@
-"""Building and publishing: a failed build leaves what was there, an unchanged one does nothing."""
+"""Building and publishing: a failed build changes nothing, an unchanged one does nothing."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from export.fidelity import Fidelity, Reference, require_fidelity
 from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
-from export.publish import provenance, staged
+from export.publish import provenance, replace_version
 from export.request import Options, Request, make_command
 from export.targets import TARGETS
 from export.targets.cpu import require_precision, why_not
@@ -54,36 +54,36 @@ def request_for(folder, **options):
     )
 
 
-def test_the_json_beside_the_engine_tells_where_it_came_from(repository):
+def test_the_json_beside_an_engine_records_its_origin(repository):
     document = provenance(repository / "restormer/1/model.onnx")
     assert document["precision"] == "fp32"
     assert document["target"] == "cpu"
-    rungs = {rung["rung"]: rung for rung in document["fidelity"]["ladder"]}
-    assert list(rungs) == ["torch float32, rewritten", "ONNX Runtime", "engine, OpenVINO", "served by Triton"]
+    stages = {stage["rung"]: stage for stage in document["fidelity"]["ladder"]}
+    assert list(stages) == ["torch float32, rewritten", "ONNX Runtime", "engine, OpenVINO", "served by Triton"]
     assert document["fidelity"]["decided_by"] in ("engine, OpenVINO", "served by Triton")
-    assert rungs["engine, OpenVINO"]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
-    assert 0.9 < rungs["engine, OpenVINO"]["truth"]["ssim"] < 1
+    assert stages["engine, OpenVINO"]["psnr"] >= document["fidelity"]["gate_psnr"] == 90
+    assert 0.9 < stages["engine, OpenVINO"]["truth"]["ssim"] < 1
     assert document["runtime"]["work_executed_in"] == {"FLOAT": 1.0}
     assert document["profile"] == {"compiled": [1, 3, 512, 512]}
     assert document["files"] == ["model.onnx", "model.onnx.json", "model.py"]
     assert document["peak_memory_mib"] > 100
 
 
-def test_building_again_with_nothing_changed_touches_nothing(repository, capsys):
+def test_an_unchanged_build_writes_nothing(repository, capsys):
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
     build(request_for(repository, server_python=SERVER_PYTHON))
     assert "up to date" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
 
-def test_an_engine_changed_by_hand_is_not_up_to_date(copy):
+def test_a_modified_engine_is_not_up_to_date(copy):
     with (copy / "restormer/1/model.onnx").open("ab") as file:
         file.write(b"!")
     assert provenance(copy / "restormer/1/model.onnx") == {}
 
 
-def test_below_the_gate_nothing_is_published(copy, tiny):
-    """The real build against a gate no float32 arithmetic reaches; the published engine survives, a picture tells."""
+def test_an_engine_below_the_gate_is_not_published(copy, tiny):
+    """A real build against a gate that float32 cannot reach: the published engine stays, a picture shows the error."""
     before = files(copy)
     with pytest.raises(
         GateError, match=r"below the gate of fp32, 199 dB: nothing was published; .*cpu-fp32\.png shows"
@@ -117,7 +117,7 @@ def test_below_the_gate_nothing_is_published(copy, tiny):
         (["--repository", "demo"], "config.pbtxt not found"),
     ],
 )
-def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
+def test_invalid_requests_print_one_error_line(flags, message, capsys, tmp_path, tiny):
     given = ["--repository", str(bare_repository(tmp_path / "bare"))] if "--repository" not in flags else []
     folders = ["--package", str(tiny["package"]), "--photos", str(tiny["photos"]), "--engines", str(tmp_path)]
     assert main(["engine", *folders, *flags, *given]) == 1
@@ -127,9 +127,9 @@ def test_wrong_requests_end_in_one_line(flags, message, capsys, tmp_path, tiny):
 
 
 @pytest.mark.parametrize(("name", "words"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
-def test_a_precision_is_refused_where_the_cpu_would_only_pretend(monkeypatch, name, words):
+def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, name, words):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
-    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO calls INT8 its own on any CPU
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO lists INT8 on every CPU
     with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with --precision fp32 --target cpu, or"):
         require_precision(PRECISIONS[name])
 
@@ -140,11 +140,11 @@ def test_outputs_that_are_not_finite_fail():
         Reference(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
 
 
-def test_a_failed_staging_leaves_the_version_and_no_rubbish(copy):
+def test_a_failed_publication_leaves_the_version_and_no_files(copy):
     before = files(copy)
 
     def interrupted():
-        with staged(copy / "restormer", 1) as folder:
+        with replace_version(copy / "restormer", 1) as folder:
             (folder / "half").write_text("written")
             raise KeyboardInterrupt
 
@@ -153,15 +153,15 @@ def test_a_failed_staging_leaves_the_version_and_no_rubbish(copy):
     assert files(copy) == before
 
 
-def test_a_version_set_aside_by_a_crash_is_put_back(copy):
+def test_a_version_set_aside_by_a_crash_is_restored(copy):
     before = files(copy)
     (copy / "restormer/1").rename(copy / "restormer/.1.aside")
-    with pytest.raises(RuntimeError), staged(copy / "restormer", 1):
+    with pytest.raises(RuntimeError), replace_version(copy / "restormer", 1):
         raise RuntimeError
     assert files(copy) == before
 
 
-def test_a_version_that_cannot_be_replaced_is_put_back(copy, monkeypatch):
+def test_a_version_that_cannot_be_replaced_is_restored(copy, monkeypatch):
     before = files(copy)
     rename = Path.rename
 
@@ -171,12 +171,12 @@ def test_a_version_that_cannot_be_replaced_is_put_back(copy, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ExportError, match="No space left on device"), staged(copy / "restormer", 1) as folder:
+    with pytest.raises(ExportError, match="No space left on device"), replace_version(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
     assert files(copy) == before
 
 
-def test_ctrl_c_between_the_two_renames_puts_the_version_back(copy, monkeypatch):
+def test_ctrl_c_between_the_two_renames_restores_the_version(copy, monkeypatch):
     before = files(copy)
     rename = Path.rename
 
@@ -186,39 +186,42 @@ def test_ctrl_c_between_the_two_renames_puts_the_version_back(copy, monkeypatch)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), staged(copy / "restormer", 1) as folder:
+    with pytest.raises(KeyboardInterrupt), replace_version(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
     monkeypatch.undo()
     assert files(copy) == before
 
 
-def test_leftovers_of_a_killed_build_are_swept(copy):
+def test_leftovers_of_a_killed_build_are_removed(copy):
     before = files(copy)
     (copy / "restormer/.1.staging").mkdir()
     (copy / "restormer/.1.staging/half").write_text("written")
-    with pytest.raises(RuntimeError), staged(copy / "restormer", 1):
+    with pytest.raises(RuntimeError), replace_version(copy / "restormer", 1):
         raise RuntimeError
     assert files(copy) == before
 
 
-def test_a_second_build_at_once_is_refused(copy):
-    with staged(copy / "restormer", 1) as folder:
-        with pytest.raises(ExportError, match="another build is publishing"), staged(copy / "restormer", 1):
+def test_a_concurrent_build_is_rejected(copy):
+    with replace_version(copy / "restormer", 1) as folder:
+        with pytest.raises(ExportError, match="another build is publishing"), replace_version(copy / "restormer", 1):
             pass
         (folder / "new").write_text("engine")
     assert (copy / "restormer/1/new").is_file()
 
 
-def test_an_unwritable_repository_is_one_line(copy, monkeypatch):
-    def refused(*arguments, **options):
+def test_an_unwritable_repository_is_reported(copy, monkeypatch):
+    def deny(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refused)  # the tests may run as root, whom nothing is forbidden
-    with pytest.raises(ExportError, match="cannot publish into .*: Permission denied"), staged(copy / "restormer", 1):
+    monkeypatch.setattr(Path, "open", deny)  # the tests may run as root, which may write anywhere
+    with (
+        pytest.raises(ExportError, match="cannot publish into .*: Permission denied"),
+        replace_version(copy / "restormer", 1),
+    ):
         pass
 
 
-def test_other_photographs_are_not_up_to_date(repository, tmp_path):
+def test_other_photographs_change_the_fingerprint(repository, tmp_path):
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "demo/photos/coffee-table.jpg", tmp_path / "photos")
     first, second = (
@@ -228,28 +231,28 @@ def test_other_photographs_are_not_up_to_date(repository, tmp_path):
     assert {name for name in first if first[name] != second[name]} == {"photographs"}
 
 
-def test_publishing_replaces_the_version_whole(copy):
-    with staged(copy / "restormer", 1) as folder:
+def test_publishing_replaces_the_whole_version(copy):
+    with replace_version(copy / "restormer", 1) as folder:
         (folder / "new").write_text("engine")
     assert files(copy / "restormer/1") == {(copy / "restormer/1/new").relative_to(copy / "restormer/1"): b"engine"}
 
 
-def test_auto_without_a_gpu_says_what_it_chose_and_what_is_left(published, tiny, capsys):
-    """The owner's own verb, again after `published`: nothing is built twice, and the way on is said."""
+def test_auto_without_a_gpu_prints_its_choice_and_the_remaining_command(published, tiny, capsys):
+    """After `published` nothing is built again, and the command for the GPU host is printed."""
     build(Request(**tiny, **published, precision="tf32", version=2))
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert (
-        said[0]
+        lines[0]
         == "--target auto: no GPU here, so rtx (built ahead of time) and not cpu: tf32 is a mode of NVIDIA's GPUs"
     )
-    assert "is up to date (tf32, same package, same builder): nothing to do" in said[1]
-    assert said[-2] == "served here now: no engine: make engine PRECISION=fp32 TARGET=cpu"
-    assert said[-1].startswith("to finish on the GPU host: make engine PACKAGE=")
-    assert "PRECISION=tf32 TARGET=tensorrt VERSION=2" in said[-1]
+    assert "is up to date (tf32, same package, same builder): nothing to do" in lines[1]
+    assert lines[-2] == "served here now: no engine: make engine PRECISION=fp32 TARGET=cpu"
+    assert lines[-1].startswith("to finish on the GPU host: make engine PACKAGE=")
+    assert "PRECISION=tf32 TARGET=tensorrt VERSION=2" in lines[-1]
 
 
-def test_the_recorded_command_builds_the_same_again():
-    """Every setting that is not the default, quoted: read back as make hands it on."""
+def test_the_recorded_command_repeats_the_build():
+    """All settings that differ from the defaults, quoted: parsed as make passes them on."""
     options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
     pairs = {"pairs": Path("p q.jsonl"), "data": Path("d")}
     request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options, **pairs)
@@ -264,39 +267,39 @@ def test_the_recorded_command_builds_the_same_again():
 
 
 @pytest.mark.parametrize(("lost", "passes"), [(0.05, True), (0.2, False)])
-def test_no_more_than_a_tenth_of_a_decibel_is_lost_against_the_truth(lost, passes):
+def test_the_loss_against_ground_truth_is_limited(lost, passes):
     reference = Distance(l1=0.1, psnr=26.0, ssim=0.9)
     ground_truth = dataclasses.replace(reference, psnr=26.0 - lost)
     figures = {"max_error": 0.0, "mean_error": 0.0, "psnr": 99.0, "ssim": 1.0, "worst": "a.jpg"}
     reached = Fidelity(stage="engine", executes="float32", ground_truth=ground_truth, **figures)
-    refusal = pytest.raises(
+    rejection = pytest.raises(
         ExportError, match=r"against ground truth is 0\.20 dB, the maximum of fp32 is 0\.1 dB: nothing"
     )
-    with contextlib.nullcontext() if passes else refusal:
+    with contextlib.nullcontext() if passes else rejection:
         require_fidelity(reached, reference, PRECISIONS["fp32"], 90.0)
 
 
-def test_auto_with_a_gpu_builds_for_it(monkeypatch, tiny, published, capsys):
-    """As far as a machine without TensorRT goes: the choice, the name by compute capability, one line at the end."""
+def test_auto_with_a_gpu_builds_for_tensorrt(monkeypatch, tiny, published, capsys):
+    """As far as a machine without TensorRT gets: the choice, and one error line."""
     pytest.importorskip("tensorrt_rtx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: see docs/gpu-checklist.md")
     monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
     flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
     assert main(["engine", *flags, "--precision", "fp16"]) == 1
-    said = capsys.readouterr().err
-    assert "--target auto: tensorrt (NVIDIA H100, compute capability 9.0)" in said
-    assert "error: --target tensorrt needs tensorrt, which cannot be loaded" in said.splitlines()[-1]
+    output = capsys.readouterr().err
+    assert "--target auto: tensorrt (NVIDIA H100, compute capability 9.0)" in output
+    assert "error: --target tensorrt needs tensorrt, which cannot be loaded" in output.splitlines()[-1]
     assert not list((published["repository"] / "restormer").glob("*/*.plan"))
 
 
-def test_every_precision_is_published_with_its_proof(published):
+def test_every_precision_is_published_with_its_figures(published):
     documents = {}
     for path in sorted((published["engines"] / "restormer").glob("*/model.rtx.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         assert provenance(path.with_suffix("")) == document
         documents[document["precision"]] = document
-        assert document["fidelity"]["decided_by"] != "engine, TensorRT for RTX"  # which cannot run here
+        assert document["fidelity"]["decided_by"] != "engine, TensorRT for RTX"  # it cannot run here
         assert document["runtime"]["layers"] > 0
         assert document["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
     typed = {name: document["work_typed"] for name, document in documents.items()}
@@ -317,8 +320,8 @@ def test_every_precision_is_published_with_its_proof(published):
 INT8_TARGET = "rtx" if why_not(PRECISIONS["int8"]) else "cpu"
 
 
-def test_a_plan_can_be_pinned(published, tiny, tmp_path):
-    """Nothing is calibrated: an empty folder would be refused."""
+def test_a_plan_can_be_used_again(published, tiny, tmp_path):
+    """Nothing is calibrated: an empty folder would be rejected."""
     plan = published["engines"] / "restormer/5/model.rtx.int8.json"
     (tmp_path / "calibration").mkdir()
     for path in sorted(tiny["calibration"].iterdir())[:8]:
@@ -336,8 +339,8 @@ def test_a_plan_can_be_pinned(published, tiny, tmp_path):
     shutil.rmtree(engine.parent)
 
 
-def test_a_floor_is_not_for_sale(published, tiny, tmp_path, capsys):
-    """A gate so high that INT8 may carry too little: refused under that name, with the plan and its curve."""
+def test_the_minimum_share_cannot_be_lowered(published, tiny, tmp_path, capsys):
+    """A gate so high that too little runs in INT8: rejected, with the plan and its curve."""
     settings = {**tiny, "repository": published["repository"], "engines": tmp_path}
     (tmp_path / ".cache").mkdir()
     for known in (published["engines"] / ".cache").glob("int8-*.json"):
@@ -348,21 +351,21 @@ def test_a_floor_is_not_for_sale(published, tiny, tmp_path, capsys):
     assert not list((published["repository"] / "restormer").glob("[0-9]*"))
 
 
-def test_the_last_rung_is_the_engine_as_triton_serves_it(tiny, tmp_path, gpu_host, monkeypatch):
-    """The staged engine behind a real Triton, before it is published; the same arithmetic, so the same figures.
+def test_the_last_stage_is_the_engine_served_by_triton(tiny, tmp_path, gpu_host, monkeypatch):
+    """A real Triton serves the engine before it is published; the same arithmetic gives the same figures.
 
-    On a host with GPUs and settings for them, as far as a stub goes: this stage is served on the CPU.
+    On a host with GPUs and settings for them (a stub), this stage is still served on the CPU.
     """
     monkeypatch.setenv("RESTORMER_HARDWARE", "h100")
     repository = bare_repository(tmp_path / "models")
     [engine] = build(request_for(repository, **tiny, server_python=SERVER_PYTHON))
-    rungs = {rung["rung"]: rung for rung in provenance(engine)["fidelity"]["ladder"]}
-    own, served = rungs["engine, OpenVINO"], rungs["served by Triton"]
+    stages = {stage["rung"]: stage for stage in provenance(engine)["fidelity"]["ladder"]}
+    own, served = stages["engine, OpenVINO"], stages["served by Triton"]
     assert served["psnr"] == pytest.approx(own["psnr"], abs=1.0)
     assert served["executes"] == own["executes"] == "float32"
 
 
-def test_an_engine_triton_does_not_serve_is_not_published(tiny, tmp_path):
+def test_an_engine_that_triton_does_not_serve_is_not_published(tiny, tmp_path):
     repository = bare_repository(tmp_path / "models")
     shutil.rmtree(repository / "postprocess")
     with pytest.raises(ExportError, match="Triton does not serve the engine: "):
@@ -370,7 +373,7 @@ def test_an_engine_triton_does_not_serve_is_not_published(tiny, tmp_path):
     assert not (repository / "restormer/1").exists()
 
 
-def test_engines_are_listed_with_what_they_are(repository, published, capsys):
+def test_engines_are_listed(repository, published, capsys):
     assert main(["engines", "--repository", str(repository), "--engines", str(published["engines"])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 1 + 5
@@ -382,7 +385,7 @@ def test_engines_are_listed_with_what_they_are(repository, published, capsys):
     )
 
 
-def test_an_engine_of_an_older_version_is_listed_as_such(copy, capsys):
+def test_an_engine_of_an_older_release_is_listed_as_such(copy, capsys):
     path = copy / "restormer/1/model.onnx.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     document["fidelity"].pop("decided_by")
@@ -391,7 +394,7 @@ def test_an_engine_of_an_older_version_is_listed_as_such(copy, capsys):
     assert "built by an older version: build it again" in capsys.readouterr().out
 
 
-def test_nothing_published_is_said(tmp_path, capsys):
+def test_an_empty_list_names_the_next_command(tmp_path, capsys):
     assert main(["engines", "--repository", str(tmp_path), "--engines", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no engine is published: make engine PRECISION=fp32\n"
 
@@ -406,8 +409,8 @@ def test_a_version_is_rolled_back(copy, capsys):
     assert "error: version 2 is not published" in capsys.readouterr().err
 
 
-def test_engines_of_one_checkpoint_share_a_version_and_others_leave(tiny, tiny_network, tmp_path, capsys):
-    """A plan beside the engine stays when that is built again, and goes when another network takes the version."""
+def test_engines_of_one_checkpoint_share_a_version(tiny, tiny_network, tmp_path, capsys):
+    """A plan beside the engine stays when that is built again, and is removed with another network."""
     repository = bare_repository(tmp_path / "models")
     [engine] = build(request_for(repository, **tiny))
     document = provenance(engine)
@@ -427,7 +430,7 @@ def test_engines_of_one_checkpoint_share_a_version_and_others_leave(tiny, tiny_n
     assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "model.onnx.json", "model.py"]
 
 
-def test_two_onnxruntimes_in_one_folder_are_refused(monkeypatch, tmp_path):
+def test_two_onnxruntimes_in_one_folder_are_rejected(monkeypatch, tmp_path):
     from importlib import metadata
 
     class Fake:
@@ -447,8 +450,8 @@ def command_line(repository, tiny, *more):
     ]  # fmt: skip
 
 
-def test_a_full_disk_leaves_the_engine_in_service(copy, tiny):
-    """A real limit: no file may grow beyond 64 kB, so the graph cannot be written."""
+def test_a_full_disk_leaves_the_published_engine(copy, tiny):
+    """A real limit of 64 kB per file, so the graph cannot be written."""
     before = files(copy)
     limited = "import resource, runpy, sys; sys.argv[0] = 'export';"
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
@@ -464,17 +467,17 @@ def test_a_full_disk_leaves_the_engine_in_service(copy, tiny):
     assert files(copy) == before
 
 
-def test_ctrl_c_in_the_middle_leaves_the_engine_in_service(copy, tiny):
-    """A real build, interrupted while it is staging."""
+def test_ctrl_c_leaves_the_published_engine(copy, tiny):
+    """A real build, interrupted before it publishes."""
     before = files(copy)
-    # A shell's background jobs ignore SIGINT and hand that down; a user's build does not.
+    # A shell's background jobs ignore SIGINT, and their children inherit that; a user's build does not.
     interruptible = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     command = command_line(copy, tiny)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **interruptible) as build_process:
         while not list((copy / "restormer").glob(".1.staging")) and build_process.poll() is None:
             time.sleep(0.02)
         build_process.send_signal(signal.SIGINT)
-        said = build_process.communicate(timeout=120)[1]
-    assert build_process.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted: nothing was published"
+        output = build_process.communicate(timeout=120)[1]
+    assert build_process.returncode == 130, output
+    assert output.splitlines()[-1] == "interrupted: nothing was published"
     assert files(copy) == before

@@ -1,4 +1,4 @@
-"""The CPU's form of the network: the same function, and a graph without what it was written to avoid."""
+"""The CPU's form of the network: the same function, in a graph without slow operations."""
 
 import numpy as np
 import onnxruntime
@@ -23,20 +23,20 @@ from tests.export.test_network import VARIANTS, image_for, network_of
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_is_the_same_function(variant):
+def test_computes_the_same_function(variant):
     network = network_of(**variant)
     image = image_for(network)
     with torch.inference_mode():
         expected, found = network(image), channels_last(rewritten(network))(image)
     error = (found - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
-    assert error < 1e-5  # the network takes its long sums in float32, this form all in the network's type
+    assert error < 1e-5  # the network computes long sums in float32, this form in the network's type
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("narrowest", [8, 16])
-def test_the_feed_forward_in_groups_is_the_same_function(variant, narrowest, monkeypatch):
-    """With a cache that holds nothing, so as many groups as there may be; of 176 channels they are not all as wide."""
+def test_the_grouped_feed_forward_computes_the_same_function(variant, narrowest, monkeypatch):
+    """With a cache of one byte, so the maximum of groups; 176 channels do not divide evenly."""
     monkeypatch.setattr(channels, "CACHED", 1)
     monkeypatch.setattr(channels, "NARROWEST", narrowest)
     network = rewritten(network_of(**variant))
@@ -50,8 +50,8 @@ def test_the_feed_forward_in_groups_is_the_same_function(variant, narrowest, mon
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_groups_are_of_the_maps_that_a_cache_does_not_hold():
-    """Of the owner's widths at 256 only the first level's, in two; at 512 the first three levels'."""
+def test_maps_that_exceed_the_cache_are_grouped():
+    """The owner's widths: at 256 only the first level in two groups, at 512 the first three levels."""
     architecture = restormer(blocks=(1, 1, 1, 1), refinement=1, reduces_level1=True)
     network = split_projections(rewritten(Restormer(architecture)))
 
@@ -65,7 +65,7 @@ def test_groups_are_of_the_maps_that_a_cache_does_not_hold():
     assert groups(64) == [1] * 8
 
 
-def test_a_map_of_zeros_gives_numbers():
+def test_a_map_of_zeros_gives_finite_values():
     made, image = channels_last(rewritten(network_of())).float(), torch.zeros(1, 3, 16, 16)
     with torch.inference_mode():
         assert made(image).isfinite().all()
@@ -82,8 +82,8 @@ def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
 
 
 @pytest.mark.parametrize("in_groups", [False, True])
-def test_int8_is_what_comes_behind_a_norm(in_groups, monkeypatch):
-    """Of a plan for the whole network; what reads the widest maps stays, and so does what is no convolution here."""
+def test_int8_covers_the_convolutions_after_a_norm(in_groups, monkeypatch):
+    """Other layers of the plan read the widest maps, or are not convolutions in this form."""
     monkeypatch.setattr(channels, "CACHED", 1 if in_groups else 2**30)
     network = rewritten(network_of()).float()
     plan = dict.fromkeys(int8.candidates(network), 3.0)
@@ -93,13 +93,13 @@ def test_int8_is_what_comes_behind_a_norm(in_groups, monkeypatch):
     names = {name for name in plan if name.endswith(tuple(part for part, _ in parts))}
     wanted = {f"{name}.{i}" for name in names for part, count in parts if name.endswith(part) for i in range(count)}
     assert len(wanted) == 5 * network.architecture.depth
-    if in_groups:  # of the latent blocks' 176 channels there are two groups of 64 and more, of the others none
+    if in_groups:  # the latent blocks' 176 channels make two groups of 64 or more, the others one
         wanted |= {f"{name}.{i}" for name in names if "latent" in name and "ffn" in name for i in (2, 3)}
     assert taken == wanted
     assert {layer.arithmetic for layer in convolutions(cpu_graph(network, side=32))} == {"FLOAT"}
 
 
-def test_norms_have_to_be_folded_and_projections_split_before():
+def test_norms_must_be_folded_and_projections_split_first():
     with pytest.raises(ValueError, match="fold_norms first"):
         channels_last(network_of())
     with pytest.raises(TypeError, match="split_projections first"):

@@ -1,4 +1,4 @@
-"""What a package claims for itself: read from JSON and prose, compared in the digits it is stated in."""
+"""The quality that a package claims: read from JSON and prose, compared in the digits stated."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_the_owners_files(tmp_path):
     assert stated(found) == {"l1": "0.0515 ± 0.0137", "psnr": "23.57 ± 2.35", "ssim": "0.9273 ± 0.0225"}
     assert stated(found, "validation") == {"l1": "0.0530"}
     assert found.of("test")["l1"].source == "config.json, MANIFEST.txt"
-    assert not found.remarks  # zeros are placeholders, neither claims nor faults
+    assert not found.remarks  # zeros are placeholders, neither claims nor errors
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_prose(tmp_path, manifest):
         (0.0515, 0.0138, False),
     ],
 )
-def test_a_value_agrees_that_rounds_to_the_claim(tmp_path, mean, deviation, agrees):
+def test_a_value_that_rounds_to_the_claim_agrees(tmp_path, mean, deviation, agrees):
     claim = claims(tmp_path, manifest="L1=0.0515 ± 0.0137").of("test")["l1"]
     assert claim.agrees(mean, deviation) is agrees
 
@@ -75,7 +75,7 @@ def test_the_last_zero_of_a_json_number_counts(tmp_path):
     assert not full.of("test")["l1"].agrees(0.0532, 0)
 
 
-def test_more_digits_than_are_reported_are_not_compared(tmp_path):
+def test_digits_beyond_the_reported_ones_are_not_compared(tmp_path):
     claim = claims(tmp_path, info='{"val_l1": 0.053031462111643383}').of("validation")["l1"]
     assert claim.agrees(0.05307, 0)
     assert not claim.agrees(0.0531, 0)
@@ -108,7 +108,7 @@ def test_sources_that_contradict_each_other_are_a_remark(tmp_path):
         '{"performance": {"test": {"psnr": -3}}}',
     ],
 )
-def test_what_is_malformed_is_a_remark(tmp_path, config):
+def test_malformed_claims_become_remarks(tmp_path, config):
     found = claims(tmp_path, config=config)
     assert not found.claims
     assert found.remarks

@@ -1,4 +1,4 @@
-"""What a processor executes of a precision, and the settings that follow from it."""
+"""Precisions that a CPU executes, and OpenVINO's settings for them."""
 
 import openvino
 import pytest
@@ -9,11 +9,11 @@ from export.targets import cpu
 
 
 @pytest.mark.parametrize(("types", "rest", "hint"), [(["FP32"], "fp32", "f32"), (["FP32", "BF16"], "bf16", "bf16")])
-def test_what_is_not_int8_is_bfloat16_where_there_is_bfloat16(monkeypatch, types, rest, hint):
+def test_the_rest_of_int8_is_bfloat16_where_the_cpu_executes_it(monkeypatch, types, rest, hint):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: types)
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_vnni"})
     assert cpu.floating(PRECISIONS["int8"]) == rest
     assert cpu.settings(PRECISIONS["int8"])["INFERENCE_PRECISION_HINT"] == hint
     assert cpu.floating(PRECISIONS["fp32"]) == "fp32"
-    wanted = {"INFERENCE_PRECISION_HINT": "bf16"}  # of an engine that was built where there is
+    wanted = {"INFERENCE_PRECISION_HINT": "bf16"}  # of an engine built on a CPU with bfloat16
     assert ("this CPU has no bfloat16 arithmetic" in cpu.why_not_these(wanted)) == (rest == "fp32")

@@ -1,4 +1,4 @@
-"""The reference path without a server: files in, files out, one bad photograph does not stop the rest."""
+"""Enhancing files without a server: one invalid photograph does not stop the rest."""
 
 import re
 
@@ -33,8 +33,8 @@ def test_one_photograph(tmp_path):
     assert opened((tmp_path / "out.png").read_bytes()).size == (64, 48)
 
 
-def test_a_checkpoint_alone_does_what_the_owners_script_does(tiny, tmp_path):
-    """Its flags, its names, its formats; 512 pixels, in the shape of the photograph; the same as by the package."""
+def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
+    """The script's flags, names and formats; 512 pixels, not stretched; the same as with the package."""
     checkpoint = tmp_path / "weights.pt"
     checkpoint.write_bytes((tiny["package"] / "model_checkpoint.pt").read_bytes())
     photos, out, one = tmp_path / "photos", tmp_path / "out", tmp_path / "one.png"
@@ -53,11 +53,11 @@ def test_a_checkpoint_alone_does_what_the_owners_script_does(tiny, tmp_path):
     }
     files = ["--input", str(photos / "b.bmp"), "--output", str(one)]
     assert main(["enhance", "--package", str(tiny["package"]), *asked, *files]) == 0
-    assert opened(one.read_bytes()).format == "PNG"  # the name says so
+    assert opened(one.read_bytes()).format == "PNG"  # from its name
     assert np.array_equal(opened(one.read_bytes()), made["b_hdr.bmp"])
 
 
-def test_no_photograph_and_no_other_result_is_overwritten(tmp_path, capsys):
+def test_photographs_and_other_results_are_not_overwritten(tmp_path, capsys):
     for name in ("a.jpg", "a.heic"):
         (tmp_path / name).write_bytes(name.encode())
     wishes = [["--input", "a.jpg", "--output", "a.jpg"]]
@@ -70,7 +70,7 @@ def test_no_photograph_and_no_other_result_is_overwritten(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("models", [[], [*PACKAGE, "--checkpoint", "demo/package/model_checkpoint.pt"]])
-def test_a_package_or_a_checkpoint_is_named_and_not_both(models, capsys):
+def test_either_a_package_or_a_checkpoint_is_required(models, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["enhance", *models, "--input", "in.jpg", "--output", "out.jpg"])
     assert ended.value.code == 2
@@ -94,7 +94,7 @@ def test_a_package_or_a_checkpoint_is_named_and_not_both(models, capsys):
         (["--input_dir", "demo/photos", "--output_dir", "TMP", "--suffix", "/hdr"], "--suffix /hdr"),
     ],
 )
-def test_wrong_requests_end_in_one_line(tmp_path, capsys, flags, message):
+def test_invalid_requests_print_one_error_line(tmp_path, capsys, flags, message):
     code = main(["enhance", *PACKAGE, *(flag.replace("TMP", str(tmp_path)) for flag in flags)])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert (code, len(errors)) == (1, 1)

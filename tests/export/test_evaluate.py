@@ -1,4 +1,4 @@
-"""The evaluation on pairs: every figure recomputed with nothing but Pillow, NumPy and scikit-image."""
+"""Evaluation on pairs: every figure is recomputed with Pillow, NumPy and scikit-image alone."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ COLUMNS = ("l1", "psnr", "ssim_windowed", "ssim_global")
 
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory) -> Path:
-    """Ten pairs cut from the demo's, under every spelling of the keys; one is turned by EXIF, one differs in shape."""
+    """Ten crops of the demo's pairs, with all spellings of the keys; one is rotated by EXIF, one differs in shape."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for number, path in enumerate(sorted((ROOT / "demo/photos").glob("*.jpg")) * 2):
@@ -48,7 +48,7 @@ def ten(tmp_path_factory) -> Path:
 
 
 def run(capsys, *flags) -> tuple[dict, list[dict]]:
-    """The summary that is printed last, and the rows of the CSV."""
+    """Return the summary that is printed last, and the rows of the CSV."""
     assert main(["evaluate", *map(str, flags)]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = list(csv.DictReader(Path(summary["output"], "images.csv").read_text(encoding="utf-8").splitlines()))
@@ -64,7 +64,7 @@ def square(path):
 
 
 def recomputed(output, target):
-    """The four figures as the owner's equations have them; ``output`` in [0, 1], ``target`` 8 bits."""
+    """Compute the four figures from the owner's equations; ``output`` in [0, 1], ``target`` 8 bits."""
     p, t = np.asarray(output, np.float64), np.asarray(target, np.float64) / 255
     mse = np.mean((p - t) ** 2)
     m_p, m_t, s_p, s_t = np.mean(p), np.mean(t), np.std(p, ddof=1), np.std(t, ddof=1)
@@ -79,7 +79,7 @@ def recomputed(output, target):
 
 
 def require_equal(summary, stage, rows, expected):
-    """Every figure of every image, its mean and its deviation."""
+    """Compare every figure of every image, mean and deviation."""
     for column in COLUMNS:
         values = [figures[column] for figures in expected]
         assert [float(row[column]) for row in rows if row["stage"] == stage] == pytest.approx(values, abs=1e-6)
@@ -88,7 +88,7 @@ def require_equal(summary, stage, rows, expected):
 
 
 def test_ten_pairs_recomputed(tiny, ten, tmp_path, capsys, monkeypatch):
-    """With a curve for a network, whose output goes above 1: what surrounds the network is under test."""
+    """A curve replaces the network, with outputs above 1: the code around the network is tested."""
     monkeypatch.setattr("export.evaluate.torch_runner", lambda network: lambda image: np.float32(1.3) * image)
     package = shutil.copytree(tiny["package"], tmp_path / "package")
     entries = [list(json.loads(line).values()) for line in ten.read_text(encoding="utf-8").splitlines() if line]
@@ -116,8 +116,8 @@ def test_ten_pairs_recomputed(tiny, ten, tmp_path, capsys, monkeypatch):
 
 
 def test_a_published_version_and_enhance_behind_triton(tiny, triton, repository, ten, tmp_path, capsys):
-    """The session's server, whose engine is the demo's: the same figures from raw calls of the client's."""
-    (tmp_path / "small.png").write_bytes(encoded(pixels(8, 8), "PNG"))  # the network takes it, `enhance` does not
+    """The session's server, with the demo's engine: the same figures from calls of the client."""
+    (tmp_path / "small.png").write_bytes(encoded(pixels(8, 8), "PNG"))  # the network accepts it, `enhance` rejects it
     names = ["3_photos.png", "4_photos.jpg", str(tmp_path / "small.png")]
     lines = [json.dumps({"input": name, "gt": name.replace("photos", "targets")}) for name in names]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -144,7 +144,7 @@ def test_a_published_version_and_enhance_behind_triton(tiny, triton, repository,
 
 
 def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
-    """A build measures against the pairs what the evaluation measures; other pairs make another engine."""
+    """A build measures the same against the pairs as the evaluation; other pairs change the fingerprint."""
     two = ten.read_text(encoding="utf-8").splitlines()[2:4]  # one of them differs in shape
     pairs = tmp_path / "two.jsonl"
     pairs.write_text("\n".join(two), encoding="utf-8")
@@ -175,7 +175,7 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
         (None, ["pairs.jsonl", "No such file"]),
     ],
 )
-def test_bad_pairs_end_in_one_line(tiny, tmp_path, capsys, text, words):
+def test_invalid_pairs_print_one_error_line(tiny, tmp_path, capsys, text, words):
     (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
     (tmp_path / "letter.png").write_bytes(b"a letter")
     if text is not None:
@@ -208,7 +208,7 @@ def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
         (["--server-python", "nowhere/bin/python"], ["nowhere/bin/python", "make setup"]),
     ],
 )
-def test_other_bad_requests_end_in_one_line(tiny, repository, tmp_path, capsys, flags, words):
+def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path, capsys, flags, words):
     (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
     require_one_line(tmp_path, capsys, ["--package", tiny["package"], "--repository", repository, *flags], words)

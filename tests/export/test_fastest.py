@@ -1,4 +1,4 @@
-"""--precision auto: what this processor does fastest, measured; and the next where it is not faithful enough."""
+"""--precision auto: the fastest precision of this CPU, or the next where that misses its gate."""
 
 import dataclasses
 
@@ -17,36 +17,36 @@ def package(tiny):
     return tiny["package"]
 
 
-def test_only_what_this_processor_executes_is_timed_or_taken(package, capsys):
-    found = fastest.fastest_first(package)
-    said = capsys.readouterr().err
-    assert set(found) == {name for name, precision in PRECISIONS.items() if not cpu.why_not(precision)}
-    for name in PRECISIONS.keys() - set(found):
-        assert f"not {name}: " in said
-    assert "the only one" in said or all(f"{name} takes" in said for name in found)
+def test_only_precisions_that_the_cpu_executes_are_timed(package, capsys):
+    result = fastest.rank_precisions(package)
+    output = capsys.readouterr().err
+    assert set(result) == {name for name, precision in PRECISIONS.items() if not cpu.why_not(precision)}
+    for name in PRECISIONS.keys() - set(result):
+        assert f"not {name}: " in output
+    assert "the only one" in output or all(f"{name} takes" in output for name in result)
 
 
-def test_precisions_are_timed_in_turns_and_sorted(package, monkeypatch, capsys):
-    """A processor that executes one alone is told that it executes two."""
-    monkeypatch.setattr(fastest, "_seconds", lambda package, names: dict(zip(names, (2.0, 1.0), strict=True)))
+def test_precisions_are_sorted_by_time(package, monkeypatch, capsys):
+    """Pretend that the CPU executes two precisions."""
+    monkeypatch.setattr(fastest, "_measure_seconds", lambda package, names: dict(zip(names, (2.0, 1.0), strict=True)))
     monkeypatch.setattr(cpu, "why_not", lambda precision: "" if precision.name in ("fp32", "bf16") else "not here")
-    assert fastest.fastest_first(package) == ["bf16", "fp32"]
+    assert fastest.rank_precisions(package) == ["bf16", "fp32"]
     assert "bf16 takes 1.000 s" in capsys.readouterr().err
 
 
-def test_seconds_are_measured_by_running_the_network_also_in_int8(package, monkeypatch):
-    """A processor without INT8 arithmetic runs its graph too, only not fast: the branch is the same."""
+def test_times_are_measured_in_int8_too(package, monkeypatch):
+    """A CPU without INT8 arithmetic runs the graph too, only slowly."""
     monkeypatch.setattr(fastest, "ROUNDS", 1)
-    found = fastest._seconds(package, ["fp32", "int8"])
-    assert list(found) == ["fp32", "int8"]
-    assert all(0.001 < seconds < 600 for seconds in found.values())
+    result = fastest._measure_seconds(package, ["fp32", "int8"])
+    assert list(result) == ["fp32", "int8"]
+    assert all(0.001 < seconds < 600 for seconds in result.values())
 
 
 @pytest.fixture
 def request_for_auto(package, tmp_path, monkeypatch):
-    """A request; and what was built for it, by a builder that pretends: bf16 ends as ``outcome`` says."""
+    """A request, the builds made for it, and a fake builder in which bf16 raises ``outcome``."""
     monkeypatch.setattr(machine, "gpus", list)
-    monkeypatch.setattr(fastest, "fastest_first", lambda package: ["bf16", "fp32"])
+    monkeypatch.setattr(fastest, "rank_precisions", lambda package: ["bf16", "fp32"])
     built, original = [], build.build
 
     def pretending(outcome):
@@ -64,13 +64,13 @@ def request_for_auto(package, tmp_path, monkeypatch):
     return Request(package=package, precision="auto", **places), built, pretending
 
 
-def test_one_that_does_not_pass_its_gate_gives_way_to_the_next_which_is_kept(request_for_auto, monkeypatch, capsys):
+def test_a_precision_that_misses_its_gate_is_replaced_by_the_next(request_for_auto, monkeypatch, capsys):
     request, built, pretending = request_for_auto
     pretending(GateError("44.0 dB are below the gate"))
     build.build(request)
     assert built == [("bf16", "cpu"), ("fp32", "cpu")]
     assert "bf16 is rejected: 44.0 dB" in capsys.readouterr().err
-    monkeypatch.setattr(fastest, "fastest_first", lambda package: pytest.fail("measured again with nothing changed"))
+    monkeypatch.setattr(fastest, "rank_precisions", lambda package: pytest.fail("measured again with nothing changed"))
     build.build(request)
     assert built[2:] == [("fp32", "cpu")]
     assert "fp32, as measured before" in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_another_gate_is_measured_again(request_for_auto):
     assert len(list((request.engines / ".cache").glob("auto-*.json"))) == 2
 
 
-def test_what_is_wrong_otherwise_ends_it_and_is_not_kept(request_for_auto):
+def test_other_errors_end_the_build_and_are_not_cached(request_for_auto):
     request, built, pretending = request_for_auto
     pretending(ExportError("another build is publishing"))
     with pytest.raises(ExportError, match="another build"):
@@ -94,7 +94,7 @@ def test_what_is_wrong_otherwise_ends_it_and_is_not_kept(request_for_auto):
     assert not (request.engines / ".cache").exists()
 
 
-def test_a_gpu_gets_fp16_and_rtx_is_asked_for_by_name(monkeypatch, tmp_path, package):
+def test_auto_precision_is_rejected_for_rtx(monkeypatch, tmp_path, package):
     monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
     with pytest.raises(ExportError, match="not a restormer repository"):
         build.build(Request(package=package, precision="auto", repository=tmp_path))

@@ -1,4 +1,4 @@
-"""The ONNX graph: the same function, few nodes, the same bytes from anywhere."""
+"""The ONNX graph: the same function, few nodes, the same bytes in every folder."""
 
 import hashlib
 import os
@@ -58,12 +58,12 @@ def test_has_one_node_a_layer_norm_and_no_split(network, model):
     nodes = Counter(node.op_type for node in model.graph.node)
     assert nodes["LayerNormalization"] == 2 * network.architecture.depth
     assert nodes["Split"] == 0
-    assert nodes["Cast"] == 0  # the float32 islands cost nothing in a float32 network
+    assert nodes["Cast"] == 0  # the float32 islands add no node to a float32 network
     assert len(model.graph.node) / network.architecture.depth < 45
 
 
 @pytest.mark.parametrize(("dtype", "opset"), [(torch.float16, 20), (torch.bfloat16, 22)], ids=["fp16", "bf16"])
-def test_the_typed_graph_says_every_type(network, dtype, opset):
+def test_the_typed_graph_states_every_type(network, dtype, opset):
     """TensorRT 11 takes precision from the graph alone: convolutions in half, the islands in float32."""
     graph = onnx_from_network(typed(network, dtype), side=SIDE)  # passes the full onnx.checker inside
     assert graph.opset_import[0].version == opset
@@ -78,12 +78,12 @@ def test_the_typed_graph_says_every_type(network, dtype, opset):
     blocks = network.architecture.depth
     assert sorted(products) == sorted([half, onnx.TensorProto.FLOAT] * blocks)  # attention·v in half, q·kᵀ not
     casts = sum(node.op_type == "Cast" for node in graph.graph.node)
-    assert casts == 3 * blocks + 2  # three in each attention, one at either end
+    assert casts == 3 * blocks + 2  # three in each attention, one at each end
     assert {types[graph.graph.input[0].name], types[graph.graph.output[0].name]} == {onnx.TensorProto.FLOAT}
 
 
 def typed_outputs(model):
-    """The element type of every value, by ONNX's own inference."""
+    """Return the element type of every value, by ONNX's inference."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)
     return {value.name: value.type.tensor_type.elem_type for value in values}
@@ -91,7 +91,7 @@ def typed_outputs(model):
 
 @pytest.mark.parametrize(("dtype", "gate"), [(torch.float16, 55.0), (torch.bfloat16, 45.0)], ids=["fp16", "bf16"])
 def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
-    """Emulated: PyTorch with real half and bfloat16 tensors on a CPU, on a small version of a photograph."""
+    """Emulated by PyTorch with half precision tensors on a CPU, on a small version of a photograph."""
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
     image = torch.from_numpy(prepared((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
     assert decibels > gate
 
 
-def test_same_bytes_twice_and_from_another_folder(network, tmp_path):
+def test_the_bytes_do_not_depend_on_the_folder(network, tmp_path):
     here = hashlib.sha256(onnx_bytes(onnx_from_network(network, side=SIDE))).hexdigest()
     for folder in ("benchmarks", "export", "imaging", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / "elsewhere" / folder)
@@ -117,5 +117,5 @@ def test_same_bytes_twice_and_from_another_folder(network, tmp_path):
     assert there.stdout.strip().splitlines()[-1] == here
 
 
-def test_names_no_folder_of_this_machine(model):
+def test_the_graph_contains_no_path_of_this_machine(model):
     assert str(ROOT).encode() not in onnx_bytes(model)

@@ -1,4 +1,4 @@
-"""Half precision on a CPU: real halves, wide sums, and a report of how near they come to the largest."""
+"""Half precision on a CPU: half tensors, float32 sums, and the headroom of every tensor."""
 
 import copy
 import math
@@ -15,8 +15,8 @@ from export.network import half
 from export.network.rewrites import typed
 
 
-def test_sums_are_taken_in_float32_and_rounded_once():
-    """2,049 ones: float16 has no such number, and adding them one by one stops at 2,048."""
+def test_sums_are_computed_in_float32_and_rounded_once():
+    """2,049 ones: float16 cannot represent the sum, and adding them one by one stops at 2,048."""
     ones, weight = torch.ones(1, 4098, 1, 1).half(), torch.ones(1, 4098, 1, 1).half()
     with torch.no_grad(), half.Half():
         result = torch.conv2d(ones, weight)
@@ -24,7 +24,7 @@ def test_sums_are_taken_in_float32_and_rounded_once():
     assert float(result) == 4096  # 4,098 rounded once to a multiple of four, ties to even
 
 
-def test_what_is_too_large_for_float16_overflows():
+def test_values_too_large_for_float16_overflow():
     with torch.no_grad(), half.Half():
         assert torch.isinf(torch.conv2d(torch.full((1, 1, 1, 1), 300.0).half(), torch.full((1, 1, 1, 1), 300.0).half()))
 
@@ -39,16 +39,16 @@ def test_a_bfloat16_product_is_summed_in_float32_and_rounded_once():
 
 
 @given(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False))
-def test_tf32_keeps_ten_bits_and_changes_no_more_than_half_a_step(value):
-    rounded = float(half._tf32(torch.tensor([value])))
+def test_tf32_keeps_ten_bits_and_rounds_to_nearest(value):
+    rounded = float(half._round_to_tf32(torch.tensor([value])))
     assert abs(rounded - value) <= abs(value) * 2**-11
     assert int(torch.tensor([rounded]).view(torch.int32)) & 0x1FFF == 0
 
 
-def test_the_report_names_the_largest_magnitude_of_every_float16_tensor(tiny_network):
+def test_ranges_hold_the_largest_magnitude_of_every_float16_tensor(tiny_network):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     network = typed(tiny_network, torch.float16)
-    found = half.ranges(network, {"a": image.numpy()})
+    found = half.measure_ranges(network, {"a": image.numpy()})
     with torch.no_grad(), half.Half():
         embedded = network.patch_embed(image.half())
     by_name = {r.tensor: r for r in found}
@@ -58,7 +58,7 @@ def test_the_report_names_the_largest_magnitude_of_every_float16_tensor(tiny_net
     assert len(convolutions) == sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())
     norms = [name for name in by_name if name.endswith(": native_layer_norm")]
     assert len(norms) == 2 * network.architecture.depth
-    assert str(len(found)) in half.table(found)[-1]
+    assert str(len(found)) in half.format_ranges(found)[-1]
 
 
 @pytest.mark.parametrize(("peak", "bits"), [(65504.0, 0.0), (16376.0, 2.0), (0.0, math.inf), (math.inf, -math.inf)])

@@ -1,4 +1,4 @@
-"""INT8: what may be quantized, in which order it is, and that the graph says what PyTorch measured."""
+"""INT8: candidates, the order of the plan, and a graph that computes what PyTorch measured."""
 
 import math
 
@@ -14,7 +14,7 @@ from export.errors import ExportError
 from export.fidelity import torch_runner
 from export.metrics import psnr
 from export.network import int8
-from export.network.coverage import Convolution, convolutions, covered
+from export.network.coverage import Convolution, convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.rewrites import rewritten, split_projections, typed
 
@@ -39,7 +39,7 @@ def ranges(network, images):
 
 @pytest.fixture(scope="module")
 def graphs(network):
-    """The network's graphs: fused as a GPU gets it, in float32 and float16, and split as the CPU does."""
+    """The network's graphs: fused for GPUs, in float32 and float16, and split for CPUs."""
     forms = {"fused": network, "half": typed(network, torch.float16), "split": split_projections(network)}
     return {name: onnx_from_network(form, side=SIDE) for name, form in forms.items()}
 
@@ -60,7 +60,7 @@ def test_candidates_are_the_pointwise_convolutions_of_the_blocks_and_nothing_els
 @pytest.mark.parametrize(
     "module", ["encoder_level1.0.attn.qkv", "latent.0.ffn.project_in", "decoder_level1.0.ffn.project_out"]
 )
-def test_the_graph_computes_what_the_plan_was_measured_on(network, graphs, images, ranges, module, split):
+def test_the_graph_computes_what_the_plan_measured(network, graphs, images, ranges, module, split):
     """One layer at a time ONNX Runtime and PyTorch agree on the grid; over many, rounding either way adds up."""
     graph = graphs["split" if split else "fused"]
     image, chosen = images["0"], {module: ranges[module]}
@@ -87,7 +87,7 @@ def test_only_the_chosen_convolutions_change(graphs, ranges, form):
 
 
 def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, images, ranges):
-    """What the gate of a GPU's INT8 engine is held against: Q/DQ in float16, far nearer to it than to float32."""
+    """The gate of a GPU's INT8 engine applies to the emulation: the graph is nearer to it than to float32."""
     module = "decoder_level1.0.ffn.project_out"
     image, chosen = images["0"], {module: ranges[module]}
     emulated = torch_runner(typed(int8.fake_quantized(network, chosen), torch.float16))(image)
@@ -100,10 +100,10 @@ def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, ima
 def test_split_projections_share_one_pair(graphs, ranges):
     graph = int8.quantized_graph(graphs["split"], ranges)
     assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) == len(ranges)
-    assert covered(convolutions(graph), "INT8") > 0.9
+    assert share_in_type(convolutions(graph), "INT8") > 0.9
 
 
-def test_quantizing_in_place_leaves_no_trace(network, images, ranges):
+def test_quantizing_in_place_is_undone(network, images, ranges):
     image = torch.from_numpy(images["0"])
     with torch.inference_mode():
         before = network(image)
@@ -141,7 +141,7 @@ def test_the_plan_takes_most_work_for_least_error_until_the_budget_is_spent(cost
     assert len(plan.lines()) == 5
 
 
-def test_a_plan_survives_its_file(network, ranges, tmp_path):
+def test_a_plan_is_read_back_from_its_file(network, ranges, tmp_path):
     errors = dict.fromkeys(ranges, 1e-6)
     layers = [Convolution(name, 1, 100, "FLOAT", "") for name in ranges]
     plan = int8.planned(layers, ranges, errors, 38.0, "minmax")
@@ -152,11 +152,11 @@ def test_a_plan_survives_its_file(network, ranges, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": [{"module": 1}]}'])
-def test_a_file_that_is_no_plan_is_one_line(text, tmp_path):
+def test_a_file_without_a_plan_is_rejected(text, tmp_path):
     (tmp_path / "plan.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ExportError, match="is no INT8 plan"):
+    with pytest.raises(ExportError, match="is not an INT8 plan"):
         int8.plan_from_file(tmp_path / "plan.json")
 
 
-def test_equal_pictures_are_infinitely_near():
+def test_equal_pictures_have_infinite_psnr():
     assert int8.decibels(0.0) == math.inf

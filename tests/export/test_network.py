@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.network import paper
 from export.network.architecture import OWNER_EPS, owner_network, restormer
-from export.network.restormer import Restormer, projected
+from export.network.restormer import Restormer, project
 from export.network.rewrites import fold_norms, pad_feed_forward, split_projections
 
 SMALL = {"dim": 8, "blocks": (1, 2, 1, 1), "refinement": 1, "heads": (1, 2, 4, 8)}
@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def network_of(**variant):
-    """A network with every parameter random, biases and LayerNorm weights too, in float64."""
+    """Make a network with random parameters, biases and LayerNorm weights included, in float64."""
     torch.manual_seed(1)
     network = Restormer(restormer(**{**SMALL, **variant})).double().eval()
     for parameter in network.parameters():
@@ -41,7 +41,7 @@ def test_is_the_network_of_the_paper(variant):
     network = network_of(**variant)
     image = image_for(network)
     with torch.inference_mode():
-        # The network takes its long sums in float32 by design; the paper's equations run in float64.
+        # The network computes long sums in float32 by design; the paper's equations run in float64.
         expected, found = paper.restormer(network.state_dict(), image, eps=network.architecture.eps), network(image)
     error = (found - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
@@ -64,11 +64,11 @@ def test_rewrites_are_exact(rewrite, name):
         expected, found = network(image), rewritten(image)
     error = (found - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
-    # Nothing but the order of float32 sums inside the islands may differ.
+    # Only the order of float32 sums inside the islands may differ.
     assert error < 1e-6
 
 
-def test_padding_makes_the_widths_round_and_leaves_the_network_alone():
+def test_padding_rounds_the_widths_up_in_a_copy():
     with torch.device("meta"):
         network = Restormer(owner_network())
     padded = pad_feed_forward(network)
@@ -77,8 +77,8 @@ def test_padding_makes_the_widths_round_and_leaves_the_network_alone():
     assert [getattr(network, s)[0].ffn.project_out.in_channels for s in stages] == [127, 255, 510, 1021]
 
 
-def test_a_split_network_is_not_padded_twice():
-    with pytest.raises(TypeError, match="pad before you split"):
+def test_a_split_network_cannot_be_padded():
+    with pytest.raises(TypeError, match="pad before splitting"):
         pad_feed_forward(split_projections(network_of()))
 
 
@@ -88,7 +88,7 @@ def test_float32_islands_keep_a_half_precision_network_finite():
     block = network.encoder_level1[0]
     loud = torch.randn(1, 8, 64, 64, generator=torch.Generator().manual_seed(3)).half() * 400
     with torch.inference_mode():
-        q, k, _ = projected(loud, block.attn.qkv, block.attn.qkv_dwconv, 3, (8, 64 * 64))
+        q, k, _ = project(loud, block.attn.qkv, block.attn.qkv_dwconv, 3, (8, 64 * 64))
         assert torch.isfinite(q).all()
         assert torch.isinf(q @ k.transpose(-2, -1)).any()
         assert torch.isfinite(block.attn(loud)).all()

@@ -37,7 +37,7 @@ TOLERANCE = 1e-5
 
 
 def trained_like(architecture):
-    """A network with random weights on which every detail shows.
+    """Make a network with random weights that make every detail visible.
 
     The embedding is so faint that channels vary by about 1e-5 at each pixel of the first norm, where ``eps`` counts;
     norms and temperatures are away from 1 and 0; one q vector is zero.
@@ -83,7 +83,7 @@ def relative(found, expected):
     return float((found - expected).abs().max() / expected.std())
 
 
-def test_a_checkpoint_is_read_as_the_equations_say(case):
+def test_a_checkpoint_computes_the_equations(case):
     architecture, convention, folder, expected = case
     package = package_from_folder(folder)
     assert (package.architecture, package.convention) == (architecture, convention)

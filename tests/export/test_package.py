@@ -1,4 +1,4 @@
-"""Packages as they come: good, odd, broken and hostile."""
+"""Packages: good, odd, broken and hostile."""
 
 import json
 import os
@@ -51,24 +51,24 @@ class RunsCode:
         return os.system, ("touch pwned",)
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
+def test_a_pickle_that_would_run_code_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ExportError, match=r"refused: it asks for (posix|os)\.system, which could run code"):
+    with pytest.raises(ExportError, match=r"rejected: it asks for (posix|os)\.system, which could run code"):
         package_from_folder(package_with(tmp_path / "package", {"model": RunsCode()}))
     assert not (tmp_path / "pwned").exists()
 
 
-def test_averaged_weights_are_preferred_and_that_is_said(tmp_path, weights):
+def test_averaged_weights_are_preferred_with_a_remark(tmp_path, weights):
     plain = {name: tensor + 1 for name, tensor in weights.items()}
     package = package_from_folder(package_with(tmp_path, {"params": plain, "params_ema": weights}))
     assert torch.equal(package.weights["output.weight"], weights["output.weight"])
     (remark,) = package.remarks
-    assert "params_ema is taken" in remark
+    assert "params_ema is used" in remark
     assert "params holds" in remark
 
 
 @pytest.mark.parametrize("scalar", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
-def test_numpy_scalars_among_the_metrics_are_no_reason_to_refuse(tmp_path, weights, scalar):
+def test_numpy_scalars_among_the_metrics_are_accepted(tmp_path, weights, scalar):
     package = package_from_folder(package_with(tmp_path, {"model_state_dict": weights, "metrics": {"psnr": scalar}}))
     assert package.architecture == TINY
 
@@ -79,7 +79,7 @@ def test_safetensors_are_accepted(tmp_path, weights):
     assert all(torch.equal(package.weights[name], tensor) for name, tensor in weights.items())
 
 
-def test_a_boast_of_another_size_is_reported(tmp_path, weights):
+def test_another_size_in_the_manifest_is_reported(tmp_path, weights):
     package_with(tmp_path, weights)
     (tmp_path / "MANIFEST.txt").write_text("Restormer Base, 25.4M parameters\n")
     (remark,) = package_from_folder(tmp_path).remarks
@@ -109,13 +109,13 @@ def test_inspect_prints_what_is_there_and_what_does_not_agree(tmp_path, weights,
 
 
 def broken_packages(tmp_path, weights):
-    """Name of the trouble, package folder, what the message must say."""
+    """Yield the problem, a package folder with it, and a keyword of the message."""
     yield "absent", tmp_path / "nowhere", "is not a folder"
     (tmp_path / "empty").mkdir()
     yield "without a checkpoint", tmp_path / "empty", "holds no model_checkpoint.pt"
     (tmp_path / "text").mkdir()
     (tmp_path / "text/model_checkpoint.pt").write_text("these are no weights")
-    yield "text", tmp_path / "text", "refused|cannot be read"
+    yield "text", tmp_path / "text", "rejected|cannot be read"
     yield "without weights", package_with(tmp_path / "bare", {"epoch": 1}), "holds no weights"
     yield "another network", package_with(tmp_path / "other", {"conv1.weight": torch.ones(1)}), "not a Restormer"
     poisoned = {**weights, "output.weight": weights["output.weight"] * float("nan")}
@@ -127,27 +127,27 @@ def broken_packages(tmp_path, weights):
     yield "truncated", tmp_path / "cut", "cannot be read"
 
 
-def test_broken_packages_end_in_one_line_and_publish_nothing(tmp_path, weights, capsys):
+def test_broken_packages_print_one_error_line(tmp_path, weights, capsys):
     repository = tmp_path / "repository"
     shutil.copytree("model_repository", repository, ignore=shutil.ignore_patterns("[0-9]*"))
     before = sorted(repository.rglob("*"))
-    for trouble, folder, message in broken_packages(tmp_path, weights):
+    for problem, folder, message in broken_packages(tmp_path, weights):
         code = main(["engine", "--package", str(folder), "--repository", str(repository)])
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert code == 1, trouble
-        assert len(lines) == 1, trouble
-        assert any(part in lines[0] for part in message.split("|")), (trouble, lines)
+        assert code == 1, problem
+        assert len(lines) == 1, problem
+        assert any(part in lines[0] for part in message.split("|")), (problem, lines)
     assert sorted(repository.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("patch_embed.weight", (8,), "4 dimensions wanted"),
-        ("output.weight", (), "4 dimensions wanted"),
+        ("patch_embed.weight", (8,), "4 dimensions expected"),
+        ("output.weight", (), "4 dimensions expected"),
         ("latent.0.attn.temperature", (3, 1, 1), "64 channels for 3 heads"),
-        ("latent.0.attn.temperature", (0, 1, 1), "3 dimensions wanted"),
-        ("latent.0.ffn.project_out.weight", (64,), "4 dimensions wanted"),
+        ("latent.0.attn.temperature", (0, 1, 1), "3 dimensions expected"),
+        ("latent.0.ffn.project_out.weight", (64,), "4 dimensions expected"),
     ],
 )
 def test_tensors_of_impossible_shapes_are_named(tmp_path, weights, name, shape, message):
@@ -205,11 +205,22 @@ def test_the_network_is_found_in_any_wrapping_and_naming(tmp_path, weights, conv
     assert all(torch.allclose(loaded[name], tensor, atol=1e-2) for name, tensor in weights.items())
 
 
-def test_averaged_weights_that_are_not_whole_are_passed_over(tmp_path, weights):
+def test_incomplete_averaged_weights_are_left_out(tmp_path, weights):
     partial = {name: tensor + 1 for name, tensor in weights.items() if not name.startswith("latent")}
     package = package_from_folder(package_with(tmp_path, {"model": weights, "model_ema": partial}))
     assert torch.equal(package.weights["output.weight"], weights["output.weight"])
     assert any("model_ema" in remark and "latent" in remark for remark in package.remarks)
+
+
+def test_an_incomplete_network_of_equal_rank_is_left_out(tmp_path, weights):
+    partial = {name: tensor + 1 for name, tensor in weights.items() if not name.startswith("latent")}
+    package = package_from_folder(package_with(tmp_path / "one", {"a": {"x": partial}, "b": {"y": weights}}))
+    assert torch.equal(package.weights["output.weight"], weights["output.weight"])
+    assert any("a.x" in remark and "latent" in remark for remark in package.remarks)
+    with pytest.raises(ExportError, match=r"several networks fit: a\.x, b\.y"):
+        package_from_folder(package_with(tmp_path / "two", {"a": {"x": weights}, "b": {"y": dict(weights)}}))
+    with pytest.raises(ExportError, match="latent"):
+        package_from_folder(package_with(tmp_path / "three", {"a": {"x": partial}, "b": {"y": dict(partial)}}))
 
 
 UNCONVERTIBLE = {
@@ -237,7 +248,7 @@ def test_a_tensor_that_cannot_be_converted_is_named(tmp_path, weights, convert):
         ({"latent.0.attn.qkv.bias": torch.zeros(192)}, r"'latent\.0\.attn\.qkv\.bias'"),
     ],
 )
-def test_a_tensor_without_a_place_is_named(tmp_path, weights, change, message):
+def test_an_unknown_tensor_is_named(tmp_path, weights, change, message):
     with pytest.raises(ExportError, match=message):
         package_from_folder(package_with(tmp_path, {**weights, **change}))
 
@@ -255,10 +266,10 @@ def test_counters_of_profilers_are_dropped_with_a_remark(tmp_path, weights):
         (b"\xef\xbb\xbf<!DOCTYPE html><html></html>", "web page"),
         (b"/annex/objects/MD5E-s1--0.pt\n", "git annex get"),
         (b'{"error": "not found"}', "JSON"),
-        (b"", "whole"),
+        (b"", "complete"),
     ],
 )
-def test_what_lies_in_place_of_a_checkpoint_is_named(tmp_path, content, message):
+def test_files_that_are_not_checkpoints_are_named(tmp_path, content, message):
     (tmp_path / "model_checkpoint.pt").write_bytes(content)
     with pytest.raises(ExportError, match=message):
         package_from_folder(tmp_path)
@@ -282,7 +293,7 @@ OWNERS = {
 }  # fmt: skip
 
 
-def test_nested_claims_are_compared_and_a_count_may_be_a_thousandth_off(tmp_path, weights):
+def test_nested_claims_are_compared_with_a_tolerance_for_counts(tmp_path, weights):
     package_with(tmp_path, weights)
     count = sum(tensor.numel() for tensor in weights.values())
     for total, agrees in ((round(count * 1.0005), True), (round(count * 1.01), False)):
@@ -310,7 +321,7 @@ def test_nested_claims_are_compared_and_a_count_may_be_a_thousandth_off(tmp_path
         ({"input_output": {"preprocessing": "letterbox_512"}}, "letterbox_512", False),
     ],
 )  # fmt: skip
-def test_the_frame_of_the_training_decides(tmp_path, weights, config, remark, refused):
+def test_the_frame_in_training_is_checked(tmp_path, weights, config, remark, refused):
     package_with(tmp_path, weights)
     (tmp_path / "config.json").write_text(json.dumps(config))
     package = package_from_folder(tmp_path)
@@ -341,7 +352,7 @@ def test_checksums_are_read_in_every_style(tmp_path, weights, style, encoding, u
         assert len(package_from_folder(tmp_path).remarks) == count
 
 
-def test_zeros_of_the_training_code_are_not_measurements(tmp_path, weights, capsys):
+def test_zeros_are_not_measurements(tmp_path, weights, capsys):
     package_with(tmp_path, weights)
     (tmp_path / "training_info.json").write_text('{"epoch": 0, "val_l1": 0.05, "val_psnr": 0.0}')
     assert main(["inspect", "--package", str(tmp_path)]) == 0

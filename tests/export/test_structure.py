@@ -19,7 +19,7 @@ MODULES = {module_name(path): path for path in (ROOT / "export").rglob("*.py")}
 
 
 def imported_modules(path):
-    """Modules of export/ that a file imports, in functions and for type checking too."""
+    """Yield the modules of export/ that a file imports, also in functions and for type checking."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
@@ -49,7 +49,7 @@ def test_packages_and_networks_are_below_the_pipeline(package, allowed):
 
 
 def test_targets_do_not_import_each_other_or_what_calls_them():
-    """Except the base classes: so that a new target is a new file."""
+    """Except the base classes, so that a new target is a new file."""
     targets = {name for name in GRAPH if name.startswith("export.targets.")}
     bases = {"export.targets.base", "export.targets.nvidia"}
     callers = {"export.build", "export.factory", "export.engines", "export.__main__", "export.targets"}

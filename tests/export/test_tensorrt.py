@@ -1,4 +1,4 @@
-"""NVIDIA's own parser and builder take the graph: TensorRT for RTX, which needs no GPU to build.
+"""NVIDIA's parser and builder accept the graph: TensorRT for RTX builds without a GPU.
 
 The standard network (26,126,644 parameters) goes through in every precision, with random weights.
 """
@@ -16,7 +16,7 @@ from export.__main__ import main
 from export.errors import ExportError
 from export.network import int8
 from export.network.architecture import owner_network
-from export.network.coverage import convolutions, covered
+from export.network.coverage import convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
 from export.network.rewrites import rewritten, typed
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT for RTX has wheels for Linux on x86-64"
 )
 
-#: What the parser makes of the owner's base network, and how many of these are casts: neither may grow.
+#: Parsed layers of the owner's base network, and casts among them: neither may grow.
 MOST_LAYERS = {"fp32": 1859, "bf16": 1993, "fp16": 1993, "int8": 3577}
 MOST_CASTS = {"fp32": 44, "bf16": 178, "fp16": 178, "int8": 178}
 ONE_GPU = Options(compute_capabilities=("8.9",))
@@ -42,7 +42,7 @@ def standard():
     torch.manual_seed(0)
     network = Restormer(owner_network()).eval()
     with torch.no_grad():
-        for parameter in network.parameters():  # as after training: no two temperatures alike
+        for parameter in network.parameters():  # as after training: all temperatures differ
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     return rewritten(network)
 
@@ -57,7 +57,7 @@ def half_graph(standard):
 def test_the_standard_network_builds(standard, precision):
     graph = onnx_from_network(typed(standard, torch.bfloat16) if precision == "bf16" else standard)
     check(graph, precision)
-    if precision == "fp32":  # TF32 is this graph under another flag
+    if precision == "fp32":  # TF32 is the same graph with another flag
         check(graph, precision, tf32=True)
 
 
@@ -69,7 +69,7 @@ def test_the_standard_network_builds_in_fp16(half_graph):
 @pytest.mark.timeout(600)
 def test_the_standard_network_builds_in_int8(standard, half_graph):
     graph = int8.quantized_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
-    assert covered(convolutions(graph), "INT8") > PRECISIONS["int8"].min_share
+    assert share_in_type(convolutions(graph), "INT8") > PRECISIONS["int8"].min_share
     built = RTX.build_plan(onnx_bytes(graph), ONE_GPU)
     print(f"int8: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB")
     assert built.layer_types["QUANTIZE"] == len(int8.candidates(standard))
@@ -79,7 +79,7 @@ def test_the_standard_network_builds_in_int8(standard, half_graph):
 
 
 def check(graph, precision, *, tf32=False):
-    assert covered(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
+    assert share_in_type(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
     built = RTX.build_plan(onnx_bytes(graph), ONE_GPU, tf32=tf32)
     print(
         f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}"
@@ -90,8 +90,8 @@ def check(graph, precision, *, tf32=False):
     assert built.warnings == ()
 
 
-def test_float32_is_float32_and_tf32_is_asked_for(monkeypatch):
-    """TF32 is on by default in TensorRT; the flag is what tells the two engines apart."""
+def test_tf32_is_off_unless_asked_for(monkeypatch):
+    """TF32 is on by default in TensorRT; only the flag distinguishes the two engines."""
     trt = RTX.library()
     builder = trt.Builder(make_logger(trt))
     for tf32 in (False, True):
@@ -100,14 +100,14 @@ def test_float32_is_float32_and_tf32_is_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("side", [256, 512])
-def test_the_profile_is_of_the_graphs_own_size(side):
+def test_the_profile_has_the_graphs_size(side):
     trt = RTX.library()
     builder = trt.Builder(make_logger(trt))
     network = builder.create_network(0)
     network.add_input("input", trt.float32, (-1, 3, side, side))
     profile = _profile(builder, network, 4)
     config = RTX.builder_config(trt, builder, ONE_GPU, tf32=False)
-    assert config.add_optimization_profile(profile) == 0  # its place: -1 of one that is not valid
+    assert config.add_optimization_profile(profile) == 0  # its index; -1 if it is not valid
     assert config.num_optimization_profiles == 1
     assert [tuple(shape) for shape in profile.get_shape("input")] == [
         (1, 3, side, side),
@@ -129,21 +129,21 @@ def test_options_reach_the_builder():
     ]
 
 
-def test_a_gpu_it_cannot_build_for_is_one_line():
+def test_an_unknown_gpu_is_rejected():
     with pytest.raises(
         ExportError, match=r"--compute-capabilities: .* not build for 9\.0: choose among 7\.5 8\.0 8\.6"
     ):
         RTX.build_plan(b"", Options(compute_capabilities=("9.0",)))
 
 
-def test_a_graph_it_does_not_take_is_one_line():
+def test_an_invalid_graph_is_rejected():
     with pytest.raises(ExportError, match="tensorrt_rtx rejects the graph: "):
         RTX.build_plan(b"no graph", ONE_GPU)
 
 
 @pytest.mark.parametrize("when", ["phase_start", "step_complete", "phase_finish"])
 def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
-    """No exception may cross the library: the monitor notes it, ends the build, and the build raises it."""
+    """No exception may cross the library: the monitor stops the build, which then raises it."""
     progress = make_progress_monitor(RTX.library())
     assert progress.step_complete("tactics", 1)
     calls = {"phase_start": ("tactics", None, 3), "step_complete": ("tactics", 1), "phase_finish": ("tactics",)}
@@ -161,19 +161,19 @@ def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
-def test_tensorrt_itself_says_how_to_install_it():
+def test_a_missing_tensorrt_names_its_installation():
     with pytest.raises(ExportError, match=r"--target tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
         TARGETS["tensorrt"].library()
 
 
-def test_nothing_of_nvidia_is_imported_before_it_is_asked_for():
+def test_nvidias_libraries_are_imported_late():
     code = "import sys, export.factory, export.context, export.build, export.__main__;"
     code += "print(sorted(m for m in sys.modules if m.startswith('tensorrt')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_a_tensorrt_build_without_a_gpu_is_one_line(capsys, monkeypatch):
+def test_a_tensorrt_build_without_a_gpu_is_rejected(capsys, monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
     assert main(["engine", "--package", "demo/package", "--target", "tensorrt"]) == 1
     assert "needs an NVIDIA GPU, and none is visible" in capsys.readouterr().err
