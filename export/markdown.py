@@ -51,7 +51,7 @@ def filled(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
         parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", page, flags=re.DOTALL)
         if len(parts) != 2:
             raise ValueError(f"expected {begin} and {end} once, found {len(parts) - 1}")
-        page = f"{begin}\n\n{_narrow(make())}\n\n{end}".join(parts)
+        page = f"{begin}\n{_narrow(make())}\n{end}".join(parts)
     return page
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import tables as figures
 from server.settings import Settings
 from tests.acceptance import load
 
@@ -139,32 +138,6 @@ def test_the_readme_links_every_page_of_the_docs():
     assert pages <= {link.partition("#")[0] for link in links(ROOT / "README.md")}
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        figures.near_table,
-        figures.frames_table,
-        figures.transfer_table,
-        figures.cost_table,
-        figures.cost_sentences,
-        figures.fuzz_table,
-    ],
-)
-def test_the_figures_of_the_photographs_page_are_the_measured_ones(made):
-    assert made() in (ROOT / "docs/photographs.md").read_text(encoding="utf-8")
-
-
-def test_the_figures_of_the_clients_readme_are_the_measured_ones():
-    assert figures.client_tables() in (ROOT / "client/README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "made", [figures.load_table, figures.load_sentences, figures.faults_table, figures.batches_sentence]
-)
-def test_the_figures_of_the_production_page_are_the_measured_ones(made):
-    assert made() in (ROOT / "docs/production.md").read_text(encoding="utf-8")
-
-
 def test_the_load_was_measured_with_the_config_that_is_served():
     """A record of before this was written down does not say."""
     recorded = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
@@ -180,18 +153,3 @@ def test_every_setting_of_the_server_is_on_the_production_page():
 def test_ci_calls_the_readmes_test_command():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make test" in shell_commands()
-
-
-@pytest.mark.parametrize("made", [figures.bulk_table, figures.bulk_sentences])
-def test_the_figures_of_the_scaling_page_are_the_measured_ones(made):
-    assert made() in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("made", [figures.image_table, figures.replaced_sentence])
-def test_the_figures_of_the_containers_page_are_the_measured_ones(made):
-    assert made() in (ROOT / "docs/containers.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("made", [figures.rolling_table, figures.dead_sentence])
-def test_the_figures_of_the_kubernetes_page_are_the_measured_ones(made):
-    assert made() in (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")

@@ -1,291 +1,551 @@
-"""Prints the measured figures of the pages from the recorded results (``python -m benchmarks.report.tables``).
+"""Generated tables, from the records in ``benchmarks/results``: the benchmarks print them, the pages show them.
 
-The results in ``benchmarks/results`` are written by ``make benchmark-transfer``, ``make benchmark-imaging``,
-``make benchmark-client``, ``make benchmark-bulk``, ``make test-load``, ``make test-rolling`` and ``make fuzz``, each
-with ``RECORD=…``, and by ``python -m benchmarks.pipeline.frame``. Speed has a page of its own: ``make report``.
+A function takes a record and returns one table. ``make report`` fills `PAGES`; every conclusion on those pages is
+written by hand, with its date.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pipeline.bulk import GOAL as BULK_GOAL
-from benchmarks.pipeline.client import GOAL, LARGE, LONG, OURS
-from benchmarks.pipeline.imaging import GPU_RATE, REFERENCE
+from benchmarks.network.peak import peak_of
+from export.markdown import cell, table
 
 RESULTS = Path(__file__).parents[1] / "results"
+#: The records, and the command that writes each.
+RECORDS = {
+    "core": "make benchmark-core",
+    "core-gpu": "make benchmark-core",
+    "profile": "make profile",
+    "profile-standard": "make profile STANDARD=1 PRECISION=int8",
+    "profile-gpu": "make profile TRTEXEC=…",
+    "pipeline": "make benchmark",
+    "pipeline-gpu": "make benchmark",
+    "tune": "make tune SLO_P99_MS=…",
+    "tune-gpu": "make tune SLO_P99_MS=…",
+    "roofline": "make roofline GPU=h100 PRICE=2.5",
+    "imaging": "make benchmark-imaging",
+    "transfer": "make benchmark-transfer",
+    "frame": "python -m benchmarks.pipeline.frame FOLDER",
+    "client": "make benchmark-client",
+    "bulk": "make benchmark-bulk",
+    "load": "make test-load",
+    "rolling": "make test-rolling",
+    "docker": "make test-docker",
+    "fuzz": "make fuzz",
+}
+SPEED = tuple(name for name in RECORDS if name.startswith(("core", "profile", "pipeline", "tune", "roofline")))
+OURS = "our cpu engine"  #: the first words of this project's runtimes in a record
+ON_GPU = "GPU: "  #: the first words of what runs on a GPU
+EQUAL_DB = 200.0  #: recorded for two outputs of the same bits
+#: The fewest requests from which a percentile is shown.
+FEWEST = {"p50_ms": 1, "p90_ms": 10, "p99_ms": 100}
+Record = dict[str, Any]
 
 
-def near_table() -> str:
-    """How near preprocess comes to a full decode and Pillow's resize."""
-    lines = [
-        "| aspect ratio | megapixels | photographs | decoded at | core tensor: PSNR (dB) | largest difference "
-        "| output: PSNR (dB) | largest difference |",
-        "|---" * 8 + "|",
+class RecordError(Exception):
+    """A record that no table can be made of; the message says which command records it again."""
+
+
+def load_record(name: str) -> Record | None:
+    """Return a record, or None if it was not recorded yet. Raises `RecordError` if it is not JSON."""
+    path = RESULTS / f"{name}.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON ({error}): {command_of(name)}") from None
+
+
+def command_of(name: str) -> str:
+    """Return the command that makes a record."""
+    return f"{RECORDS[name]} RECORD=benchmarks/results/{name}.json"
+
+
+def measured_rows(network: Mapping[str, Any]) -> dict[str, Record]:
+    """Return the rows of the runtimes that were measured; the first is the base of the comparison."""
+    return {name: row for name, row in network["rows"].items() if "median_s" in row}
+
+
+def is_within_spread(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether the rounds of two rows overlap, so that the ratio of their medians is chance."""
+    return bool(row["least_s"] <= other["most_s"] and other["least_s"] <= row["most_s"])
+
+
+def peak_share(name: str, row: Mapping[str, Any], gflop: float, peak: Mapping[str, float | None]) -> float | None:
+    """Return a runtime's share of a matrix product's speed in its precision, or None if that was not measured."""
+    top = peak_of(peak, row["precision"], on_gpu=name.startswith(ON_GPU))
+    return gflop / row["median_s"] / top if top else None
+
+
+def decibels(row: Mapping[str, Any]) -> str | None:
+    """Return a row's PSNR, or None for equal outputs."""
+    return None if row["psnr_db"] >= EQUAL_DB else f"{row['psnr_db']:.1f}"
+
+
+def span(row: Mapping[str, Any], unit: str = "_s") -> str:
+    """Return the least and the most of the rounds."""
+    return _between(row[f"least{unit}"], row[f"most{unit}"])
+
+
+def percentile(row: Mapping[str, Any], name: str) -> float | None:
+    """Return a percentile of a row's latency, or None if the requests are too few for it."""
+    return float(row[name]) if (row.get("requests") or 0) >= FEWEST[name] else None
+
+
+def _between(least: float, most: float) -> str:
+    return f"{cell(least)}–{cell(most)}"
+
+
+def networks_table(*documents: Record) -> str:
+    """Compare every runtime on every network: seconds, times as fast as the base, decibels against it."""
+    networks: dict[str, Record] = {}
+    for document in documents:
+        for name, network in document["networks"].items():
+            networks.setdefault(name, {}).update(measured_rows(network))
+    runtimes = dict.fromkeys(runtime for rows in networks.values() for runtime in rows)
+    headers = [header for name in networks for header in (f"{name}: s", "×", "dB")]
+    rows = []
+    for runtime in runtimes:
+        cells: list[Any] = [f"**{runtime}**" if runtime.startswith(OURS) else runtime]
+        for measured in networks.values():
+            row = measured.get(runtime)
+            cells += [row["median_s"], f"{row['speedup']:.2f}", decibels(row)] if row else [None] * 3
+        rows.append(cells)
+    return table(["one photograph", *headers], rows)
+
+
+def network_table(network: Record, peak: Mapping[str, float | None]) -> str:
+    """Compare every runtime on one network, with spread, memory and the share of the processor's peak."""
+    rows = []
+    for name, row in network["rows"].items():
+        if reason := row.get("not_run"):
+            rows.append([name, *[None] * 7, reason])
+            continue
+        share = peak_share(name, row, network["gflop"], peak)
+        shown = None if share is None else f"{share:.0%}"
+        rows.append([name, row["median_s"], span(row), f"{row['speedup']:.2f}", decibels(row), row["memory_mib"], shown,
+                     row["ready_s"] + row["first_s"], ""])  # fmt: skip
+    return table(("runtime", "s", "least–most", "×", "dB", "MiB", "of the peak", "first answer (s)", "not run"), rows)
+
+
+def steps_table(steps: Sequence[Record], *, against_first: bool = False) -> str:
+    """Compare rewrites of the network; a note marks those that the rounds cannot tell from the step before.
+
+    ``against_first``: each step stands alone, so the note compares it with the first.
+    """
+    rows: list[list[Any]] = []
+    before: Record | None = None
+    for step in steps:
+        if reason := step.get("not_run"):
+            rows.append([step["step"], None, None, None, None, f"not run: {reason}"])
+            continue
+        note = "within the spread" if before and is_within_spread(step, before) else ""
+        rows.append([step["step"], step["median_s"], span(step), f"{step['speedup']:.2f}", decibels(step), note])
+        before = before if before and against_first else step
+    return table(("step", "s", "least–most", "×", "dB", "note"), rows)
+
+
+def tried_table(key: str, document: Record) -> str:
+    """Compare the steps that were tried beyond the rewrites with the engine as it is, each alone."""
+    return steps_table(document[key], against_first=True)
+
+
+def settings_table(settings: Record) -> str:
+    """Compare threads, streams and the cache of compiled engines."""
+    rows = [
+        [name, row.get("median_s"), row.get("ready_s"), row.get("first_s"), None, row.get("not_run", "")]
+        for name, row in settings["rows"].items()
     ]
-    for row in _document("frame")["rows"]:
-        figures = [f"{row[f'{what}_psnr']:.1f} | {row[f'{what}_difference']:.0f}/255" for what in ("core", "output")]
+    rows += [
+        [name, None, None, None, sorted(rates)[len(rates) // 2], ""] for name, rates in settings["streams"].items()
+    ]
+    return table(("settings of the engine", "s", "ready (s)", "first call (s)", "images a second", "not run"), rows)
+
+
+def kinds_table(*profiles: Record) -> str:
+    """Show the time of a network by kind of layer, for each profile of a runtime."""
+    headers = [
+        header
+        for found in profiles
+        for header in (f"{_profile_title(found)}: layers", "ms", "share", "of the peak", "GB/s")
+    ]
+    kinds = dict.fromkeys(row["kind"] for found in profiles for row in found["kinds"])
+    rows = []
+    for kind in kinds:
+        cells: list[Any] = [kind]
+        for found in profiles:
+            row = next((row for row in found["kinds"] if row["kind"] == kind), None)
+            cells += _kind_cells(row) if row else [None] * 5
+        rows.append(cells)
+    return table(["kind of layer", *headers], rows)
+
+
+def _profile_title(found: Record) -> str:
+    """Return runtime, image side and the types that it computed in."""
+    types = sorted({precision for row in found["kinds"] for precision in row["precisions"]})
+    side = f"{found['side']}x{found['side']}, " if "side" in found else ""
+    return f"{side}{found['runtime']} ({', '.join(types)})"
+
+
+def _kind_cells(row: Record) -> list[Any]:
+    peak = f"{row['least_ms'] / row['ms']:.0%}" if row["least_ms"] else None
+    return [row["count"], row["ms"], f"{row['share']:.1%}", peak, row["gb_s"] or None]
+
+
+def layers_table(found: Record, top: int) -> str:
+    """Show the slowest layers of a profile."""
+    slowest = sorted(found["layers"], key=lambda row: -row["ms"])[:top]
+    rows = [(f"`{row['module'] or row['name']}`", row["kind"], row["type"], row["ms"]) for row in slowest]
+    return table(("slowest layers", "kind", "run as", "ms"), rows)
+
+
+def runs_table(*profiles: Record) -> str:
+    """Show what a run of each runtime takes, without its counters and with them, and the sum of its layers."""
+    rows = [(found["runtime"], found.get("plain_ms"), found.get("counted_ms"), found["total_ms"]) for found in profiles]
+    return table(("runtime", "a run (ms)", "with counters (ms)", "sum of its layers (ms)"), rows)
+
+
+def pipeline_cases(*documents: Record) -> dict[str, Record]:
+    """Return what the pipeline was measured with: the published network, and a small one that hides nothing."""
+    cases = {}
+    for document in documents:
+        where = "GPU" if document["hardware"] == "gpu" else "CPU"
+        cases[f"{where}, published network"] = document
+        if document["small"]:
+            cases[f"{where}, small network, random weights"] = document["small"]
+    return cases
+
+
+def share_table(*documents: Record) -> str:
+    """Compare the pipeline with what its parts allow."""
+    cases = pipeline_cases(*documents)
+    parts = list(next(iter(cases.values()))["parts"])
+    rows = [
+        [name, *(case["parts"].get(part) for part in parts), case["allowed"], case["reached"], f"{case['ratio']:.3f}",
+         f"{case['least']:.3f}–{case['most']:.3f}", f"{case['goal']:.2f}", case["met"]]
+        for name, case in cases.items()
+    ]  # fmt: skip
+    headers = ("photographs a second", *(f"{part} alone" for part in parts), "allowed", "reached", "share",
+               "least–most", "goal", "met")  # fmt: skip
+    return table(headers, rows)
+
+
+def latency_table(*documents: Record) -> str:
+    """Compare the latency of one photograph at a time with that of its parts in process."""
+    rows = []
+    for name, case in pipeline_cases(*documents).items():
+        light = case["light"]
+        rows.append([name, light["parts_ms"], light["ensemble_ms"], light["added_ms"],
+                     _between(light["least"], light["most"]), light["between_ms"]])  # fmt: skip
+    return table(("one at a time (ms)", "parts in process", "served", "added", "least–most", "between the parts"), rows)
+
+
+def cpu_table(*documents: Record) -> str:
+    """Show the CPU time of a photograph by process, alone and served."""
+    cases = pipeline_cases(*documents)
+    processes = [*next(iter(cases.values()))["parts"], "tritonserver"]
+    rows = [
+        [f"{name}, {way}", *(spent.get(process) for process in processes)]
+        for name, case in cases.items()
+        for way, spent in case["cpu_ms"].items()
+    ]
+    return table(["CPU ms a photograph", *processes], rows)
+
+
+def points_table(*documents: Record, models: Iterable[str] = ("restormer", "enhance", "enhance_tiled")) -> str:
+    """Show throughput, latency and where requests were, by requests in flight and by the rate they were sent at."""
+    where = ("queue_ms", "input_ms", "infer_ms", "output_ms")
+    rows: list[list[Any]] = []
+    for document in documents:
+        for model in models:
+            for point in (*document["closed"][model], *document["open"][model]):
+                load = (
+                    f"{point['concurrency']} in flight" if "concurrency" in point else f"{point['asked']:.3g} a second"
+                )
+                if point["rate"] is None:
+                    rows.append([f"`{model}`, {load}", None, "its queue was full", *[None] * 9])
+                    continue
+                latency = [percentile(point, name) for name in FEWEST]
+                rows.append([f"`{model}`, {load}", point["requests"], point["rate"], span(point, ""), *latency,
+                             *(point[name] for name in where), f"{point['batch']:.2g}"])  # fmt: skip
+    names = [f"{name.removesuffix('_ms')} (ms)" for name in (*FEWEST, *where)]
+    return table(["sent", "requests", "a second", "least–most", *names, "batch"], rows)
+
+
+def tune_table(document: Record) -> str:
+    """Show the settings that were tried for a level of service; the chosen ones are bold."""
+    searched = (
+        "versions",
+        "preprocess_instances",
+        "postprocess_instances",
+        "core_instances",
+        "core_batch",
+        "core_delay_us",
+    )
+    rows = []
+    for row in document["tried"]:
+        is_chosen = bool(document["chosen"]) and all(row[name] == document["chosen"][name] for name in searched)
+        precision = f"**{row['precision']}: chosen**" if is_chosen else row["precision"]
+        rows.append([row["versions"], precision, f"{row['preprocess_instances']} + {row['postprocess_instances']}",
+                     row["core_instances"], row["core_batch"], row["core_delay_us"], row["rate"], row["p50_ms"],
+                     row["p99_ms"], f"{row['lost']} of {row['photographs'] + row['lost']}", row["meets"]])  # fmt: skip
+    headers = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "a second",
+               "p50 (ms)", "p99 (ms)", "lost", "meets the objective")  # fmt: skip
+    return table(headers, rows)
+
+
+def limits_table(document: Record) -> str:
+    """Show by precision what a GPU's datasheet allows, and the rate that every known GPU's does."""
+    price = document["price_an_hour"]
+    others = {gpu["name"]: gpu["fused_ms"] for gpu in document["gpus"].values() if gpu["name"] != document["gpu"]}
+    rows: list[list[Any]] = []
+    for precision, row in document["precisions"].items():
+        cores = None if row["cores"] is None else ceil(row["cores"])
+        cost = [f"{row['cost_per_thousand']:.4f}"] if price else []
+        rows.append([precision, row["fused_ms"], row["standing_ms"], f"{row['memory_share']:.0%}",
+                     f"{1e3 / row['fused_ms']:.0f}", cores, *cost,
+                     *(f"{1e3 / fused[precision]:.0f}" for fused in others.values())])  # fmt: skip
+    costs = [f"a thousand, at {price:g} an hour"] if price else []
+    headers = (f"{document['gpu']}", "fused (ms)", "unfused (ms)", "bound by memory", "a second", "cores beside",
+               *costs, *(f"{name}: a second" for name in others))  # fmt: skip
+    return table(headers, rows)
+
+
+def layer_limits_table(document: Record, precision: str = "fp16") -> str:
+    """Show by kind of layer where the time of a network goes at a GPU's limit."""
+    rows = [
+        (kind, row["layers"], row["gmacs"], row["megabytes"], f"{row['ms']:.2f}", row["bound_by_memory"])
+        for kind, row in document["precisions"][precision]["kinds"].items()
+    ]
+    return table((f"{precision}, one image", "layers", "GMAC", "MB", "ms", "bound by memory"), rows)
+
+
+def ledger_table(document: Record) -> str:
+    """Show what each rewrite leaves in the graph."""
+    rows = [(step, row["nodes"], row["casts"], row["megabytes"]) for step, row in document["ledger"].items()]
+    return table(("one image", "nodes", "casts", "MB outside convolutions and products"), rows)
+
+
+def records_table() -> str:
+    """Show how each record of the speed page was made: command, machine, commit, date, and how steady that was."""
+    rows: list[list[Any]] = []
+    for name in SPEED:
+        if (document := load_record(name)) is None:
+            continue
+        about = document["circumstances"]
+        machine = f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB"
+        noise = [f"{about['noise']['spread']:.0%}", f"{about['noise']['stolen']:.0%}"]
+        rows.append([name, f"`{about['command']}`", ", ".join([machine, *about["gpus"]]), about["commit"],
+                     about["time"][:10], *([None] * 2 if document.get("calculation") else noise)])  # fmt: skip
+    return table(("record", "command", "machine", "commit", "date", "spread of the same work", "stolen"), rows)
+
+
+def nearness_table(document: Record) -> str:
+    """Compare preprocess with a full decode and Pillow's resize."""
+    rows = []
+    for row in document["rows"]:
+        figures = []
+        for what in ("core", "output"):
+            figures += [f"{row[f'{what}_psnr']:.1f}", f"{row[f'{what}_difference']:.0f}/255"]
         decoded = "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"
-        cells = [row["aspect"], row["megapixels"], row["photographs"], decoded, *figures]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        rows.append([row["aspect"], row["megapixels"], row["photographs"], decoded, *figures])
+    headers = ("aspect ratio", "megapixels", "photographs", "decoded at", "core tensor: PSNR (dB)",
+               "largest difference", "output: PSNR (dB)", "largest difference")  # fmt: skip
+    return table(headers, rows)
 
 
-def frames_table() -> str:
-    """The transfer with letterbox and with stretch, by aspect ratio: PSNR and fine detail."""
-    frames = _document("transfer")["frames"]
-    ways = list(frames["1:1"]["network"])
-    titles = [f"{look}: {way}" for look in ("true look", "network's look") for way in ways]
-    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
-    for aspect, questions in frames.items():
-        cells = [
-            f"{questions[question][way]['psnr']:.2f} ({questions[question][way]['detail']:.2f})"
-            for question in ("true look", "network")
-            for way in ways
+def frames_table(document: Record) -> str:
+    """Compare the transfer with letterbox and with stretch, by aspect ratio: PSNR and fine detail."""
+    questions = {"true look": "true look", "network": "network's look"}
+    ways = list(document["frames"]["1:1"]["network"])
+    rows = [
+        [
+            aspect,
+            *(f"{found[key][way]['psnr']:.2f} ({found[key][way]['detail']:.2f})" for key in questions for way in ways),
         ]
-        lines.append(f"| {aspect} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def transfer_table() -> str:
-    """Ways to full resolution: with the true look, and with the network's."""
-    document = _document("transfer")
-    titles = {"true look": "with the true look", "network": "with the network's look"}
-    lines = ["| | PSNR (dB) | SSIM | fine detail |", "|---|---|---|---|"]
-    for key, title in titles.items():
-        lines.append(f"| *{title}* | | | |")
-        for way, row in document[key].items():
-            lines.append(f"| {way} | {row['psnr']:.2f} | {row['ssim']:.3f} | {row['detail']:.2f} |")
-    return "\n".join(lines)
-
-
-def cost_table() -> str:
-    """What a photograph costs around the network, by its size."""
-    titles = ("megapixels", "file (MB)", "floor (ms)", "preprocess (ms)", "postprocess (ms)", "ratio", "bytes a pixel")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for size, row in _document("imaging")["sizes"].items():
-        cells = [f"{row[name]:.0f}" for name in ("floor", "preprocess", "postprocess")]
-        memory = f"{row['bytes_a_pixel']:.1f}"
-        lines.append(f"| {size} | {row['bytes'] / 1e6:.1f} | {' | '.join(cells)} | {row['ratio']:.2f} | {memory} |")
-    return "\n".join(lines)
-
-
-def cost_sentences() -> str:
-    """The rest of what `make benchmark-imaging` found."""
-    found = _document("imaging")
-    main, fit, first = found["sizes"][str(REFERENCE)], found["fit"], found["first_request"]
-    stages = ", ".join(f"{name} {main[name]:.0f}" for name in ("decode small", "decode", "fit", "apply", "encode"))
-    starts = "; ".join(
-        f"{name}: import {row['import']:.0f}, first {row['first']:.0f}, second {row['second']:.0f}"
-        for name, row in first.items()
-    )
-    others = ", ".join(f"{name} {value:.0f}" for name, value in found["other_files"].items())
-    lines = [
-        f"- At {REFERENCE} megapixels: **{found['ratio']:.2f} times the floor**; the obvious way with Pillow and",
-        f"  NumPy takes {found['naive_ratio']:.1f} times. By stage, in ms: {stages}.",
-        f"- CPU time grows by {fit['ms_a_megapixel']:.1f} ms a megapixel, and {fit['ms_fixed']:.0f} ms whatever the",
-        f"  size (R² {fit['r_squared']:.4f}).",
-        f"- {found['photographs_a_second_a_core']:.1f} photographs of {REFERENCE} megapixels a second a core; beside",
-        f"  a GPU that runs the network {GPU_RATE} times a second,",
-        f"  {found[f'cores_beside_{GPU_RATE}_a_second']:.1f} cores (a calculation).",
-        f"- The first photograph of a process, wall ms: {starts}.",
-        f"- Other files of {REFERENCE} megapixels, preprocess and postprocess together, in ms: {others}.",
+        for aspect, found in document["frames"].items()
     ]
-    return "\n".join(lines)
+    return table(["aspect ratio", *(f"{title}: {way}" for title in questions.values() for way in ways)], rows)
 
 
-def fuzz_table() -> str:
-    """What came of the damaged photographs."""
-    lines = ["| | files | enhanced | refused | wrong | memory grown (MiB) |", "|---|---|---|---|---|---|"]
-    for name, row in _document("fuzz").items():
-        cells = [f"{row[column]:,}" for column in ("files", "enhanced", "refused")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(row['wrong'])} | {row['growth_mib']} |")
-    return "\n".join(lines)
-
-
-def client_tables() -> str:
-    """What `make benchmark-client` found: throughput, then a call by itself, then the rest."""
-    found = _document("client")
-    lines = [
-        f"| photographs a second | `identity`, {LARGE / 1e6:.0f} MB, {found['in_flight']['identity']} in flight "
-        f"| least–most | of perf_analyzer | `enhance`, {found['in_flight']['enhance']} in flight | least–most "
-        "| of perf_analyzer |",
-        "|---" * 7 + "|",
+def ways_table(document: Record) -> str:
+    """Compare the ways to full resolution, with the true look and with the network's."""
+    rows = [
+        (title, way, f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", f"{row['detail']:.2f}")
+        for key, title in (("true look", "true"), ("network", "the network's"))
+        for way, row in document[key].items()
     ]
-    for name in found["identity"]:
-        cells = []
+    return table(("look", "way", "PSNR (dB)", "SSIM", "fine detail"), rows)
+
+
+def cost_table(document: Record) -> str:
+    """Show what a photograph costs around the network, by its size."""
+    rows = [
+        (size, f"{row['bytes'] / 1e6:.1f}", *(f"{row[name]:.0f}" for name in ("floor", "preprocess", "postprocess")),
+         f"{row['ratio']:.2f}", f"{row['bytes_a_pixel']:.1f}")
+        for size, row in document["sizes"].items()
+    ]  # fmt: skip
+    headers = ("megapixels", "file (MB)", "floor (ms)", "preprocess (ms)", "postprocess (ms)", "ratio", "bytes a pixel")
+    return table(headers, rows)
+
+
+def files_table(document: Record) -> str:
+    """Show preprocess and postprocess by stage, and for other kinds of files."""
+    main = document["sizes"]["12"]
+    rows = [[f"stage: {name}", main[name]] for name in ("decode small", "decode", "fit", "apply", "encode")]
+    rows += [[f"all stages: {name}", value] for name, value in document["other_files"].items()]
+    return table(("12 megapixels", "ms"), rows)
+
+
+def fuzz_table(document: Record) -> str:
+    """Show the outcomes of damaged photographs."""
+    rows = [
+        (name, row["files"], row["enhanced"], row["refused"], len(row["wrong"]), row["growth_mib"])
+        for name, row in document.items()
+    ]
+    return table(("files sent", "files", "enhanced", "rejected", "wrong", "memory growth (MiB)"), rows)
+
+
+def clients_table(document: Record) -> str:
+    """Compare the throughput of the clients on both models."""
+    rows = []
+    for name in document["identity"]:
+        cells: list[Any] = [name]
         for model in ("identity", "enhance"):
-            row = found[model][name]
-            cells += [f"{row['photographs_a_second']:.3g}", f"{row['least']:.3g}–{row['most']:.3g}"]
-            cells.append(f"{row['of_perf_analyzer']:.2f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    sizes = list(found["one_at_a_time"])
-    lines += [
-        "",
-        "| one at a time, µs a call | " + " | ".join(f"overhead, {int(s):,} bytes | CPU" for s in sizes) + " |",
-        "|---" * (1 + 2 * len(sizes)) + "|",
-    ]
-    for name in found["one_at_a_time"][sizes[0]]:
-        cells = []
-        for size in sizes:
-            row = found["one_at_a_time"][size][name]
-            cells += [f"{row['overhead_us']:,.0f}", f"{row['cpu_us']:,.0f}" if "cpu_us" in row else "–"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    long, deadline, start = found["long"], found["deadline"], found["start"]
-    lines += [
-        "",
-        f"- The goal, {GOAL} of perf_analyzer's throughput: "
-        + ", ".join(
-            f"{'reached' if (ratio := found[model][OURS]['of_perf_analyzer']) >= GOAL else 'missed'} for `{model}` "
-            f"({ratio:.2f})"
-            for model in ("identity", "enhance")
+            row = document[model][name]
+            cells += [row["photographs_a_second"], span(row, ""), f"{row['of_perf_analyzer']:.2f}"]
+        rows.append(cells)
+    flights = document["in_flight"]
+    headers = [
+        header
+        for title in (
+            f"`identity`, 6 MB, {flights['identity']} in flight",
+            f"`enhance`, {flights['enhance']} in flight",
         )
-        + ".",
-        "- Held at the peak of a call, beside the photograph itself: "
-        + ", ".join(f"{name} {row['photographs_held']:.1f} photographs" for name, row in found["held"].items())
-        + ".",
-        f"- A `map` over {LONG:,} photographs: {long['after_a_tenth_mib']:.0f} MiB after a tenth of them, "
-        f"{long['after_all_mib']:.0f} MiB after all.",
-        f"- A deadline of 200 ms on a server that takes longer is overrun by {deadline['median_ms']:.1f} ms at the "
-        f"median, {deadline['most_ms']:.1f} ms at most ({deadline['calls']} calls).",
-        f"- `import restormer_client` takes {start['import_ms']:.0f} ms; the first call imports gRPC and protobuf, "
-        f"{start['first_call_imports_ms']:.0f} ms.",
+        for header in (title, "least–most", "of perf_analyzer")
     ]
-    return "\n".join(lines)
+    return table(["photographs a second", *headers], rows)
 
 
-def load_table() -> str:
-    """What an overload had to be, and was."""
-    found = _document("load")
-    lines = ["| | found | wanted | |", "|---|---|---|---|"]
-    for claim, (figure, bound, met) in found["goals"].items():
-        sign = "≥" if claim.startswith("goodput") else "≤"
-        lines.append(f"| {claim} | {figure:.3g} | {sign} {bound:.3g} | {'met' if met else '**missed**'} |")
-    return "\n".join(lines)
+def calls_table(document: Record) -> str:
+    """Compare what one call costs beyond the time in the server."""
+    sizes = document["one_at_a_time"]
+    names = list(next(iter(sizes.values())))
+    rows = [
+        [
+            name,
+            *(
+                rows[name].get(what) and int(rows[name][what])
+                for rows in sizes.values()
+                for what in ("overhead_us", "cpu_us")
+            ),
+        ]
+        for name in names
+    ]
+    headers = [header for size in sizes for header in (f"overhead, {int(size):,} bytes", "CPU")]
+    return table(["one at a time, µs a call", *headers], rows)
 
 
-def load_sentences() -> str:
-    """The circumstances of the load table."""
-    document = _document("load")
-    found, machine = document["overload"], document["machine"]
-    flood, bulk = found["flood"], found["bulk"]
-    return (
-        f"{machine['cores']} cores ({machine['cpu']}), demo network in float32, the demo photographs: alone "
-        f"{found['idle']['p50']:.2f} s a photograph,\ncapacity {found['capacity']:.2f} a second. Sent "
-        f"{found['rate']:.2f} a second for {document['seconds']:g} s: {flood['ok']} enhanced, {flood['rejected']} "
-        f"turned away (median {flood['rejected_p50'] * 1000:.0f} ms),\n{flood['expired']} waited in vain, "
-        f"{flood['failed']} failed. Beside six bulk workers ({bulk['goodput']:.2f} a second) somebody waiting had his "
-        f"in {found['waiting']['p50']:.2f} s at the median."
-    )
+def client_figures_table(document: Record) -> str:
+    """Show the client's memory, deadlines and imports."""
+    long, deadline, start = document["long"], document["deadline"], document["start"]
+    rows = [
+        [f"held at the peak of a call by {name}, in photographs", f"{row['photographs_held']:.1f}"]
+        for name, row in document["held"].items()
+    ]
+    rows += [
+        ["memory of a `map` over 10,000 photographs: after a tenth (MiB)", f"{long['after_a_tenth_mib']:.0f}"],
+        ["the same after all of them (MiB)", f"{long['after_all_mib']:.0f}"],
+        ["overrun of a deadline of 200 ms: median (ms)", f"{deadline['median_ms']:.1f}"],
+        [f"the same: most of {deadline['calls']} calls (ms)", f"{deadline['most_ms']:.1f}"],
+        ["`import restormer_client` (ms)", f"{start['import_ms']:.0f}"],
+        ["imports of the first call: gRPC and protobuf (ms)", f"{start['first_call_imports_ms']:.0f}"],
+    ]
+    return table(("the client", "figure"), rows)
 
 
-def faults_table() -> str:
-    """What was done to the server, what clients saw, and what helped."""
-    found = _document("load")["faults"]
-    lines = ["| what was done | what clients saw | afterwards |", "|---|---|---|"]
+def goals_table(document: Record) -> str:
+    """Show the goals of the overload test."""
+    rows = [
+        (goal, f"{figure:.3g}", f"{'≥' if goal.startswith('goodput') else '≤'} {bound:.3g}", met)
+        for goal, (figure, bound, met) in document["goals"].items()
+    ]
+    return table(("goal", "found", "wanted", "met"), rows)
+
+
+def overload_table(document: Record) -> str:
+    """Show the answers of the overload test, by phase."""
+    found = document["overload"]
+    rows = []
+    for name in ("idle", "flood", "bulk", "waiting"):
+        row = found[name]
+        answers = [row.get(outcome) for outcome in ("ok", "rejected", "expired", "failed")]
+        rows.append([name, *answers, row["p50"], row["p99"]])
+    return table(("phase", "enhanced", "rejected", "expired", "failed", "p50 (s)", "p99 (s)"), rows)
+
+
+def faults_table(document: Record) -> str:
+    """Show the outcomes of the faults test."""
+    found = document["faults"]
+    rows: list[list[Any]] = []
     for model in ("preprocess", "restormer"):
         row = found[f"{model}'s process killed"]
-        (words,) = row["words"]
-        deep = "passes" if row["deep_check"] else "fails"
-        lines.append(
-            f"| the process of `{model}` killed | {row['after']['failed']} of {sum(row['after'].values())} that came "
-            f"back after it failed: `{words}` | Triton says ready: {_yes(row['ready_says'])}; the deep check {deep}; "
-            f"processes that came back by themselves: {row['processes_now']} |"
-        )
+        answers = f"{row['after']['failed']} of {sum(row['after'].values())} failed: `{next(iter(row['words']))}`"
+        rows.append([f"kill the process of `{model}`", answers, f"ready: {_yes(row['ready_says'])}; deep check passes: "
+                     f"{_yes(row['deep_check'])}; processes restarted: {row['processes_now']}"])  # fmt: skip
     killed = found["the server killed"]
-    lines.append(
-        f"| Triton killed, two photographs in flight | both fail at once ({killed['in_flight']:.1f} s after "
-        f"they were sent, killed after 3), `UNAVAILABLE`; then connections are refused | {killed['processes_left']} of "
-        f"its Python processes still there a minute later; the next start ends them ({killed['processes_left_then']} "
-        f"left) and serves after {killed['seconds_to_start']:.0f} s |"
-    )
-    return "\n".join([*lines, *shared_memory_rows(found["shared memory filled"]), _large_row(found["large"])])
-
-
-def shared_memory_rows(shared: dict[str, Any]) -> list[str]:
-    """The rows of filled shared memory, or the reason why there are no figures."""
-    if reason := shared.get("not run"):
-        return [f"| /dev/shm filled | not run: {reason} | |"]
-    return [
-        f"| /dev/shm of the {shared['mib']} MiB asked for, and a file of {shared['file_mb']:.0f} MB | "
-        f"{'it fails' if shared['too_large'][0] == 'failed' else 'it is enhanced'}, with Triton's sentence about "
-        f"`--shm-size`; the next small one: {shared['between']} | nothing to do, {shared['processes_now']} processes "
-        "live |",
-        f"| the rest of /dev/shm filled | small, large, small: {', '.join(kind for kind, _ in shared['full'])} | "
-        f"emptied again: {shared['after']} |",
-    ]
-
-
-def _large_row(large: dict[str, Any]) -> str:
-    before, peak, after = large["memory_mib"]
+    restart = f"serves {killed['seconds_to_start']:.0f} s after the next start"
+    left = f"Python processes left: {killed['processes_left']}, then {killed['processes_left_then']}"
+    failed = f"both failed, {killed['in_flight']:.1f} s after they were sent"
+    rows.append(["kill Triton with two photographs in flight", failed, f"{left}; {restart}"])
+    rows += shared_memory_rows(found["shared memory filled"])
+    large, (before, peak, after) = found["large"], found["large"]["memory_mib"]
     beside = large["beside"]
-    return (
-        f"| 100 megapixels ({large['megabytes']:.0f} MB) among small ones | {large['outcome']} after "
-        f"{large['seconds']:.1f} s; {beside['ok']} of {sum(beside.values())} small ones beside it ok, the slowest "
-        f"{large['beside_slowest']:.1f} s (alone {large['before_p50']:.1f} s) | memory {before:.0f} MiB before, "
-        f"{peak:.0f} at the peak, {after:.0f} after |"
-    )
+    small = f"{beside['ok']} of {sum(beside.values())} small ones ok, at most {large['beside_slowest']:.1f} s"
+    answers = f"{large['outcome']} after {large['seconds']:.1f} s; {small} (alone {large['before_p50']:.1f} s)"
+    memory = f"memory (MiB) before {before:.0f}, at the peak {peak:.0f}, after {after:.0f}"
+    rows.append([f"send 100 megapixels ({large['megabytes']:.0f} MB) among small ones", answers, memory])
+    return table(("fault", "answers", "afterwards"), rows)
 
 
-def batches_sentence() -> str:
-    """What one photograph a call is worth in preprocess."""
-    found = _document("load")["faults"]["batches"]
-
-    def mean(size: str, figure: str) -> str:
-        return f"{sum(run[figure] for run in found[size]) / len(found[size]) * 1000:.0f}"
-
-    return (
-        f"Eight photographs at once to two processes of `preprocess`, means of {len(found['1'])} runs: with eight a "
-        f"call a photograph takes\n{mean('8', 'photograph_p50')} ms at the median and the eight "
-        f"{mean('8', 'burst_p50')} ms; with one a call {mean('1', 'photograph_p50')} and {mean('1', 'burst_p50')} ms."
-    )
+def shared_memory_rows(shared: Record) -> list[list[Any]]:
+    """Return the rows of filled shared memory, or the reason why there are none."""
+    if reason := shared.get("not run"):
+        return [["fill /dev/shm", f"not run: {reason}", ""]]
+    return [
+        [f"fill all but {shared['mib']} MiB of /dev/shm, send {shared['file_mb']:.0f} MB", shared["too_large"][0],
+         f"the next small photograph: {shared['between']}; processes alive: {shared['processes_now']}"],
+        ["fill the rest, send small, large, small", ", ".join(kind for kind, _ in shared["full"]),
+         f"emptied again: {shared['after']}"],
+    ]  # fmt: skip
 
 
-def bulk_table() -> str:
-    """A Ray job beside the plain client."""
-    found = _document("bulk")
-    lines = [
-        "| through one server | photographs a second | least–most | of the plain client | CPU a photograph (ms) | "
-        "starts, ends (s) |",
-        "|---" * 6 + "|",
-    ]
-    for model, title in (("enhance", "`enhance`"), ("identity", "nothing behind it")):
+def bulk_table(document: Record) -> str:
+    """Compare a Ray job with the plain client."""
+    titles = {"enhance": "`enhance`", "identity": "`identity`"}
+    rows = []
+    for model in (model for model in titles if model in document):
         for way in ("restormer-client", "bulk"):
-            row = found[model][way]
-            ratio = f"**{found[model]['ratio']:.3f}**" if way == "bulk" else "1"
-            lines.append(
-                f"| {title}, {way} | {row['photographs_a_second']:.3g} | {row['least']:.3g}–{row['most']:.3g} | "
-                f"{ratio} | {row['cpu_ms']:.1f} | {row['start_seconds']:.1f} |"
-            )
-    return "\n".join(lines)
+            row = document[model][way]
+            share = f"{document[model]['ratio']:.3f}" if way == "bulk" else "1"
+            rows.append([f"{titles[model]}, {way}", row["photographs_a_second"], span(row, ""), share,
+                         f"{row['cpu_ms']:.1f}", f"{row['start_seconds']:.1f}"])  # fmt: skip
+    for count, row in ((name, document["servers"][name]) for name in ("one", "two") if "servers" in document):
+        rows.append([f"`enhance`, bulk, servers: {count}", row["photographs_a_second"], span(row, ""), None,
+                     f"{row['cpu_ms']:.1f}", f"{row['start_seconds']:.1f}"])  # fmt: skip
+    headers = ("model and program", "photographs a second", "least–most", "of the plain client",
+               "CPU a photograph (ms)", "start and end (s)")  # fmt: skip
+    return table(headers, rows)
 
 
-def bulk_sentences() -> str:
-    """The rest of what `make benchmark-bulk` found."""
-    found = _document("bulk")
-    ratio, rounds = found["enhance"]["ratio"], ", ".join(f"{each:.2f}" for each in found["enhance"]["ratios"])
-    servers = found["servers"]
-    return "\n".join(
-        [
-            f"- The goal, {BULK_GOAL} of the plain client's rate: {'reached' if ratio >= BULK_GOAL else 'missed'} "
-            f"({ratio:.3f}; by round, {found['count']['enhance']} photographs each: {rounds}).",
-            f"- Two servers, a core each, with everything else on the same two cores: {servers['ratio']:.2f} times one "
-            f"server with the",
-            f"  other core for everything else ({servers['two']['photographs_a_second']:.3g} and "
-            f"{servers['one']['photographs_a_second']:.3g} a second).",
-        ]
-    )
-
-
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
-
-
-def image_table() -> str:
-    """What the image of the CPU server adds to its base, in MB."""
-    image = _document("docker")["image"]
+def image_table(document: Record) -> str:
+    """Show what the image of the CPU server adds to its base, in MB."""
+    image = document["image"]
     parts: dict[str, int] = image["parts_mb"]
     reasons = {
         "OpenVINO, which runs the network": ("openvino",),
@@ -297,55 +557,80 @@ def image_table() -> str:
             ("grpc", "ml_dtypes", "rapidjson.cpython-311-x86_64-linux-gnu.so"),
     }  # fmt: skip
     added = image["total_mb"] - image["base_mb"]
-    rows = [(why, sum(parts.get(name, 0) for name in names)) for why, names in reasons.items()]
+    rows: list[tuple[str, Any]] = [(why, sum(parts.get(name, 0) for name in names)) for why, names in reasons.items()]
     rows.append(("the rest", added - sum(size for _, size in rows)))
-    lines = ["| in the image of the CPU server | MB |", "|---|---|"]
-    lines += [f"| {why} | {size} |" for why, size in rows]
-    return "\n".join([*lines, f"| **all that is added to the base** | **{added}** |"])
+    return table(("in the image of the CPU server", "MB"), [*rows, ("**all that is added to the base**", added)])
 
 
-def replaced_sentence() -> str:
-    """How long a container with a dead Python process takes to be replaced."""
-    seconds = _document("docker")["dead_process_seconds"]
-    return f"{seconds} seconds after its Python process was killed, a new server answered"
-
-
-def rolling_table() -> str:
-    """What was lost while servers were replaced."""
-    found = _document("rolling")
+def rolling_table(document: Record) -> str:
+    """Show what was lost while servers were replaced."""
     titles = {
         "resent, enhance": "the whole pipeline, the project's client, servers stopped in use",
         "resent, identity": "`identity` in its place, the project's client, servers stopped in use",
-        "drained": "`identity`, a client that never sends twice, drained as the Deployment says",
+        "drained": "`identity`, a client that never retries, drained as in the Deployment",
         "at once": "the same client, not drained",
     }
-    lines = [
-        "| | servers replaced | photographs sent | lost | a server was away (s) |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, title in titles.items():
-        row = found[name]
-        seconds = sorted(row["seconds without it"])
-        away = f"{seconds[0]:.0f}" if len(seconds) == 1 else f"{seconds[0]:.0f} to {seconds[-1]:.0f}"
-        lines.append(f"| {title} | {row['replaced']} | {row['sent']:,} | {row['failed']} | {away} |")
-    return "\n".join(lines)
+        row = document[name]
+        seconds = row["seconds without it"]
+        rows.append((title, row["replaced"], row["sent"], row["failed"], f"{min(seconds):.0f}–{max(seconds):.0f}"))
+    return table(("client and servers", "servers replaced", "photographs sent", "lost", "a server was away (s)"), rows)
 
 
-def dead_sentence() -> str:
-    """How long a server with a dead Python process takes to end, as process 1."""
-    found = _document("rolling")["dead"]
-    return f"{found['seconds']:.0f} s after its Python process was killed and the check was called, it had ended"
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
-def _document(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return document
+def _from(make: Callable[..., str], *names: str) -> Callable[[], str]:
+    """Return a function that makes a table of the records that exist; the first of them has to."""
+
+    def made() -> str:
+        documents = [document for name in names if (document := load_record(name))]
+        try:
+            return make(*documents) if documents else f"Not recorded yet: `{command_of(names[0])}`."
+        except (KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
+            recorded = " or ".join(f"{name}.json" for name in names)
+            raise RecordError(f"{recorded} lacks {error}: {command_of(names[0])}") from error
+
+    return made
 
 
-if __name__ == "__main__":
-    for made in (
-        near_table, frames_table, transfer_table, cost_table, cost_sentences, fuzz_table, client_tables, load_table,
-        load_sentences, faults_table, batches_sentence, image_table, replaced_sentence, rolling_table, dead_sentence,
-        bulk_table, bulk_sentences,
-    ):  # fmt: skip
-        print(made(), end="\n\n")
+#: The tables of each page, by the name in their markers.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/performance.md": {
+        "networks": _from(networks_table, "core", "core-gpu"),
+        "kinds": _from(kinds_table, "profile", "profile-standard", "profile-gpu"),
+        "share": _from(share_table, "pipeline", "pipeline-gpu"),
+        "points": _from(partial(points_table, models=("enhance",)), "pipeline", "pipeline-gpu"),
+        "limits": _from(limits_table, "roofline"),
+        "layer-limits": _from(layer_limits_table, "roofline"),
+        "records": records_table,
+    },
+    "docs/decisions/cpu-engine.md": {
+        "tried": _from(partial(tried_table, "tried"), "core"),
+        "tried-in-int8": _from(partial(tried_table, "tried_in_int8"), "core"),
+    },
+    "docs/photographs.md": {
+        "nearness": _from(nearness_table, "frame"),
+        "ways": _from(ways_table, "transfer"),
+        "frames": _from(frames_table, "transfer"),
+        "fuzz": _from(fuzz_table, "fuzz"),
+        "cost": _from(cost_table, "imaging"),
+        "files": _from(files_table, "imaging"),
+    },
+    "docs/production.md": {
+        "tune": _from(tune_table, "tune"),
+        "goals": _from(goals_table, "load"),
+        "overload": _from(overload_table, "load"),
+        "faults": _from(faults_table, "load"),
+    },
+    "docs/scaling.md": {"bulk": _from(bulk_table, "bulk")},
+    "docs/containers.md": {"image": _from(image_table, "docker")},
+    "docs/kubernetes.md": {"rolling": _from(rolling_table, "rolling")},
+    "client/README.md": {
+        "clients": _from(clients_table, "client"),
+        "calls": _from(calls_table, "client"),
+        "client-figures": _from(client_figures_table, "client"),
+    },
+}

@@ -12,7 +12,6 @@ import torch
 from onnx import numpy_helper
 
 from benchmarks.network import core, peak, roofline
-from benchmarks.report import performance, plots
 from export.errors import ExportError
 from export.metrics import psnr
 from export.network import int8
@@ -251,20 +250,6 @@ def test_the_tables_name_what_did_not_run():
     assert sum("not run: no VNNI" in line for line in made) == 2
     assert sum("not run: too little memory" in line for line in made) == 1
     assert made[-1] == core.verdict(record(4.0, 60.0, **{INT8: {"not_run": "no VNNI"}}))
-
-
-def test_the_page_says_the_same_and_marks_what_lies_within_the_spread():
-    steps = [figures(1.0, 200.0) | {"step": "first"}, {"step": "second", "not_run": "its process died"},
-             figures(1.1, 200.0) | {"step": "third"}]  # fmt: skip
-    document = record(4.0, 60.0) | {"ladder": steps, "tried": steps}
-    assert "| third | 9.09 | 8.18–10.0 | 1.10 | 1.10, within the spread | – |" in performance.ladder_table(document)
-    assert "Not run: second (its process died)." in performance.ladder_table(document)
-    assert "| third | 9.09 | 8.18–10.0 | 1.10, within the spread | – |" in performance.tried_table(document, "tried")
-    assert performance.tried_table(document, "tried_in_int8") is None
-    assert "Not run: 1 thread (its process died)." in performance.settings_table(document)
-    assert performance.streams_sentence(document).endswith("1 stream 0.500 (0.400–0.700).")
-    assert plots.svg(plots.ladder, document | {"ladder": steps * 3}).startswith(b"<?xml")
-    assert core.verdict in performance.SLOTS
 
 
 def measured(written, found, monkeypatch):

@@ -28,8 +28,8 @@ def test_a_table_formats_values_and_aligns_figures_to_the_right():
 def test_a_page_gets_its_tables_and_keeps_its_text():
     page = "before\n<!-- table: a -->old<!-- end: a -->\nafter\n"
     once = filled(page, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])})
-    assert once.startswith("before\n<!-- table: a -->\n\n| a | b |\n")
-    assert once.endswith("| longer | 2 |\n\n<!-- end: a -->\nafter\n")
+    assert once.startswith("before\n<!-- table: a -->\n| a | b |\n")
+    assert once.endswith("| longer | 2 |\n<!-- end: a -->\nafter\n")
     assert filled(once, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])}) == once
 
 
