@@ -37,8 +37,8 @@ from operations.recording import (
     parse_output_path,
     print_status,
 )
-from server import assemble as assembled
-from server.__main__ import parsed as server_settings
+from server import assemble
+from server.__main__ import parse_arguments as server_settings
 from server.host import cores
 from server.settings import Settings
 from traffic.loops import Answer, count_outcomes, latency_percentile, run_closed_loop, run_open_loop, throughput
@@ -98,9 +98,9 @@ FAILED = Found(0.0, 0.0, math.inf, 0, 0)
 
 def start_of(settings: Settings, version: int) -> Choice:
     """What the server chooses by itself on this machine, read off the configs it would serve."""
-    core = assembled.config(settings, settings.repository / MODEL)
+    core = assemble.served_config(settings, settings.repository / MODEL)
     batcher = core.dynamic_batching
-    around = {f"{name}_instances": count for name, count in assembled.instances(settings).items()}
+    around = {f"{name}_instances": count for name, count in assemble.instance_counts(settings).items()}
     return Choice(
         version,
         **around,
@@ -112,7 +112,7 @@ def start_of(settings: Settings, version: int) -> Choice:
 
 def dimensions(start: Choice, candidates: Sequence[int], count: int, *, on_gpu: bool) -> dict[str, list[int]]:
     """The values each setting may take on so many cores; the most telling first."""
-    around = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assembled.WORK_MS}
+    around = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assemble.WORK_MS}
     twice = {name: sorted({max(1, n // 2), n, 2 * n}) for name, n in around.items()}
     if on_gpu:
         core = {"core_instances": [1, 2, 3], "core_batch": [2, 4, 8], "core_delay_us": [0, 500, 1000, 2000, 5000]}
@@ -289,7 +289,7 @@ def winner(found: Mapping[Choice, Found], start: Choice, slo: float, rate: float
 def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
     """The search, as the JSON line has it; what was chosen is written to ``options.output``, with the command."""
     _, settings = server_settings(["--repository", str(options.repository), "start"])
-    slo, rate, on_gpu = options.slo_p99_ms, options.rate, assembled.hardware(settings) != "cpu"
+    slo, rate, on_gpu = options.slo_p99_ms, options.rate, assemble.resolve_hardware(settings) != "cpu"
     documents = published(options.repository, on_gpu=on_gpu)
     precisions = candidates_of(documents)
     where = describe_circumstances(command)

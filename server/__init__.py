@@ -1,5 +1,5 @@
-"""How Triton is started: the one list of flags, the checks before it starts, and its life as a process.
+"""Start Triton: one list of flags, checks before the start, and the process from start to stop.
 
-Standard library only, so that the same code runs on a bare host, in a container and under any Python; except where it
-reads and edits configs, which takes protobuf and Triton's schema (tritonclient).
+Standard library only, so that the same code runs on a bare host, in a container and under any Python. The exception is
+`assemble`, which reads and edits configs with protobuf and Triton's schema (tritonclient).
 """

@@ -1,11 +1,14 @@
-"""``python -m server preflight | start | stop | run | status``: Triton. ``make serve`` and ``make stop`` call it.
+"""Run Triton: ``python -m server VERB``. ``make serve`` and ``make stop`` call it.
 
-``preflight`` prints what a start would look at, as a table, and fails if something stands in the way. ``run`` becomes
-Triton, for containers. ``status`` prints the running server as one JSON line. ``refresh`` makes the served copy anew
-for a server that loads models when told; ``health`` is the check of a container; ``check-python`` says whether this
-Python can run the local server at all.
+preflight     run the checks of a start, print them as a table, fail if there is a problem
+start, stop   start Triton in the background and wait until it enhances a photograph; stop it
+run           run the checks, then replace this process by Triton (for containers)
+status        print the running server as one JSON line
+refresh       replace the served copy of a server that loads models on request (--control=explicit)
+health        check the server, and stop one that no longer enhances (for containers)
+check-python  check that this Python can run the local server
 
-Every flag has a variable: ``--tls-cert`` is RESTORMER_TLS_CERT. A flag given wins.
+Every flag has a variable: --tls-cert is RESTORMER_TLS_CERT. A flag takes precedence.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from server.settings import CONTROLS, HARDWARE, Settings, libpython_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    verb, settings = parsed(arguments)
+    """Run the command line; return the exit code."""
+    verb, settings = parse_arguments(arguments)
     try:
         return _VERBS[verb](settings)
     except (ServerError, OSError) as error:
@@ -37,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def parsed(arguments: list[str] | None = None) -> tuple[str, Settings]:
-    """The verb, and the settings that the flags and the environment give."""
+def parse_arguments(arguments: list[str] | None = None) -> tuple[str, Settings]:
+    """Return the verb, and the settings from flags and environment."""
     options = vars(_parser().parse_args(arguments))
     return options.pop("verb"), Settings(**options)
 
@@ -61,20 +64,19 @@ def _stop(settings: Settings) -> int:
 
 
 def _run(settings: Settings) -> int:
-    rows = list(preflight.rows(settings))
-    print(preflight.table(rows), file=sys.stderr, flush=True)
+    print(preflight.format_table(preflight.run_checks(settings)), file=sys.stderr, flush=True)
     process.run(settings)
     return 0
 
 
 def _preflight(settings: Settings) -> int:
-    rows = list(preflight.rows(settings))
-    print(preflight.table(rows))
-    return int(any(row.mend for row in rows))
+    rows = list(preflight.run_checks(settings))
+    print(preflight.format_table(rows))
+    return int(any(row.problem for row in rows))
 
 
 def _status(settings: Settings) -> int:
-    server = process.running(settings)
+    server = process.running_server(settings)
     if server is None:
         print("not running", file=sys.stderr)
         return 1
@@ -89,7 +91,7 @@ def _health(settings: Settings) -> int:
 
 def _refresh(settings: Settings) -> int:
     process.refresh(settings)
-    print(f"{settings.served} is as published; models are loaded when Triton is told", file=sys.stderr)
+    print(f"{settings.served} matches the published repository; Triton loads it on request", file=sys.stderr)
     return 0
 
 
@@ -101,7 +103,7 @@ def _check_python(settings: Settings) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as every other error."""
+        """Print one line, as for every other error."""
         self.exit(2, f"error: {message}\n")
 
 
@@ -125,9 +127,9 @@ def _rate(text: str) -> int:
     return _number(text, 1, 1 << 31, "rate")
 
 
-def _number(text: str, least: int, most: int, what: str) -> int:
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text} is no {what}: {least} to {most}")
+def _number(text: str, minimum: int, maximum: int, noun: str) -> int:
+    if not text.isdecimal() or not minimum <= int(text) <= maximum:
+        raise argparse.ArgumentTypeError(f"{text} is not a {noun} from {minimum} to {maximum}")
     return int(text)
 
 
@@ -139,53 +141,53 @@ def _file(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-#: What each setting is on the command line: how it is read, and what the help says.
+#: Flags by setting: type or choices, and help text.
 _FLAGS: dict[str, tuple[Any, str]] = {
-    "repository": (Path, "model repository as published; only read"),
+    "repository": (Path, "published model repository; only read"),
     "state": (Path, "folder for the served copy, log, backends, key and process id"),
-    "wheel": (Path, "folder the Triton wheel was installed in"),
+    "wheel": (Path, "folder of the installed Triton wheel"),
     "triton": (_file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"),
-    "hardware": (HARDWARE, "what the configs are for; auto: cpu, or with --triton by nvidia-smi"),
-    "versions": (_versions, "engine versions to serve side by side, as 1,2; usually the highest alone"),
-    "preprocess_instances": (_count, "processes; 0: from the cores"),
-    "postprocess_instances": (_count, "processes; 0: from the cores"),
-    "core_instances": (_count, "of the network, on each GPU; 0: as its config says"),
-    "core_batch": (_count, "photographs that the batcher puts together at most; 0: as its config says"),
-    "core_delay_us": (_count, "microseconds that an idle network waits for a batch; usually as its config says"),
-    "address": (str, "where gRPC listens"),
-    "grpc_port": (_port, ""),
-    "metrics_address": (str, "where metrics listen; usually as --address"),
-    "metrics_port": (_port, ""),
-    "http_port": (_http_port, "0: no HTTP"),
-    "tls_cert": (_file, "PEM file: gRPC over TLS"),
-    "tls_key": (_file, "PEM file of its key"),
-    "tls_ca": (_file, "PEM file of the authority whose clients are let in: mutual TLS"),
-    "tls_name": (str, "the name on the server's certificate that the health check asks for, if not its address"),
-    "admin_key_file": (_file, "file with the key of the restricted groups; usually a random key in the state folder"),
-    "control": (CONTROLS, "explicit: whoever has the key may load and unload models"),
-    "trace": (str, "OpenTelemetry collector, http://host:4318/v1/traces"),
-    "trace_rate": (_rate, "one request of so many is traced"),
-    "cache_mb": (_count, "response cache of restormer, in MiB; 0: none"),
-    "start_timeout": (_seconds, "how long a start waits for the first enhanced photograph"),
-    "exit_timeout": (_seconds, "how long a stop waits for photographs in flight"),
-    "grpc_pool": (_count, "request objects kept for reuse"),
-    "grpc_connection_age": (_seconds, "connections are renewed after this; 0: never"),
+    "hardware": (HARDWARE, "selects the configs; auto: cpu, or with --triton the GPUs that nvidia-smi lists"),
+    "versions": (_versions, "engine versions to serve, such as 1,2; default: the highest"),
+    "preprocess_instances": (_count, "preprocess processes; 0: computed from the cores"),
+    "postprocess_instances": (_count, "postprocess processes; 0: computed from the cores"),
+    "core_instances": (_count, "instances of the network on each GPU; 0: value of its config"),
+    "core_batch": (_count, "maximum batch that the batcher forms; 0: value of its config"),
+    "core_delay_us": (_count, "wait of the batcher for a batch, in microseconds; default: value of its config"),
+    "address": (str, "address for gRPC and HTTP"),
+    "grpc_port": (_port, "port for gRPC"),
+    "metrics_address": (str, "address for metrics; default: --address"),
+    "metrics_port": (_port, "port for metrics"),
+    "http_port": (_http_port, "port for HTTP; 0: no HTTP"),
+    "tls_cert": (_file, "PEM file of the certificate; turns on TLS for gRPC"),
+    "tls_key": (_file, "PEM file of the certificate's key"),
+    "tls_ca": (_file, "PEM file of the clients' authority; turns on mutual TLS"),
+    "tls_name": (str, "name on the certificate for the health check; default: the address"),
+    "admin_key_file": (_file, "file with the key of the restricted groups; default: a random key in the state folder"),
+    "control": (CONTROLS, "explicit: callers with the admin key may load and unload models"),
+    "trace": (str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces"),
+    "trace_rate": (_rate, "trace one request in this many"),
+    "cache_mb": (_count, "response cache of restormer in MiB; 0: none"),
+    "start_timeout": (_seconds, "seconds that a start waits for the first enhanced photograph"),
+    "exit_timeout": (_seconds, "seconds that a stop waits for requests in flight"),
+    "grpc_pool": (_count, "gRPC request objects kept for reuse"),
+    "grpc_connection_age": (_seconds, "seconds after which connections are renewed; 0: never"),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m server", description="The Triton Inference Server of this project.")
-    parser.add_argument("verb", choices=tuple(_VERBS))
+    parser = _Parser(prog="python -m server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", metavar="VERB", choices=tuple(_VERBS), help=", ".join(_VERBS))
     for field in fields(Settings):
         kind, help_text = _FLAGS[field.name]
-        # As text, so that argparse checks it as it checks a flag. A choice is not checked there: below.
+        # A string, which argparse checks like a flag's value. It does not check choices; the next lines do.
         default = os.environ.get(f"RESTORMER_{field.name.upper()}") or field.default
         choices = kind if isinstance(kind, tuple) else None
         if choices and default not in choices:
             parser.error(f"RESTORMER_{field.name.upper()}={default}: choose one of {', '.join(choices)}")
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", type=str if choices else kind, choices=choices, default=default,
-            help=help_text or None,
+            help=help_text,
         )  # fmt: skip
     return parser
 

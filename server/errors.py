@@ -1,7 +1,7 @@
-"""The one exception of ``server``."""
+"""The exception of ``server``."""
 
 from __future__ import annotations
 
 
 class ServerError(Exception):
-    """The server cannot start or answer; the message says in one line what to do about it."""
+    """The server cannot start or does not work; the message is one line and says what to do."""

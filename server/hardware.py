@@ -1,7 +1,7 @@
-"""What differs between GPUs: the values that the server sets in the network's config for each GPU it knows.
+"""Table of the GPUs that the server knows, with the values that it sets in the network's config for each.
 
-Other GPUs are served with `model_repository/restormer/config.pbtxt` as it stands. The batch is the same on all of them:
-up to ``max_batch_size``, the largest size in the engine's profile.
+On other GPUs `model_repository/restormer/config.pbtxt` is served unchanged. The batch is the same on all GPUs: up to
+``max_batch_size``, the largest size in the engine's profile.
 
 The values were calculated, not measured (docs/gpu-checklist.md says how to measure them). Memory bandwidth limits this
 network, not arithmetic; the times below are the minimum for an engine in fp16 (`make roofline GPU=a100`).
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 class Values:
     """The values of one GPU.
 
-    ``delay_us`` is how long the dynamic batcher waits for a batch to fill while an instance is idle. ``instances`` are
-    the network's on each GPU.
+    ``delay_us`` is how long the dynamic batcher waits for a batch to fill while an instance is idle. ``instances`` is
+    how many instances of the network run on each GPU.
     """
 
     delay_us: int

@@ -1,11 +1,11 @@
-"""A container's health: a tiny photograph through the whole pipeline, and an end for a server that no longer does it.
+"""Check a container's health: send a tiny photograph through the whole pipeline, and stop a server that fails.
 
-Triton 2.51 goes on answering "ready" after a Python process of it died, and does not start it again; and Docker marks a
-container unhealthy without replacing it. So a failed check stops the server: its container ends, and ``restart:
-unless-stopped`` puts a new one in its place. A server that was never healthy gets `START_SECONDS` first.
+Triton 2.51 still reports "ready" after one of its Python processes died, and does not restart it; and Docker marks a
+container unhealthy without replacing it. So a failed check stops the server: its container exits, and ``restart:
+unless-stopped`` starts a new one. A server that was never healthy gets `START_SECONDS` first.
 
-Overload is no failure. Whoever is turned away, or waits in vain, behind a queue that moves, is told by a server that
-works; so after such an answer Triton's counters decide: have photographs been finished since the last check?
+Overload is not a failure: a rejection or a timeout while the queues move proves that the server works. After such an
+answer Triton's counters decide: were photographs finished since the last check?
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from server.errors import ServerError
 from server.settings import Settings
 
 #: Longer than an interactive photograph may wait in the queues of the three steps (5 s each, 10 s at a CPU restormer).
-#: Within it a failure is tried again every second.
+#: Failures are retried every second until then.
 SECONDS = 30.0
-#: Seconds from its start after which a server that was never healthy is ended: longer than compose's start period.
+#: Seconds after its start when a server that was never healthy is stopped: longer than compose's start period.
 START_SECONDS = 300.0
-#: Seconds a check waits for the server it stops, however long the exit timeout is: the check has a timeout of its own.
+#: Maximum seconds that a check waits for the server to stop: the check has a timeout of its own.
 STOP_AT_MOST = 40.0
-#: How the client says that the server is busy, and not why: full queues, and no answer in the time that was left.
+#: The client's messages for a busy server: full queues, and no answer before the deadline.
 BUSY = ("is overloaded", "did not answer in time")
-#: What is counted: photographs through the last step, those that failed there, and what the network did for others.
+#: Photographs that left the last step, those that failed there, and requests that the network finished.
 COUNTERS = {
     "finished": ("nv_inference_request_success", "postprocess"),
     "failed": ("nv_inference_request_failure", "postprocess"),
@@ -38,41 +38,42 @@ COUNTERS = {
 
 
 def check(settings: Settings, *, seconds: float = SECONDS) -> None:
-    """Returns if a photograph was enhanced within ``seconds``, or the server is busy enhancing others.
+    """Return if a photograph was enhanced within ``seconds``, or if the server is busy enhancing others.
 
-    If not, stops a server that was healthy before or had its time to start. Raises `ServerError` with what was said.
+    Otherwise raise `ServerError` with the client's message, and first stop the server if it was healthy before or
+    started more than `START_SECONDS` ago.
     """
     healthy = settings.state / "healthy"
-    complaint = _complaint(settings, seconds)
-    counts = _counts(settings)
-    if _is_busy(complaint) and not counts:
-        raise ServerError(f"busy, and {settings.metrics_url} does not say with what: {complaint}")
-    if not complaint or (_is_busy(complaint) and healthy.exists() and has_moved(_kept(settings), counts)):
+    failure = _try_until_deadline(settings, seconds)
+    counts = _read_counters(settings)
+    if _is_busy(failure) and not counts:
+        raise ServerError(f"busy, and {settings.metrics_url} does not answer: {failure}")
+    if not failure or (_is_busy(failure) and healthy.exists() and has_progressed(_saved_counters(settings), counts)):
         healthy.write_text(json.dumps(counts), encoding="utf-8")
         return
-    if not healthy.exists() and _age(settings) < START_SECONDS:
-        raise ServerError(f"not healthy yet: {complaint}")
-    what = "no longer healthy" if healthy.exists() else f"not healthy {START_SECONDS:g} s after its start"
+    if not healthy.exists() and _server_age(settings) < START_SECONDS:
+        raise ServerError(f"not healthy yet: {failure}")
+    state = "no longer healthy" if healthy.exists() else f"not healthy {START_SECONDS:g} s after its start"
     process.stop(settings, at_most=STOP_AT_MOST)
-    raise ServerError(f"{what}, and stopped to be replaced: {complaint}")
+    raise ServerError(f"{state}, and stopped to be replaced: {failure}")
 
 
-def has_moved(before: dict[str, float], now: dict[str, float]) -> bool:
-    """Whether photographs were finished between two readings of `COUNTERS`.
+def has_progressed(before: dict[str, float], now: dict[str, float]) -> bool:
+    """Tell whether photographs were finished between two readings of `COUNTERS`.
 
-    The network's work counts alone where nothing reached the last step: clients may ask for ``restormer`` only.
+    The network's requests count if nothing failed in the last step: clients may call ``restormer`` alone.
     """
     finished, failed, restored = (now.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS)
     return finished > 0 or (restored > 0 and failed == 0)
 
 
-def _complaint(settings: Settings, seconds: float) -> str:
-    """Nothing if a try got through before the deadline; else what the last said that failed for more than overload."""
-    deadline, complaint = time.monotonic() + seconds, ""
+def _try_until_deadline(settings: Settings, seconds: float) -> str:
+    """Try until the deadline; return "" after a success, else the last message, one other than overload if any."""
+    deadline, failure = time.monotonic() + seconds, ""
     while True:
         left = max(deadline - time.monotonic(), 1.0)
         tried = subprocess.run(
-            process.deep_check(settings, left),
+            process.deep_check_command(settings, left),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -80,20 +81,20 @@ def _complaint(settings: Settings, seconds: float) -> str:
         )
         if tried.returncode == 0:
             return ""
-        said = " ".join(tried.stderr.split())[:400]
-        if not complaint or not _is_busy(said):
-            complaint = said
+        message = " ".join(tried.stderr.split())[:400]
+        if not failure or not _is_busy(message):
+            failure = message
         if time.monotonic() + 1 >= deadline:
-            return complaint
+            return failure
         time.sleep(1)
 
 
-def _is_busy(complaint: str) -> bool:
-    return any(words in complaint for words in BUSY)
+def _is_busy(message: str) -> bool:
+    return any(phrase in message for phrase in BUSY)
 
 
-def _counts(settings: Settings) -> dict[str, float]:
-    """`COUNTERS` now; nothing where the metrics do not answer."""
+def _read_counters(settings: Settings) -> dict[str, float]:
+    """Read `COUNTERS`; empty if the metrics do not answer."""
     try:
         with build_opener(ProxyHandler({})).open(settings.metrics_url, timeout=5) as answer:
             text = answer.read().decode()
@@ -105,18 +106,18 @@ def _counts(settings: Settings) -> dict[str, float]:
     }
 
 
-def _kept(settings: Settings) -> dict[str, float]:
-    """The counts of the last check that passed."""
+def _saved_counters(settings: Settings) -> dict[str, float]:
+    """Read the counters that the last passed check saved."""
     try:
-        kept = json.loads((settings.state / "healthy").read_text(encoding="utf-8"))
+        counters = json.loads((settings.state / "healthy").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return counters if isinstance(counters, dict) else {}
 
 
-def _age(settings: Settings) -> float:
-    """Seconds since the server of this state folder was started; 0 if there is none."""
+def _server_age(settings: Settings) -> float:
+    """Return the seconds since the server of this state folder was started; 0 if there is none."""
     try:
-        return time.time() - process.record(settings).stat().st_mtime
+        return time.time() - process.record_path(settings).stat().st_mtime
     except OSError:
         return 0.0

@@ -1,4 +1,4 @@
-"""Where the server's parts are, where it listens and what it allows; and from these, the one list of flags."""
+"""Hold the settings of one server, and make Triton's command line from them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from server.errors import ServerError
 from server.hardware import GPUS
 
-#: Protocol groups that change the server or tell about it: closed to everybody without the key.
+#: Protocol groups that change the server or describe it: every call needs the key.
 RESTRICTED = ("model-repository", "model-config", "shared-memory", "trace", "logging", "statistics")
-#: The header is ``triton-grpc-protocol-admin-key`` in gRPC, ``admin-key`` in HTTP.
+#: Name of the key's header: ``triton-grpc-protocol-admin-key`` in gRPC, ``admin-key`` in HTTP.
 ADMIN_KEY = "admin-key"
 CONTROLS = ("none", "explicit")
 HARDWARE = ("auto", "cpu", "gpu", *GPUS)
-SHM_MIB = 16  #: shared memory of one Python instance at its start, and each time it grows
+SHM_MIB = 16  #: shared memory of a Python process at its start, and each increment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One server. Loopback unless told otherwise; HTTP is off, the client speaks gRPC.
+    """The settings of one server. It listens on loopback and without HTTP by default; the client uses gRPC.
 
     ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
-    ``hardware`` is what the configs are for: cpu, gpu (any) or one of `hardware.GPUS`; ``auto`` means cpu with the
-    wheel, which has no TensorRT backend.
-    Instances of 0 mean: from this machine's cores. ``core_`` are the network's: 0 instances, a batch of 0 and no delay
-    mean: as its config says. A port, an age, a cache of 0 mean: off. Times are in seconds, ``core_delay_us`` in
-    microseconds.
+    ``hardware`` selects the configs: cpu, gpu (any) or one of `hardware.GPUS`; ``auto`` means cpu with the wheel,
+    which has no TensorRT backend.
+    0 instances: computed from this machine's cores. ``core_`` settings are the network's: 0 instances, a batch of 0 or
+    no delay leaves the value of its config. 0 turns a port, the connection age or the cache off. Times are in seconds,
+    ``core_delay_us`` is in microseconds.
     """
 
     repository: Path = Path("model_repository")
@@ -64,51 +64,52 @@ class Settings:
 
     @property
     def url(self) -> str:
-        """Where it listens, as gRPC writes it."""
-        return f"{_bracketed(self.address)}:{self.grpc_port}"
+        """The gRPC address that the server listens on."""
+        return f"{_bracket_ipv6(self.address)}:{self.grpc_port}"
 
     @property
     def local_url(self) -> str:
-        """Where this machine reaches it: an address that means all of them is asked for on loopback."""
-        return f"{_bracketed(_reachable(self.address))}:{self.grpc_port}"
+        """The gRPC address to call from this machine: loopback if the server listens on all addresses."""
+        return f"{_bracket_ipv6(_reachable_address(self.address))}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
-        """Where this machine reads its metrics."""
-        return f"http://{_bracketed(_reachable(self.metrics_address or self.address))}:{self.metrics_port}/metrics"
+        """The URL of the metrics, to be read from this machine."""
+        address = _reachable_address(self.metrics_address or self.address)
+        return f"http://{_bracket_ipv6(address)}:{self.metrics_port}/metrics"
 
     @property
     def root(self) -> Path:
-        """The installation: ``bin``, ``backends`` and ``caches`` lie in it."""
+        """The folder of the installation, with ``bin``, ``backends`` and ``caches``."""
         return self.triton or self.wheel / "pytriton/tritonserver"
 
     @property
     def binary(self) -> Path:
-        """The server itself."""
+        """The tritonserver program."""
         return self.root / "bin/tritonserver"
 
     @property
     def backends(self) -> Path:
-        """NVIDIA's backends, or the wheel's Python backend with the stub of this interpreter beside it."""
+        """NVIDIA's backends, or a copy of the wheel's Python backend with the stub for this interpreter."""
         return self.triton / "backends" if self.triton else self.state / "backends"
 
     @property
     def served(self) -> Path:
-        """The copy that Triton is given: configs as chosen for this machine, and links to what is published."""
+        """The repository that Triton loads: configs for this machine, and links to the published files."""
         return self.state / "served"
 
     @property
     def log(self) -> Path:
-        """Triton's own log of the last start."""
+        """Triton's log since the last start."""
         return self.state / "triton.log"
 
     @property
     def admin_key(self) -> Path:
-        """The file of the key that opens the restricted groups: the one given, or one made at the start."""
+        """The file with the key of the restricted groups: the given one, or one written at the start."""
         return self.admin_key_file or self.state / "admin.key"
 
     def ports(self) -> dict[str, tuple[str, int]]:
-        """Address and port of everything that listens, by the setting's name."""
+        """Return the address and port of every listener, by the setting's name."""
         ports = {
             "grpc-port": (self.address, self.grpc_port),
             "metrics-port": (self.metrics_address or self.address, self.metrics_port),
@@ -116,41 +117,43 @@ class Settings:
         return {**ports, "http-port": (self.address, self.http_port)} if self.http_port else ports
 
     def flags(self, key: str, known: Collection[str], rate_limits: Mapping[str, int]) -> list[str]:
-        """Triton's command line. Every flag in this project is in this list.
+        """Return Triton's command line. No other code in this project adds flags to it.
 
-        ``key`` opens the restricted groups. ``known`` are the options this Triton has: what only newer ones know is
-        left out for the others. ``rate_limits`` are the rate limiter's resources; it stays off without any.
+        ``key`` opens the restricted groups. ``known`` are the options of this Triton: flags that only newer releases
+        have are left out if it does not list them. ``rate_limits`` are the rate limiter's resources; without any it is
+        off.
         """
-        flags = [*self._always(), *self._chosen(key), *_limited(rate_limits), *self._newer(known)]
+        limits = _rate_limit_flags(rate_limits)
+        flags = [*self._fixed(), *self._optional(key), *limits, *self._release_specific(known)]
         return [str(self.binary.absolute()), *flags]
 
-    def _always(self) -> Iterator[str]:
+    def _fixed(self) -> Iterator[str]:
         yield f"--model-repository={self.served.absolute()}"
         yield f"--backend-directory={self.backends.absolute()}"
-        yield "--disable-auto-complete-config"  # what the configs leave out is an error, not a guess
+        yield "--disable-auto-complete-config"  # a field missing in a config is an error
         yield "--strict-readiness=true"
         yield "--exit-on-error=true"
         yield f"--exit-timeout-secs={self.exit_timeout}"
-        yield "--log-verbose=0"  # verbose logs tell of requests
+        yield "--log-verbose=0"  # verbose logs describe requests
         yield "--log-format=ISO8601"
         yield "--allow-sagemaker=false"
         yield "--allow-vertex-ai=false"
         yield "--allow-grpc=true"
-        yield f"--grpc-address={_bracketed(self.address)}"
+        yield f"--grpc-address={_bracket_ipv6(self.address)}"
         yield f"--grpc-port={self.grpc_port}"
         yield f"--grpc-infer-allocation-pool-size={self.grpc_pool}"
         yield "--allow-metrics=true"
         yield f"--metrics-address={self.metrics_address or self.address}"
         yield f"--metrics-port={self.metrics_port}"
         yield "--metrics-config=summary_latencies=true"
-        # A core tensor is 3 MiB; the default of 1 MiB grows in single megabytes while requests wait.
+        # A core tensor is 3 MiB; with the default of 1 MiB the pool would grow by single megabytes during requests.
         yield f"--backend-config=python,shm-default-byte-size={SHM_MIB << 20}"
         yield f"--backend-config=python,shm-growth-byte-size={SHM_MIB << 20}"
 
-    def _chosen(self, key: str) -> Iterator[str]:
+    def _optional(self, key: str) -> Iterator[str]:
         groups = ",".join(RESTRICTED)
         yield f"--grpc-restricted-protocol={groups}:{ADMIN_KEY}={key}"
-        # Repository updates equal code execution: off, or behind the key.
+        # Loading a model executes its code: off, or behind the key.
         yield f"--model-control-mode={self.control}"
         if self.control == "explicit":
             yield "--load-model=*"
@@ -179,33 +182,34 @@ class Settings:
             yield f"--grpc-max-connection-age={self.grpc_connection_age * 1000}"
             yield f"--grpc-max-connection-age-grace={self.exit_timeout * 1000}"
 
-    def _newer(self, known: Collection[str]) -> Iterator[str]:
-        # 26.04 turned it off by default; said all the same.
+    def _release_specific(self, known: Collection[str]) -> Iterator[str]:
+        # Off by default since 26.04; stated explicitly.
         if "allow-client-shm" in known:
             yield "--allow-client-shm=false"
-        # Photographs go by gRPC in one piece; HTTP is for health and for trying out, at most max_bytes of the configs.
+        # The same limit as max_bytes of the configs. Triton's own limit for HTTP is lower.
         if self.http_port and "http-max-input-size" in known:
             yield "--http-max-input-size=200000000"
 
 
-def _limited(resources: Mapping[str, int]) -> Iterator[str]:
+def _rate_limit_flags(resources: Mapping[str, int]) -> Iterator[str]:
     if resources:
         yield "--rate-limit=execution_count"
     for name, count in resources.items():
         yield f"--rate-limit-resource={name}:{count}"
 
 
-def _bracketed(address: str) -> str:
-    """An IPv6 address as it stands before a port."""
+def _bracket_ipv6(address: str) -> str:
+    """Put an IPv6 address into brackets, as it is written before a port."""
     return f"[{address}]" if ":" in address else address
 
 
-def _reachable(address: str) -> str:
+def _reachable_address(address: str) -> str:
+    """Replace an address that means all interfaces by loopback."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
 def libpython_folder() -> Path:
-    """The folder of this interpreter's shared library, which Triton's Python stub links to."""
+    """Find the folder of this interpreter's shared library, which Triton's Python stub links to."""
     name = sysconfig.get_config_var("INSTSONAME") or ""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     candidates = [Path(sysconfig.get_config_var(key) or "/") for key in ("LIBDIR", "LIBPL")]
@@ -214,6 +218,6 @@ def libpython_folder() -> Path:
         if ".so" in name and (folder / name).is_file():
             return folder
     raise ServerError(
-        f"libpython{version}.so is missing ({sys.executable} has none): install it (Debian and Ubuntu: "
+        f"libpython{version}.so not found for {sys.executable}: install it (Debian and Ubuntu: "
         f"apt-get install libpython{version}), or use a Python built with --enable-shared"
     )

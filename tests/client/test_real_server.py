@@ -33,7 +33,7 @@ from restormer_client import (
 from restormer_client.calls import Deadline
 from restormer_client.testing import FakeTriton
 
-from server.process import running
+from server.process import running_server
 from server.settings import Settings
 from tests.conftest import ROOT, Triton, copied, free_port
 from tests.photographs import encoded, opened, pixels
@@ -52,7 +52,7 @@ class Restartable(Triton):
         subprocess.run(self.command("stop"), cwd=ROOT, check=True)
 
     def kill(self):
-        os.kill(running(Settings(state=self.state)).pid, signal.SIGKILL)
+        os.kill(running_server(Settings(state=self.state)).pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_map_survives_an_orderly_restart(own):
         results = enhancer.map([PHOTO] * 40, max_in_flight=3, timeout=120)
         with contextlib.closing(results):
             first = next(results)
-            server = running(Settings(state=own.state))
+            server = running_server(Settings(state=own.state))
             os.kill(server.pid, signal.SIGTERM)
             restart = threading.Thread(target=lambda: (time.sleep(2), own.stop(), own.start()))
             restart.start()
@@ -229,7 +229,7 @@ def test_map_survives_an_orderly_restart(own):
 
 def test_dead_stub_raises_server_error(own):
     """Must be the last test: Triton 2.51 does not restart a stub, so this server is unusable afterwards."""
-    server = running(Settings(state=own.state))
+    server = running_server(Settings(state=own.state))
     stubs = subprocess.run(
         ["pgrep", "-g", str(server.pid), "-f", "postprocess"], capture_output=True, text=True, check=True
     )

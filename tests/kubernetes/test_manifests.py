@@ -13,7 +13,7 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
 from benchmarks.pipeline.imaging import GPU_RATE
 from operations import tune
-from server import assemble as served
+from server import assemble
 from server.health import SECONDS, START_SECONDS, STOP_AT_MOST
 from server.preflight import shared_memory_need
 from server.process import STOP_SECONDS
@@ -253,7 +253,7 @@ def mebibytes(text):
 def test_shared_memory_is_what_the_preflight_computes(overlay, monkeypatch):
     """As much as every process with the largest photograph at a time would take; and the same as compose has."""
     cores = int(triton(overlay)["resources"]["limits"]["cpu"])
-    monkeypatch.setattr(served.machine, "cores", lambda: cores)
+    monkeypatch.setattr(assemble.host, "cores", lambda: cores)
     settings = Settings(repository=ROOT / "model_repository", hardware="gpu" if overlay == "gpu" else "cpu")
     need, worst = shared_memory_need(settings)
     volumes = {v["name"]: v for v in pod(overlay)["volumes"]}
@@ -267,8 +267,8 @@ def test_shared_memory_is_what_the_preflight_computes(overlay, monkeypatch):
 
 def test_a_gpus_cores_keep_up_with_it():
     cores = int(triton("gpu")["resources"]["limits"]["cpu"])
-    processes = sum(served.sized_instances(cores, on_gpu=True).values())
-    assert processes * 1000 / sum(served.WORK_MS.values()) >= GPU_RATE
+    processes = sum(assemble.share_cores(cores, on_gpu=True).values())
+    assert processes * 1000 / sum(assemble.WORK_MS.values()) >= GPU_RATE
     assert triton("gpu")["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert settings_of("gpu")["hardware"] == "auto"
     assert settings_of("cpu")["hardware"] == "cpu"

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from server.preflight import check_engines
+from server.engines import check_engines
 from tests.conftest import ROOT, bare_repository
 from tests.kubernetes.test_manifests import kserve
 

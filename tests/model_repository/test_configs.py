@@ -16,8 +16,7 @@ from export.request import MAX_BATCH, Request
 from export.targets import TARGETS
 from export.targets.tensorrt import CAPABILITIES
 from imaging import SIDE, Limits, Options
-from server import assemble as served
-from server import hardware
+from server import assemble, hardware
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CONFIGS = sorted(path for path in REPOSITORY.rglob("*.pbtxt") if not path.parts[-2].startswith("."))
@@ -192,7 +191,7 @@ def test_limits_are_the_same_everywhere(name):
 
 
 def test_both_adapters_keep_the_same_histogram():
-    edges = {name: config(name).parameters["histogram_ms"].string_value for name in served.WORK_MS}
+    edges = {name: config(name).parameters["histogram_ms"].string_value for name in assemble.WORK_MS}
     assert len(set(edges.values())) == 1
     numbers = [float(edge) for edge in edges["preprocess"].split()]
     assert numbers == sorted(numbers)

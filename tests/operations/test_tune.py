@@ -9,7 +9,7 @@ import pytest
 
 from operations import tune
 from operations.tune import Choice, Found
-from server import assemble as served
+from server import assemble
 from server.settings import Settings
 from tests.conftest import ROOT, server_command
 from traffic.loops import Answer
@@ -158,12 +158,12 @@ def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):
 @pytest.mark.parametrize("hardware", ["cpu", "gpu", "h100"])
 def test_the_network_is_served_as_it_was_tuned(repository, hardware):
     settings = Settings(repository=repository, hardware=hardware, core_instances=3, core_batch=4, core_delay_us=700)
-    made = served.config(settings, repository / "restormer")
+    made = assemble.served_config(settings, repository / "restormer")
     again = replace(settings, core_instances=0, core_batch=0, core_delay_us=None)
     assert [group.count for group in made.instance_group] == [3]
     assert list(made.dynamic_batching.preferred_batch_size) == [4]
     assert made.dynamic_batching.max_queue_delay_microseconds == 700
-    assert served.config(again, repository / "restormer") != made
+    assert assemble.served_config(again, repository / "restormer") != made
 
 
 def test_more_and_more_are_sent_at_a_time_until_the_objective_is_missed():

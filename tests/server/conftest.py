@@ -1,4 +1,4 @@
-"""A real Triton with everything switched on: mutual TLS, a key, HTTP, tracing, the cache, explicit control."""
+"""A real Triton with all options on: mutual TLS, admin key, HTTP, tracing, response cache, explicit control."""
 
 import gzip
 import os
@@ -24,15 +24,15 @@ KEY_HEADER = {"triton-grpc-protocol-admin-key": KEY}
 
 @dataclass
 class Collector:
-    """What an OpenTelemetry collector's HTTP port was sent."""
+    """The requests sent to an OpenTelemetry collector."""
 
     port: int
     bodies: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Fortress:
-    """The server's ports, the files that let a client in, its log and its collector."""
+class SecuredServer:
+    """The server's ports, the TLS files of its clients, its log and its collector."""
 
     grpc_port: int
     metrics_port: int
@@ -64,44 +64,44 @@ def client(url, ca=None, cert=None, key=None) -> grpc.InferenceServerClient:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory) -> dict[str, Path]:
-    """An authority, a server's and a client's certificate of it, and a stranger's of another."""
+    """Write an authority, certificates of it for the server and a client, and one of another authority."""
     folder = tmp_path_factory.mktemp("tls")
     authority, other = trustme.CA(), trustme.CA()
     files = {"ca": folder / "ca.pem"}
     authority.cert_pem.write_to_path(str(files["ca"]))
     for name, issuer in (("server", authority), ("client", authority), ("stranger", other)):
-        made = issuer.issue_cert("127.0.0.1", "localhost")
+        certificate = issuer.issue_cert("127.0.0.1", "localhost")
         files |= {f"{name}_cert": folder / f"{name}.pem", f"{name}_key": folder / f"{name}.key"}
-        made.cert_chain_pems[0].write_to_path(str(files[f"{name}_cert"]))
-        made.private_key_pem.write_to_path(str(files[f"{name}_key"]))
+        certificate.cert_chain_pems[0].write_to_path(str(files[f"{name}_cert"]))
+        certificate.private_key_pem.write_to_path(str(files[f"{name}_key"]))
         files[f"{name}_key"].chmod(0o600)
     return files
 
 
 @pytest.fixture(scope="session")
 def collector():
-    """Listens where a collector would, and keeps what comes."""
-    kept = Collector(free_port())
+    """Run an HTTP server in place of a collector, and keep the bodies of its requests."""
+    collector = Collector(free_port())
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept.bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            collector.bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
             self.send_response(200)
             self.end_headers()
 
         def log_message(self, *arguments):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", kept.port), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", collector.port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield kept
+    yield collector
     server.shutdown()
 
 
 @contextmanager
-def running(log: Path, is_up, **options):
-    """``python -m server run`` with these options, once ``is_up()``; ended with its stubs."""
+def run_server(log: Path, is_up, **options):
+    """Run ``python -m server run`` with these options and wait for ``is_up()``; kill it with its stubs at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             server_command("run", **options), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -123,28 +123,28 @@ def running(log: Path, is_up, **options):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def is_ready(made: grpc.InferenceServerClient) -> bool:
+def is_ready(connection: grpc.InferenceServerClient) -> bool:
     try:
-        return bool(made.is_server_ready(client_timeout=2))
+        return bool(connection.is_server_ready(client_timeout=2))
     except InferenceServerException:
         return False
 
 
 @pytest.fixture(scope="session")
-def fortress(repository, certificates, collector, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fortress")
+def secured(repository, certificates, collector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("secured")
     key = folder / "key"
     key.write_text(KEY + "\n")
     key.chmod(0o600)
     ports = {"grpc_port": free_port(), "metrics_port": free_port(), "http_port": free_port()}
     tls = certificates
-    knock = client(f"127.0.0.1:{ports['grpc_port']}", tls["ca"], tls["client_cert"], tls["client_key"])
-    with running(
-        folder / "log", lambda: is_ready(knock), repository=repository, state=folder / "state", **ports,
+    connection = client(f"127.0.0.1:{ports['grpc_port']}", tls["ca"], tls["client_cert"], tls["client_key"])
+    with run_server(
+        folder / "log", lambda: is_ready(connection), repository=repository, state=folder / "state", **ports,
         tls_cert=tls["server_cert"], tls_key=tls["server_key"], tls_ca=tls["ca"], admin_key_file=key,
         control="explicit", trace=f"http://127.0.0.1:{collector.port}/v1/traces", trace_rate=1, cache_mb=64,
         exit_timeout=5, grpc_connection_age=600,
     ) as process:  # fmt: skip
-        yield Fortress(
+        yield SecuredServer(
             **ports, tls=tls, log=folder / "log", state=folder / "state", collector=collector, process=process
         )

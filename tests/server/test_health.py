@@ -1,4 +1,4 @@
-"""The health check of a container, against the session's real Triton and against none."""
+"""The health check of a container, with the session's real Triton and without a server."""
 
 import asyncio
 import json
@@ -18,23 +18,23 @@ from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, free_port, server_command
 from tests.photographs import encoded, pixels
-from tests.server.test_secured import enhanced
+from tests.server.test_secured import enhance
 from traffic import loops
 from traffic import server as traffic_server
 
 
 @pytest.fixture
 def python(monkeypatch):
-    """`deep_check` calls the client beside its own interpreter: here that of the server's environment."""
+    """Let `deep_check_command` find the client of the server's environment."""
     monkeypatch.setattr("sys.executable", str(SERVER_PYTHON))
 
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Which servers were stopped; the session's Triton is for the other tests."""
-    found = []
-    monkeypatch.setattr(process, "stop", lambda settings, **options: found.append((settings, options)))
-    return found
+    """Record the servers to be stopped, without stopping the session's Triton."""
+    stops = []
+    monkeypatch.setattr(process, "stop", lambda settings, **options: stops.append((settings, options)))
+    return stops
 
 
 def test_a_server_that_enhances_is_healthy(triton, tmp_path, python, stopped):
@@ -44,7 +44,7 @@ def test_a_server_that_enhances_is_healthy(triton, tmp_path, python, stopped):
     assert not stopped
 
 
-def test_a_server_that_is_starting_is_left_alone(tmp_path, python, stopped):
+def test_a_starting_server_is_left_alone(tmp_path, python, stopped):
     settings = Settings(state=tmp_path, grpc_port=free_port())
     with pytest.raises(ServerError, match="not healthy yet: "):
         health.check(settings, seconds=1)
@@ -59,9 +59,9 @@ def test_a_server_that_was_healthy_is_stopped(tmp_path, python, stopped):
     assert stopped == [(settings, {"at_most": health.STOP_AT_MOST})]
 
 
-def test_a_server_that_is_never_healthy_is_stopped_after_its_time(tmp_path, python, stopped):
+def test_a_server_that_was_never_healthy_is_stopped_after_its_start_time(tmp_path, python, stopped):
     settings = Settings(state=tmp_path, grpc_port=free_port())
-    record = process.record(settings)
+    record = process.record_path(settings)
     record.touch()
     with pytest.raises(ServerError, match="not healthy yet: "):
         health.check(settings, seconds=1)
@@ -71,46 +71,45 @@ def test_a_server_that_is_never_healthy_is_stopped_after_its_time(tmp_path, pyth
     assert len(stopped) == 1
 
 
-def test_a_server_has_longer_to_start_than_compose_counts_no_failures():
+def test_the_start_time_is_longer_than_composes_start_period():
     compose = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
     assert 2 * int(re.search(r"start_period: (\d+)s", compose)[1]) <= health.START_SECONDS
 
 
-def test_a_check_ends_in_time_whatever_the_exit_timeout():
-    """The check is not cut off in the middle of a stop."""
+def test_composes_timeout_covers_a_check_that_stops_the_server():
     compose = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
     allowed = int(re.search(r"server\", \"health\"\].*?timeout: (\d+)s", compose, re.DOTALL)[1])
     assert allowed > health.SECONDS + health.STOP_AT_MOST + process.STOP_SECONDS
 
 
-def test_a_stop_may_be_told_to_wait_for_less_than_the_exit_timeout(tmp_path, monkeypatch):
-    """A real process that heeds no SIGTERM, taken for the server."""
-    deaf = ["sh", "-c", "trap '' TERM; echo deaf; sleep 60 & wait; wait"]
-    stubborn = subprocess.Popen(deaf, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    with stubborn.stdout as said:
-        assert said.readline() == "deaf\n"  # from now on
-    server = process.Running(pid=stubborn.pid, url="", engine="", engine_sha256="", chosen={})
-    monkeypatch.setattr(process, "running", lambda settings: server if stubborn.poll() is None else None)
-    monkeypatch.setattr(process, "_reap", lambda pid: None)  # it is the test's child, and to be asked how it ended
+def test_a_stop_can_wait_for_less_than_the_exit_timeout(tmp_path, monkeypatch):
+    """With a real process that ignores SIGTERM in place of the server."""
+    command = ["sh", "-c", "trap '' TERM; echo ready; sleep 60 & wait; wait"]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    with child.stdout as output:
+        assert output.readline() == "ready\n"
+    server = process.RunningServer(pid=child.pid, url="", engine="", engine_sha256="", chosen={})
+    monkeypatch.setattr(process, "running_server", lambda settings: server if child.poll() is None else None)
+    monkeypatch.setattr(process, "_reap", lambda pid: None)  # the test reads its exit status below
     monkeypatch.setattr(process, "STOP_SECONDS", 0.5)
     began = time.monotonic()
     assert process.stop(Settings(state=tmp_path, exit_timeout=600), at_most=1)
-    assert stubborn.wait(5) == -signal.SIGKILL
+    assert child.wait(5) == -signal.SIGKILL
     assert time.monotonic() - began < 60
 
 
 OVERLOADED = "error: 127.0.0.1:8001 is overloaded: [request id: <id_unknown>] Exceeds maximum queue size"
 
 
-def test_overload_ends_no_server_that_goes_on_enhancing(triton, tmp_path, stopped, monkeypatch):
-    """The client's words, and the real server's counters, which Triton raises a moment after it answers."""
-    monkeypatch.setattr(health, "_complaint", lambda settings, seconds: OVERLOADED)
+def test_an_overloaded_server_that_enhances_is_not_stopped(triton, tmp_path, stopped, monkeypatch):
+    """The client's message is fixed; the counters are the real server's, which rise shortly after an answer."""
+    monkeypatch.setattr(health, "_try_until_deadline", lambda settings, seconds: OVERLOADED)
     settings = Settings(state=tmp_path, grpc_port=triton.grpc_port, metrics_port=triton.metrics_port)
     healthy = tmp_path / "healthy"
     healthy.write_text(json.dumps(_counts_at_rest(settings)))
-    with grpc.InferenceServerClient(triton.url, channel_args=[("grpc.enable_http_proxy", 0)]) as made:
+    with grpc.InferenceServerClient(triton.url, channel_args=[("grpc.enable_http_proxy", 0)]) as connection:
         for _ in range(2):
-            enhanced(made, encoded(pixels(48, 64)))
+            enhance(connection, encoded(pixels(48, 64)))
             _counts_at_rest(settings)
             health.check(settings)
     assert not stopped
@@ -120,11 +119,11 @@ def test_overload_ends_no_server_that_goes_on_enhancing(triton, tmp_path, stoppe
 
 
 def _counts_at_rest(settings, *, seconds=2):
-    """The server's counters, once they have not changed for a while: no answer or abandoned request is yet to come."""
-    before = health._counts(settings)
+    """Return the server's counters once they stay the same: no request is in flight."""
+    before = health._read_counters(settings)
     while True:
         time.sleep(seconds)
-        counts = health._counts(settings)
+        counts = health._read_counters(settings)
         if counts and counts == before:
             return counts
         before = counts
@@ -134,25 +133,25 @@ def _counts_at_rest(settings, *, seconds=2):
     ("finished", "failed", "restored", "moved"),
     [(1, 0, 1, True), (1, 9, 9, True), (0, 0, 0, False), (0, 0, 5, True), (0, 5, 5, False), (0, 5, 0, False)],
 )
-def test_what_counts_as_going_on(finished, failed, restored, moved):
-    """The network's own callers count; a last step that only fails does not."""
+def test_finished_photographs_are_progress(finished, failed, restored, moved):
+    """Direct calls of the network count; a last step that only fails does not."""
     now = {"finished": 10.0 + finished, "failed": 10.0 + failed, "restored": 10.0 + restored}
-    assert health.has_moved(dict.fromkeys(now, 10.0), now) == moved
+    assert health.has_progressed(dict.fromkeys(now, 10.0), now) == moved
 
 
-def test_the_clients_words_for_a_busy_server_are_known():
+def test_the_clients_messages_for_a_busy_server_are_recognized():
     busy = (errors.Overloaded, errors.DeadlineExceeded)
-    assert all(words in errors._SENTENCES[kind] for kind, words in zip(busy, health.BUSY, strict=True))
+    assert all(phrase in errors._SENTENCES[kind] for kind, phrase in zip(busy, health.BUSY, strict=True))
     others = [sentence for kind, sentence in errors._SENTENCES.items() if kind not in busy]
     assert not [sentence for sentence in others if health._is_busy(sentence)]
 
 
-def _checked(settings, times):
+def check_repeatedly(settings, times):
     for _ in range(times):
         health.check(settings, seconds=6)
 
 
-def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(repository, tmp_path, python):
+def test_overload_does_not_stop_a_server_but_a_killed_stub_does(repository, tmp_path, python):
     ports = {"grpc_port": free_port(), "metrics_port": free_port()}
     command = server_command("start", repository=repository, state=tmp_path, exit_timeout=2, **ports)
     subprocess.run(command, cwd=ROOT, check=True)
@@ -164,21 +163,20 @@ def test_a_flood_does_not_end_a_server_and_a_dead_process_under_it_does(reposito
         flood = threading.Thread(target=lambda: answers.extend(asyncio.run(load)))
         flood.start()
         time.sleep(5)
-        _checked(settings, 3)
-        server = traffic_server.Server(process.running(settings).pid, *ports.values(), [], settings.log)
+        check_repeatedly(settings, 3)
+        server = traffic_server.Server(process.running_server(settings).pid, *ports.values(), [], settings.log)
         for stub in server.list_stubs("restormer"):
             traffic_server.kill_process(stub)
         with pytest.raises(ServerError, match="no longer healthy, and stopped to be replaced"):
-            _checked(settings, 2)  # the first may still count what was finished between the last check and the death
-        assert process.running(settings) is None
+            check_repeatedly(settings, 2)  # the first may still see photographs finished before the kill
+        assert process.running_server(settings) is None
         flood.join()
         assert loops.count_outcomes(answers)["rejected"] > 10
     finally:
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
 
 
-def test_a_failure_is_tried_again_until_the_deadline(tmp_path, python, stopped):
-    """As under overload, where one try is rejected and the next gets through."""
+def test_a_failure_is_retried_until_the_deadline(tmp_path, python, stopped):
     settings = Settings(state=tmp_path, grpc_port=free_port())
     began = time.monotonic()
     with pytest.raises(ServerError):
@@ -186,10 +184,10 @@ def test_a_failure_is_tried_again_until_the_deadline(tmp_path, python, stopped):
     assert time.monotonic() - began >= 3
 
 
-def test_the_deadline_is_longer_than_the_queues_of_the_three_steps():
+def test_the_deadline_is_longer_than_the_queue_timeouts_of_the_three_steps():
     seconds = 0.0
     for model, config in (("preprocess", "configs/cpu"), ("restormer", "configs/cpu"), ("postprocess", "config")):
         text = (ROOT / "model_repository" / model / f"{config}.pbtxt").read_text(encoding="utf-8")
-        first = text.split("default_timeout_microseconds: ")[1].split()[0]  # the default level's comes first
+        first = text.split("default_timeout_microseconds: ")[1].split()[0]  # the default level comes first
         seconds += int(first) / 1e6
     assert 0 < seconds < health.SECONDS

@@ -1,4 +1,4 @@
-"""The server's life: started once, told apart from strangers, stopped for good."""
+"""Start, find and stop the server's process."""
 
 import fcntl
 import json
@@ -7,51 +7,49 @@ import queue
 import signal
 import subprocess
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
 from server import process
-from server.process import end_orphans, running
+from server.process import kill_orphans, running_server
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
 from tests.photographs import encoded, pixels
 
 
-def test_a_second_start_is_refused_and_the_first_lives(triton):
+def test_a_second_start_is_rejected_and_the_first_server_goes_on(triton):
     done = subprocess.run(triton.command("start"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "already running" in done.stderr
     assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def test_status_tells_where_the_running_server_answers(triton):
-    """Whatever port is asked about: the record of the start counts."""
+def test_status_prints_the_address_of_the_running_server(triton):
+    """The record of the start counts, not the flags of the call."""
     command = [part if part != str(triton.grpc_port) else "9555" for part in triton.command("status")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["url"] == triton.url
     assert json.loads(done.stdout)["engine"] == str(triton.repository / "restormer/1/model.onnx")
 
 
-def test_a_recycled_process_id_is_not_our_server(tmp_path):
+def test_a_reused_process_id_is_not_the_server(tmp_path):
     record = {"pid": 1, "url": "127.0.0.1:8001", "engine": "model.onnx", "engine_sha256": "", "chosen": {}}
     (tmp_path / "server.json").write_text(json.dumps(record))
-    assert running(Settings(state=tmp_path)) is None
+    assert running_server(Settings(state=tmp_path)) is None
 
 
-def test_another_state_folders_triton_is_not_our_server(triton, tmp_path):
-    """Its process id, recycled or copied, is recorded here too; under another name of its own folder it is found."""
+def test_the_triton_of_another_state_folder_is_not_the_server(triton, tmp_path):
+    """Even if its process id is recorded here. A symbolic link to its own folder finds it."""
     record = (triton.state / "server.json").read_text()
     (tmp_path / "server.json").write_text(record)
-    assert running(Settings(state=tmp_path)) is None
+    assert running_server(Settings(state=tmp_path)) is None
     (tmp_path / "alias").symlink_to(triton.state)
-    assert running(Settings(state=tmp_path / "alias")).url == triton.url
+    assert running_server(Settings(state=tmp_path / "alias")).url == triton.url
 
 
-def test_refresh_takes_what_the_server_was_started_with(triton, tmp_path):
-    """Whatever flags are given to it."""
+def test_refresh_uses_the_settings_of_the_start(triton, tmp_path):
     before = (triton.state / "served/preprocess/config.pbtxt").read_text()
     done = subprocess.run(
         [*triton.command("refresh")[:-1], "--preprocess-instances", "7", "--versions", "9", "refresh"],
@@ -61,7 +59,7 @@ def test_refresh_takes_what_the_server_was_started_with(triton, tmp_path):
     assert (triton.state / "served/preprocess/config.pbtxt").read_text() == before
 
 
-def test_a_start_waits_while_another_changes_the_state_folder(tmp_path):
+def test_a_command_waits_while_another_has_the_lock_of_the_state_folder(tmp_path):
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refresh = subprocess.Popen(server_command("refresh", state=tmp_path), cwd=ROOT, stderr=subprocess.PIPE)
@@ -72,7 +70,7 @@ def test_a_start_waits_while_another_changes_the_state_folder(tmp_path):
     refresh.stderr.close()
 
 
-def test_a_new_server_is_not_healthy_because_the_last_was(repository, tmp_path):
+def test_a_start_forgets_that_the_last_server_was_healthy(repository, tmp_path):
     (tmp_path / "healthy").write_text("{}")
     command = process.prepare(
         Settings(repository=repository, state=tmp_path, hardware="cpu", wheel=ROOT / ".envs/triton")
@@ -81,58 +79,51 @@ def test_a_new_server_is_not_healthy_because_the_last_was(repository, tmp_path):
     assert "--rate-limit-resource=cores:1" in command
 
 
-def test_stopping_what_does_not_run_is_no_error(tmp_path, triton):
+def test_a_stop_without_a_server_succeeds(tmp_path, triton):
     command = [str(tmp_path) if part == str(triton.state) else part for part in triton.command("stop")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "no server was running" in done.stderr
 
 
-def test_metrics_are_served(triton):
-    with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
-        assert b"nv_inference_request_success" in answer.read()
-
-
 def stubs(state):
-    """Process ids of the Python stubs that serve from this state folder."""
-    found = []
+    """Return the process ids of the Python stubs that serve from this state folder."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes()
         except OSError:
             continue
         if b"python_backend_stub" in command and f"{state}/served/".encode() in command:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
-def test_after_a_killed_server_the_next_start_clears_up_and_serves(repository, tmp_path):
-    """The kernel kills Triton; its stubs stay behind for a while, each with its memory."""
+def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tmp_path):
     command = server_command(
         "start", repository=repository, state=tmp_path, grpc_port=free_port(), metrics_port=free_port()
     )
     subprocess.run(command, cwd=ROOT, check=True)
-    left = stubs(tmp_path)
-    assert len(left) >= 5
+    orphans = stubs(tmp_path)
+    assert len(orphans) >= 5
     os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
     try:
         subprocess.run(command, cwd=ROOT, check=True)
-        assert not set(left) & set(stubs(tmp_path))
-        assert len(stubs(tmp_path)) == len(left)
+        assert not set(orphans) & set(stubs(tmp_path))
+        assert len(stubs(tmp_path)) == len(orphans)
     finally:
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
     assert stubs(tmp_path) == []
 
 
-def test_orphans_are_only_our_own(tmp_path, triton):
-    """Another state folder's stubs are left alone."""
+def test_the_stubs_of_another_state_folder_are_left_alone(tmp_path, triton):
     before = stubs(triton.state)
-    assert end_orphans(Settings(state=tmp_path)) == 0
+    assert kill_orphans(Settings(state=tmp_path)) == 0
     assert stubs(triton.state) == before
 
 
-def test_a_stop_answers_whoever_is_in_flight(repository, tmp_path):
-    """Triton ends the step that runs and refuses the ensemble's next one: an answer to be retried, and no hang."""
+def test_a_stop_answers_every_request_in_flight(repository, tmp_path):
+    """Triton finishes the running step and rejects the next one of the ensemble, with an error that can be retried."""
     port = free_port()
     command = server_command(
         "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=120
@@ -146,7 +137,7 @@ def test_a_stop_answers_whoever_is_in_flight(repository, tmp_path):
         with grpc.InferenceServerClient(f"127.0.0.1:{port}", channel_args=channel) as client:
             for _ in range(3):
                 client.async_infer("enhance", [image], lambda result, error: done.put(error))
-            assert done.get(timeout=120) is None  # the first is back, so the others have arrived
+            assert done.get(timeout=120) is None  # the first is answered, so the others have arrived
             subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
             for error in [done.get(timeout=10) for _ in range(2)]:
                 assert error is None or ("UNAVAILABLE" in error.status() and "Server is stopping" in error.message())
