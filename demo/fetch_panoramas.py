@@ -1,7 +1,7 @@
-"""Brings the HDR panoramas the demo network is trained on: ``python -m demo.fetch_panoramas FOLDER``.
+"""Download the HDR panoramas that the demo network is trained on: ``python -m demo.fetch_panoramas FOLDER``.
 
-Photographs of real places by Poly Haven, CC0 1.0, from the npm package ``@pmndrs/assets`` 1.7.0 (needs ``npm``), where
-each lies as a base64 string in ``hdri/<scene>.exr.js``.
+Photographs of real places by Poly Haven, CC0 1.0, from the npm package ``@pmndrs/assets`` 1.7.0 (needs ``npm``), which
+holds each as a base64 string in ``hdri/<scene>.exr.js``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = "@pmndrs/assets@1.7.0"
-#: The scenes of the package that the demo network knows; it was trained and measured on these fifteen.
+#: The scenes that the demo network is trained and measured on; the package has more.
 SCENES = {
     "apartment", "bridge", "city", "dawn", "esplanade", "forest", "hall", "night", "park", "sky", "studio", "sunrise",
     "sunset", "warehouse", "workshop",
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     if shutil.which("npm") is None:
-        sys.exit("error: npm not found: install Node.js, or put equirectangular *.exr panoramas there yourself")
+        sys.exit("error: npm not found: install Node.js, or put equirectangular *.exr panoramas into FOLDER yourself")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=temporary, check=True, stdout=subprocess.DEVNULL)
@@ -39,12 +39,12 @@ def main() -> None:
                 if match and match[1] in SCENES:
                     source = archive.extractfile(member)
                     assert source is not None
-                    (folder / f"{match[1]}.exr").write_bytes(decoded(source.read().decode()))
+                    (folder / f"{match[1]}.exr").write_bytes(decode_module(source.read().decode()))
                     print(f"{match[1]}.exr")
 
 
-def decoded(module: str) -> bytes:
-    """The file inside a JavaScript module that exports it as a data URL or a bare base64 string."""
+def decode_module(module: str) -> bytes:
+    """Decode the file in a JavaScript module that exports it as a data URL or a base64 string."""
     longest = max(re.findall(r"[A-Za-z0-9+/=]+", module), key=len)
     return base64.b64decode(longest)
 

@@ -1,10 +1,10 @@
 """Collect the fidelity ladders of the published engines in ``demo/results`` (``python -m demo.ladder``).
 
-Build first, each into a version of its own::
+First build each precision as its own version::
 
     make engine PRECISION=fp32 VERSION=1   # then bf16, fp16 and int8 as versions 2, 3 and 4
 
-and run this; ``make report`` then writes the table of docs/fidelity.md.
+then run this; ``make report`` writes the table of docs/fidelity.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results/ladder.json"
 
 
 def main() -> None:
-    found = {
+    ladders = {
         f"{document['precision']} {document['target']}": {
             "fidelity": document["fidelity"],
             "ranges": document["ranges"] and document["ranges"][:10],
@@ -36,8 +36,8 @@ def main() -> None:
         for document in documents(folder / MODEL / str(version))
         if document["package"]["checkpoint_sha256"] == sha256(checkpoint_path(PACKAGE))
     }
-    write_json(RESULTS, found)
-    print(f"{RESULTS}: {json.dumps(sorted(found))}")
+    write_json(RESULTS, ladders)
+    print(f"{RESULTS}: {json.dumps(sorted(ladders))}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Makes demo/calibration: photographs of the training panoramas, for ranges and INT8 scales.
+"""Make demo/calibration: photographs of the training panoramas, for ranges and INT8 scales.
 
-``python -m demo.make_calibration PANORAMAS``. Two views of each panorama the network was trained on, opposite one
-another, 512 pixels wide, as the simulated camera sees them: interiors and exteriors, daylight and night. None of the
-scenes that figures are measured on (`demo.pairs.HELD_OUT`, and the photographs of demo/photos) is among them.
+``python -m demo.make_calibration PANORAMAS`` renders two opposite views of each training panorama with the simulated
+camera, their longer side 512 pixels: interiors and exteriors, by day and by night. Held-out scenes
+(`demo.pairs.HELD_OUT`) and the photographs of demo/photos are not used.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image as Picture
 
 from demo import camera
-from demo.camera import Image
-from demo.pairs import HELD_OUT, panoramas
+from demo.curve import Image
+from demo.pairs import HELD_OUT, read_panoramas
 
 FOLDER = Path(__file__).parent / "calibration"
 
 
-def _healed(panorama: Image) -> Image:
-    """Around lamps and the sun the panoramas' own resampling rang below zero: black dots, which no photograph has."""
+def _fill_black_dots(panorama: Image) -> Image:
+    """Fill the pixels below zero that resampling left around lamps and the sun; real photographs have none."""
     dark = (panorama <= 0).any(axis=-1, keepdims=True)
-    return np.where(dark, cv2.dilate(panorama, np.ones((9, 9), np.uint8)), panorama)
+    return np.where(dark, cv2.dilate(panorama, np.ones((9, 9), np.uint8)).astype(np.float32), panorama)
 
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m demo.make_calibration PANORAMAS")
+        raise SystemExit("error: one argument is needed: python -m demo.make_calibration PANORAMAS")
     FOLDER.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    for scene, panorama in panoramas(Path(sys.argv[1])).items():
+    for scene, panorama in read_panoramas(Path(sys.argv[1])).items():
         if scene in HELD_OUT:
             continue
         for turn, size in enumerate([(342, 512), (512, 342)]):
-            radiance = camera.view(_healed(panorama), yaw=30 + 180 * turn, pitch=0, field_of_view=75, size=size)
-            pixels = camera.photograph(radiance, camera.auto_exposure(radiance), rng)
+            radiance = camera.render_view(
+                _fill_black_dots(panorama), yaw=30 + 180 * turn, pitch=0, field_of_view=75, size=size
+            )
+            pixels = camera.expose(radiance, camera.auto_exposure_gain(radiance), rng)
             name = FOLDER / f"{scene}-{turn + 1}.jpg"
-            Picture.fromarray(np.round(pixels * 255).astype(np.uint8)).save(name, quality=90, subsampling=0)
+            camera.pillow_from_unit(pixels).save(name, quality=90, subsampling=0)
             print(name)
 
 

@@ -2,10 +2,10 @@
 
     python -m demo.make_photos SOURCES
 
-SOURCES is a folder with the sharp photographs below, as they lie in Debian's package ``lomiri-wallpapers-16.04``
+SOURCES is a folder with the photographs below, from Debian's package ``lomiri-wallpapers-16.04``
 (``/usr/share/backgrounds``; licences in its ``copyright``) and in scikit-image. The light is **synthetic**: the
-photograph is linearised, a window's light (a soft bright region that falls off into a dark room) is multiplied over
-it, and the simulated camera of ``demo.camera`` takes one exposure and fuses a bracket, at full size. None of these
+photograph is linearized and multiplied by the light of a window (a soft bright region that falls off into a dark room);
+the simulated camera of ``demo.camera`` then takes one exposure and fuses a bracket, at full size. None of these
 photographs was used in training. ``test.jsonl`` lists them as the demo package's test set.
 """
 
@@ -23,17 +23,17 @@ import skimage.data
 from PIL import Image as PillowImage
 
 from demo import camera
-from demo.camera import Image
+from demo.curve import Image
 
 QUALITY = 90
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A sharp photograph, who made it, and where its synthetic window is.
+    """A photograph, its author, and its synthetic window.
 
-    ``window`` is (centre x, centre y, width, height) in parts of the photograph; ``stops`` is how much brighter the
-    window is than the far corner of the room; ``side`` bounds the longer side in pixels (None: as it is).
+    ``window`` is (centre x, centre y, width, height) as fractions of the photograph; ``stops`` is how much brighter the
+    window is than the far corner of the room; ``side`` limits the longer side in pixels (None: no limit).
     """
 
     name: str
@@ -58,19 +58,19 @@ SOURCES = (
 )  # fmt: skip
 
 
-def opened(source: Source, folder: Path) -> Image:
-    """The sharp photograph, HxWx3 float32, sRGB in [0, 1]."""
+def read_source(source: Source, folder: Path) -> Image:
+    """Read the photograph as HxWx3 float32, sRGB in [0, 1]."""
     if source.file.startswith("skimage:"):
         picture = PillowImage.fromarray(getattr(skimage.data, source.file.split(":")[1])())
     else:
         picture = PillowImage.open(folder / source.file).convert("RGB")
     if source.side:
         picture.thumbnail((source.side, source.side), PillowImage.Resampling.LANCZOS)
-    return np.asarray(picture, np.float32) / 255
+    return np.asarray(picture, np.float32) / np.float32(255)
 
 
 def window_light(shape: tuple[int, int], window: tuple[float, float, float, float], stops: float) -> Image:
-    """Synthetic illumination HxWx1, linear: a bright soft-edged window, its glow, and a room ``stops`` darker."""
+    """Return linear illumination, HxWx3: a bright window with soft edges, its glow, and a room ``stops`` darker."""
     height, width = shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = x / width, y / height
@@ -85,12 +85,13 @@ def window_light(shape: tuple[int, int], window: tuple[float, float, float, floa
     tint = inside[..., None] * np.array([0.96, 1.0, 1.06], np.float32) + (1 - inside[..., None]) * np.array(
         [1.06, 1.0, 0.9], np.float32
     )
-    return (light[..., None] * tint).astype(np.float32)
+    illumination: Image = (light[..., None] * tint).astype(np.float32)
+    return illumination
 
 
-def saved(image: Image, path: Path, quality: int) -> None:
+def save_jpeg(image: Image, path: Path, quality: int) -> None:
     buffer = io.BytesIO()
-    PillowImage.fromarray(np.round(image * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality, optimize=True)
+    camera.pillow_from_unit(image).save(buffer, "JPEG", quality=quality, optimize=True)
     path.write_bytes(buffer.getvalue())
 
 
@@ -104,15 +105,16 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     credits = {}
     for number, source in enumerate(SOURCES):
-        sharp = opened(source, arguments.sources)
-        radiance = camera.linear_from_rendered(sharp) * window_light(sharp.shape[:2], source.window, source.stops)
-        # Metered on a small version: the rule is about the picture, not about its grain.
-        gain = camera.auto_exposure(cv2.resize(radiance, (256, 256), interpolation=cv2.INTER_AREA))
-        name = f"{source.name}.jpg"
-        saved(camera.photograph(radiance, gain, np.random.default_rng(number)), photos / name, QUALITY)
-        saved(camera.fused(radiance, gain), targets / name, QUALITY)
-        credits[name] = {"from": source.file, "by": source.credit, "pixels": f"{sharp.shape[1]}x{sharp.shape[0]}"}
-        print(f"{name}: {sharp.shape[1]}x{sharp.shape[0]}, gain {gain:.2f}")
+        original = read_source(source, arguments.sources)
+        radiance = camera.linear_from_srgb(original) * window_light(original.shape[:2], source.window, source.stops)
+        # Metered on a small version, so that noise does not count.
+        small = cv2.resize(radiance, (256, 256), interpolation=cv2.INTER_AREA).astype(np.float32)
+        gain = camera.auto_exposure_gain(small)
+        name, size = f"{source.name}.jpg", f"{original.shape[1]}x{original.shape[0]}"
+        save_jpeg(camera.expose(radiance, gain, np.random.default_rng(number)), photos / name, QUALITY)
+        save_jpeg(camera.fuse_bracket(radiance, gain), targets / name, QUALITY)
+        credits[name] = {"from": source.file, "by": source.credit, "pixels": size}
+        print(f"{name}: {size}, gain {gain:.2f}")
     (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps({"input": f"photos/{name}", "target": f"targets/{name}"}) + "\n" for name in sorted(credits)]
     (arguments.output / "test.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Write a model package as the owner's training code leaves it: the checkpoint, three JSON files, a manifest.
+"""Write a model package in the owner's format: checkpoint, three JSON files, manifest.
 
-What the package claims for itself is measured on the pairs of demo/test.jsonl, as the owner measures.
+The figures that the package claims are measured on the pairs of demo/test.jsonl, with the owner's metrics.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Figures = Mapping[str, Mapping[str, float]]
 def write_package(
     folder: Path, checkpoint: dict[str, Any], architecture: Architecture, config: dict[str, object]
 ) -> None:
-    """Write the package; ``config`` is what the training says of itself in ``config.json``."""
+    """Write the package; ``config`` describes the training, for ``config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("architecture.json", "config.json", "training_info.json", "MANIFEST.txt"):
         (folder / name).unlink(missing_ok=True)
@@ -36,8 +36,8 @@ def write_package(
     parameters = sum(tensor.numel() for tensor in checkpoint["model_state_dict"].values())
     documents = {
         "architecture.json": architecture_document(architecture, parameters, "demo"),
-        "config.json": {**config, **_served(checkpoint, figures)},
-        # The owner's training code leaves zeros for what it did not measure.
+        "config.json": {**config, **_performance(checkpoint, figures)},
+        # The owner's training code writes zeros for values that it did not measure.
         "training_info.json": {
             "epoch": checkpoint["epoch"], "val_l1": checkpoint["val_l1"],
             "val_psnr": 0.0, "val_ssim": 0.0, "train_loss": 0.0,
@@ -80,7 +80,7 @@ def architecture_document(architecture: Architecture, parameters: int, variant: 
     }
 
 
-def _served(checkpoint: dict[str, Any], figures: Figures) -> dict[str, object]:
+def _performance(checkpoint: dict[str, Any], figures: Figures) -> dict[str, object]:
     return {
         "performance": {
             "validation": {"l1": round(checkpoint["val_l1"], 4)},

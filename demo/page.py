@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file, no network, a before/after slider for each photograph."""
+"""Write the demo's page: one HTML file without external resources, with a before/after slider for each photograph."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-#: Pictures in the page are shown on screens: the longer side in pixels, and their JPEG quality.
-SHOWN_SIDE, SHOWN_QUALITY = 1600, 85
+#: Longer side in pixels and JPEG quality of the embedded pictures.
+SCREEN_SIDE, SCREEN_QUALITY = 1600, 85
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --paper: #fbfbf9; --line: #d9d9d4; --quiet: #6b6b70; }
@@ -41,8 +41,8 @@ th { color: var(--quiet); } th:first-child, td:first-child { text-align: left; }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One photograph of the page; the PSNR figures (dB against the fused target) are None where there is no target."""
+class PagePhotograph:
+    """One photograph of the page. The PSNR figures (dB against the fused target) are None without a target."""
 
     name: str
     before: bytes
@@ -55,8 +55,8 @@ class Shown:
     psnr_out: float | None = None
 
 
-def page(photographs: list[Shown], *, subtitle: str) -> str:
-    """The HTML document."""
+def page_html(photographs: list[PagePhotograph], *, subtitle: str) -> str:
+    """Return the HTML document."""
     rows = "".join(
         f"<tr><td>{html.escape(p.name)}</td><td>{p.pixels}</td><td>{p.seconds:.2f}</td>"
         f"<td>{_decibels(p.psnr_in)}</td><td>{_decibels(p.psnr_curve)}</td><td>{_decibels(p.psnr_out)}</td></tr>"
@@ -76,11 +76,11 @@ def page(photographs: list[Shown], *, subtitle: str) -> str:
     )
 
 
-def _figure(photograph: Shown) -> str:
+def _figure(photograph: PagePhotograph) -> str:
     name = html.escape(photograph.name)
     return (
-        f'<h2>{name}</h2><figure><div class="pair"><img src="{_embedded(photograph.after)}" alt="{name}, after">'
-        f'<img class="before" src="{_embedded(photograph.before)}" alt="{name}, before">'
+        f'<h2>{name}</h2><figure><div class="pair"><img src="{_data_url(photograph.after)}" alt="{name}, after">'
+        f'<img class="before" src="{_data_url(photograph.before)}" alt="{name}, before">'
         '<span class="left">before</span><span class="right">after</span>'
         f'<input type="range" min="0" max="100" value="50" step="0.5" aria-label="before/after of {name}" '
         "oninput=\"this.parentNode.style.setProperty('--cut', this.value + '%')\"></div>"
@@ -88,14 +88,14 @@ def _figure(photograph: Shown) -> str:
     )
 
 
-def _embedded(photograph: bytes) -> str:
-    """A data URL of the photograph at screen size."""
+def _data_url(photograph: bytes) -> str:
+    """Return the photograph at screen size as a data URL."""
     with Image.open(io.BytesIO(photograph)) as image:
-        image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))
-        shown = ImageOps.exif_transpose(image).convert("RGB")
-    shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+        image.draft("RGB", (SCREEN_SIDE, SCREEN_SIDE))
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+    picture.thumbnail((SCREEN_SIDE, SCREEN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=SHOWN_QUALITY, optimize=True)
+    picture.save(buffer, "JPEG", quality=SCREEN_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

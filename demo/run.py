@@ -1,8 +1,8 @@
-"""``make demo``: enhance every photograph of demo/photos with the real server; pictures, a page, and one JSON line.
+"""Run ``make demo``: enhance the photographs of demo/photos with a real server; print a JSON line as the last line.
 
-Start Triton, or use the one that ``make serve`` left running (and then leave it running), enhance each photograph over
-gRPC, and write into ``out/``: the enhanced photographs, before and after side by side, and ``index.html``. Then
-evaluate the package and its engine on the pairs of demo/test.jsonl, as ``make evaluate`` does.
+Start Triton, or use a server that ``make serve`` started (and leave it running). Enhance each photograph over gRPC and
+write into ``out/``: the enhanced photographs, pictures of before and after, and ``index.html``. Then evaluate the
+package and its engine on the pairs of demo/test.jsonl, as ``make evaluate`` does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from restormer_client import EnhanceError, Enhancer
 
-from demo.curve import curve_applied
-from demo.page import Shown, page
+from demo.curve import apply_curve
+from demo.page import PagePhotograph, page_html
 from export import evaluate
 from export.errors import ExportError
 from export.files import sha256
@@ -35,47 +36,49 @@ DEMO = Path(__file__).parent
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server-python", type=Path, required=True, help="interpreter of the server's environment")
-    parser.add_argument("--photos", type=Path, default=DEMO / "photos")
+    parser.add_argument("--photos", type=Path, default=DEMO / "photos", help="folder of photographs to enhance")
     parser.add_argument("--package", type=Path, default=DEMO / "package", help="package of the engine that is served")
     parser.add_argument("--pairs", type=Path, default=DEMO / "test.jsonl", help="pairs to evaluate on")
-    parser.add_argument("--output", type=Path, default=Path("out"))
-    parser.add_argument("--record", type=Path, help="JSON file that keeps the figures for `make report`")
-    parser.add_argument("server_flags", nargs="*", help="after --: passed on to python -m server")
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
+    parser.add_argument("--record", type=Path, help="JSON file to add the figures to, for `make report`")
+    parser.add_argument("server_flags", nargs="*", help="after --: flags of python -m server")
     arguments = parser.parse_args()
     started = time.monotonic()
     try:
-        with served([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
+        with run_server([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
             engine = json.loads(Path(f"{server['engine']}.json").read_text(encoding="utf-8"))
             if sha256(Path(f"{server['engine']}.json")) != server["engine_sha256"]:
-                raise EnhanceError("the running server serves an older engine: make stop, then again")
+                raise EnhanceError("the running server serves an older engine: make stop, then repeat the command")
             with Enhancer(server["url"]) as enhancer:
                 version = enhancer.metadata().version
-                shown = [enhanced(enhancer, path, arguments.output) for path in photographs(arguments.photos)]
-            evaluation = evaluated(server, arguments.package, arguments.pairs, arguments.output / "evaluate")
+                shown = [
+                    enhance_photograph(enhancer, path, arguments.output) for path in find_photographs(arguments.photos)
+                ]
+            evaluation = evaluate_served(server, arguments.package, arguments.pairs, arguments.output / "evaluate")
     except (EnhanceError, ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
-        return error.returncode  # the server has said why
+        return error.returncode  # the server printed the reason
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     architecture = engine["network"]["architecture"]
     subtitle = f"Triton {version} · engine {engine['precision']} on {engine['target']} · {architecture}"
     index = arguments.output / "index.html"
-    index.write_text(page(shown, subtitle=subtitle), encoding="utf-8")
-    overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
+    index.write_text(page_html(shown, subtitle=subtitle), encoding="utf-8")
+    make_overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
     print(f"look at {index}", file=sys.stderr)
-    figures = totals(shown, time.monotonic() - started, engine["precision"], version) | evaluation
+    figures = summarize(shown, time.monotonic() - started, engine["precision"], version) | evaluation
     if arguments.record:
-        record(arguments.record, figures, engine, shown)
+        write_record(arguments.record, figures, engine, shown)
     print(json.dumps(figures))
     return 0
 
 
 @contextlib.contextmanager
-def served(command: list[str]) -> Iterator[dict[str, str]]:
-    """The server for as long as the block runs, as `status` describes it; one that was there before stays."""
+def run_server(command: list[str]) -> Iterator[dict[str, str]]:
+    """Run the server during the block, and yield its `status`; a server that runs already is used and not stopped."""
     status = [*command, "status"]
     before = subprocess.run(status, capture_output=True, text=True, check=False)
     if before.returncode == 0:
@@ -89,8 +92,8 @@ def served(command: list[str]) -> Iterator[dict[str, str]]:
         subprocess.run([*command, "stop"], check=True)
 
 
-def evaluated(server: dict[str, str], package: Path, pairs: Path, output: Path) -> dict[str, object]:
-    """Evaluate the package and the version that is served; return the means by stage, beside what is claimed."""
+def evaluate_served(server: dict[str, str], package: Path, pairs: Path, output: Path) -> dict[str, object]:
+    """Evaluate the package and the served version; return the means by stage, and the package's claims."""
     version = Path(server["engine"]).parent
     request = evaluate.Request(
         package=package, pairs=pairs, versions=(int(version.name),), repository=version.parents[1], url=server["url"],
@@ -99,21 +102,21 @@ def evaluated(server: dict[str, str], package: Path, pairs: Path, output: Path) 
     summary = evaluate.evaluate(request)
     print(evaluate.format_table(summary), file=sys.stderr)
     means = {
-        stage: {column: round(found[column]["mean"], 4) for column in evaluate.COLUMNS}
-        for stage, found in summary["stages"].items()
+        stage: {column: round(figures[column]["mean"], 4) for column in evaluate.COLUMNS}
+        for stage, figures in summary["stages"].items()
     }
     return {"test": means, "claimed": summary["claims"].get("test", {})}
 
 
-def photographs(folder: Path) -> list[Path]:
+def find_photographs(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"no photographs in {folder}: give another folder as PHOTOS=...")
+        raise FileNotFoundError(f"no photographs in {folder}: choose another folder with --photos (make: PHOTOS=...)")
     return paths
 
 
-def enhanced(enhancer: Enhancer, path: Path, output: Path) -> Shown:
-    """One photograph: enhanced over gRPC, measured against its target, and saved."""
+def enhance_photograph(enhancer: Enhancer, path: Path, output: Path) -> PagePhotograph:
+    """Enhance one photograph over gRPC, save it, and measure it against its target."""
     before = path.read_bytes()
     print(f"  {path.name} ...", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
@@ -121,38 +124,38 @@ def enhanced(enhancer: Enhancer, path: Path, output: Path) -> Shown:
     seconds = time.monotonic() - started
     output.mkdir(parents=True, exist_ok=True)
     (output / path.name).write_bytes(after)
-    image, result = opened(before), opened(after)
-    side_by_side(image, result).save(output / f"{path.stem}-before-after.jpg", quality=90)
+    image, result = open_image(before), open_image(after)
+    join_side_by_side(image, result).save(output / f"{path.stem}-before-after.jpg", quality=90)
     credit = json.loads((DEMO / "CREDITS.json").read_text(encoding="utf-8")).get(path.name, {})
-    figures = measured(np.asarray(image), np.asarray(result), DEMO / "targets" / path.name)
+    figures = measure_photograph(np.asarray(image), np.asarray(result), DEMO / "targets" / path.name)
     print(f" {image.width}x{image.height}, {seconds:.2f} s", file=sys.stderr)
-    return Shown(
+    return PagePhotograph(
         name=path.stem, before=before, after=after, pixels=f"{image.width}x{image.height}", seconds=seconds,
         credit=f"{credit['by']} ({credit['from']}), light synthetic" if credit else "", **figures,
     )  # fmt: skip
 
 
-def measured(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[str, float]:
-    """PSNR at full resolution against the fused target: of the input, of the global curve, of the served result."""
-    target = opened(target_path.read_bytes()) if target_path.is_file() else None
+def measure_photograph(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[str, float]:
+    """Measure PSNR at full resolution against the fused target, for input, global curve and result; {} without one."""
+    target = open_image(target_path.read_bytes()) if target_path.is_file() else None
     if target is None or (target.height, target.width) != image.shape[:2]:
         return {}
     curves = json.loads((DEMO / "results/curve.json").read_text(encoding="utf-8"))
     curve = np.array(curves["stretched 3:2"])  # the photographs' aspect ratio
-    unit = [np.asarray(array, np.float32) / 255 for array in (image, result, target)]
+    unit = [np.asarray(array, np.float32) / np.float32(255) for array in (image, result, target)]
     return {
         "psnr_in": psnr(unit[0], unit[2]),
-        "psnr_curve": psnr(curve_applied(curve, unit[0]), unit[2]),
+        "psnr_curve": psnr(apply_curve(curve, unit[0]), unit[2]),
         "psnr_out": psnr(unit[1], unit[2]),
     }
 
 
-def opened(data: bytes) -> Image.Image:
-    """The picture as a viewer shows it: upright, RGB."""
+def open_image(data: bytes) -> Image.Image:
+    """Decode the picture, turn it upright and convert it to RGB."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
-def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+def join_side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     gap = max(4, before.width // 200)
     picture = Image.new("RGB", (before.width * 2 + gap, before.height), "white")
     picture.paste(before, (0, 0))
@@ -160,11 +163,11 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     return picture
 
 
-def overview(shown: list[Shown], *, height: int = 320, gap: int = 6) -> Image.Image:
-    """All photographs in one picture: before above, after below (the README's picture)."""
+def make_overview(shown: list[PagePhotograph], *, height: int = 320, gap: int = 6) -> Image.Image:
+    """Join all photographs in one picture: before above, after below (the README's picture)."""
     rows = []
     for kind in ("before", "after"):
-        images = [opened(getattr(p, kind)) for p in shown]
+        images = [open_image(getattr(p, kind)) for p in shown]
         rows.append([image.resize((image.width * height // image.height, height)) for image in images])
     width = sum(image.width + gap for image in rows[0]) - gap
     picture = Image.new("RGB", (width, 2 * height + gap), "white")
@@ -176,8 +179,8 @@ def overview(shown: list[Shown], *, height: int = 320, gap: int = 6) -> Image.Im
     return picture
 
 
-def totals(shown: list[Shown], seconds: float, precision: str, version: str) -> dict[str, object]:
-    """The last line of output: means over the photographs that have a target."""
+def summarize(shown: list[PagePhotograph], seconds: float, precision: str, version: str) -> dict[str, object]:
+    """Return the figures for the last line of output: means over the photographs that have a target."""
 
     def mean(name: str) -> float | None:
         values = [value for p in shown if (value := getattr(p, name)) is not None]
@@ -192,8 +195,8 @@ def totals(shown: list[Shown], seconds: float, precision: str, version: str) -> 
     }
 
 
-def record(path: Path, figures: dict[str, object], engine: dict, shown: list[Shown]) -> None:
-    """Adds the figures of this precision to the JSON file, for ``make report``."""
+def write_record(path: Path, figures: dict[str, object], engine: dict[str, Any], shown: list[PagePhotograph]) -> None:
+    """Add the figures of this precision to the JSON file, for ``make report``."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     decisive = engine["fidelity"]["decided_by"]
     rung = next(rung for rung in engine["fidelity"]["ladder"] if rung["rung"] == decisive)

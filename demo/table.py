@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from export.markdown import table
 
@@ -75,8 +76,9 @@ def served_table() -> str:
     return table(headers, [[name, *(f"{value:.1f}" for value in row)] for name, row in rows.items()])
 
 
-def _document(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def _document(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document
 
 
 #: The tables of each page, by the name in their markers.

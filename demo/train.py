@@ -1,17 +1,17 @@
-"""Train the network of demo/package, and measure it on scenes that it never saw.
+"""Train the network of demo/package, and measure it on held-out scenes.
 
     python -m demo.train PANORAMAS              train -> demo/package, demo/results
-    python -m demo.train PANORAMAS --resume     continue the run that was interrupted
-    python -m demo.train PANORAMAS --measure    train nothing: measure demo/package again
+    python -m demo.train PANORAMAS --resume     continue an interrupted run
+    python -m demo.train PANORAMAS --measure    only measure demo/package
 
 PANORAMAS is a folder of equirectangular OpenEXR files: fifteen photographs of real places by Poly Haven, CC0 1.0,
 512x256, as packed in the npm package ``@pmndrs/assets`` 1.7.0 (``python -m demo.fetch_panoramas`` downloads them).
 
 Task: one exposure in, exposure fusion out (``demo.camera`` defines both), every view stretched to a square. Loss: L1,
-0.3 x L1 in which bright pixels weigh twice (windows), 0.2 x L1 of the saturation. The run's checkpoint, written every
-epoch, is what ``--resume`` continues from and what the package holds in the end.
+0.3 x L1 with doubled weight for bright pixels (windows), 0.2 x L1 of the saturation. The checkpoint is written every
+epoch; ``--resume`` continues from it, and the package gets the last one.
 
-Runs are seeded; another processor or thread count rounds differently and gives a network as good, not the same bytes.
+Runs are seeded. Another processor or thread count rounds differently: the network is as good, but not byte-identical.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from demo import measure, pairs
-from demo.camera import LUMINANCE, Image
-from demo.curve import Pair
+from demo.camera import LUMINANCE
+from demo.curve import Image, Pair
 from demo.package_files import TEST_PAIRS, write_package
 from export.network.architecture import OWNER_EPS, restormer
 from export.network.restormer import Restormer
@@ -45,11 +45,11 @@ WINDOW_WEIGHT = 2.0
 WINDOW_LOSS, SATURATION_LOSS = 0.3, 0.2
 #: Side of the training views, how many views a scene has of it, views in a batch, and the share of such batches.
 VIEWS = ((128, 120, 2, 0.6), (192, 40, 1, 0.2), (256, 30, 1, 0.2))
-Both = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]  #: inputs and targets
 
 
 def loss(output: Tensor, target: Tensor) -> Tensor:
-    """Weigh the three losses of ``[N, 3, H, W]`` tensors."""
+    """Return the weighted sum of the three losses of ``[N, 3, H, W]`` tensors."""
     error = (output - target).abs()
     luminance = torch.einsum("nchw,c->nhw", target, torch.from_numpy(LUMINANCE))
     weights = torch.where(luminance > WINDOW_THRESHOLD, WINDOW_WEIGHT, 1.0)[:, None]
@@ -58,53 +58,54 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _saturation(image: Tensor) -> Tensor:
-    """HSV saturation, with the denominator kept away from zero so that noise in the dark does not count."""
+    """Return the HSV saturation; the denominator is kept above zero, so that noise in dark pixels does not count."""
     high, low = image.amax(dim=1), image.amin(dim=1)
     return (high - low) / (high + 0.1)
 
 
 class Sampler:
-    """Random batches of views that are kept in memory on 8 bits. Batch ``n`` is the same in every run."""
+    """Draw random batches from views held in memory as 8 bits. Batch ``n`` is the same in every run."""
 
     def __init__(self, scenes: dict[str, Image], seed: int) -> None:
         self._seed = seed
-        self._pools = [self._pool(list(scenes.values()), side, count) for side, count, _, _ in VIEWS]
+        self._pools = [self._render_views(list(scenes.values()), side, count) for side, count, _, _ in VIEWS]
 
-    def _pool(self, scenes: list[Image], side: int, count: int) -> np.ndarray:
-        """Views as ``[N, 2, side, side, 3]``, input and target."""
+    def _render_views(self, scenes: list[Image], side: int, count: int) -> np.ndarray:
+        """Render views as ``[N, 2, side, side, 3]``: input and target."""
         print(f"rendering {count * len(scenes)} views of {side} pixels", file=sys.stderr, flush=True)
         rngs = [np.random.default_rng((self._seed, side, number)) for number in range(len(scenes))]
         views = [
             np.round(np.stack(pair) * 255).astype(np.uint8)
             for scene, rng in zip(scenes, rngs, strict=True)
-            for pair in pairs.training_pairs(scene, count, side, rng)
+            for pair in pairs.render_training_pairs(scene, count, side, rng)
         ]
         return np.stack(views)
 
-    def batch(self, number: int) -> Both:
+    def batch(self, number: int) -> Batch:
         rng = np.random.default_rng((self._seed, number))
         kind = rng.choice(len(VIEWS), p=[share for *_, share in VIEWS])
         chosen = self._pools[kind][rng.integers(len(self._pools[kind]), size=VIEWS[kind][2])]
-        return _tensors(chosen[:, :, :, ::-1] if rng.random() < 0.5 else chosen)
+        return _batch_from_views(chosen[:, :, :, ::-1] if rng.random() < 0.5 else chosen)
 
 
-def _tensors(views: np.ndarray) -> Both:
-    both = torch.from_numpy(np.ascontiguousarray(views)).permute(1, 0, 4, 2, 3).float() / 255
-    image, target = (each.contiguous(memory_format=torch.channels_last) for each in both)
+def _batch_from_views(views: np.ndarray) -> Batch:
+    pairs_first = torch.from_numpy(np.ascontiguousarray(views)).permute(1, 0, 4, 2, 3).float() / 255
+    image, target = (each.contiguous(memory_format=torch.channels_last) for each in pairs_first)
     return image, target
 
 
 def train(scenes: dict[str, Image], validation: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
     """Train, from scratch or from where the run was interrupted; return the run's checkpoint."""
     torch.manual_seed(options.seed)
-    network = Restormer(ARCHITECTURE).to(memory_format=torch.channels_last)
+    network: Restormer = cast(Any, Restormer(ARCHITECTURE)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.epochs * STEPS_AN_EPOCH)
     checkpoint: dict[str, Any] = {"epoch": 0, "history": []}
     if options.resume:
         checkpoint = torch.load(options.checkpoint, weights_only=True)
-        weights = checkpoint["model_state_dict"].items()
-        network.load_state_dict({OWNER.internal(name): tensor for name, tensor in weights})
+        owner_weights = checkpoint["model_state_dict"].items()
+        weights = {name: tensor for key, tensor in owner_weights if (name := OWNER.internal(key))}
+        network.load_state_dict(weights)
         optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
     first = checkpoint["epoch"] + 1
@@ -132,7 +133,7 @@ def train(scenes: dict[str, Image], validation: list[Pair], options: argparse.Na
             "args": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
             "history": [*checkpoint["history"], figures],
         }
-        save(checkpoint, options.checkpoint)
+        save_checkpoint(checkpoint, options.checkpoint)
     return checkpoint
 
 
@@ -149,7 +150,7 @@ def _train_epoch(
         image, target = sampler.batch(step)
         value = loss(network.train()(image), target)
         optimizer.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
@@ -158,7 +159,7 @@ def _train_epoch(
 
 
 def _validate(network: Restormer, validation: list[Pair]) -> dict[str, float]:
-    batches = [_tensors(np.round(np.stack(pair)[None] * 255).astype(np.uint8)) for pair in validation]
+    batches = [_batch_from_views(np.round(np.stack(pair)[None] * 255).astype(np.uint8)) for pair in validation]
     with torch.inference_mode():
         outputs = [network.eval()(image) for image, _ in batches]
     losses = [float(loss(output, target)) for output, (_, target) in zip(outputs, batches, strict=True)]
@@ -166,14 +167,14 @@ def _validate(network: Restormer, validation: list[Pair]) -> dict[str, float]:
     return {"val_loss": float(np.mean(losses)), "val_l1": float(np.mean(errors))}
 
 
-def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write the checkpoint in one move, so that an interruption leaves the one before."""
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write the checkpoint atomically: an interrupted run keeps the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
 
-def config(options: argparse.Namespace, scenes: list[str]) -> dict[str, object]:
+def training_config(options: argparse.Namespace, scenes: list[str]) -> dict[str, object]:
     """Describe the training, for the package's ``config.json``."""
     return {
         "training": {
@@ -201,10 +202,10 @@ def config(options: argparse.Namespace, scenes: list[str]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
-    parser.add_argument("--measure", action="store_true", help="measure the package that is there, train nothing")
+    parser.add_argument("--measure", action="store_true", help="only measure the package in --package")
     parser.add_argument("--resume", action="store_true", help="continue from --checkpoint")
     parser.add_argument("--checkpoint", type=Path, default=Path("out/demo-training.pt"), help="the run's checkpoint")
-    parser.add_argument("--epochs", type=int, default=24, help=f"of {STEPS_AN_EPOCH} steps each")
+    parser.add_argument("--epochs", type=int, default=24, help=f"epochs of {STEPS_AN_EPOCH} steps")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
@@ -212,18 +213,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("demo/results"), help="folder for the measured figures")
     options = parser.parse_args()
     if options.resume and not options.checkpoint.is_file():
-        raise SystemExit(f"no checkpoint at {options.checkpoint}: train without --resume first")
+        raise SystemExit(f"error: no checkpoint at {options.checkpoint}: train without --resume first")
     torch.set_num_threads(options.threads)
 
-    scenes = pairs.panoramas(options.panoramas)
+    scenes = pairs.read_panoramas(options.panoramas)
     held_out = {name: scenes.pop(name) for name in pairs.HELD_OUT}
     if not options.measure:
-        validation = [pair for scene in held_out.values() for pair in pairs.level_pairs(scene, (3, 2))]
+        validation = [pair for scene in held_out.values() for pair in pairs.render_level_pairs(scene, (3, 2))]
         checkpoint = train(scenes, validation, options)
-        write_package(options.package, checkpoint, ARCHITECTURE, config(options, sorted(scenes)))
+        write_package(options.package, checkpoint, ARCHITECTURE, training_config(options, sorted(scenes)))
     network = network_from_package(package_from_folder(options.package))
-    curves = measure.curves(scenes)
-    result = measure.held_out(network, curves, held_out)
+    curves = measure.fit_curves(scenes)
+    result = measure.compare_held_out(network, curves, held_out)
     options.results.mkdir(parents=True, exist_ok=True)
     for name, document in {"shipped": result, "curve": curves}.items():
         text = json.dumps(document, indent=2) + "\n"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
-from demo.run import served
+from demo.run import run_server
 from imaging import InvalidRequest, Options, finished, prepared
 from operations.recording import add_record_option, finish_run
 from tests.imaging.test_codec import FILES, TAGGED
@@ -174,7 +174,7 @@ def main() -> int:
     arguments = parser.parse_args()
     results = {"in process": in_process(arguments.files, arguments.seed, arguments.jobs)}
     if arguments.server_python:
-        with served([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
+        with run_server([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
             found = through_server(arguments.served, arguments.seed, server["url"], server["pid"])
         results["through the server"] = found
     columns = ("files", "enhanced", "refused", "seconds", "growth_mib")
