@@ -1,4 +1,4 @@
-# restormer-triton: `make help` lists the verbs; it is made from the comments after `##`.
+# restormer-triton. `make help` prints the comments after `##`.
 
 PYTHON      ?= python3
 PACKAGE     ?= demo/package
@@ -31,13 +31,13 @@ SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --http-port $(HTTP_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)" $(if $(HARDWARE),--hardware "$(HARDWARE)")
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
-# Quiet where all is well; pip's own progress bars need a terminal anyway.
+# pip prints only warnings and errors.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-# The last line of a verb is its own, also when make calls make.
+# The last line of output must be the command's own, not make's.
 MAKEFLAGS += --no-print-directory
-# Two installs of one source tree must not meet.
+# Two installs of one source tree must not run at the same time.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
 	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk \
@@ -45,19 +45,20 @@ MAKEFLAGS += --no-print-directory
 	lint format lock clean check-python
 
 ##@ Start here
-help:  ## List the verbs and their settings
+help:  ## List the commands and their settings
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^##- / {printf "  %22s  %s\n", "", substr($$0, 5)} \
 		/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-##- any verb: REPOSITORY=model_repository  ENGINES=engines  STATE=.run  ENVS=.envs  PYTHON=python3.11
-##- measuring verbs and tests: RECORD=file.json  ROUNDS=3
+##- every command: REPOSITORY=model_repository  ENGINES=engines  STATE=.run  ENVS=.envs  PYTHON=python3.11
+##- measuring and tests: RECORD=file.json  ROUNDS=3
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 ends at 3.12): make PYTHON=python3.11, or python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 supports 3.12 at most): make PYTHON=python3.11, or python3.12" % v)'
 	@$(PYTHON) -m server check-python
 
-# Three environments, because their needs collide: the server's Python models want numpy 1.26, the build side PyTorch
-# and numpy 2, and the Triton wheel must not bring its own dependencies. A stamp is as new as the lock it was made from.
+# Three environments, because their requirements conflict: the server's Python models need numpy 1.26, the build side
+# needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file, which is
+# older than its lock file when the environment must be installed again.
 $(ENVS)/build.done: requirements/build.txt requirements/client.txt
 	@$(MAKE) check-python
 	@echo "installing the build side and the client ..." >&2
@@ -75,7 +76,7 @@ $(ENVS)/server.done: requirements/server.txt requirements/triton.txt
 	@$(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt
 	@touch $@
 
-# Our own code, editable; seconds, where the locks above take minutes.
+# This repository, as an editable install: seconds, while the locks above take minutes.
 $(ENVS)/%-ours.done: $(ENVS)/%.done pyproject.toml client/pyproject.toml
 	@$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps -e . -e client
 	@touch $@
@@ -98,9 +99,9 @@ $(ENVS)/bulk-test.done: requirements/bulk-test.txt $(ENVS)/bulk-ours.done
 	@$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt
 	@touch $@
 
-setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install what demo and serve need into .envs/ (about 3 GB)
+setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install the environments of demo and serve into .envs/ (about 3 GB)
 
-# The demo builds for this CPU and serves on it, whatever GPUs there are.
+# The demo uses the CPU, also on a host with GPUs.
 demo: TARGET = cpu
 demo: HARDWARE = cpu
 demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance demo/photos into out/, evaluate it
@@ -120,7 +121,7 @@ $(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
 	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
 	@touch $@
 
-inspect: $(ENVS)/build-ours.done  ## Print what PACKAGE holds: network, cost, claims, and what contradicts them
+inspect: $(ENVS)/build-ours.done  ## Print network, cost, claims and contradictions of PACKAGE
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
 
 engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidelity, publish it
@@ -139,7 +140,7 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidel
 
 evaluate: setup  ## Measure L1, PSNR and SSIM of PACKAGE and its published versions on PAIRS
 ##- PAIRS=file.jsonl  DATA=folder  VERSION=1,2 (default: all)  URL=host:port of a running server
-	@$(if $(PAIRS),,echo "error: say which pairs: make evaluate PAIRS=test.jsonl" >&2; exit 1)
+	@$(if $(PAIRS),,echo "error: PAIRS is not set: make evaluate PAIRS=test.jsonl" >&2; exit 1)
 	@$(BUILD) -m export evaluate --package "$(PACKAGE)" --pairs "$(PAIRS)" $(if $(DATA),--data "$(DATA)") \
 		$(if $(filter file,$(origin VERSION)),,--versions "$(VERSION)") --repository "$(REPOSITORY)" \
 		--output "$(OUTPUT)/evaluate" $(if $(URL),--url "$(URL)",--server-python $(SERVER))
@@ -147,8 +148,8 @@ evaluate: setup  ## Measure L1, PSNR and SSIM of PACKAGE and its published versi
 engines: $(ENVS)/build-ours.done  ## List the published engines: precision, fidelity, age, fit for this machine
 	@$(BUILD) -m export engines $(FOLDERS)
 
-rollback: $(ENVS)/build-ours.done  ## Remove VERSION; Triton then serves the highest that is left
-	@$(if $(filter file,$(origin VERSION)),echo "error: say which version: make rollback VERSION=2" >&2; exit 1)
+rollback: $(ENVS)/build-ours.done  ## Remove VERSION; Triton then serves the highest version left
+	@$(if $(filter file,$(origin VERSION)),echo "error: VERSION is not set: make rollback VERSION=2" >&2; exit 1)
 	@$(BUILD) -m export rollback --version "$(VERSION)" $(FOLDERS)
 
 ##@ Serving
@@ -156,16 +157,16 @@ serve: $(ENVS)/server-ours.done  ## Start Triton on loopback; return when it enh
 ##- ADDRESS=127.0.0.1  GRPC_PORT=8001  METRICS_PORT=8002  HTTP_PORT=0 (off)  HARDWARE=auto|cpu|gpu|a100|h100|h200
 	@$(SERVER) -m server $(SERVER_FLAGS) start
 
-stop:  ## Stop it
+stop:  ## Stop Triton
 	@if [ -x $(SERVER) ]; then $(SERVER) -m server $(SERVER_FLAGS) stop; else echo "no server was running" >&2; fi
 
 tune: setup $(ENVS)/dev.done  ## Find settings that meet SLO_P99_MS on this machine; write tuned.env
-##- SLO_P99_MS=ms  RATE=photographs a second  SECONDS=of each load
-	@$(if $(SLO_P99_MS),,echo "error: say the objective: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
+##- SLO_P99_MS=ms  RATE=photographs per second  SECONDS=per load
+	@$(if $(SLO_P99_MS),,echo "error: SLO_P99_MS is not set: make tune SLO_P99_MS=2000 RATE=0.5" >&2; exit 1)
 	@$(BUILD) -m operations.tune --slo-p99-ms "$(SLO_P99_MS)" $(if $(RATE),--rate "$(RATE)") --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" $(if $(SECONDS),--seconds "$(SECONDS)") $(if $(RECORD),--record "$(RECORD)")
 
-canary: setup $(ENVS)/dev.done  ## Compare VERSION with BASELINE on the same photographs: decibels and latency
+canary: setup $(ENVS)/dev.done  ## Compare VERSION with BASELINE on the same photographs: PSNR and latency
 ##- VERSION=2  BASELINE=1  AT_LEAST=dB
 	@$(BUILD) -m operations.canary --baseline "$(BASELINE)" --candidate "$(VERSION)" --repository "$(REPOSITORY)" \
 		--photos "$(PHOTOS)" --truth "$(TRUTH)" $(if $(AT_LEAST),--at-least "$(AT_LEAST)") $(if $(RECORD),--record "$(RECORD)")
@@ -183,18 +184,18 @@ benchmark: setup $(ENVS)/dev.done  ## Measure the served pipeline and its parts 
 benchmark-core: $(ENVS)/build-ours.done  ## Measure the network alone in every runtime and precision
 	@$(BUILD) -m benchmarks.network.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory that a photograph takes around the network
+benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory of a photograph without the network
 	@$(BUILD) -m benchmarks.pipeline.imaging $(if $(RECORD),--record "$(RECORD)")
 
-benchmark-transfer: $(ENVS)/build-ours.done  ## Compare ways to full resolution: transfer, tiles, enlarging, network at full size
-##- CROPS=picture of crops
+benchmark-transfer: $(ENVS)/build-ours.done  ## Compare methods for full resolution: transfer, tiles, enlarging, network at full size
+##- CROPS=file.jpg for a picture of crops
 	@$(BUILD) -m benchmarks.pipeline.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
 
 benchmark-client: setup  ## Compare the client with perf_analyzer and tritonclient
 	@$(BUILD) -m benchmarks.pipeline.client --repository "$(REPOSITORY)" \
 		$(if $(PERF_ANALYZER),--perf-analyzer "$(PERF_ANALYZER)") $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-benchmark-bulk: setup setup-bulk  ## Measure a Ray job beside the plain client, and two servers
+benchmark-bulk: setup setup-bulk  ## Compare a Ray job with the plain client, and two servers with one
 	@$(BUILD) -m benchmarks.pipeline.bulk --repository "$(REPOSITORY)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
 profile: $(ENVS)/build-ours.done  ## Time every layer of an engine, by kind
@@ -203,15 +204,15 @@ profile: $(ENVS)/build-ours.done  ## Time every layer of an engine, by kind
 		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
 		$(if $(SIDE),--side "$(SIDE)") $(if $(TRTEXEC),--trtexec $(TRTEXEC)) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 
-roofline: $(ENVS)/build-ours.done  ## Calculate from the graph and a GPU's datasheet what that GPU allows
-##- GPU=a100|h100|h200|b200  PACKAGE=folder  BATCH=8  PRICE=an hour
+roofline: $(ENVS)/build-ours.done  ## Calculate a GPU's speed limit from the graph and the datasheet
+##- GPU=a100|h100|h200|b200  PACKAGE=folder  BATCH=8  PRICE=per hour
 	@$(BUILD) -m benchmarks.network.roofline $(if $(GPU),--gpu "$(GPU)") $(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)") \
 		$(if $(BATCH),--batch "$(BATCH)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
-report: $(ENVS)/dev.done  ## Write docs/performance.md and its plots from benchmarks/results
+report: $(ENVS)/dev.done  ## Fill the tables of the docs and draw the plots from recorded runs
 	@$(BUILD) -m benchmarks.report
 
-verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md, record every figure
+verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md and record the figures
 	@$(BUILD) -m operations.verify_gpu --record "$(or $(RECORD),out/gpu.json)"
 
 ##@ Development
@@ -225,7 +226,7 @@ format: $(ENVS)/dev.done  ## Format the code with ruff
 	@$(BUILD) -m ruff format .
 
 COMPILE = $(BUILD) -m piptools compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-header --allow-unsafe
-lock: $(ENVS)/dev.done  ## Resolve requirements/ anew from the pyproject files
+lock: $(ENVS)/dev.done  ## Update the lock files in requirements/ from the pyproject files
 	@$(COMPILE) --extra imaging --extra build --extra cpu --extra train --extra dev pyproject.toml client/pyproject.toml -o requirements/dev.txt
 	@$(COMPILE) --extra imaging --extra build --extra cpu -c requirements/dev.txt pyproject.toml -o requirements/build.txt
 	@$(COMPILE) -c requirements/dev.txt client/pyproject.toml -o requirements/client.txt
@@ -235,12 +236,12 @@ lock: $(ENVS)/dev.done  ## Resolve requirements/ anew from the pyproject files
 	@$(COMPILE) --extra imaging -c requirements/server.txt pyproject.toml client/pyproject.toml -o requirements/server-gpu.txt
 	@sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements/*.txt
 
-fuzz: setup $(ENVS)/dev.done  ## Send thousands of damaged photographs, in process and through a server
-##- FILES=in process  SERVED=through the server
+fuzz: setup $(ENVS)/dev.done  ## Enhance thousands of damaged photographs, in process and through a server
+##- FILES=number in process  SERVED=number through the server
 	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
 		--server-python $(SERVER) -- $(SERVER_FLAGS)
 
-test-load: setup $(ENVS)/dev.done  ## Overload a real Triton, kill its parts; fail if a goal is missed
+test-load: setup $(ENVS)/dev.done  ## Overload a real Triton and kill its processes; fail if a goal is missed
 	@$(BUILD) -m tests.acceptance.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
 
 test-rolling: setup $(ENVS)/dev.done  ## Replace two Tritons behind round robin under load; fail if a photograph is lost
@@ -249,12 +250,12 @@ test-rolling: setup $(ENVS)/dev.done  ## Replace two Tritons behind round robin 
 test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Kill a bulk job, its nodes and Triton midway; fail if a photograph is lost
 	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
 
-# A repository and engines of its own: what is published here stays as it is.
+# Uses its own repository and engines; the published ones stay unchanged.
 test-docker: TARGET = cpu
 test-docker: REPOSITORY = $(abspath $(OUTPUT))/test-docker/model_repository
 test-docker: ENGINES = $(abspath $(OUTPUT))/test-docker/engines
 test-docker: setup $(ENVS)/dev.done  ## Build, start, call, break and stop the containers from a clean clone
-	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: no Docker engine answers: install Docker with compose v2 and start it" >&2; exit 1; }
+	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: Docker does not answer: install Docker with compose v2 and start it" >&2; exit 1; }
 	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
 	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
 	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider

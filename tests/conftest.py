@@ -1,4 +1,4 @@
-"""One real engine and one real Triton a session, in folders of their own."""
+"""Fixtures for all tests: one real engine and one real Triton for each session, in temporary folders."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ SERVER_PYTHON = ROOT / ".envs/server/bin/python"
 
 @dataclass(frozen=True)
 class Triton:
-    """The session's server: where it answers, and the command line that controls it."""
+    """The session's server: its addresses, and the command line that controls it."""
 
     grpc_port: int
     metrics_port: int
@@ -48,27 +48,27 @@ class Triton:
 
 
 def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
-    """``python -m server VERB`` with options as flags, on the CPU unless they name other hardware."""
+    """Return ``python -m server VERB`` with options as flags, on the CPU by default."""
     options = {"hardware": "cpu", **options}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return [str(python), "-m", "server", *flags, verb]
 
 
 def counted(triton: Triton, name: str, model: str = "restormer") -> float:
-    """A counter of Triton's metrics, for one model."""
+    """Read a counter of one model from Triton's metrics."""
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(f'{name}{{model="{model}"'))
 
 
 def bare_repository(folder: Path) -> Path:
-    """The model repository as it stands in git, without engines."""
+    """Copy the model repository without engines."""
     shutil.copytree(ROOT / "model_repository", folder, ignore=lambda path, names: _published(path, names))
     return folder
 
 
 def copied(repository: Path, folder: Path) -> Path:
-    """A model repository with its engines, for a test that changes it."""
+    """Copy a model repository with its engines, for a test that changes it."""
     return Path(shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("__pycache__")))
 
 
@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory) -> Path:
-    """A model repository with the demo package's float32 engine."""
+    """Publish the demo package's float32 engine in a model repository."""
     folder = bare_repository(tmp_path_factory.mktemp("served") / "model_repository")
     build(
         Request(
@@ -103,15 +103,14 @@ def repository(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(repository, tmp_path_factory):
-    """A running Triton that serves it."""
+    """Run a Triton that serves `repository`."""
     server = Triton(free_port(), free_port(), tmp_path_factory.mktemp("state"), repository, free_port())
     subprocess.run(server.command("start"), cwd=ROOT, check=True)
     yield server
     subprocess.run(server.command("stop"), cwd=ROOT, check=True)
 
 
-#: A stub: it answers a query with the fields asked for, for two kinds of cards, as nvidia-smi does: all of them,
-#: whatever CUDA_VISIBLE_DEVICES says.
+#: A stub of nvidia-smi: prints the queried fields of all cards and, like the original, ignores CUDA_VISIBLE_DEVICES.
 NVIDIA_SMI = """#!{python}
 import sys
 cards = [{{"name": n, "compute_cap": c, "uuid": u}} for n, c, u in {cards}]
@@ -128,28 +127,28 @@ CARDS = [
 
 @pytest.fixture
 def gpu_host(tmp_path_factory, monkeypatch):
-    """A host with an NVIDIA driver and these `CARDS`, as far as a stub nvidia-smi first on PATH makes one."""
+    """Simulate a host with `CARDS`, by a stub of nvidia-smi first on PATH."""
     stub = tmp_path_factory.mktemp("driver") / "nvidia-smi"
     stub.write_text(NVIDIA_SMI.format(python=sys.executable, cards=CARDS), encoding="utf-8")
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    _ask_again()
+    _forget_gpus()
     yield
-    _ask_again()
+    _forget_gpus()
 
 
-def _ask_again():
+def _forget_gpus():
     for machine in (build_machine, server_machine):
         machine.gpus.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def _in_the_root(monkeypatch):
+def _run_in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="session")
 def client_command() -> list[str]:
-    """``restormer-client`` as a user calls it."""
+    """Return the command ``restormer-client``."""
     return [os.fspath(Path(sys.executable).with_name("restormer-client"))]

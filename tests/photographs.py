@@ -1,4 +1,4 @@
-"""Photographs made for the tests."""
+"""Make photographs for the tests."""
 
 import io
 import struct
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
-#: A HEIC of 240x320 upright pixels: `pixels()` turned by EXIF orientation 6, in Display P3. Written once by pillow-heif
-#: (whose encoder is GPL, so that nothing here depends on it).
+#: A HEIC of 240x320 upright pixels: `pixels()` turned by EXIF orientation 6, in Display P3. Encoded with pillow-heif,
+#: which is not a dependency because its encoder is GPL.
 HEIC = Path(__file__).parent / "data/photograph.heic"
 
 XMP = (
@@ -25,7 +25,7 @@ XMP = (
 
 
 def pixels(height=240, width=320, seed=0):
-    """A smooth scene with fine grain, HxWx3 uint8: something a codec and a filter can get wrong."""
+    """Make a smooth scene with fine grain, HxWx3 uint8, in which errors of codecs and filters show."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     smooth = np.stack([0.3 + 0.5 * x, 0.2 + 0.4 * y, 0.5 - 0.3 * x * y], axis=-1)
@@ -40,13 +40,13 @@ def encoded(array, kind="JPEG", **options):
 
 
 def bilinear(values, shape):
-    """Pillow's bilinear resize of HxWxC values, plane by plane in float32."""
+    """Resize HxWxC values with Pillow's bilinear filter, plane by plane in float32."""
     planes = [Image.fromarray(np.ascontiguousarray(values[..., c], np.float32)) for c in range(values.shape[2])]
     return np.stack([np.asarray(plane.resize(shape[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=2)
 
 
 def deep(kind, array, *, compressed=False):
-    """A PNG or TIFF of 16 bits a channel, by OpenCV: another road than the one under test."""
+    """Encode a PNG or TIFF of 16 bits per channel with OpenCV, independently of the code under test."""
     array = array[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]]
     options = [cv2.IMWRITE_TIFF_COMPRESSION, 5 if compressed else 1] if kind == "TIFF" else []
     done, data = cv2.imencode(f".{kind.lower()}", array, options)
@@ -55,7 +55,7 @@ def deep(kind, array, *, compressed=False):
 
 
 def deep_pixels(channels=3, height=240, width=320):
-    """A ramp that 8 bits could not hold, HxWxC uint16."""
+    """Make a ramp that needs more than 8 bits, HxWxC uint16."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [10_000 + 97 * x + 31 * y * (c + 1) for c in range(channels)]
     return np.stack(planes, axis=2).astype(np.uint16)
@@ -66,7 +66,7 @@ def exif_with(orientation, **gps):
     exif[0x0112] = orientation
     exif[0x010F] = "Camera maker"
     exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure time
-    exif.get_ifd(0x8769)[0xA002] = 9999  # a width that is not true
+    exif.get_ifd(0x8769)[0xA002] = 9999  # a wrong width
     if gps:
         exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 12.0)})
     return exif.tobytes()
@@ -78,7 +78,7 @@ def opened(data):
 
 @cache
 def profile(name):
-    """An ICC profile: ``p3`` and ``srgb`` (RGB), ``cmyk``, or ``grey`` (gamma 1.8)."""
+    """Return an ICC profile: ``p3`` or ``srgb`` (RGB), ``cmyk``, or ``grey`` (gamma 1.8)."""
     if name in ("cmyk", "grey"):
         return {"cmyk": _cmyk_profile, "grey": _grey_profile}[name]()
     if name == "p3":
@@ -91,7 +91,7 @@ def profile(name):
 
 
 def _cmyk_profile():
-    """A plain press: RGB is what the inks leave of white, half of their common part printed as black."""
+    """Make a simple CMYK profile: inks subtract from white, and half of their common part is printed as black."""
 
     def lab8(rgb):
         lab = rgb2lab(rgb.reshape(-1, 1, 3)).reshape(-1, 3)
@@ -114,7 +114,7 @@ def _cmyk_profile():
 
 
 def _lut8(inputs, outputs, grid, table):
-    """A table of 8 bits between straight curves (ICC.1:2001-04, 6.5.8)."""
+    """Make an 8-bit lookup table with linear curves (ICC.1:2001-04, 6.5.8)."""
     straight = bytes(range(256))
     head = b"mft1\0\0\0\0" + bytes([inputs, outputs, grid, 0])
     unity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
@@ -126,7 +126,7 @@ def _grey_profile():
 
 
 def _profile(kind, model, connection, tags):
-    """The least an ICC version 2 profile needs (ICC.1:2001-04, 6.1 to 6.3)."""
+    """Make a minimal ICC version 2 profile (ICC.1:2001-04, 6.1 to 6.3)."""
     text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78
     tags = {
         b"desc": text,

@@ -1,4 +1,4 @@
-"""The rooms keep apart, and the README tells the truth about the house."""
+"""Imports between folders, the README, the Makefile and the links of the docs."""
 
 import ast
 import json
@@ -26,9 +26,9 @@ ROOMS = {
     "traffic",
     "tests",
 }
-#: Which of our own rooms, and which outsiders of note, a room may not import (DESIGN: rooms).
+#: The folders of this project, and some libraries, that a folder may not import.
 FORBIDDEN = {
-    # tritonclient is allowed: the ladder's last rung asks a real Triton (export/triton.py).
+    # tritonclient is allowed: the ladder's last stage uses a real Triton.
     "export": {"adapters", "server", "restormer_client", "demo", "benchmarks", "operations", "traffic", "tests"},
     "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
     "adapters": (ROOMS - {"adapters", "imaging"})
@@ -55,15 +55,15 @@ def imported(path):
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
-def test_rooms_import_only_what_they_may(room):
+def test_folders_import_only_what_they_may(room):
     files = [p for p in (ROOT / room).rglob("*.py") if not p.parts[-2].startswith(".")]
     assert files
-    trespasses = [f"{p.relative_to(ROOT)}: {name}" for p in files for name in imported(p) if name in FORBIDDEN[room]]
-    assert not trespasses
+    violations = [f"{p.relative_to(ROOT)}: {name}" for p in files for name in imported(p) if name in FORBIDDEN[room]]
+    assert not violations
 
 
-def test_the_server_room_needs_only_the_standard_library_and_tritons_schema():
-    """And loads the schema only where a config is read."""
+def test_the_server_imports_only_the_standard_library_and_tritons_schema():
+    """And imports the schema only to read a config."""
     names = {name for path in (ROOT / "server").rglob("*.py") for name in imported(path)}
     assert names - set(sys.stdlib_module_names) == {"server", "google", "tritonclient"}
     loaded = "import sys, server.__main__; sys.exit(bool({'google.protobuf', 'tritonclient'} & set(sys.modules)))"
@@ -74,7 +74,7 @@ def make_targets():
     return set(re.findall(r"^([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE))
 
 
-def test_help_lists_every_target_that_has_a_comment_and_every_setting():
+def test_help_lists_every_target_and_setting():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z0-9-]+)", listed, re.MULTILINE)) == make_targets()
     defaults = re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE)
@@ -82,7 +82,7 @@ def test_help_lists_every_target_that_has_a_comment_and_every_setting():
     assert [name for name in {*defaults, *optional} if f" {name}=" not in listed] == []
 
 
-def test_every_public_target_has_a_comment():
+def test_every_target_has_a_comment():
     phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)[1].replace("\\", "").split()
     assert set(phony) - {"check-python"} == make_targets()
 
@@ -95,12 +95,12 @@ def shell_commands():
 
 @pytest.mark.parametrize("command", shell_commands())
 def test_every_make_command_of_the_readme_exists(command):
-    """Expanded by make itself without running it; the client's commands are run for real in tests/client."""
+    """Expanded by make without running them; tests/client runs the client's commands."""
     done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_file_tree_of_the_readme_is_there_and_complete():
+def test_the_file_tree_of_the_readme_is_complete():
     tree = re.search(r"## Layout\n+```text\n(.*?)```", README, re.DOTALL)[1]
     named = {name.rstrip("/") for line in tree.splitlines() for name in re.split(" {2,}", line)[0].split(", ")}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -119,13 +119,13 @@ def links(page):
 
 
 def anchors(page):
-    """What GitHub makes of the headings."""
+    """Return the anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", markdown(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_a_target(page):
     for link in links(page):
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
@@ -139,7 +139,7 @@ def test_the_readme_links_every_page_of_the_docs():
 
 
 def test_the_load_was_measured_with_the_config_that_is_served():
-    """A record of before this was written down does not say."""
+    """Older records do not have the checksum."""
     recorded = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
     served = load.config_sha256(ROOT / "model_repository")
     assert recorded.get("config_sha256", served) == served, "make test-load RECORD=benchmarks/results/load.json"
