@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     _engine_flags(engine)
     engines = verbs.add_parser("engines", help="list what is published")
     rollback = verbs.add_parser("rollback", help="remove a published version")
-    rollback.add_argument("--version", type=_version, required=True, help="version folder to remove")
+    rollback.add_argument("--version", type=_positive, required=True, help="version folder to remove")
     for verb in (engine, engines, rollback):
         verb.add_argument("--repository", type=Path, default=DEFAULT.repository, help="Triton model repository")
         verb.add_argument("--engines", type=Path, default=DEFAULT.engines, help="engines that Triton does not serve")
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
-        return _VERBS[options.pop("verb")](options)
+        return min(_VERBS[options.pop("verb")](options) or 0, 1)
     except (ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--precision", default=DEFAULT.precision, help=", ".join((*PRECISIONS, AUTO)))
     engine.add_argument("--target", default=DEFAULT.target, help=", ".join((AUTO, *TARGETS)))
-    engine.add_argument("--version", type=_version, default=DEFAULT.version, help="version folder to publish as")
+    engine.add_argument("--version", type=_positive, default=DEFAULT.version, help="version folder to publish as")
     engine.add_argument("--photos", type=Path, default=DEFAULT.photos, help="folder to measure fidelity on")
     engine.add_argument(
         "--truth", type=Path, default=DEFAULT.ground_truth, dest="ground_truth",
@@ -74,7 +75,7 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the last stage")
     options = DEFAULT.options
-    engine.add_argument("--max-batch", type=_batch, default=options.max_batch, help="largest batch of the profile")
+    engine.add_argument("--max-batch", type=_positive, default=options.max_batch, help="largest batch of the profile")
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
     engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
@@ -100,7 +101,7 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     enhance.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
     enhance.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    enhance.add_argument("--compile", action="store_true", help="use torch.compile: slow start, then faster")
+    enhance.add_argument("--compile", action="store_true", dest="compiled", help="slower start, then faster")
 
 
 def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
@@ -119,54 +120,38 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def _version(text: str) -> int:
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a version: 1 or more (Triton serves the highest)")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 1 or more")
     return int(text)
 
 
 def _versions(text: str) -> tuple[int, ...]:
-    return tuple(_version(part.strip()) for part in text.split(","))
+    return tuple(_positive(part.strip()) for part in text.split(","))
 
 
-def _batch(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a batch size: 1 or more")
-    return int(text)
-
-
-def _engine(options: dict[str, Any]) -> int:
+def _engine(options: dict[str, Any]) -> None:
     build_options = {field.name: options.pop(field.name) for field in fields(Options)}
     build(Request(**options, options=Options(**build_options)))
-    return 0
 
 
-def _engines(options: dict[str, Any]) -> int:
-    print(engines_table(options["repository"], options["engines"]))
-    return 0
+def _engines(options: dict[str, Any]) -> None:
+    print(engines_table(**options))
 
 
-def _rollback(options: dict[str, Any]) -> int:
-    rollback(options["repository"], options["engines"], options["version"])
-    return 0
+def _rollback(options: dict[str, Any]) -> None:
+    rollback(**options)
 
 
-def _inspect(options: dict[str, Any]) -> int:
+def _inspect(options: dict[str, Any]) -> None:
     from export.inspection import describe_package
     from export.package.model_package import package_from_folder  # PyTorch: only where it is needed
 
     print(describe_package(package_from_folder(options["package"])))
-    return 0
 
 
 def _enhance(options: dict[str, Any]) -> int:
-    from export.enhance import (
-        enhance_files,
-        format_from_name,
-        pairs_from_folders,
-        require_no_overwriting,
-        runner_from_package,
-    )
+    from export import enhance
     from export.package.model_package import package_from_checkpoint, package_from_folder
 
     one, folder = (options["input"], options["output"]), (options["input_dir"], options["output_dir"])
@@ -174,30 +159,27 @@ def _enhance(options: dict[str, Any]) -> int:
         raise ExportError("give --input and --output, or --input_dir and --output_dir")
     if all(one) and options["suffix"]:
         raise ExportError("--suffix goes with --input_dir and --output_dir; --output is the whole name")
-    pairs = [one] if all(one) else pairs_from_folders(*folder, options["suffix"])
-    require_no_overwriting(pairs)
+    pairs = [one] if all(one) else enhance.pairs_from_folders(*folder, options["suffix"])
+    enhance.require_no_overwriting(pairs)
     for _, target in pairs:
-        format_from_name(target)  # before the network is loaded
+        enhance.format_from_name(target)  # before the network is loaded
     checkpoint = options["checkpoint"]
     package = package_from_checkpoint(checkpoint) if checkpoint else package_from_folder(options["package"])
     for remark in package.remarks:
         say(f"remark: {remark}")
-    run = runner_from_package(
-        package, precision=options["precision"], device=options["device"], compiled=options["compile"]
-    )
-    return 1 if enhance_files(pairs, run, size=options["size"]) else 0
+    settings = {name: options[name] for name in ("precision", "device", "compiled")}
+    return enhance.enhance_files(pairs, enhance.runner_from_package(package, **settings), size=options["size"])
 
 
-def _evaluate(options: dict[str, Any]) -> int:
+def _evaluate(options: dict[str, Any]) -> None:
     from export import evaluate
 
     summary = evaluate.evaluate(evaluate.Request(**options))
     print(evaluate.format_table(summary))
     print(json.dumps(summary))
-    return 0
 
 
-_VERBS = {
+_VERBS: dict[str, Callable[[dict[str, Any]], int | None]] = {
     "engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance,
     "evaluate": _evaluate,
 }  # fmt: skip

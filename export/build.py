@@ -78,21 +78,15 @@ def _build_fastest(request: Request) -> list[Path]:
         return build(replace(request, precision=cached, target="cpu"))
     from export.fastest import rank_precisions  # imports PyTorch
 
-    name, engines = _build_first_to_pass(request, rank_precisions(request.package))
-    write_bytes(cache, json.dumps({"precision": name}).encode())
-    return engines
-
-
-def _build_first_to_pass(request: Request, names: list[str]) -> tuple[str, list[Path]]:
-    """Build in the first of the precisions that passes its gate; any other error ends the build."""
-    name, *others = names
-    try:
-        return name, build(replace(request, precision=name, target="cpu"))
-    except GateError as error:
-        if not others:
-            raise
-        say(f"--precision auto: {name} is rejected: {error}")
-    return _build_first_to_pass(request, others)
+    for name in rank_precisions(request.package):
+        try:
+            engines = build(replace(request, precision=name, target="cpu"))
+        except GateError as error:
+            say(f"--precision auto: {name} is rejected: {error}")
+        else:
+            write_bytes(cache, json.dumps({"precision": name}).encode())
+            return engines
+    raise ExportError("--precision auto: every precision that this CPU executes misses its gate; see above")
 
 
 def _read_choice(cache: Path) -> str:
@@ -132,7 +126,7 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
     if request.target != AUTO:
         target = TARGETS[request.target]
         if reason := target.why_not(precision):
-            raise ExportError(f"{reason}: {target.remedy(precision)}")
+            raise ExportError(f"{reason}: use --target auto, or --precision fp32, which every CPU executes")
         return [target]
     has_gpu = bool(machine.gpus())
     # What Triton serves comes last: what is reported about it then follows.

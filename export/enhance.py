@@ -5,8 +5,6 @@ All steps but the network are ``imaging``'s, the code that the server runs.
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 
 from export.errors import ExportError
@@ -14,6 +12,7 @@ from export.fidelity import Runner, torch_runner
 from export.files import write_bytes
 from export.network.rewrites import HALVES, to_floating_type
 from export.package.model_package import Package, network_from_package
+from export.progress import count_steps, say
 from imaging import SUFFIXES, InvalidPhotograph, Options, finished, prepared
 from imaging.options import WRITTEN
 
@@ -45,18 +44,16 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner, *, size: str) -> 
 
     The name of an output decides its format.
     """
-    failed, started = 0, time.monotonic()
-    for number, (source, target) in enumerate(pairs, 1):
-        try:
-            options = Options(format=format_from_name(target), size=size)
-            write_bytes(target, enhance(source.read_bytes(), run, options))
-        except (InvalidPhotograph, OSError) as error:
-            failed += 1
-            print(f"\nerror: {source}: {error}", file=sys.stderr)
-        left = (time.monotonic() - started) / number * (len(pairs) - number)
-        bar = "█" * round(24 * number / len(pairs))
-        print(f"\r  {bar:<24} {number}/{len(pairs)}  {left:.0f} s left ", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    failed = 0
+    with count_steps(f"enhancing {len(pairs)} photographs", len(pairs)) as tick:
+        for source, target in pairs:
+            try:
+                options = Options(format=format_from_name(target), size=size)
+                write_bytes(target, enhance(source.read_bytes(), run, options))
+            except (InvalidPhotograph, OSError) as error:
+                failed += 1
+                say(f"\nerror: {source}: {error}")
+            tick()
     return failed
 
 
@@ -88,6 +85,4 @@ def format_from_name(path: Path) -> str:
     try:
         return WRITTEN[path.suffix.lower()]
     except KeyError:
-        raise ExportError(
-            f"{path} cannot be written in the format of its ending: use one of {', '.join(WRITTEN)}"
-        ) from None
+        raise ExportError(f"{path} cannot be written: end its name in one of {', '.join(WRITTEN)}") from None

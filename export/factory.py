@@ -63,12 +63,12 @@ def _build(context: BuildContext, target: Target, path: Path) -> tuple[dict[str,
     document = {
         "onnx": {"opset": model.opset_import[0].version, "nodes": len(model.graph.node)},
         "int8": context.int8_plan and context.int8_plan.document(),
-        "ranges": [asdict(found) for found in context.float16_ranges] if has_float16 else None,
+        "ranges": [asdict(tensor) for tensor in context.float16_ranges] if has_float16 else None,
     }
     if document["int8"]:
         write_json(path.with_name(f"{path.name}.int8.json"), document["int8"])
-    built = target.build(context, model, path)
-    return {**document, **built.document}, [*stages, *built.stages]
+    entries, own_stages = target.build(context, model, path)
+    return {**document, **entries}, [*stages, *own_stages]
 
 
 def _decisive_stage(stages: list[Stage]) -> Fidelity:
@@ -95,13 +95,13 @@ def _require_fidelity(context: BuildContext, target: Target, decisive: Fidelity)
 
 
 def _describe_fidelity(context: BuildContext, stages: list[Stage], decisive: Fidelity) -> dict[str, Any]:
-    truth = context.reference.ground_truth_distance()
+    ground_truth = context.reference.ground_truth_distance()
     return {
         "gate_psnr": context.gate,
         "gate_overridden": context.gate != context.precision.gate,
         "photographs": len(context.reference.images),
         "decided_by": decisive.stage,
-        "truth_of_torch_float32": asdict(truth) if truth else None,
+        "truth_of_torch_float32": asdict(ground_truth) if ground_truth else None,
         "ladder": [stage.document() for stage in stages],
     }
 

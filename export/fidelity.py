@@ -48,9 +48,9 @@ class Fidelity:
     def row(self) -> str:
         """Format one line of the table."""
         figures = f"{self.max_error:10.2e} {self.mean_error:10.2e} {self.psnr:8.1f} {self.ssim:8.5f}"
-        truth = self.ground_truth
-        ground_truth = f"{truth.l1:8.4f} {truth.psnr:7.2f} {truth.ssim:6.3f}" if truth else f"{'–':>23}"
-        return f"{self.stage:<26} {self.executes:<24} {figures} {ground_truth}  {self.worst}"
+        mean = self.ground_truth
+        to_ground_truth = f"{mean.l1:8.4f} {mean.psnr:7.2f} {mean.ssim:6.3f}" if mean else f"{'–':>23}"
+        return f"{self.stage:<26} {self.executes:<24} {figures} {to_ground_truth}  {self.worst}"
 
     def document(self) -> dict[str, Any]:
         """Return the stage's entry in an engine's JSON, whose keys are older than these names."""

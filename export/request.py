@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.errors import ExportError
@@ -51,8 +51,6 @@ class Request:
     package: Path
     precision: str = "fp32"
     target: str = AUTO
-    repository: Path = Path("model_repository")
-    engines: Path = Path("engines")
     version: int = 1
     photos: Path = Path("demo/photos")
     ground_truth: Path = Path("demo/targets")
@@ -62,8 +60,10 @@ class Request:
     calibrator: str = CALIBRATORS[0]
     plan: Path | None = None
     gate: float | None = None
-    server_python: Path | None = None
     side_override: int | None = None
+    repository: Path = Path("model_repository")
+    engines: Path = Path("engines")
+    server_python: Path | None = None
     options: Options = field(default_factory=Options)
 
     @property
@@ -99,23 +99,15 @@ def require_valid(request: Request) -> None:
 
 def make_command(request: Request, target: str) -> str:
     """Write the ``make`` command that repeats a build: all settings that differ from the defaults, quoted."""
-    options, default = request.options, Request(package=request.package)
-    settings = {
-        "TARGET": (target, default.target), "VERSION": (request.version, default.version),
-        "PHOTOS": (request.photos, default.photos), "TRUTH": (request.ground_truth, default.ground_truth),
-        "PAIRS": (request.pairs, None), "DATA": (request.data, None),
-        "CALIBRATION": (request.calibration, default.calibration),
-        "CALIBRATOR": (request.calibrator, default.calibrator),
-        "PLAN": (request.plan, None), "GATE": (request.gate, None), "SIDE_OVERRIDE": (request.side_override, None),
-        "REPOSITORY": (request.repository, default.repository), "ENGINES": (request.engines, default.engines),
-        "MAX_BATCH": (options.max_batch, default.options.max_batch),
-        "OPTIMIZATION_LEVEL": (options.optimization_level, default.options.optimization_level),
-        "COMPATIBILITY": (options.compatibility, default.options.compatibility),
-        "WORKSPACE_MB": (options.workspace_mb, default.options.workspace_mb),
-        "COMPUTE_CAPABILITIES": (
-            " ".join(options.compute_capabilities), " ".join(default.options.compute_capabilities)
-        ),
-    }  # fmt: skip
-    given = {name: str(value) for name, (value, usual) in settings.items() if value != usual}
-    values = {"PACKAGE": str(request.package), "PRECISION": request.precision, **given}
-    return "make engine " + " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items())
+    values = _settings(replace(request, target=target))
+    default = {**_settings(Request(package=request.package)), "PACKAGE": None, "PRECISION": None}
+    given = (f"{name}={shlex.quote(value)}" for name, value in values.items() if value != default[name])
+    return f"make engine {' '.join(given)}"
+
+
+def _settings(request: Request) -> dict[str, str]:
+    """Return the settings of ``make engine``, in the order of the fields."""
+    names = {"ground_truth": "TRUTH"}
+    values = {**vars(request), **vars(request.options), "options": None, "server_python": None}
+    values["compute_capabilities"] = " ".join(request.options.compute_capabilities)
+    return {names.get(field, field.upper()): "" if value is None else str(value) for field, value in values.items()}

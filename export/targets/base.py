@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
 
     from export.context import BuildContext
     from export.fidelity import Stage
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a target adds to an engine: entries of its JSON, and the stages of the ladder behind the ONNX graph."""
-
-    document: dict[str, Any]
-    stages: list[Stage]
 
 
 class Target(ABC):
@@ -49,10 +40,6 @@ class Target(ABC):
     @abstractmethod
     def why_not(self, precision: Precision) -> str:
         """Return why this machine cannot build a precision; empty if it can."""
-
-    def remedy(self, precision: Precision) -> str:
-        """Return what to do where ``why_not`` gives a reason."""
-        return "use --target auto, which builds what this machine can"
 
     def require_builder(self, options: Options) -> None:  # noqa: B027 (most targets have nothing to check)
         """Raise `ExportError` for what the builder would reject after minutes."""
@@ -78,8 +65,8 @@ class Target(ABC):
         """Export the typed ONNX graph that the engine is built from."""
 
     @abstractmethod
-    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
-        """Build the engine as ``path``, with its other files beside it, and measure it.
+    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> tuple[dict[str, Any], list[Stage]]:
+        """Build the engine as ``path``, with its other files beside it; return entries of its JSON, and its stages.
 
         Raises `GateError` where too little of the work would execute in the precision.
         """

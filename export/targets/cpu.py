@@ -26,7 +26,7 @@ from export.precision import PRECISIONS, Precision
 from export.progress import say, step
 from export.publish import write_json
 from export.request import Options, Request
-from export.targets.base import Built, Target, register
+from export.targets.base import Target, register
 from imaging import FRAME, SIDE
 
 if TYPE_CHECKING:
@@ -60,9 +60,6 @@ class Cpu(Target):
     def why_not(self, precision: Precision) -> str:
         return why_not(precision)
 
-    def remedy(self, precision: Precision) -> str:
-        return f"build with --precision fp32 --target cpu, or with --precision {precision.name} --target rtx"
-
     def location(self, request: Request) -> EngineLocation:
         return EngineLocation(request.repository / MODEL, request.version, "model.onnx")
 
@@ -84,7 +81,7 @@ class Cpu(Target):
         with step("ONNX"):
             return cpu_graph(context.network, ranges)
 
-    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
+    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> tuple[dict[str, Any], list[Stage]]:
         from export.network.graph import onnx_bytes
 
         path.write_bytes(onnx_bytes(model))
@@ -100,7 +97,7 @@ class Cpu(Target):
         del model_here  # the server compiles its own
         runtime = {"name": "openvino", "settings": options, "work_executed_in": shares(layers)}
         document = {"runtime": runtime, "onnx_sha256": sha256(path)}
-        return Built(document, [engine, self._measure_served(context, path, document, types)])
+        return document, [engine, self._measure_served(context, path, document, types)]
 
     def profile(self, options: Options) -> dict[str, list[int]]:
         return {"compiled": [1, 3, SIDE, SIDE]}
@@ -158,7 +155,7 @@ def why_not_these(options: Mapping[str, str]) -> str:
 def require_precision(precision: Precision) -> None:
     """Raise `ExportError` for a precision that this CPU would only emulate."""
     if reason := why_not(precision):
-        raise ExportError(f"{reason}: {Cpu().remedy(precision)}")
+        raise ExportError(f"{reason}: use --precision fp32, which every CPU executes")
 
 
 def compiled(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.errors import ExportError
 from export.files import sha256, write_bytes
 from export.names import INPUT
-from export.network.coverage import convolutions, shares
+from export.network.coverage import convolutions, describe_shares, shares
 from export.precision import Precision
 from export.progress import say, step
 from export.request import Options
-from export.targets.base import Built, Target
+from export.targets.base import Target
 
 if TYPE_CHECKING:
     import onnx
@@ -93,8 +93,7 @@ class NvidiaTarget(Target):
             model = onnx_from_network(to_floating_type(context.network, self.floating_type(context.precision)))
             return model if ranges is None else int8.quantized_graph(model, ranges)
 
-    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> Built:
-        from export.network.coverage import describe_shares
+    def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> tuple[dict[str, Any], list[Stage]]:
         from export.network.graph import onnx_bytes
 
         layers, graph, source = convolutions(model), onnx_bytes(model), path.with_name(f"{path.name}.onnx")
@@ -115,7 +114,7 @@ class NvidiaTarget(Target):
             "work_typed": shares(layers),
             "onnx_sha256": sha256(source),
         }
-        return Built(document, self.measure(context, graph, plan, f"typed {describe_shares(shares(layers))}"))
+        return document, self.measure(context, graph, plan, f"typed {describe_shares(shares(layers))}")
 
     def build_plan(
         self, graph: bytes, options: Options, *, tf32: bool = False, timing_cache: Path | None = None

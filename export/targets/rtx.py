@@ -39,10 +39,11 @@ class Rtx(NvidiaTarget):
 
     def why_not(self, precision: Precision) -> str:
         # Its wheels are for x86-64 only.
-        return "" if importlib.util.find_spec(self.library_name) else "TensorRT for RTX is not installed"
-
-    def remedy(self, precision: Precision) -> str:
-        return self.installation
+        return (
+            ""
+            if importlib.util.find_spec(self.library_name)
+            else f"{self.library_name} is not installed ({self.installation})"
+        )
 
     def require_builder(self, options: Options) -> None:
         trt = self.library()
@@ -70,9 +71,9 @@ class Rtx(NvidiaTarget):
 
 
 def _capability(trt: Any, text: str) -> Any:
-    found = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
-    if found is None:
+    member = getattr(trt.ComputeCapability, f"SM{text.replace('.', '')}", None)
+    if member is None:
         names = [n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM")]
         choices = " ".join(f"{n[:-1]}.{n[-1]}" for n in sorted(names, key=int))
         raise ExportError(f"--compute-capabilities: TensorRT for RTX does not build for {text}: choose among {choices}")
-    return found
+    return member

@@ -103,7 +103,7 @@ def test_an_engine_below_the_gate_is_not_published(copy, tiny):
         (["--precision", "auto", "--target", "gpu"], "--target gpu is unknown: choose one of auto, cpu, rtx, tensorrt"),
         (
             ["--precision", "tf32", "--target", "cpu"],
-            "tf32 is a mode of NVIDIA's GPUs: build with --precision fp32 --target cpu",
+            "tf32 is a mode of NVIDIA's GPUs: use --target auto",
         ),
         (["--precision", "int8", "--calibrator", "best"], "--calibrator best is unknown"),
         (["--gate", "nan"], "--gate nan must be a finite number of dB"),
@@ -130,7 +130,7 @@ def test_invalid_requests_print_one_error_line(flags, message, capsys, tmp_path,
 def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, name, words):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO lists INT8 on every CPU
-    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: build with --precision fp32 --target cpu, or"):
+    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: use --precision fp32"):
         require_precision(PRECISIONS[name])
 
 
@@ -414,12 +414,12 @@ def test_engines_of_one_checkpoint_share_a_version(tiny, tiny_network, tmp_path,
     repository = bare_repository(tmp_path / "models")
     [engine] = build(request_for(repository, **tiny))
     document = provenance(engine)
-    place = engine.parent
-    (place / "model.sm90.plan").write_bytes(b"plan")
+    folder = engine.parent
+    (folder / "model.sm90.plan").write_bytes(b"plan")
     plan = {**document, "engine": "model.sm90.plan", "files": ["model.sm90.plan", "model.sm90.plan.json"]}
-    (place / "model.sm90.plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    (folder / "model.sm90.plan.json").write_text(json.dumps(plan), encoding="utf-8")
     build(request_for(repository, **tiny, gate=70.0))
-    assert (place / "model.sm90.plan").read_bytes() == b"plan"
+    assert (folder / "model.sm90.plan").read_bytes() == b"plan"
     figures = provenance(engine)["fidelity"]
     assert (figures["gate_psnr"], figures["gate_overridden"]) == (70.0, True)
     with torch.no_grad():
@@ -427,7 +427,7 @@ def test_engines_of_one_checkpoint_share_a_version(tiny, tiny_network, tmp_path,
         another.output.weight.mul_(0.5)
     build(request_for(repository, **{**tiny, "package": save_package(tmp_path / "another", another)}))
     assert "model.sm90.plan is removed from version 1: it was made from another checkpoint" in capsys.readouterr().err
-    assert sorted(path.name for path in place.iterdir()) == ["model.onnx", "model.onnx.json", "model.py"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.json", "model.py"]
 
 
 def test_two_onnxruntimes_in_one_folder_are_rejected(monkeypatch, tmp_path):

@@ -27,8 +27,8 @@ def test_computes_the_same_function(variant):
     network = network_of(**variant)
     image = image_for(network)
     with torch.inference_mode():
-        expected, found = network(image), channels_last(rewritten(network))(image)
-    error = (found - expected).abs().max() / expected.abs().max()
+        expected, actual = network(image), channels_last(rewritten(network))(image)
+    error = (actual - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     assert error < 1e-5  # the network computes long sums in float32, this form in the network's type
 
@@ -46,8 +46,8 @@ def test_the_grouped_feed_forward_computes_the_same_function(variant, narrowest,
     assert max(groups) == 176 // narrowest
     assert narrowest > 8 or len(groups) == network.architecture.depth
     with torch.inference_mode():
-        expected, found = network(image), made(image)
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        expected, actual = network(image), made(image)
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_maps_that_exceed_the_cache_are_grouped():
@@ -87,8 +87,8 @@ def test_int8_covers_the_convolutions_after_a_norm(in_groups, monkeypatch):
     monkeypatch.setattr(channels, "CACHED", 1 if in_groups else 2**30)
     network = rewritten(network_of()).float()
     plan = dict.fromkeys(int8.candidates(network), 3.0)
-    found = convolutions(cpu_graph(network, plan, side=32))
-    taken = {layer.module for layer in found if layer.arithmetic == "INT8"}
+    actual = convolutions(cpu_graph(network, plan, side=32))
+    taken = {layer.module for layer in actual if layer.arithmetic == "INT8"}
     parts = (("attn.qkv", 3), ("ffn.project_in", 2))
     names = {name for name in plan if name.endswith(tuple(part for part, _ in parts))}
     wanted = {f"{name}.{i}" for name in names for part, count in parts if name.endswith(part) for i in range(count)}

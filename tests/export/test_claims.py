@@ -22,18 +22,18 @@ def claims(tmp_path, **files):
     return claims_from_folder(tmp_path)
 
 
-def stated(found, split="test"):
-    return {metric: str(claim) for metric, claim in found.of(split).items()}
+def stated(result, split="test"):
+    return {metric: str(claim) for metric, claim in result.of(split).items()}
 
 
 def test_the_owners_files(tmp_path):
     for name, text in OWNERS.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    found = claims_from_folder(tmp_path)
-    assert stated(found) == {"l1": "0.0515 ± 0.0137", "psnr": "23.57 ± 2.35", "ssim": "0.9273 ± 0.0225"}
-    assert stated(found, "validation") == {"l1": "0.0530"}
-    assert found.of("test")["l1"].source == "config.json, MANIFEST.txt"
-    assert not found.remarks  # zeros are placeholders, neither claims nor errors
+    result = claims_from_folder(tmp_path)
+    assert stated(result) == {"l1": "0.0515 ± 0.0137", "psnr": "23.57 ± 2.35", "ssim": "0.9273 ± 0.0225"}
+    assert stated(result, "validation") == {"l1": "0.0530"}
+    assert result.of("test")["l1"].source == "config.json, MANIFEST.txt"
+    assert not result.remarks  # zeros are placeholders, neither claims nor errors
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_the_owners_files(tmp_path):
     ],
 )
 def test_prose(tmp_path, manifest):
-    found = claims(tmp_path, manifest=manifest)
-    assert stated(found) == {"l1": "0.0515 ± 0.0137", "psnr": "23.57 ± 2.35", "ssim": "0.9273 ± 0.0225"}
-    assert not found.remarks
+    result = claims(tmp_path, manifest=manifest)
+    assert stated(result) == {"l1": "0.0515 ± 0.0137", "psnr": "23.57 ± 2.35", "ssim": "0.9273 ± 0.0225"}
+    assert not result.remarks
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_digits_beyond_the_reported_ones_are_not_compared(tmp_path):
 def test_sources_that_contradict_each_other_are_a_remark(tmp_path):
     config = '{"performance": {"test": {"psnr": 23.57}}}'
     assert not claims(tmp_path, config=config, manifest="PSNR=23.6").remarks
-    found = claims(tmp_path, config=config, manifest="PSNR=24.1 ± 2.35")
-    assert stated(found) == {"psnr": "23.57"}
-    assert "MANIFEST.txt says test PSNR = 24.1" in found.remarks[0]
+    result = claims(tmp_path, config=config, manifest="PSNR=24.1 ± 2.35")
+    assert stated(result) == {"psnr": "23.57"}
+    assert "MANIFEST.txt says test PSNR = 24.1" in result.remarks[0]
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_sources_that_contradict_each_other_are_a_remark(tmp_path):
     ],
 )
 def test_malformed_claims_become_remarks(tmp_path, config):
-    found = claims(tmp_path, config=config)
-    assert not found.claims
-    assert found.remarks
-    assert all(remark.startswith("config.json") and "\n" not in remark for remark in found.remarks)
+    result = claims(tmp_path, config=config)
+    assert not result.claims
+    assert result.remarks
+    assert all(remark.startswith("config.json") and "\n" not in remark for remark in result.remarks)
 
 
 def test_a_package_without_claims(tmp_path):

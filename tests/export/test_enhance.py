@@ -1,6 +1,7 @@
 """Enhancing files without a server: one invalid photograph does not stop the rest."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -31,6 +32,15 @@ def test_one_photograph(tmp_path):
     given = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
     assert main(["enhance", *PACKAGE, *given]) == 0
     assert opened((tmp_path / "out.png").read_bytes()).size == (64, 48)
+
+
+def test_remarks_on_the_package_are_printed(tiny, tmp_path, capsys):
+    package = shutil.copytree(tiny["package"], tmp_path / "package")
+    (package / "architecture.json").write_text('{"dim": 48}')
+    (tmp_path / "in.png").write_bytes(encoded(pixels(48, 64), "PNG"))
+    files = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
+    assert main(["enhance", "--package", str(package), *files]) == 0
+    assert "remark: architecture.json says dim = 48" in capsys.readouterr().err
 
 
 def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
@@ -89,7 +99,7 @@ def test_either_a_package_or_a_checkpoint_is_required(models, capsys):
             ["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--device", "cuda:99"],
             "--device cuda:99 cannot be",
         ),
-        (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.heic"], "end it in .jpg"),
+        (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.heic"], "end its name in one of .jpg"),
         (["--input", "demo/photos/brook.jpg", "--output", "TMP/o.jpg", "--suffix", "_hdr"], "--suffix goes with"),
         (["--input_dir", "demo/photos", "--output_dir", "TMP", "--suffix", "/hdr"], "--suffix /hdr"),
     ],

@@ -150,11 +150,11 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
     pairs.write_text("\n".join(two), encoding="utf-8")
     repository = bare_repository(tmp_path / "models")
     request = request_for(repository, **{**tiny, "photos": Path("nowhere")}, pairs=pairs, data=ten.parent)
-    truth = BuildContext(request, PRECISIONS["fp32"]).reference.ground_truth_distance()
+    distance = BuildContext(request, PRECISIONS["fp32"]).reference.ground_truth_distance()
     flags = ("--pairs", pairs, "--data", ten.parent, "--repository", repository, "--output", tmp_path / "out")
     summary, _ = run(capsys, "--package", tiny["package"], *flags)
     figures = summary["stages"]["PyTorch float32"]
-    assert (truth.l1, truth.psnr) == pytest.approx((figures["l1"]["mean"], figures["psnr"]["mean"]), abs=1e-5)
+    assert (distance.l1, distance.psnr) == pytest.approx((figures["l1"]["mean"], figures["psnr"]["mean"]), abs=1e-5)
     before = fingerprint(request, TARGETS["cpu"])
     pairs.write_text("\n".join(reversed(two)), encoding="utf-8")
     after = fingerprint(request, TARGETS["cpu"])

@@ -95,9 +95,9 @@ def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
     image = torch.from_numpy(prepared((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
-        expected, found = network(image), typed(network, dtype)(image)
-    assert found.dtype == torch.float32
-    decibels = psnr(found.numpy(), expected.numpy())
+        expected, actual = network(image), typed(network, dtype)(image)
+    assert actual.dtype == torch.float32
+    decibels = psnr(actual.numpy(), expected.numpy())
     print(f"{decibels:.1f} dB")
     assert decibels > gate
 

@@ -33,9 +33,9 @@ def test_a_bfloat16_product_is_summed_in_float32_and_rounded_once():
     torch.manual_seed(0)
     image, weight = torch.randn(1, 64, 8, 8).bfloat16(), torch.randn(32, 64, 1, 1).bfloat16()
     with torch.no_grad(), half.Half():
-        found = torch.conv2d(image, weight)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, torch.conv2d(image.float(), weight.float()).bfloat16())
+        result = torch.conv2d(image, weight)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, torch.conv2d(image.float(), weight.float()).bfloat16())
 
 
 @given(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False))
@@ -48,17 +48,17 @@ def test_tf32_keeps_ten_bits_and_rounds_to_nearest(value):
 def test_ranges_hold_the_largest_magnitude_of_every_float16_tensor(tiny_network):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     network = typed(tiny_network, torch.float16)
-    found = half.measure_ranges(network, {"a": image.numpy()})
+    result = half.measure_ranges(network, {"a": image.numpy()})
     with torch.no_grad(), half.Half():
         embedded = network.patch_embed(image.half())
-    by_name = {r.tensor: r for r in found}
+    by_name = {r.tensor: r for r in result}
     assert by_name["patch_embed: convolution"].peak == pytest.approx(float(embedded.abs().max()), rel=1e-3)
-    assert [r.bits for r in found] == sorted(r.bits for r in found)
+    assert [r.bits for r in result] == sorted(r.bits for r in result)
     convolutions = [name for name in by_name if name.endswith(": convolution")]
     assert len(convolutions) == sum(isinstance(m, torch.nn.Conv2d) for m in network.modules())
     norms = [name for name in by_name if name.endswith(": native_layer_norm")]
     assert len(norms) == 2 * network.architecture.depth
-    assert str(len(found)) in half.format_ranges(found)[-1]
+    assert str(len(result)) in half.format_ranges(result)[-1]
 
 
 @pytest.mark.parametrize(("peak", "bits"), [(65504.0, 0.0), (16376.0, 2.0), (0.0, math.inf), (math.inf, -math.inf)])

@@ -50,10 +50,10 @@ def run(model, image):
 
 
 def test_candidates_are_the_pointwise_convolutions_of_the_blocks_and_nothing_else(network):
-    found = int8.candidates(network)
-    assert len(found) == 4 * network.architecture.depth
-    assert {layer.kernel_size for layer in found.values()} == {(1, 1)}
-    assert not any("reduce_chan" in name or "patch_embed" in name or "output" in name for name in found)
+    actual = int8.candidates(network)
+    assert len(actual) == 4 * network.architecture.depth
+    assert {layer.kernel_size for layer in actual.values()} == {(1, 1)}
+    assert not any("reduce_chan" in name or "patch_embed" in name or "output" in name for name in actual)
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["fused", "split"])
@@ -66,9 +66,9 @@ def test_the_graph_computes_what_the_plan_measured(network, graphs, images, rang
     image, chosen = images["0"], {module: ranges[module]}
     with torch.inference_mode():
         exact, grid = (n(torch.from_numpy(image)).numpy() for n in (network, int8.fake_quantized(network, chosen)))
-    found = run(int8.quantized_graph(graph, chosen), image)
-    print(f"{psnr(found, grid):.1f} dB from the grid, {psnr(found, exact):.1f} dB from float32")
-    assert psnr(found, grid) > max(90, psnr(found, exact) + 20)
+    actual = run(int8.quantized_graph(graph, chosen), image)
+    print(f"{psnr(actual, grid):.1f} dB from the grid, {psnr(actual, exact):.1f} dB from float32")
+    assert psnr(actual, grid) > max(90, psnr(actual, exact) + 20)
 
 
 @pytest.mark.parametrize("form", ["fused", "half"])
@@ -91,10 +91,10 @@ def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, ima
     module = "decoder_level1.0.ffn.project_out"
     image, chosen = images["0"], {module: ranges[module]}
     emulated = torch_runner(typed(int8.fake_quantized(network, chosen), torch.float16))(image)
-    found = run(int8.quantized_graph(graphs["half"], chosen), image)
+    actual = run(int8.quantized_graph(graphs["half"], chosen), image)
     exact = torch_runner(network)(image)
-    print(f"{psnr(found, emulated):.1f} dB from the emulation, {psnr(found, exact):.1f} dB from float32")
-    assert psnr(found, emulated) > psnr(found, exact) + 3
+    print(f"{psnr(actual, emulated):.1f} dB from the emulation, {psnr(actual, exact):.1f} dB from float32")
+    assert psnr(actual, emulated) > psnr(actual, exact) + 3
 
 
 def test_split_projections_share_one_pair(graphs, ranges):
@@ -116,10 +116,10 @@ def test_quantizing_in_place_is_undone(network, images, ranges):
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_methods_cut_outliers_and_min_max_does_not(network, images, ranges, method):
-    found = int8.calibrated(network, images, method, lambda: None)
-    assert found.keys() == ranges.keys()
-    assert all(0 < found[name] <= ranges[name] * 1.001 for name in found)
-    assert any(found[name] < ranges[name] for name in found)
+    actual = int8.calibrated(network, images, method, lambda: None)
+    assert actual.keys() == ranges.keys()
+    assert all(0 < actual[name] <= ranges[name] * 1.001 for name in actual)
+    assert any(actual[name] < ranges[name] for name in actual)
 
 
 layer_costs = st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-9, 1e-3)), min_size=1, max_size=40)

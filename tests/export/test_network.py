@@ -42,8 +42,8 @@ def test_is_the_network_of_the_paper(variant):
     image = image_for(network)
     with torch.inference_mode():
         # The network computes long sums in float32 by design; the paper's equations run in float64.
-        expected, found = paper.restormer(network.state_dict(), image, eps=network.architecture.eps), network(image)
-    error = (found - expected).abs().max() / expected.abs().max()
+        expected, actual = paper.restormer(network.state_dict(), image, eps=network.architecture.eps), network(image)
+    error = (actual - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     assert error < 1e-5
 
@@ -61,8 +61,8 @@ def test_rewrites_are_exact(rewrite, name):
     rewritten = rewrite(network)
     image = image_for(network)
     with torch.inference_mode():
-        expected, found = network(image), rewritten(image)
-    error = (found - expected).abs().max() / expected.abs().max()
+        expected, actual = network(image), rewritten(image)
+    error = (actual - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     # Only the order of float32 sums inside the islands may differ.
     assert error < 1e-6

@@ -79,8 +79,8 @@ def case(request, tmp_path_factory):
     return architecture, convention, folder, paper.restormer(weights, image, eps=architecture.eps) - image
 
 
-def relative(found, expected):
-    return float((found - expected).abs().max() / expected.std())
+def relative(actual, expected):
+    return float((actual - expected).abs().max() / expected.std())
 
 
 def test_a_checkpoint_computes_the_equations(case):

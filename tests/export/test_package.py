@@ -17,6 +17,7 @@ from export.files import sha256
 from export.network.architecture import OWNER_EPS, owner_network, restormer
 from export.network.cost import multiply_accumulates
 from export.network.restormer import Restormer
+from export.package import naming
 from export.package.model_package import network_from_package, package_from_folder
 from export.package.naming import CONVENTIONS, PAPER
 from export.package.trained_frame import require_frame
@@ -203,6 +204,19 @@ def test_the_network_is_found_in_any_wrapping_and_naming(tmp_path, weights, conv
     assert (package.convention, package.architecture.eps) == (convention, convention.eps)
     loaded = network_from_package(package).state_dict()
     assert all(torch.allclose(loaded[name], tensor, atol=1e-2) for name, tensor in weights.items())
+
+
+def test_a_new_naming_convention_is_one_row(tmp_path, weights, monkeypatch):
+    row = naming.Convention(
+        title="another team", eps=1e-6, patch_embed="embed.conv", block="{stage}.layers.{index}", norm="ln_{index}"
+    )
+    named = {row.external(name): tensor for name, tensor in weights.items()}
+    with pytest.raises(ExportError, match="unknown"):
+        package_from_folder(package_with(tmp_path, named))
+    monkeypatch.setattr(naming, "CONVENTIONS", (*CONVENTIONS, row))
+    package = package_from_folder(package_with(tmp_path, named))
+    assert package.convention is row
+    assert all(torch.equal(package.weights[name], tensor) for name, tensor in weights.items())
 
 
 def test_incomplete_averaged_weights_are_left_out(tmp_path, weights):
