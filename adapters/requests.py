@@ -78,7 +78,7 @@ class Answer:
 
 def options_from_request(request: Any) -> Options:
     """Return the options in a request's parameters. Raises `imaging.InvalidOption`."""
-    return Options.parsed(json.loads(request.parameters()))
+    return Options.from_parameters(json.loads(request.parameters()))
 
 
 def limits_from_parameters(parameters: dict[str, str]) -> Limits:

@@ -13,7 +13,7 @@ from export.files import write_bytes
 from export.network.rewrites import HALVES, to_floating_type
 from export.package.model_package import Package, network_from_package
 from export.progress import count_steps, say
-from imaging import SUFFIXES, InvalidPhotograph, Options, finished, prepared
+from imaging import SUFFIXES, InvalidPhotograph, Options, core_from_file, file_from_core
 from imaging.options import WRITTEN
 
 DEFAULTS = Options()
@@ -21,8 +21,8 @@ DEFAULTS = Options()
 
 def enhance(data: bytes, run: Runner, options: Options = DEFAULTS) -> bytes:
     """Enhance one encoded photograph. ``run`` maps core tensors ``[1, 3, 512, 512]``."""
-    core = prepared(data)
-    return finished(data, core, run(core[None])[0], options)
+    core = core_from_file(data)
+    return file_from_core(data, core, run(core[None])[0], options)
 
 
 def runner_from_package(

@@ -21,7 +21,7 @@ from export.metrics import Distance, distance
 from export.network import half
 from export.package.pairs import Pair, core_tensor_as_trained
 from export.precision import Precision
-from imaging import SIDE, SUFFIXES, InvalidPhotograph, prepared
+from imaging import SIDE, SUFFIXES, InvalidPhotograph, core_from_file
 
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
@@ -205,7 +205,7 @@ def photographs(folder: Path) -> list[Path]:
 def core_tensor(path: Path, side: int = SIDE) -> Tensor:
     """Read one photograph as the server prepares it: ``[1, 3, side, side]``."""
     try:
-        return prepared(path.read_bytes(), side=side)[None]
+        return core_from_file(path.read_bytes(), side=side)[None]
     except InvalidPhotograph as error:
         raise ExportError(f"{path}: {error}") from error
 

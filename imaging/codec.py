@@ -1,22 +1,22 @@
-"""Encoded photographs to pixels and back, in the colours, the depth and with the metadata they came with.
+"""Decode files to pixels, and keep what is needed to encode them alike: colours, depth, metadata.
 
 ===========  ==================================================  =========================================
-format       decoded                                             comes back as
+format       decoded                                             encoded as
 ===========  ==================================================  =========================================
-JPEG         baseline, progressive, grey, CMYK, YCCK; of MPO     JPEG, its chroma subsampling kept
-             the first picture
-PNG          palette, grey, alpha, 16 bits                       PNG, 8 or 16 bits, alpha kept
-WebP         lossy, lossless, alpha                              WebP, lossless if it was
-TIFF         8 and 16 bits, grey, RGB, CMYK, alpha               TIFF, its lossless compression kept
+JPEG         baseline, progressive, grey, CMYK, YCCK; the first  JPEG with the same chroma subsampling
+             image of an MPO
+PNG          palette, grey, alpha, 16 bits                       PNG, 8 or 16 bits, with alpha
+WebP         lossy, lossless, alpha                              WebP, lossless if the file was
+TIFF         8 and 16 bits, grey, RGB, CMYK, alpha               TIFF with the same lossless compression
 BMP          palette, grey, RGB, alpha; not run-length encoded   BMP in sRGB, alpha over white
 AVIF         8 bits (deeper ones are reduced)                    AVIF
 HEIC         8 bits (deeper ones are reduced)                    JPEG: HEVC encoders are not free to use
 ===========  ==================================================  =========================================
 
-Pixels are upright: the EXIF orientation is applied on decoding and reset on encoding. RGB and grey pixels stay in the
-colour space of their file. CMYK is separated again by its profile; without one its inks have no defined colour, and it
-comes back as RGB. A photograph that cannot be read ends in `InvalidPhotograph`, whatever the codec said; damaged
-metadata are left behind and do not refuse a photograph.
+Pixels are upright: decoding applies the EXIF orientation, encoding resets it. RGB and grey pixels stay in the colour
+space of their file. CMYK is converted back by its profile; without a profile its colours are undefined, and it is
+encoded as RGB. Decoding raises `InvalidPhotograph` for every file that cannot be read, whatever the codec raised;
+damaged metadata are dropped and do not make a photograph invalid.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ import pi_heif
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from imaging import deep, jpeg
-from imaging.arrays import Pixels, Unit, by_strips, integers
+from imaging.arrays import Pixels, Unit, map_strips, to_integers
 from imaging.colour import SRGB, Space
 from imaging.compiled import copy_blocks
 from imaging.errors import InvalidPhotograph
 from imaging.frame import SIDE, resize
-from imaging.metadata import Metadata, metadata_of
+from imaging.metadata import Metadata, read_metadata
 from imaging.options import WRITTEN
 from imaging.photograph import LIMITS, Limits, Photograph
 
 pi_heif.register_heif_opener(thumbnails=False)
 
-#: Formats we take.
+#: Formats that Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
-#: What files of these formats are called, in lower case.
+#: File name suffixes of these formats, in lower case.
 SUFFIXES = (*WRITTEN, ".heic", ".heif")
 _NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
-#: The narrowest photograph, in pixels, and the most its longer side may be of its shorter.
+#: Minimum of the shorter side in pixels, and maximum of the longer side as a multiple of the shorter.
 MIN_SIDE, MAX_ASPECT = 16, 32
-#: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python, at up to 4 s a megabyte of a crafted file.
+#: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python: up to 4 s for a megabyte of a crafted file.
 _RUN_LENGTHS = (1, 2)
-# ICC profiles of presses are larger than the 1 MiB that Pillow takes out of a PNG's compressed chunk.
+# ICC profiles for printing are larger than the 1 MiB that Pillow accepts in a compressed chunk of a PNG.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
-#: Orientation → the upright picture as a view of the stored one (CIPA DC-008, 4.6.4).
+#: Orientation → the upright image as a view of the stored one (CIPA DC-008, 4.6.4).
 _TURNS = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -64,22 +64,22 @@ _TURNS = {
     7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
-    """The photograph at its own resolution. Raises `InvalidPhotograph`."""
-    with _opened(data, limits) as (image, metadata, turn):
+    """Decode the photograph at its own resolution. Raises `InvalidPhotograph`."""
+    with _open(data, limits) as (image, metadata, turn):
         kind = {"MPO": "JPEG", "HEIF": "JPEG"}.get(str(image.format), str(image.format))
         compression = str(image.info.get("compression", "raw"))
-        pixels, space, ink = _stored(image, data)
+        pixels, space, ink = _decode_stored(image, data)
         return Photograph(
-            pixels=_upright(pixels, turn),
+            pixels=_turn_upright(pixels, turn),
             format=kind,
             space=space,
             ink=ink,
             metadata=metadata,
-            sampling=_sampling(image, data, turned=turn in _ON_ITS_SIDE),
+            sampling=_sampling(image, data, turned=turn in _SWAPS_SIDES),
             lossless=image.format == "WEBP" and _is_lossless_webp(data),
             compression=compression,
         )
@@ -88,53 +88,53 @@ def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
 def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> Pixels | Unit:
     """Decode the photograph stretched to ``side`` x ``side`` pixels, upright, in sRGB. Raises `InvalidPhotograph`.
 
-    A JPEG is shrunk while it is decoded, several times as fast as decoding it whole (see `shrink_factor`).
-    float32 in [0, 1], or uint16 where it had to be converted to sRGB.
+    A JPEG is shrunk while it is decoded, which is several times as fast as decoding it whole (see `shrink_factor`).
+    Returns float32 in [0, 1], or uint16 if the pixels were converted to sRGB.
     """
-    with _opened(data, limits) as (image, _, turn):
+    with _open(data, limits) as (image, _, turn):
         height, width = image.height, image.width
         shrink = shrink_factor(height, width, side)
         if _is_fast(image):
             at_least = (height // shrink, width // shrink)
-            pixels, space = jpeg.decode(data, image, at_least=at_least), _space(image)
+            pixels, space = jpeg.decode(data, image, at_least=at_least), _space_of(image)
         else:
             image.draft(image.mode, (width // shrink, height // shrink))  # of a CMYK JPEG
-            pixels, space, _ = _stored(image, data)
+            pixels, space, _ = _decode_stored(image, data)
         is_shrunk = pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
         extent = (height / shrink, width / shrink) if is_shrunk else pixels.shape[:2]
         small = resize(pixels[..., : space.channels], (side, side), extent)
-        return np.ascontiguousarray(_turned(space.to_srgb(small), turn))
+        return np.ascontiguousarray(_turn(space.to_srgb(small), turn))
 
 
 def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
-    """Return how many times smaller a JPEG may be decoded: 1, 2, 4 or 8, each side still 7/4 of ``side`` or more.
+    """Return how many times smaller to decode a JPEG: 1, 2, 4 or 8, with at least 7/4 of ``side`` left on each side.
 
-    Less than that comes out visibly different from a full decode (docs/photographs.md); libjpeg-turbo's other factors
-    take longer than these.
+    Smaller images differ visibly from a full decode (docs/photographs.md), and other factors of libjpeg-turbo take
+    longer than these.
     """
     return next((factor for factor in (8, 4, 2) if min(height, width) * 4 >= 7 * side * factor), 1)
 
 
-def _stored(image: Image.Image, data: bytes) -> tuple[Pixels, Space, Space | None]:
-    """Pixels as the file stores them (not upright), their space, and the file's inks if it is CMYK."""
+def _decode_stored(image: Image.Image, data: bytes) -> tuple[Pixels, Space, Space | None]:
+    """Return the pixels as the file stores them (not upright), their space, and the file's own space if it is CMYK."""
     if deep.is_deep(image, data):
         pixels: Pixels = deep.decode(image, data)
         model = "GRAY" if pixels.shape[2] <= 2 else "RGB"
         return pixels, Space.of(model, image.info.get("icc_profile")), None
     if _is_fast(image):
-        return jpeg.decode(data, image), _space(image), None
+        return jpeg.decode(data, image), _space_of(image), None
     if image.mode == "CMYK":
         if image.format == "JPEG":
             jpeg.require_few_scans(data)
-        return _inks(np.asarray(image), image)
-    image = _plain(image)
+        return _convert_inks(np.asarray(image), image)
+    image = _convert_mode(image)
     pixels = np.array(image)
     image.close()
-    return pixels if pixels.ndim == 3 else pixels[..., None], _space(image), None
+    return pixels if pixels.ndim == 3 else pixels[..., None], _space_of(image), None
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Grey or RGB of eight bits a channel, with or without alpha."""
+def _convert_mode(image: Image.Image) -> Image.Image:
+    """Convert the image to grey or RGB of eight bits a channel, with or without alpha."""
     if image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info:
         return image
     if image.mode in ("1", "L"):
@@ -142,37 +142,37 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "LA":
         return image
     if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "YCbCr"):
-        seen_through = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa", "La")
-        return image.convert("RGBA" if seen_through else "RGB")
+        has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa", "La")
+        return image.convert("RGBA" if has_alpha else "RGB")
     raise InvalidPhotograph(
-        f"the photograph has pixels of the kind {image.mode} (32 bits, floating point or Lab): "
+        f"the photograph has pixels of the type {image.mode} (32 bits, floating point or Lab): "
         "send 8 or 16 bits a channel, in grey, RGB or CMYK"
     )
 
 
-def _space(image: Image.Image) -> Space:
+def _space_of(image: Image.Image) -> Space:
     return Space.of("GRAY" if image.mode in ("1", "L", "LA") else "RGB", image.info.get("icc_profile"))
 
 
 def _is_fast(image: Image.Image) -> bool:
-    """Whether libjpeg-turbo reads it."""
+    """Whether libjpeg-turbo decodes the image."""
     return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
 
 
-def _inks(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Space, Space | None]:
-    """CMYK as sRGB, and the space to separate it for again: none without a profile, which alone gives inks a colour."""
+def _convert_inks(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Space, Space | None]:
+    """Convert CMYK to sRGB; return also the space to convert back to, or None without a profile, which defines it."""
     ink = Space.of("CMYK", image.info.get("icc_profile"))
     if ink.profile is None:
         return np.array(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")), SRGB, None
-    return by_strips(pixels, 3, np.uint8, lambda strip: integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
+    return map_strips(pixels, 3, np.uint8, lambda strip: to_integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
 
 
-def _turned(pixels: Pixels | Unit, turn: int) -> Pixels | Unit:
+def _turn(pixels: Pixels | Unit, turn: int) -> Pixels | Unit:
     return _TURNS[turn](pixels) if turn in _TURNS else pixels
 
 
-def _upright(pixels: Pixels, turn: int) -> Pixels:
-    """The pixels upright, C-contiguous and writable."""
+def _turn_upright(pixels: Pixels, turn: int) -> Pixels:
+    """Turn the pixels upright; the result is C-contiguous and writable."""
     if turn not in _TURNS:
         return pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
     view = _TURNS[turn](pixels)
@@ -181,66 +181,68 @@ def _upright(pixels: Pixels, turn: int) -> Pixels:
     return target
 
 
-def _has_more_pictures(image: Image.Image) -> bool:
-    """Whether it is animated or has pages. Of an MPO and of a HEIC the first picture is the photograph."""
+def _has_several_images(image: Image.Image) -> bool:
+    """Whether the file is an animation or has pages. The first image of an MPO or HEIC is the photograph."""
     if image.format in ("MPO", "HEIF"):
         return False
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # counting its pages would walk them all
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # counting the pages would read them all
         return bool(image.tag_v2.next)
     return bool(getattr(image, "n_frames", 1) > 1)
 
 
 def _sampling(image: Image.Image, data: bytes, *, turned: bool) -> str:
-    """How the chroma of a JPEG, an AVIF or a HEIC is sampled; of others it is whole."""
+    """Return the chroma subsampling of a JPEG, AVIF or HEIC."""
     if image.format in ("JPEG", "MPO"):
         return jpeg.sampling_of(image, turned=turned)
     if image.format == "HEIF":
         return str(image.info.get("chroma", 420))
     start = data.find(b"av1C") if image.format == "AVIF" else -1
-    # AV1 codec configuration (AV1-ISOBMFF, 2.3.3): two bits of the third byte are the subsampling along x and y.
+    # AV1 codec configuration (AV1-ISOBMFF, 2.3.3): two bits of its third byte are the subsampling along x and y.
     bits = (data[start + 6] >> 2) & 3 if 0 <= start < len(data) - 6 else 0
     return {0: "444", 2: "422", 3: "420"}.get(bits, "420")
 
 
 def _is_lossless_webp(data: bytes) -> bool:
-    """Whether the first chunk of pixels is VP8L (RFC 9649, 2.6)."""
+    """Whether the first chunk with pixels is VP8L (RFC 9649, 2.6)."""
     return b"VP8L" in data[12:16] or (data[12:16] == b"VP8X" and data.find(b"VP8L") >= 0 > data.find(b"VP8 "))
 
 
 @contextmanager
-def _opened(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, int]]:
-    """The image behind the bytes, its metadata and how to turn it, its size checked; nothing is decoded yet."""
+def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, int]]:
+    """Open the file and check its size without decoding it; yield the image, its metadata and its orientation."""
     if not data:
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
     if len(data) > limits.bytes:
-        raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are taken")
-    with _complaints(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
+    with _errors_mapped(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > limits.pixels:
-            raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are taken")
+            raise InvalidPhotograph(
+                f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are allowed"
+            )
         if min(width, height) < MIN_SIDE:
             raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; each side needs at least {MIN_SIDE}")
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise InvalidPhotograph(
                 f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
             )
-        if _has_more_pictures(image):
+        if _has_several_images(image):
             raise InvalidPhotograph(
-                f"the {image.format} has more than one picture (an animation, or pages): send a still one"
+                f"the {image.format} has more than one image (an animation, or pages): send a single image"
             )
         if image.format == "BMP" and image.info["compression"] in _RUN_LENGTHS:
             raise InvalidPhotograph("the BMP is run-length encoded: save it uncompressed, or as PNG")
         turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
-        metadata = metadata_of(image, data)
+        metadata = read_metadata(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation
 
 
 @contextmanager
-def _complaints() -> Iterator[None]:
-    """The one gate: whatever a codec raises over a foreign file becomes `InvalidPhotograph`, in one line."""
+def _errors_mapped() -> Iterator[None]:
+    """Turn every exception that a codec raises for a file into `InvalidPhotograph` with a message of one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our limits are the bound, and damaged EXIF is left behind
+            warnings.simplefilter("ignore")  # `Limits` applies instead, and damaged EXIF is dropped
             yield
     except InvalidPhotograph:
         raise
@@ -250,4 +252,4 @@ def _complaints() -> Iterator[None]:
         raise InvalidPhotograph(f"the photograph is too large: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InvalidPhotograph(f"the photograph cannot be decoded ({reason}); is the file whole?") from error
+        raise InvalidPhotograph(f"the photograph cannot be decoded ({reason}); is the file complete?") from error

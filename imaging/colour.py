@@ -1,9 +1,9 @@
-"""What the numbers of a photograph mean, and the way to sRGB and back, by LittleCMS.
+"""Convert between a photograph's colour space and sRGB, with LittleCMS.
 
-Only small pictures are converted: the look is fitted in the photograph's own space, so that full-size pixels never
-leave it and colours outside sRGB survive. (CMYK is the exception: it is enhanced as sRGB and separated again.)
+Only small images are converted: the look is fitted in the photograph's own space, so full-size pixels stay in it, and
+colours outside sRGB survive. (CMYK is the exception: it is enhanced as sRGB and converted back.)
 
-Relative colorimetric with black point compensation, 16 bits a channel.
+Conversions are relative colorimetric with black point compensation, in 16 bits a channel.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from imaging.arrays import Pixels, Unit, integers, unit
+from imaging.arrays import Pixels, Unit, to_integers, to_unit
 
 _MODELS = {b"RGB ": "RGB", b"GRAY": "GRAY", b"CMYK": "CMYK"}
 _CHANNELS = {"GRAY": 1, "RGB": 3, "CMYK": 4}
-_HOW: dict[str, Any] = {
+_TRANSFORM: dict[str, Any] = {
     "intent": imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
     "flags": imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION,
 }
-#: Rec. 709 weights: grey without a profile, from sRGB.
+#: Rec. 709 weights, to make grey without a profile from sRGB.
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-#: A profile that differs from sRGB by no more than this on a lattice of colours *is* sRGB, and costs nothing.
+#: A profile that differs from sRGB by less than this on a lattice of colours is sRGB: no conversion is needed.
 _SAME = 1.5 / 255
 
 
@@ -33,7 +33,7 @@ _SAME = 1.5 / 255
 class Space:
     """A colour model (``RGB``, ``GRAY`` or ``CMYK``) and the ICC profile embedded in the file, if any.
 
-    Without one, RGB is sRGB and grey has sRGB's curve; CMYK has no meaning without one.
+    Without a profile RGB is sRGB, grey has the curve of sRGB, and CMYK is undefined.
     """
 
     model: str = "RGB"
@@ -41,7 +41,7 @@ class Space:
 
     @classmethod
     def of(cls, model: str, profile: object) -> Space:
-        """The space of a file; a profile that is damaged or describes another model is left behind."""
+        """Return the space of a file; ignore a profile that is damaged or describes another model."""
         if isinstance(profile, bytes) and _MODELS.get(profile[16:20]) == model and _is_usable(profile, model):
             return cls(model, profile)
         return cls(model)
@@ -51,41 +51,39 @@ class Space:
         return _CHANNELS[self.model]
 
     def to_srgb(self, pixels: Pixels | Unit) -> Pixels | Unit:
-        """HxWxC pixels of this space as HxWx3 in sRGB: as they are if they are sRGB already, else uint16."""
+        """Convert HxWxC pixels to HxWx3 in sRGB: unchanged if they are sRGB already, with a profile uint16."""
         if self.model == "RGB" and (self.profile is None or _is_srgb(self.profile)):
             return pixels
         if self.model == "GRAY" and self.profile is None:
             return np.repeat(pixels, 3, axis=2)
         assert self.profile is not None
-        return _converted(pixels, self.profile, self.model, _srgb(), "RGB", np.uint16)
+        return _convert(pixels, self.profile, self.model, _srgb(), "RGB", np.uint16)
 
     def from_srgb(self, pixels: Unit) -> Unit:
-        """HxWx3 float32 in [0, 1] in sRGB as HxWxC float32 in [0, 1] of this space."""
+        """Convert HxWx3 pixels in sRGB, float32 in [0, 1], to HxWxC of this space, float32 in [0, 1]."""
         if self.model == "RGB" and (self.profile is None or _is_srgb(self.profile)):
             return pixels
         if self.model == "GRAY" and self.profile is None:
             grey: Unit = pixels @ _LUMA
             return np.ascontiguousarray(grey[..., None])
-        return unit(self.separated(pixels, np.uint16))
+        return to_unit(self.convert_from_srgb(pixels, np.uint16))
 
-    def separated(self, pixels: Pixels | Unit, kind: Any) -> Pixels:
-        """HxWx3 pixels in sRGB as HxWxC of this space by its profile, uint8 or uint16."""
+    def convert_from_srgb(self, pixels: Pixels | Unit, dtype: Any) -> Pixels:
+        """Convert HxWx3 pixels in sRGB to HxWxC of this space by its profile, as uint8 or uint16."""
         assert self.profile is not None
-        return _converted(pixels, _srgb(), "RGB", self.profile, self.model, kind)
+        return _convert(pixels, _srgb(), "RGB", self.profile, self.model, dtype)
 
 
 SRGB = Space()
 
 
-def _converted(
-    pixels: Pixels | Unit, profile: bytes, model: str, target: bytes, target_model: str, kind: Any
-) -> Pixels:
-    """HxWxC pixels from one profile to another."""
-    given = np.ascontiguousarray(integers(pixels, np.uint16))
-    given = given[..., 0] if model == "GRAY" else given
+def _convert(pixels: Pixels | Unit, profile: bytes, model: str, target: bytes, target_model: str, dtype: Any) -> Pixels:
+    """Convert HxWxC pixels from one profile to another."""
+    source = np.ascontiguousarray(to_integers(pixels, np.uint16))
+    source = source[..., 0] if model == "GRAY" else source
     spaces: dict[str, Any] = {"colorspace": model.lower(), "outcolorspace": target_model.lower()}
-    found: Pixels = imagecodecs.cms_transform(given, profile, target, outdtype=kind, **spaces, **_HOW)
-    return found[..., None] if target_model == "GRAY" else found
+    result: Pixels = imagecodecs.cms_transform(source, profile, target, outdtype=dtype, **spaces, **_TRANSFORM)
+    return result[..., None] if target_model == "GRAY" else result
 
 
 @lru_cache
@@ -95,11 +93,11 @@ def _srgb() -> bytes:
 
 @lru_cache(maxsize=64)
 def _is_usable(profile: bytes, model: str) -> bool:
-    """Whether the profile converts, both ways."""
+    """Whether LittleCMS converts with the profile in both directions."""
     space = Space(model, profile)
     try:
-        _converted(np.zeros((2, 2, space.channels), np.uint8), profile, model, _srgb(), "RGB", np.uint16)
-        space.separated(np.zeros((2, 2, 3), np.uint8), np.uint16)
+        _convert(np.zeros((2, 2, space.channels), np.uint8), profile, model, _srgb(), "RGB", np.uint16)
+        space.convert_from_srgb(np.zeros((2, 2, 3), np.uint8), np.uint16)
     except imagecodecs.CmsError:
         return False
     return True
@@ -107,8 +105,8 @@ def _is_usable(profile: bytes, model: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _is_srgb(profile: bytes) -> bool:
-    """Whether an RGB profile is sRGB by what it does; there are dozens of files of that name."""
+    """Whether an RGB profile converts as sRGB does; dozens of different files are called sRGB."""
     steps = np.linspace(0, 65535, 9).astype(np.uint16)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-    found = _converted(lattice, profile, "RGB", _srgb(), "RGB", np.uint16)
-    return bool(np.abs(unit(found) - unit(lattice)).max() < _SAME)
+    result = _convert(lattice, profile, "RGB", _srgb(), "RGB", np.uint16)
+    return bool(np.abs(to_unit(result) - to_unit(lattice)).max() < _SAME)

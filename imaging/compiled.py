@@ -1,8 +1,8 @@
-"""The loops over every pixel, compiled by Numba: one pass where NumPy would take ten.
+"""Loops over every pixel, compiled by Numba: one pass where NumPy would take ten.
 
-Each function is compiled for its types when this module is imported, never by a first request. Numba keeps the machine
-code beside this file, or in ``NUMBA_CACHE_DIR``; where neither can be written, it is compiled again in each process, a
-few seconds. An image built with ``NUMBA_CPU_NAME=x86-64-v3`` and `BuiltCache` carries code that needs neither.
+Each function is compiled for its types when this module is imported, not by a first request. Numba keeps the machine
+code beside this file, or in ``NUMBA_CACHE_DIR``; where neither is writable, each process compiles it again, which takes
+a few seconds. An image built with ``NUMBA_CPU_NAME=x86-64-v3`` and `BuiltCache` contains the code and needs neither.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ RADIUS = 2
 
 
 class BuiltCache(UserProvidedCacheLocator):
-    """Compiled code that was put into ``NUMBA_CACHE_DIR`` when an image was built, and is only read since.
+    """Read compiled code from ``NUMBA_CACHE_DIR``, where it was put when the image was built.
 
-    Chosen by ``NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache``: Numba's own locators all insist on a folder
-    that they can write to.
+    Selected by ``NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache``. All of Numba's own locators require a
+    writable folder.
     """
 
     def ensure_cache_path(self) -> None:
-        """There while the image is built; nothing to ensure where it cannot be written."""
+        """Make the folder while the image is built; do nothing where it cannot be written."""
         with contextlib.suppress(OSError):
             os.makedirs(self._cache_path, exist_ok=True)
 
 
 def compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles for these types now; from the cache where there is one, without it where none can be kept."""
+    """Compile the function for these types now, with the cache if there is one."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,9 +48,9 @@ def compiled(*signatures: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 @compiled("void(f4[::1], f4[::1], i8)")
 def _mean_along(column: Any, out: Any, channels: Any) -> None:
-    """Means over 2·RADIUS+1 pixels along a row of interleaved channels, the part inside the picture."""
+    """Average 2·RADIUS+1 pixels along a row of interleaved channels; at the ends those inside the image."""
     width, reach = column.shape[0], RADIUS * channels
-    # Slices, because an index that might be negative (it wraps around) keeps the loop from being vectorized.
+    # Slices, because an index that could be negative (it would wrap around) prevents vectorization of the loop.
     inside, a, b = out[reach:], column[channels:], column[2 * channels :]
     c, d = column[3 * channels :], column[4 * channels :]
     for i in range(width - 2 * reach):
@@ -67,7 +67,7 @@ def _mean_along(column: Any, out: Any, channels: Any) -> None:
 
 @compiled("f4[:,::1](f4[:,::1], i8)")
 def box_mean(image: Any, channels: Any) -> Any:
-    """Mean over the (2·RADIUS+1)² window around every pixel, the part inside the picture; ``[h, w·C]`` float32."""
+    """Average the (2·RADIUS+1)² window around every pixel, as far as it is inside the image; ``[h, w·C]`` float32."""
     height, width = image.shape
     result, column = np.empty_like(image), np.empty(width, np.float32)
     for y in range(height):
@@ -92,7 +92,7 @@ def _add_products(x: Any, z: Any, share: Any, sums_x: Any, sums_z: Any, sums_xx:
 
 
 @compiled("void(f4[::1], f4[::1], f4[::1], f4[::1], f4, f4, f4[::1], f4[::1])")
-def _solved(x: Any, z: Any, xx: Any, xz: Any, ridge: Any, black: Any, slope: Any, offset: Any) -> None:
+def _solve(x: Any, z: Any, xx: Any, xz: Any, ridge: Any, black: Any, slope: Any, offset: Any) -> None:
     for i in range(x.shape[0]):
         variance = max(xx[i] - x[i] * x[i], np.float32(0))
         gain = (z[i] + black) / (x[i] + black)
@@ -102,9 +102,9 @@ def _solved(x: Any, z: Any, xx: Any, xz: Any, ridge: Any, black: Any, slope: Any
 
 @compiled("UniTuple(f4[:,::1], 2)(f4[:,::1], f4[:,::1], i8, f4, f4)")
 def fit_affine(before: Any, after: Any, channels: Any, ridge: Any, black: Any) -> Any:
-    """Slope and offset of ``after = slope·before + offset`` in the window around every pixel; all ``[h, w·C]`` float32.
+    """Fit ``after = slope·before + offset`` in the window around every pixel; all arrays are ``[h, w·C]`` float32.
 
-    The ridge regression of ``imaging.transfer``, before its coefficients are averaged.
+    This is the ridge regression of ``imaging.transfer``, before the coefficients are averaged.
     """
     height, width = before.shape
     slope, offset = np.empty_like(before), np.empty_like(before)
@@ -123,7 +123,7 @@ def fit_affine(before: Any, after: Any, channels: Any, ridge: Any, black: Any) -
         _mean_along(sums_z, mean_z, channels)
         _mean_along(sums_xx, mean_xx, channels)
         _mean_along(sums_xz, mean_xz, channels)
-        _solved(mean_x, mean_z, mean_xx, mean_xz, ridge, black, slope[y], offset[y])
+        _solve(mean_x, mean_z, mean_xx, mean_xz, ridge, black, slope[y], offset[y])
     return slope, offset
 
 
@@ -139,7 +139,7 @@ def _add_rows(above: Any, below: Any, share: Any, share_below: Any, sums: Any) -
 
 @compiled("void(f4[::1], i8[::1], f4[:,::1], f4[:,::1])")
 def _weighted_along(row: Any, lefts: Any, weights: Any, out: Any) -> None:
-    """Weighted sums along a row of interleaved channels; three channels have an unrolled loop of their own."""
+    """Sum weighted pixels along a row of interleaved channels; three channels have an unrolled loop of their own."""
     width, channels = out.shape
     for x in range(width):
         if channels == 3:
@@ -183,7 +183,7 @@ def resample(pixels: Any, tops: Any, down: Any, lefts: Any, across: Any) -> Any:
 
 
 @compiled("void(f4[::1], i4[::1], f4[::1], i4, f4[::1])")
-def _widened(row: Any, left: Any, part: Any, step: Any, out: Any) -> None:
+def _widen(row: Any, left: Any, part: Any, step: Any, out: Any) -> None:
     for i in range(out.shape[0]):
         before, after = row[left[i]], row[left[i] + step]
         out[i] = before + part[i] * (after - before)
@@ -193,7 +193,7 @@ def _widened(row: Any, left: Any, part: Any, step: Any, out: Any) -> None:
     "void(u1[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4, f4)",
     "void(u2[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4, f4)",
 )
-def _applied(pixels: Any, slope0: Any, slope1: Any, offset0: Any, offset1: Any, part: Any, top: Any) -> None:
+def _apply_row(pixels: Any, slope0: Any, slope1: Any, offset0: Any, offset1: Any, part: Any, top: Any) -> None:
     half = np.float32(0.5)
     for i in range(pixels.shape[0]):
         slope = slope0[i] + part * (slope1[i] - slope0[i])
@@ -209,13 +209,14 @@ def _applied(pixels: Any, slope0: Any, slope1: Any, offset0: Any, offset1: Any, 
 def apply_affine(
     pixels: Any, slope: Any, offset: Any, above: Any, down: Any, left: Any, along: Any, channels: Any, top: Any
 ) -> None:
-    """``pixels = slope·pixels + offset`` in place, slope and offset interpolated bilinearly from a small grid.
+    """Set ``pixels = slope·pixels + offset`` in place; interpolate slope and offset bilinearly from a small grid.
 
-    ``pixels``: rows of interleaved channels, ``[H, W·C]`` uint8 or uint16; ``slope`` and ``offset``: ``[h, w·C]``
-    float32, the offset in units of the pixels. ``above`` and ``down``: for each row, the grid row above it and how far
-    down to the next it lies (0 to 1); ``left`` and ``along``: the same for each of the W·C columns. ``top``: white.
+    ``pixels``: rows of interleaved channels, ``[H, W·C]`` uint8 or uint16. ``slope`` and ``offset``: ``[h, w·C]``
+    float32, the offset in units of the pixels. ``above`` and ``down``: for each row, the grid row above it and its
+    position between that and the next (0 to 1). ``left`` and ``along``: the same for each of the W·C columns. ``top``:
+    the value of white.
 
-    A grid row is widened once and used for all the rows around it; the inner loop is then free of gathers.
+    Each grid row is widened once for all pixel rows around it, so that the inner loop needs no gathers.
     """
     width = pixels.shape[1]
     slope0, slope1 = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -227,17 +228,17 @@ def apply_affine(
             if row == here + 1:
                 slope0, slope1, offset0, offset1 = slope1, slope0, offset1, offset0
             else:
-                _widened(slope[row], left, along, channels, slope0)
-                _widened(offset[row], left, along, channels, offset0)
-            _widened(slope[row + 1], left, along, channels, slope1)
-            _widened(offset[row + 1], left, along, channels, offset1)
+                _widen(slope[row], left, along, channels, slope0)
+                _widen(offset[row], left, along, channels, offset0)
+            _widen(slope[row + 1], left, along, channels, slope1)
+            _widen(offset[row + 1], left, along, channels, offset1)
             here = row
-        _applied(pixels[y], slope0, slope1, offset0, offset1, down[y], top)
+        _apply_row(pixels[y], slope0, slope1, offset0, offset1, down[y], top)
 
 
 @compiled("void(u1[:,:,::1], u1[:,:,:])", "void(u2[:,:,::1], u2[:,:,:])")
 def copy_blocks(target: Any, source: Any) -> None:
-    """Copies HxWxC pixels of any strides, block by block, so that a turned picture stays in the cache."""
+    """Copy HxWxC pixels of any strides block by block, so that turning an image stays within the CPU cache."""
     height, width, channels = target.shape
     for top in range(0, height, 32):
         for left in range(0, width, 32):

@@ -1,4 +1,4 @@
-"""16-bit PNG and TIFF by libpng and libtiff (imagecodecs), because Pillow knows 16 bits only in grey."""
+"""Decode and encode 16-bit PNG and TIFF with imagecodecs, because Pillow supports 16 bits in grey only."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from imaging.metadata import Metadata
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT, XMP_TAG = 258, 262, 338, 339, 700
 _WHITE_IS_ZERO, _SEPARATED = 0, 5
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_PNG_DEPTH = 24  # where IHDR has its bit depth, and behind it its colour type
+_PNG_DEPTH = 24  # offset of the bit depth in IHDR; the colour type follows
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
-#: Pillow's names of the lossless TIFF compressions, and libtiff's.
+#: Lossless TIFF compressions: Pillow's name, and libtiff's.
 _COMPRESSIONS = {"tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "deflate", "raw": "none"}
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether the file that Pillow opened has 16 bits a channel, of integers."""
+    """Whether the file that Pillow opened has integers of 16 bits a channel."""
     if image.format == "PNG":
         return data[_PNG_DEPTH] == 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -37,22 +37,24 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
-    """HxWxC uint16 pixels as they are stored, alpha not multiplied in. Raises if any are missing.
+    """Decode to HxWxC uint16 pixels as stored, with straight alpha. Raises if any pixels are missing.
 
-    ``image``: the same file as Pillow opened it. Raises `InvalidPhotograph` for a layout that is not taken.
+    ``image`` is the same file as opened by Pillow. Raises `InvalidPhotograph` for an unsupported layout.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _decoded_png(image, data)
+        return _decode_png(image, data)
     tags: Any = image.tag_v2
     photometric, extra = tags.get(_PHOTOMETRIC), tags.get(_EXTRA_SAMPLES, ())
     if photometric == _SEPARATED:
-        raise InvalidPhotograph("a CMYK TIFF of 16 bits a channel is not taken: send 8 bits, or RGB")
+        raise InvalidPhotograph("a CMYK TIFF of 16 bits a channel is not supported: send 8 bits, or RGB")
     pixels = imagecodecs.tiff_decode(data)
     if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # stored plane by plane
         pixels = np.moveaxis(pixels, 0, 2)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if sorted(pixels.shape[:2]) != sorted(image.size) or pixels.dtype != np.uint16:
-        raise InvalidPhotograph("the 16-bit TIFF's layout is not one of grey or RGB, with or without alpha")
+        raise InvalidPhotograph(
+            "the layout of the 16-bit TIFF is not supported: send grey or RGB, with or without alpha"
+        )
     colours = pixels.shape[2] - len(extra)
     kind = extra[0] if extra else None
     pixels = pixels[..., : colours + (kind in (_ASSOCIATED, _UNASSOCIATED))]
@@ -62,12 +64,12 @@ def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
         alpha = np.maximum(pixels[..., -1:], 1).astype(np.uint32)
         divided = np.minimum(pixels[..., :-1] * np.uint32(65535) // alpha, 65535).astype(np.uint16)
         pixels = np.concatenate([divided, pixels[..., -1:]], axis=2)
-    found: NDArray[np.uint16] = pixels
-    return found
+    result: NDArray[np.uint16] = pixels
+    return result
 
 
-def _decoded_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
-    """Into memory of our own: imagecodecs 2026.1.14 never lets go of the array when a PNG turns out to be damaged."""
+def _decode_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
+    """Decode into memory that can be released: imagecodecs 2026.1.14 leaks the array of a damaged PNG."""
     channels = _PNG_CHANNELS[data[_PNG_DEPTH + 1]] + ("transparency" in image.info)
     memory = mmap.mmap(-1, max(1, image.width * image.height * channels * 2), flags=mmap.MAP_PRIVATE)
     pixels = np.frombuffer(memory, np.uint16).reshape(image.height, image.width, channels)
@@ -82,13 +84,13 @@ def _decoded_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
 def encode(
     pixels: NDArray[np.uint16], kind: str, *, profile: bytes | None, compression: str, metadata: Metadata
 ) -> bytes:
-    """HxWxC uint16 pixels as a PNG (any C) or TIFF (C of 1, 3 or 4) of 16 bits, with its metadata."""
+    """Encode HxWxC uint16 pixels as a PNG (any C) or TIFF (C of 1, 3 or 4) of 16 bits, with metadata."""
     channels = pixels.shape[2]
     pixels = pixels[..., 0] if channels == 1 else pixels
     if kind == "PNG":
-        return with_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), profile, metadata)
+        return add_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), profile, metadata)
     name = _COMPRESSIONS.get(compression, "deflate")
-    written = imagecodecs.tiff_encode(
+    tiff = imagecodecs.tiff_encode(
         pixels,
         compression=name,
         predictor=None if name == "none" else 2,
@@ -96,26 +98,26 @@ def encode(
         extrasample="unassalpha" if channels == 4 else None,
         iccprofile=profile,
     )
-    return with_tiff_tags(bytes(written), metadata)
+    return add_tiff_tags(bytes(tiff), metadata)
 
 
-def with_png_chunks(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
-    """The PNG with its metadata's chunks after IHDR (PNG, third edition, 11.3)."""
+def add_png_chunks(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
+    """Return the PNG with chunks for profile and metadata after IHDR (PNG, third edition, 11.3)."""
     bodies = []
     if profile:
         bodies.append(b"iCCPprofile\0\0" + zlib.compress(profile))
     if metadata.exif:
-        bodies.append(b"eXIf" + metadata.exif.block().removeprefix(b"Exif\0\0"))
+        bodies.append(b"eXIf" + metadata.exif.to_block().removeprefix(b"Exif\0\0"))
     if metadata.xmp:
         bodies.append(b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
     chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies]
     return b"".join([data[:33], *chunks, data[33:]])
 
 
-def with_tiff_tags(data: bytes, metadata: Metadata) -> bytes:
-    """The little-endian TIFF with its metadata."""
-    found = metadata.exif or Exif("<", {}, {}, {})
+def add_tiff_tags(data: bytes, metadata: Metadata) -> bytes:
+    """Return the little-endian TIFF with the metadata added."""
+    exif = metadata.exif or Exif("<", {}, {}, {})
     if metadata.xmp:
         packet = {XMP_TAG: Entry(BYTE, len(metadata.xmp), metadata.xmp)}
-        found = replace(found, main={**found.main, **packet})
-    return found.added_to(data) if found.main or found.settings or found.place else data
+        exif = replace(exif, main={**exif.main, **packet})
+    return exif.append_to(data) if exif.main or exif.settings or exif.position else data

@@ -1,6 +1,6 @@
-"""Photographs to files: the format, depth, colours and metadata they came with, or as near as the format asked for can.
+"""Encode photographs with their depth, colours and metadata, as far as the requested format can hold them.
 
-What fails here is ours and not the sender's: the pixels were decoded whole.
+An error here is the server's, not the client's: the photograph was decoded completely.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from imaging import deep, jpeg
-from imaging.arrays import Pixels, by_strips, integers, unit
+from imaging.arrays import Pixels, map_strips, to_integers, to_unit
 from imaging.colour import SRGB
 from imaging.exif import ORIENTATION
 from imaging.metadata import NO_METADATA, Metadata
@@ -21,78 +21,80 @@ from imaging.photograph import Photograph
 
 #: AVIF encoding effort, 0 (slow) to 10; at 6, libavif's default, 12 megapixels take tens of seconds on one core.
 AVIF_SPEED = 8
-#: zlib's effort for PNG, 0 to 9; beyond it photographs take several times as long for one or two per cent.
+#: zlib's effort for PNG, 0 to 9; higher ones take several times as long and save one or two per cent.
 PNG_EFFORT = 4
-#: Pillow's names of the compressions a TIFF keeps; the first is for all others.
+#: Pillow's names of the compressions that a TIFF keeps; the first replaces all others.
 _LOSSLESS = ("tiff_adobe_deflate", "tiff_lzw", "raw")
 
 
 def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, gps: bool = True) -> bytes:
-    """The photograph as a file, with its colours and metadata.
+    """Encode the photograph with its colours and metadata.
 
-    ``format``: a key of `OUTPUTS`, or empty for its own. What a format cannot hold is reduced: alpha over white, 16
-    bits to 8, grey and CMYK to RGB, for BMP any profile to sRGB.
+    ``format`` is a key of `OUTPUTS`, or empty for the photograph's own. What the format cannot hold is reduced: alpha
+    is blended over white, 16 bits become 8, grey and CMYK become RGB, and for BMP any profile becomes sRGB.
     """
     kind = OUTPUTS.get(format, photograph.format)
-    photograph = _fitting(photograph, kind)
+    photograph = _reduce(photograph, kind)
     height, width = photograph.pixels.shape[:2]
-    metadata = photograph.metadata.renewed(width=width, height=height, gps=gps)
+    metadata = photograph.metadata.updated(width=width, height=height, gps=gps)
     profile, pixels = photograph.space.profile, photograph.pixels
     if photograph.ink:
-        return _separated(photograph, kind, quality, metadata)
+        return _encode_inks(photograph, kind, quality, metadata)
     if pixels.dtype == np.uint16:
         return deep.encode(pixels, kind, profile=profile, compression=photograph.compression, metadata=metadata)
     if kind == "JPEG":
         sampling = photograph.sampling
         return jpeg.encode(pixels, quality=quality, sampling=sampling, profile=profile, metadata=metadata)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return _saved(image, kind, photograph, quality, profile, metadata)
+    return _encode_with_pillow(image, kind, photograph, quality, profile, metadata)
 
 
-def _fitting(photograph: Photograph, kind: str) -> Photograph:
-    """The photograph with no more than the format can hold."""
+def _reduce(photograph: Photograph, kind: str) -> Photograph:
+    """Reduce the photograph to what the format can hold."""
     pixels, space = photograph.pixels, photograph.space
     if photograph.has_alpha and kind in ("JPEG", "BMP"):
-        pixels = by_strips(pixels, pixels.shape[2] - 1, pixels.dtype, _over_white)
+        pixels = map_strips(pixels, pixels.shape[2] - 1, pixels.dtype, _blend_over_white)
     only_rgb = kind in ("WEBP", "AVIF") or (kind == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2] == 2)
     if pixels.shape[2] <= 2 and only_rgb:
-        grey, kept = space, pixels.dtype
+        grey, dtype = space, pixels.dtype
 
-        def in_colour(strip: Pixels) -> Pixels:
-            return np.concatenate([integers(unit(grey.to_srgb(strip[..., :1])), kept), strip[..., 1:]], axis=2)
+        def to_rgb(strip: Pixels) -> Pixels:
+            rgb = to_integers(to_unit(grey.to_srgb(strip[..., :1])), dtype)
+            return np.concatenate([rgb, strip[..., 1:]], axis=2)
 
-        pixels, space = by_strips(pixels, pixels.shape[2] + 2, kept, in_colour), SRGB
+        pixels, space = map_strips(pixels, pixels.shape[2] + 2, dtype, to_rgb), SRGB
     if kind == "BMP" and space.profile:
-        profiled = space
-        in_srgb = by_strips(pixels, 3, np.uint8, lambda strip: integers(profiled.to_srgb(strip), np.uint8))
-        pixels, space = in_srgb, SRGB
+        source = space
+        pixels = map_strips(pixels, 3, np.uint8, lambda strip: to_integers(source.to_srgb(strip), np.uint8))
+        space = SRGB
     if pixels.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
-        pixels = by_strips(pixels, pixels.shape[2], np.uint8, lambda strip: integers(unit(strip), np.uint8))
+        pixels = map_strips(pixels, pixels.shape[2], np.uint8, lambda strip: to_integers(strip, np.uint8))
     ink = photograph.ink if kind in ("JPEG", "TIFF") else None
     return replace(photograph, pixels=pixels, space=space, ink=ink)
 
 
-def _over_white(strip: Pixels) -> Pixels:
-    values = unit(strip)
-    part = values[..., -1:]
-    return integers(values[..., :-1] * part + (1 - part), strip.dtype)
+def _blend_over_white(strip: Pixels) -> Pixels:
+    values = to_unit(strip)
+    alpha = values[..., -1:]
+    return to_integers(values[..., :-1] * alpha + (1 - alpha), strip.dtype)
 
 
-def _separated(photograph: Photograph, kind: str, quality: int, metadata: Metadata) -> bytes:
-    """In inks again, for the press it came from."""
+def _encode_inks(photograph: Photograph, kind: str, quality: int, metadata: Metadata) -> bytes:
+    """Convert the photograph back to the CMYK of its file, and encode it."""
     ink = photograph.ink
     assert ink is not None
-    inks = by_strips(photograph.pixels, 4, np.uint8, lambda strip: ink.separated(strip, np.uint8))
+    inks = map_strips(photograph.pixels, 4, np.uint8, lambda strip: ink.convert_from_srgb(strip, np.uint8))
     image = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
     if kind == "TIFF":
-        return _saved(image, kind, photograph, quality, ink.profile, metadata)
-    return jpeg.with_segments(_saved(image, kind, photograph, quality, None, NO_METADATA), ink.profile, metadata)
+        return _encode_with_pillow(image, kind, photograph, quality, ink.profile, metadata)
+    data = _encode_with_pillow(image, kind, photograph, quality, None, NO_METADATA)
+    return jpeg.add_segments(data, ink.profile, metadata)
 
 
-def _saved(
+def _encode_with_pillow(
     image: Image.Image, kind: str, photograph: Photograph, quality: int, profile: bytes | None, metadata: Metadata
 ) -> bytes:
-    """By Pillow, in the formats and colours that have no faster way."""
+    """Encode with Pillow the formats and colours for which there is no faster codec."""
     options: dict[str, object] = {"icc_profile": profile} if profile else {}
     exif, xmp = metadata.exif, metadata.xmp
     match kind:
@@ -103,7 +105,7 @@ def _saved(
         case "AVIF":
             sampling = "4:2:0" if photograph.sampling == "440" else ":".join(photograph.sampling)
             options |= {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1, "subsampling": sampling}
-            if exif:  # with the tag, even as 1, Pillow would write the block anew in its own way
+            if exif:  # if the tag is there, even as 1, Pillow rewrites the whole block
                 exif = replace(exif, main={tag: e for tag, e in exif.main.items() if tag != ORIENTATION})
         case "TIFF":
             options["compression"] = photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]
@@ -115,7 +117,7 @@ def _saved(
     if kind in ("WEBP", "AVIF") and xmp:
         options["xmp"] = xmp
     if kind in ("PNG", "WEBP", "AVIF") and exif:
-        options["exif"] = exif.block()
+        options["exif"] = exif.to_block()
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    return deep.with_tiff_tags(buffer.getvalue(), metadata) if kind == "TIFF" else buffer.getvalue()
+    return deep.add_tiff_tags(buffer.getvalue(), metadata) if kind == "TIFF" else buffer.getvalue()

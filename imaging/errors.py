@@ -1,15 +1,15 @@
-"""The exceptions of ``imaging``: what a sender did wrong, in a sentence the sender can act on."""
+"""Exceptions of ``imaging``: what is wrong with a request, in a sentence that tells the client what to do."""
 
 from __future__ import annotations
 
 
 class InvalidRequest(ValueError):
-    """Something in the request is not as it has to be; the two kinds of it follow."""
+    """The request is invalid: the base class of the two below."""
 
 
 class InvalidPhotograph(InvalidRequest):
-    """These bytes are not a photograph we take."""
+    """The bytes are not a photograph that can be processed."""
 
 
 class InvalidOption(InvalidRequest):
-    """A request parameter that is unknown, or out of its range."""
+    """A request parameter is unknown or out of range."""

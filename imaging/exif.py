@@ -1,8 +1,8 @@
-"""EXIF blocks as they are: read entry by entry, and written anew without interpreting what an entry says.
+"""Read EXIF blocks entry by entry, and write them again without interpreting the values.
 
-A block is a small TIFF (CIPA DC-008, 4.6.2): a directory, and from it one with the camera's settings and one with the
-place. Values stay the bytes they were, so text in any encoding and values of odd types survive; what moves is where
-they lie. Pointers inside a maker's note may no longer fit.
+A block is a small TIFF (CIPA DC-008, 4.6.2): a main directory, which points to one with the camera's settings and one
+with the position. The bytes of a value do not change, so text in any encoding and values of unusual types survive; only
+their offsets change. Pointers inside a maker's note may become invalid.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 
 from imaging.position import may_hold_position
 
-ORIENTATION, SETTINGS, PLACE = 0x0112, 0x8769, 0x8825
+ORIENTATION, SETTINGS, POSITION = 0x0112, 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
 _INTEROPERABILITY = 0xA005
-#: Tags that tell about the photograph: text, camera, resolution, date, author, rights, rating and Windows' own texts.
-#: The others tell how the old file's bytes lay, and would be lies about the new one.
+#: Tags that describe the photograph: text, camera, resolution, date, author, rights, rating and Windows' own texts. The
+#: others describe the layout of the old file, and would be wrong in the new one.
 _DESCRIPTIVE = {
     0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749,
     0x8298, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F,
 }  # fmt: skip
-#: Tags of the camera's settings that Exif 3.0 defines, without those that only their maker can read (MakerNote,
-#: DeviceSettingDescription): what is kept when the position is stripped.
+#: Tags of the camera's settings that are kept when the position is stripped: those that Exif 3.0 defines, except those
+#: that only the camera's maker can read (MakerNote, DeviceSettingDescription).
 _STANDARD = {
     0x829A, 0x829D, 0x8822, 0x8824, 0x8827, 0x8828, *range(0x8830, 0x8836), 0x9000, 0x9003, 0x9004,
     *range(0x9010, 0x9013), 0x9101, 0x9102, *range(0x9201, 0x920B), 0x9214, 0x9286, *range(0x9290, 0x9293),
@@ -34,20 +34,20 @@ _STANDARD = {
 BYTE, _SHORT, _LONG = 1, 3, 4
 _TEXT_KINDS = (BYTE, 2, 7)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes that are one number
+_UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes of one number
 _PREFIX = b"Exif\0\0"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value: its TIFF type, how many, and its bytes."""
+    """The value of a tag: its TIFF type, the number of values, and their bytes."""
 
     kind: int
     count: int
     value: bytes
 
-    def swapped(self) -> Entry:
-        """In the other byte order."""
+    def byte_swapped(self) -> Entry:
+        """Return the entry in the other byte order."""
         unit = _UNITS.get(self.kind, 1)
         parts = (self.value[i : i + unit][::-1] for i in range(0, len(self.value), unit))
         return replace(self, value=b"".join(parts))
@@ -58,24 +58,24 @@ Directory = dict[int, Entry]
 
 @dataclass(frozen=True)
 class Exif:
-    """What EXIF says of a photograph, in the byte order it came in (``<`` or ``>``)."""
+    """The EXIF of a photograph, in the byte order of its file (``<`` or ``>``)."""
 
     order: str
     main: Directory
     settings: Directory
-    place: Directory
+    position: Directory
 
     @property
     def orientation(self) -> int:
-        """1 to 8 (CIPA DC-008, 4.6.4); 1 where there is none, or none that makes sense."""
+        """The orientation, 1 to 8 (CIPA DC-008, 4.6.4); 1 if it is missing or invalid."""
         entry = self.main.get(ORIENTATION)
         if entry is None or entry.kind not in (BYTE, _SHORT, _LONG):
             return 1
-        found = int.from_bytes(entry.value[: _SIZES[entry.kind]], "little" if self.order == "<" else "big")
-        return found if 1 <= found <= 8 else 1
+        value = int.from_bytes(entry.value[: _SIZES[entry.kind]], "little" if self.order == "<" else "big")
+        return value if 1 <= value <= 8 else 1
 
-    def renewed(self, *, width: int, height: int, gps: bool) -> Exif:
-        """For an upright file of this size, with the position if ``gps``."""
+    def updated(self, *, width: int, height: int, gps: bool) -> Exif:
+        """Return the EXIF for an upright file of this size, with the position if ``gps``."""
         main, settings = dict(self.main), dict(self.settings)
         if not gps:
             main, settings = _without_position(main), _without_position(settings, _STANDARD)
@@ -84,41 +84,40 @@ class Exif:
         for tag, side in ((_WIDTH, width), (_HEIGHT, height)):
             if tag in settings:
                 settings[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", side))
-        return replace(self, main=main, settings=settings, place=self.place if gps else {})
+        return replace(self, main=main, settings=settings, position=self.position if gps else {})
 
-    def block(self) -> bytes:
-        """As files other than TIFF embed it, ``Exif\\0\\0`` first."""
+    def to_block(self) -> bytes:
+        """Return the bytes that files other than TIFF embed, beginning with ``Exif\\0\\0``."""
         head = (b"II*\0" if self.order == "<" else b"MM\0*") + struct.pack(f"{self.order}I", 8)
-        return _PREFIX + head + self._directory(8)
+        return _PREFIX + head + self._to_directory(8)
 
-    def added_to(self, tiff: bytes) -> bytes:
-        """The little-endian TIFF with these tags: a new directory at its end, where its header now points to.
+    def append_to(self, tiff: bytes) -> bytes:
+        """Return the little-endian TIFF with these tags: a new directory at its end, to which its header then points.
 
-        Nothing that was there moves, so what the old entries say stays true, and they win (TIFF 6.0, section 2).
+        Nothing else moves, so the offsets in the old entries stay valid; they take precedence (TIFF 6.0, section 2).
         """
-        old = _directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", most_bytes=len(tiff))
+        old = _read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", most_bytes=len(tiff))
         start = len(tiff) + len(tiff) % 2  # directories begin on a word
-        added = self._little_endian()
-        new = replace(added, main={**added.main, **old})._directory(start)
+        added = self._to_little_endian()
+        new = replace(added, main={**added.main, **old})._to_directory(start)
         return tiff[:4] + struct.pack("<I", start) + tiff[8:] + b"\0" * (start - len(tiff)) + new
 
-    def _little_endian(self) -> Exif:
+    def _to_little_endian(self) -> Exif:
         if self.order == "<":
             return self
-        swapped = ({tag: e.swapped() for tag, e in d.items()} for d in (self.main, self.settings, self.place))
+        swapped = ({tag: e.byte_swapped() for tag, e in d.items()} for d in (self.main, self.settings, self.position))
         return Exif("<", *swapped)
 
-    def _directory(self, start: int) -> bytes:
-        """The main directory, to lie at ``start`` of a file, and behind it the others and all values."""
+    def _to_directory(self, start: int) -> bytes:
+        """Return the main directory for offset ``start``, followed by the other directories and all values."""
         main = dict(self.main)
-        inner = [(tag, found) for tag, found in ((SETTINGS, self.settings), (PLACE, self.place)) if found]
-        for tag, _ in inner:
-            main[tag] = Entry(_LONG, 1, bytes(4))
-        behind, at = b"", start + 6 + 12 * len(main)
-        for tag, found in inner:
-            main[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", at + len(behind)))
-            behind += _laid_out(found, self.order, at + len(behind))
-        return _laid_out(main, self.order, start, behind)
+        inner = {tag: entries for tag, entries in ((SETTINGS, self.settings), (POSITION, self.position)) if entries}
+        main |= dict.fromkeys(inner, Entry(_LONG, 1, bytes(4)))
+        others, at = b"", start + 6 + 12 * len(main)
+        for tag, entries in inner.items():
+            main[tag] = Entry(_LONG, 1, struct.pack(f"{self.order}I", at + len(others)))
+            others += _serialize(entries, self.order, at + len(others))
+        return _serialize(main, self.order, start, others)
 
 
 def _without_position(directory: Directory, known: Set[int] = _DESCRIPTIVE) -> Directory:
@@ -126,14 +125,14 @@ def _without_position(directory: Directory, known: Set[int] = _DESCRIPTIVE) -> D
 
 
 def _text(entry: Entry) -> str:
-    """Its ASCII characters, one or two bytes each; empty for numbers."""
+    """Return the ASCII characters of the value, one or two bytes each; an empty text for numbers."""
     return entry.value.replace(b"\0", b"").decode("latin-1") if entry.kind in _TEXT_KINDS else ""
 
 
-def _laid_out(directory: Directory, order: str, start: int, behind: bytes = b"") -> bytes:
-    """A directory at ``start``, ``behind`` it what was made already, and then the values that do not fit an entry."""
+def _serialize(directory: Directory, order: str, start: int, others: bytes = b"") -> bytes:
+    """Return the bytes of a directory for offset ``start``, then ``others``, then the values longer than four bytes."""
     head = struct.pack(f"{order}H", len(directory))
-    values_at = start + 6 + 12 * len(directory) + len(behind)
+    values_at = start + 6 + 12 * len(directory) + len(others)
     values = b""
     for tag, entry in sorted(directory.items()):
         if len(entry.value) <= 4:
@@ -142,37 +141,37 @@ def _laid_out(directory: Directory, order: str, start: int, behind: bytes = b"")
             field = struct.pack(f"{order}I", values_at + len(values))
             values += entry.value + b"\0" * (len(entry.value) % 2)
         head += struct.pack(f"{order}HHI", tag, entry.kind, entry.count) + field
-    return head + bytes(4) + behind + values
+    return head + bytes(4) + others + values
 
 
-def parsed(data: bytes) -> Exif | None:
-    """Of an embedded block or of a whole TIFF; None if there is nothing to read. What is damaged is left out."""
+def parse(data: bytes) -> Exif | None:
+    """Parse an embedded block or a whole TIFF; return None if it has no EXIF. Damaged entries are dropped."""
     data = data.removeprefix(_PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None or len(data) < 8:
         return None
-    main = _directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
-    inner = [_pointed(data, main.get(tag), order) for tag in (SETTINGS, PLACE)]
-    inner[0].pop(_INTEROPERABILITY, None)  # one more directory, of no use to anybody
+    main = _read_directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
+    inner = [_read_inner(data, main.get(tag), order) for tag in (SETTINGS, POSITION)]
+    inner[0].pop(_INTEROPERABILITY, None)  # a pointer to a directory that is not kept
     kept = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE}
     return Exif(order, kept, *inner) if kept or any(inner) else None
 
 
-def _pointed(data: bytes, pointer: Entry | None, order: str) -> Directory:
+def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
     if pointer is None or len(pointer.value) != 4:
         return {}
-    return _directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
+    return _read_directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
 
 
-#: No directory of a camera is as long, nor its values together; entries that all point at one large value could be.
+#: Limits of one directory, beyond those of cameras; without them a crafted file could repeat one large value.
 _MOST_ENTRIES, _MOST_BYTES = 500, 4_000_000
 
 
-def _directory(data: bytes, start: int, order: str, *, most_bytes: int = _MOST_BYTES) -> Directory:
-    """The entries at ``start`` that lie inside the data."""
+def _read_directory(data: bytes, start: int, order: str, *, most_bytes: int = _MOST_BYTES) -> Directory:
+    """Return the entries of the directory at ``start`` that lie inside the data."""
     if start + 2 > len(data):
         return {}
-    found: Directory = {}
+    entries: Directory = {}
     total = 0
     count = struct.unpack_from(f"{order}H", data, start)[0]
     for at in range(start + 2, start + 2 + 12 * min(count, _MOST_ENTRIES), 12):
@@ -180,8 +179,8 @@ def _directory(data: bytes, start: int, order: str, *, most_bytes: int = _MOST_B
             break
         tag, kind, number = struct.unpack_from(f"{order}HHI", data, at)
         length = _SIZES.get(kind, 0) * number
-        place = at + 8 if length <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
+        value_at = at + 8 if length <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
         total += length
-        if length > 0 and place + length <= len(data) and total <= most_bytes:
-            found.setdefault(tag, Entry(kind, number, data[place : place + length]))
-    return found
+        if length > 0 and value_at + length <= len(data) and total <= most_bytes:
+            entries.setdefault(tag, Entry(kind, number, data[value_at : value_at + length]))
+    return entries

@@ -1,4 +1,4 @@
-"""The frame: how a photograph fills the model's square, and back.
+"""The frame: how a photograph fills the network's square.
 
 The whole photograph is stretched to the square, whatever its aspect ratio, because that is how the network was
 trained. The filter is a triangle whose support grows with the shrink factor: bilinear with antialiasing, as Pillow
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.arrays import Core, Pixels, Unit, unit
+from imaging.arrays import Core, Pixels, Unit, to_unit
 from imaging.compiled import resample
 
 SIDE = 512  #: height and width of the core tensor, in pixels
@@ -19,10 +19,10 @@ FRAME = "stretch-512-bilinear"
 
 
 def resize(pixels: Pixels | Unit, shape: tuple[int, int], extent: tuple[float, float] | None = None) -> Unit:
-    """Resize HxWxC pixels to ``shape`` (height, width); float32 in [0, 1].
+    """Resize HxWxC pixels to ``shape`` (height, width); return float32 in [0, 1].
 
-    ``extent``: height and width of the part that counts, in pixels, if the last row or column is only partly covered
-    by the photograph.
+    ``extent`` is the height and width that the photograph covers, in pixels, if it covers only a part of the last row
+    or column.
     """
     height, width = extent or pixels.shape[:2]
     white = 1 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
@@ -33,7 +33,7 @@ def resize(pixels: Pixels | Unit, shape: tuple[int, int], extent: tuple[float, f
 
 
 def _triangles(length: int, size: int, extent: float) -> tuple[NDArray[np.int64], Unit]:
-    """For each of ``size`` samples along ``length`` pixels: the first pixel it is made of, and the pixels' weights."""
+    """Return, for each of ``size`` samples along ``length`` pixels, its first pixel and the weights of its pixels."""
     scale = extent / size
     support = max(scale, 1.0)
     centres = (np.arange(size) + 0.5) * scale
@@ -52,7 +52,7 @@ def small_shape(height: int, width: int) -> tuple[int, int]:
 
 def core_from_pixels(small: Pixels | Unit) -> Core:
     """Turn square HxWx3 pixels into a core tensor ``[3, H, W]``, float32 in [0, 1]."""
-    return np.ascontiguousarray(unit(small).transpose(2, 0, 1))
+    return np.ascontiguousarray(to_unit(small).transpose(2, 0, 1))
 
 
 def pixels_from_core(core: Core) -> Unit:

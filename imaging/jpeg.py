@@ -1,6 +1,6 @@
-"""JPEG pixels by libjpeg-turbo (simplejpeg), several times as fast as Pillow; the metadata's segments by us.
+"""Decode and encode JPEG with libjpeg-turbo (simplejpeg), several times as fast as Pillow, and add metadata segments.
 
-CMYK files go through Pillow, which knows the inverted inks of Adobe's.
+CMYK files go through Pillow, which handles the inverted values of Adobe's.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from PIL import Image
 from imaging.errors import InvalidPhotograph
 from imaging.metadata import Metadata
 
-#: libjpeg's warnings that cost no pixel: stray bytes between two markers, few enough to be none of the picture's; and
-#: odd headers, as some cameras write them. libjpeg tells only the first, so after an odd header it is Pillow that
-#: decodes, which refuses a file that is cut off. Every other warning is taken for damage.
+#: Warnings of libjpeg that affect no pixel: a few stray bytes between two markers, and unusual headers, which some
+#: cameras write. libjpeg reports only the first warning, so a file with an unusual header is decoded by Pillow, which
+#: rejects truncated files. All other warnings count as damage.
 _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
 _MOST_STRAY = 16
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
-#: More scans than any encoder writes; a file of a thousand is made to keep a decoder busy.
+#: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100
 #: The first byte of a marker, and one that is neither stuffing nor a restart (ITU-T T.81, B.1.1).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-#: Chroma subsampling by the luma's factors, where chroma's are one; what is rarer becomes 4:2:0.
+#: Chroma subsampling by the factors of luma, if those of chroma are one; rarer ones become 4:2:0.
 _SAMPLINGS = {(1, 1): "444", (2, 1): "422", (1, 2): "440", (2, 2): "420"}
 _TURNED = {"422": "440", "440": "422"}
-_SEGMENT = 65_533  # bytes a segment holds beside its own length
+_SEGMENT = 65_533  # bytes that fit a segment, without those of its length
 _ICC_CHUNK = _SEGMENT - 14
 
 
 def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
-    """HxWx3 or HxWx1 uint8 pixels of the file whose header Pillow has read into ``image``.
+    """Decode to HxWx3 or HxWx1 uint8 pixels; ``image`` is the same file as opened by Pillow.
 
-    ``at_least`` (height, width): the decoder may shrink while decoding, to no less. Raises `InvalidPhotograph`.
+    With ``at_least`` (height, width) the decoder may shrink the image, to no less than that. Raises
+    `InvalidPhotograph`.
     """
     require_few_scans(data)
     space = "GRAY" if image.mode == "L" else "RGB"
@@ -44,19 +45,17 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
     try:
         pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        pixels = _decoded_nevertheless(data, image, str(error), options)
+        pixels = _decode_despite(data, image, str(error), options)
         if pixels is None:
             raise
     if not any(at_least) and pixels.shape[1::-1] != image.size:
         raise InvalidPhotograph("the JPEG has two headers that contradict each other")
-    found: NDArray[np.uint8] = pixels if pixels.ndim == 3 else pixels[..., None]
-    return found
+    result: NDArray[np.uint8] = pixels if pixels.ndim == 3 else pixels[..., None]
+    return result
 
 
-def _decoded_nevertheless(
-    data: bytes, image: Image.Image, warning: str, options: dict[str, Any]
-) -> NDArray[np.uint8] | None:
-    """The pixels, if libjpeg's warning costs none of them."""
+def _decode_despite(data: bytes, image: Image.Image, warning: str, options: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """Return the pixels if libjpeg's warning affects none of them, else None."""
     stray = _STRAY.search(warning)
     if stray and int(stray[1]) > _MOST_STRAY:
         return None
@@ -69,7 +68,7 @@ def _decoded_nevertheless(
 
 
 def require_few_scans(data: bytes) -> None:
-    """Raises `InvalidPhotograph` if there are more than `MAX_SCANS` of them before the end of the (first) picture."""
+    """Raise `InvalidPhotograph` if the (first) image has more than `MAX_SCANS` scans."""
     at, scans = 2, 0
     while found := _MARKER.search(data, at):
         marker = data[found.end() - 1]
@@ -85,7 +84,7 @@ def require_few_scans(data: bytes) -> None:
 
 
 def sampling_of(image: Image.Image, *, turned: bool) -> str:
-    """The chroma subsampling of the file, as it is to be in the new one: ``444``, ``422``, ``440`` or ``420``."""
+    """Return the chroma subsampling for the new file: ``444``, ``422``, ``440`` or ``420``."""
     if image.mode == "CMYK":
         return "444"
     (_, *luma, _), *chroma = getattr(image, "layer", None) or [(0, 1, 1, 0)]
@@ -97,20 +96,20 @@ def sampling_of(image: Image.Image, *, turned: bool) -> str:
 def encode(
     pixels: NDArray[np.uint8], *, quality: int, sampling: str, profile: bytes | None, metadata: Metadata
 ) -> bytes:
-    """HxWx3 or HxWx1 uint8 pixels as a baseline JPEG with its metadata."""
+    """Encode HxWx3 or HxWx1 uint8 pixels as a baseline JPEG with metadata."""
     grey = pixels.shape[2] == 1
     space, sampling = ("GRAY", "Gray") if grey else ("RGB", sampling)
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling)
-    return with_segments(data, profile, metadata)
+    return add_segments(data, profile, metadata)
 
 
-def with_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
-    """The file with its metadata after JFIF's segment, in the order Exif asks for (CIPA DC-008, 4.5.4).
+def add_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
+    """Return the file with metadata after the JFIF segment, in the order that Exif requires (CIPA DC-008, 4.5.4).
 
-    What does not fit is left out: EXIF and XMP of more than a segment, a profile of more than 255.
+    EXIF and XMP longer than a segment, and a profile longer than 255 segments, are dropped.
     """
     segments = []
-    if metadata.exif and len(block := metadata.exif.block()) <= _SEGMENT:
+    if metadata.exif and len(block := metadata.exif.to_block()) <= _SEGMENT:
         segments.append((0xE1, block))
     if metadata.xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp) <= _SEGMENT:
         segments.append((0xE1, packet))
@@ -118,5 +117,5 @@ def with_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> byt
     for number, part in enumerate(parts if len(parts) < 256 else [], 1):  # ICC.1:2022, B.4
         segments.append((0xE2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part))
     head = 4 + int.from_bytes(data[4:6], "big") if data[2:4] == b"\xff\xe0" else 2
-    written = [b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in segments]
-    return b"".join([data[:head], *written, data[head:]])
+    encoded = [b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in segments]
+    return b"".join([data[:head], *encoded, data[head:]])

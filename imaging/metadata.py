@@ -1,8 +1,8 @@
-"""EXIF and XMP: kept, but for what is no longer true of the new file.
+"""Keep EXIF and XMP, and change only what differs in the new file.
 
-The picture is upright now, so its orientation is 1 in both; its width and height are those of the new file; the
-embedded thumbnail, which shows the old picture, is left behind. The rest is kept, unless the position is stripped:
-then every entry that holds one is removed, and so is what cannot be searched for one.
+The new image is upright, so the orientation becomes 1 in both; width and height become those of the new file; the
+embedded thumbnail, which shows the old image, is dropped. The rest is kept, unless the position is stripped: then all
+entries that hold a position or cannot be searched for one are removed.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from imaging.position import is_named_position, may_hold_position
 
 #: `tiff:Orientation` as an attribute or an element (XMP part 1, 7.9.2.2).
 _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how such a packet begins
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of such a packet
 _TIFF = "http://ns.adobe.com/tiff/1.0/"
 _RDF_ALTERNATIVES = ("Alt", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
 _XMLNS = "http://www.w3.org/2000/xmlns/"
-#: The longest XMP packet that is looked into; a longer one stays as it is, or goes if the place has to.
+#: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if the position is stripped.
 _MOST_XMP = 2_000_000
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file said about its photograph, as it said it."""
+    """The metadata of a file, unchanged."""
 
     exif: Exif | None = None
     xmp: bytes | None = None
 
     @property
     def orientation(self) -> int:
-        """EXIF's, or else XMP's: 1 to 8."""
+        """The orientation in EXIF, else in XMP: 1 to 8."""
         if self.exif and exif.ORIENTATION in self.exif.main:
             return self.exif.orientation
-        found = _ORIENTATION.search(self.xmp[:_MOST_XMP]) if self.xmp else None
-        return int(found[1]) if found else 1
+        match = _ORIENTATION.search(self.xmp[:_MOST_XMP]) if self.xmp else None
+        return int(match[1]) if match else 1
 
-    def renewed(self, *, width: int, height: int, gps: bool) -> Metadata:
-        """For an upright file of this size, with the place if ``gps``."""
+    def updated(self, *, width: int, height: int, gps: bool) -> Metadata:
+        """Return the metadata for an upright file of this size, with the position if ``gps``."""
         return Metadata(
-            self.exif.renewed(width=width, height=height, gps=gps) if self.exif else None,
-            _renewed_xmp(self.xmp, gps=gps) if self.xmp else None,
+            self.exif.updated(width=width, height=height, gps=gps) if self.exif else None,
+            _update_xmp(self.xmp, gps=gps) if self.xmp else None,
         )
 
 
 NO_METADATA = Metadata()
 
 
-def metadata_of(image: Image.Image, data: bytes) -> Metadata:
-    """What can be read of it; nothing of what is damaged."""
+def read_metadata(image: Image.Image, data: bytes) -> Metadata:
+    """Read the metadata of a file that Pillow has opened; drop what is damaged."""
     block = data if image.format == "TIFF" else image.info.get("exif")
     packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
     packet = packet.encode() if isinstance(packet, str) else packet
     return Metadata(
-        exif.parsed(block) if isinstance(block, bytes) else None, packet if isinstance(packet, bytes) else None
+        exif.parse(block) if isinstance(block, bytes) else None, packet if isinstance(packet, bytes) else None
     )
 
 
-def _renewed_xmp(packet: bytes, *, gps: bool) -> bytes | None:
-    """Untouched if nothing in it has to change; left behind if something has to and it cannot be read."""
-    turned = _ORIENTATION.search(packet[:_MOST_XMP])
-    if gps and (turned is None or turned[1] == b"1"):
+def _update_xmp(packet: bytes, *, gps: bool) -> bytes | None:
+    """Return the packet unchanged if nothing needs to change; None if something does and it cannot be parsed."""
+    orientation = _ORIENTATION.search(packet[:_MOST_XMP])
+    if gps and (orientation is None or orientation[1] == b"1"):
         return packet
     if len(packet) > _MOST_XMP:
         return None
     try:
         document = minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))
-    except Exception:  # noqa: BLE001  expat and minidom raise many kinds over foreign bytes
+    except Exception:  # noqa: BLE001  expat and minidom raise many types for foreign bytes
         return None
     for element in document.getElementsByTagName("*"):
         for attribute in list(element.attributes.values()):
@@ -92,7 +92,7 @@ def _renewed_xmp(packet: bytes, *, gps: bool) -> bytes | None:
 
 
 def _strip_position(element: minidom.Element) -> None:
-    """Remove the element if it tells the position, else what in it is neither an element nor a value."""
+    """Remove the element if it holds a position, else those of its nodes that are neither an element nor text."""
     text = "".join(node.data for node in element.childNodes if isinstance(node, minidom.Text))
     if _is_position(element, text) and element.parentNode:
         element.parentNode.removeChild(element)

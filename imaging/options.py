@@ -1,4 +1,4 @@
-"""What a request may ask for, beside its photograph. Every option has a default; none splits a batch."""
+"""The options of a request. Each has a default; requests with different options can share a batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from imaging.errors import InvalidOption
 
-#: What ``format`` may say, and the format it means.
+#: Values of the option ``format``, and the format's name.
 OUTPUTS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
-#: What files in these formats are called, in lower case.
+#: File name suffixes of these formats, in lower case.
 WRITTEN = {
     ".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp",
     ".avif": "avif",
@@ -22,12 +22,12 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Options:
-    """How the enhanced photograph is to come back.
+    """How to encode the enhanced photograph.
 
-    ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif``; empty is the photograph's own (HEIC comes
-    back as JPEG). ``quality``: 1 to 100, of the formats that lose something. ``size``: ``native``, or ``512`` for the
-    longer side at 512 pixels. ``strength``: 0 (the photograph as it was) to 1 (the whole effect). ``gps``: ``keep`` or
-    ``strip`` the place in EXIF and XMP.
+    ``format``: ``jpeg``, ``png``, ``webp``, ``tiff``, ``bmp`` or ``avif``; empty means the photograph's own format
+    (JPEG for HEIC). ``quality``: 1 to 100, for lossy formats. ``size``: ``native``, or ``512`` for 512 pixels on the
+    longer side. ``strength``: 0 (unchanged) to 1 (full effect). ``gps``: ``keep`` or ``strip`` the position in EXIF and
+    XMP.
     """
 
     format: str = ""
@@ -37,8 +37,8 @@ class Options:
     gps: str = "keep"
 
     @classmethod
-    def parsed(cls, parameters: Mapping[str, Value]) -> Options:
-        """From request parameters, which may be numbers or their text. Raises `InvalidOption`."""
+    def from_parameters(cls, parameters: Mapping[str, Value]) -> Options:
+        """Parse request parameters, which may be numbers or their text. Raises `InvalidOption`."""
         known = cls.__dataclass_fields__
         unknown = [name for name in parameters if name not in known and not name.startswith(("triton_", "binary_data"))]
         if unknown:
@@ -60,9 +60,9 @@ def _one_of(parameters: Mapping[str, Value], name: str, allowed: tuple[str, ...]
     return value
 
 
-def _number(parameters: Mapping[str, Value], name: str, usual: float, low: float, high: float) -> float:
+def _number(parameters: Mapping[str, Value], name: str, default: float, low: float, high: float) -> float:
     try:
-        value = float(parameters.get(name, usual))
+        value = float(parameters.get(name, default))
     except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not low <= value <= high:

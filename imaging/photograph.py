@@ -1,4 +1,4 @@
-"""A decoded photograph, and how large one may be."""
+"""The decoded photograph, and the limits on its size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imaging.metadata import NO_METADATA, Metadata
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest photograph that is decoded, read off its header first: in pixels, and in bytes of its file."""
+    """The largest photograph to decode, in pixels and in bytes of its file; checked by the header first."""
 
     pixels: int = 100_000_000
     bytes: int = 200_000_000
@@ -22,11 +22,11 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Photograph:
-    """Upright pixels, HxWxC uint8 or uint16, and what has to come back with them.
+    """Upright pixels, HxWxC uint8 or uint16, with what is needed to encode them like the original file.
 
-    C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). ``space`` says what the numbers mean; the pixels of
-    a CMYK file (``ink``) have become sRGB. ``metadata`` are as they were in the file. ``sampling``, ``lossless`` and
-    ``compression`` say how JPEG and AVIF, WebP, and TIFF held it.
+    C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha). ``space`` is their colour space; the pixels of a
+    CMYK file are sRGB, and ``ink`` is the file's space. ``metadata`` are those of the file. ``sampling`` is the chroma
+    subsampling of JPEG and AVIF, ``lossless`` applies to WebP, and ``compression`` to TIFF.
     """
 
     pixels: Pixels

@@ -1,7 +1,8 @@
 """Recognize positions in metadata, under any name that camera and drone makers give them.
 
-EXIF has one directory for the position; makers of drones and telephones, and applications, use names and texts of their
-own. The rules prefer false alarms: one costs a single entry, only with `gps=strip`; a miss can publish a home address.
+EXIF has one directory for the position; drones, telephones and applications also write it under names of their own and
+in texts. The rules prefer false alarms: one costs a single entry, and only with `gps=strip`; a miss can publish a home
+address.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ _NAME = re.compile(
     r"|(?:Position|(?<![a-z])position)(?!ing)"
     r"|(?:^|_|(?<=[a-z]))(?:L(?:at|on|ng|ong)|Alt)$|(?:^|_)(?:lat|lon|lng|long|alt)$"
 )
-#: Longer than what people and cameras write; a longer text keeps the search busy, and is more likely a file.
+#: Longest text to search: cameras and people write shorter ones, and a longer one is more likely an embedded file.
 _MOST_TEXT = 10_000
 _DEGREES = r"[+-]?\d{1,3}\.\d{3,}"
-#: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded: a
-#: stranger's text must not keep the search busy.
+#: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded, so that a
+#: crafted text cannot make the search slow.
 _TEXT = re.compile(
     r"(?i:gps\w{0,20}|latitude|longt?itude|(?<![a-z])(?:lat|lon|lng))\W{1,5}\d{1,9}\.\d"  # {"lat": 48.137}
     r"|\bgeo:-?\d"  # RFC 5870

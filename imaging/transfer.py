@@ -1,14 +1,14 @@
-"""Carries a look from the small picture to the full-size one.
+"""Transfer a look from the small image to the full-size photograph.
 
-Between the small input I and the small output O a local affine model O = a·I + b is fitted around every pixel,
-channel by channel: the guided filter of He, Sun and Tang (2013) with its fast form of He and Sun (2015). The
-coefficients vary slowly, so *they* are enlarged, not the picture, and applied to the full-size pixels: detail
-finer than the small grid is kept, because it comes from the photograph itself.
+Around every pixel of the small input I and the small output O, a local affine model O = a·I + b is fitted in each
+channel: the guided filter of He, Sun and Tang (2013), in the fast form of He and Sun (2015). The coefficients vary
+slowly, so they are enlarged instead of the image, and applied to the full-size pixels. Detail finer than the small grid
+is kept, because it comes from the photograph itself.
 
-One thing is ours: the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards zero.
-Where a window is flat the slope cannot be seen in it, and zero would wash out the wall's texture; a gain brightens
-the texture as much as the wall, which is what another exposure does. ``make benchmark-transfer`` compares it with
-tiles, enlarging and the network at full size, and sweeps the ridge; docs/photographs.md has the table.
+Unlike in the guided filter, the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards
+zero. A flat window does not determine the slope, and zero would wash out the texture of, say, a wall; the gain
+brightens the texture as much as the wall, as another exposure would. ``make benchmark-transfer`` compares the method
+with tiles, with enlarging and with the network at full size, and varies the ridge; the table is in docs/photographs.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from imaging.arrays import Pixels, Unit
 from imaging.compiled import apply_affine, box_mean, fit_affine
 
-#: Variance below which a window counts as flat and the slope follows the local gain.
+#: The ridge: the variance below which a window counts as flat, and the slope follows the local gain.
 EPSILON = 1e-4
 #: Keeps the gain finite in black.
 BLACK = 0.02
@@ -29,7 +29,7 @@ BLACK = 0.02
 
 @dataclass(frozen=True)
 class Look:
-    """What was done to the small picture: around each of its pixels, ``output = slope·input + offset``.
+    """The change of the small image: around each pixel, ``output = slope·input + offset``.
 
     ``slope`` and ``offset`` are hxwxC float32, for values in [0, 1].
     """
@@ -39,7 +39,7 @@ class Look:
 
     @classmethod
     def between(cls, before: Unit, after: Unit, *, strength: float = 1.0, ridge: float = EPSILON) -> Look:
-        """Fitted between two small pictures, hxwxC float32 in [0, 1]; ``strength`` 0 is no change, 1 the whole."""
+        """Fit the look between two small images, hxwxC float32 in [0, 1]; ``strength`` is 0 (no change) to 1 (full)."""
         height, width, channels = before.shape
         flat = (height, width * channels)
         slope, offset = (
@@ -55,9 +55,10 @@ class Look:
         return cls(slope * np.float32(strength) + np.float32(1 - strength), offset * np.float32(strength))
 
     def apply(self, pixels: Pixels, *, window: tuple[int, int, int, int] | None = None) -> None:
-        """Gives the full-size ``pixels`` (HxWxC or HxWx(C+1), C-contiguous) the look, in place; alpha is left alone.
+        """Apply the look in place to the full-size ``pixels`` (HxWxC, or HxWx(C+1) with alpha, C-contiguous).
 
-        ``window``: ``(top, left, height, width)``, if ``pixels`` are a part of a photograph of ``height`` x ``width``.
+        Alpha does not change. If ``pixels`` are a part of a photograph of ``height`` x ``width``, ``window`` is
+        ``(top, left, height, width)``.
         """
         top, left, height, width = window or (0, 0, *pixels.shape[:2])
         rows, columns, channels = pixels.shape
@@ -83,13 +84,13 @@ class Look:
 
 
 def _at_least_two(grid: Unit) -> Unit:
-    """The grid with a last row and column repeated where it has but one: interpolation needs two."""
+    """Repeat a row or column of a grid that has only one: interpolation needs two."""
     rows, columns = (2 if side == 1 else 1 for side in grid.shape[:2])
     return np.ascontiguousarray(np.tile(grid, (rows, columns, 1)), dtype=np.float32)
 
 
 def _between_grid(length: int, small: int, start: int, count: int) -> tuple[NDArray[np.int32], Unit]:
-    """For pixels ``start`` to ``start + count`` of ``length``: the grid point before, and the part of the way on."""
+    """Return, for ``count`` pixels from ``start`` of ``length``, the grid point before and the position behind it."""
     position = np.clip((np.arange(start, start + count) + 0.5) * small / length - 0.5, 0, small - 1)
     before = np.minimum(position.astype(np.int32), max(small - 2, 0))
     return before, (position - before).astype(np.float32)

@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
-from imaging import InvalidRequest, Options, finished, prepared
+from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, finish_run
 from traffic.server import run_server
 
@@ -83,7 +83,7 @@ def compared(
 ) -> dict[str, Any]:
     """One photograph by every version, in turn: full-size decibels, and the medians of the network's milliseconds."""
     file = path.read_bytes()
-    core = prepared(file)
+    core = core_from_file(file)
     took: dict[str, list[float]] = {version: [] for version in versions}
     restored: dict[str, Core] = {}
     for _ in range(repeat):
@@ -91,7 +91,7 @@ def compared(
             began = time.perf_counter()
             restored[version] = _restored(client, core, version)
             took[version].append((time.perf_counter() - began) * 1000)
-    made = {version: _pixels(finished(file, core, restored[version], Options())) for version in versions}
+    made = {version: _pixels(file_from_core(file, core, restored[version], Options())) for version in versions}
     aim = next((_pixels(found.read_bytes()) for found in truth.glob(f"{path.stem}.*")), None)
     return {
         "name": path.stem,

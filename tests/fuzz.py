@@ -24,7 +24,7 @@ from pathlib import Path
 from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
 from demo.run import run_server
-from imaging import InvalidRequest, Options, finished, prepared
+from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, finish_run
 from tests.imaging.test_codec import FILES, TAGGED
 from tests.photographs import encoded, opened, pixels
@@ -69,8 +69,8 @@ def tried(seeds: range) -> tuple[dict[str, int], list[str], int]:
     for seed in seeds:
         data, megapixels, started = damaged(seed), 0.0, time.perf_counter()
         try:
-            core = prepared(data)
-            result = finished(data, core, core**0.7, Options(format=FORMATS[seed % len(FORMATS)], strength=0.9))
+            core = core_from_file(data)
+            result = file_from_core(data, core, core**0.7, Options(format=FORMATS[seed % len(FORMATS)], strength=0.9))
             size = opened(result).size
             megapixels = size[0] * size[1] / 1e6
             counts["enhanced"] += 1

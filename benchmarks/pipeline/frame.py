@@ -1,8 +1,8 @@
 """Compare preprocess with the resize the network was trained with: ``python -m benchmarks.pipeline.frame FOLDER``.
 
 *Owner's path*: the whole photograph decoded, converted to RGB and resized to 512x512 by Pillow on 8 bits. *Ours*:
-`prepared`, which shrinks a JPEG while decoding it. The photographs of the folder are cropped to each aspect ratio and
-shrunk to each size, never enlarged, and saved as JPEG of quality 92, 4:2:0. A row has the PSNR and the largest
+`core_from_file`, which shrinks a JPEG while decoding it. The photographs of the folder are cropped to each aspect ratio
+and shrunk to each size, never enlarged, and saved as JPEG of quality 92, 4:2:0. A row has the PSNR and the largest
 difference of the core tensor, the worst of its photographs, and those of the network's output for the photograph whose
 core tensor has the lowest PSNR.
 
@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from export.fidelity import Runner, torch_runner
 from export.metrics import psnr
 from export.package.model_package import network_from_package, package_from_folder
-from imaging import SIDE, prepared
+from imaging import SIDE, core_from_file
 from imaging.codec import shrink_factor
 from operations.recording import add_record_option, find_jpegs, finish_run, show_progress
 
@@ -50,7 +50,7 @@ def shrunk(path: Path, aspect: float, megapixels: int) -> bytes | None:
 
 def near(files: list[bytes], run: Runner) -> dict[str, float]:
     """PSNR in dB and the largest difference in steps of 8 bits, of the core tensors and of the worst one's output."""
-    cores = [(prepared(data), owners_core(data)) for data in files]
+    cores = [(core_from_file(data), owners_core(data)) for data in files]
     worst = min(cores, key=lambda pair: psnr(*pair))
     outputs = [run(core[None])[0].clip(0, 1) for core in worst]
     return {

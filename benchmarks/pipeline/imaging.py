@@ -4,7 +4,8 @@ The photographs are mosaics of the demo's, so that their grain and edges are a c
 Everything is CPU time of one process held on one core; within a process the ways take turns; the figures are medians.
 
 *floor*: libjpeg-turbo decodes the file whole and encodes it again (simplejpeg), with nothing in between. *ours*:
-`prepared` and `finished`, which is what preprocess and postprocess do, with a brighter picture in the network's place.
+`core_from_file` and `file_from_core`, which is what preprocess and postprocess do, with a brighter picture in the
+network's place.
 *naive*: the same steps with Pillow and NumPy as one would first write them. Memory is the peak of a process of its own
 above what it held after a small photograph; decoded input and output are 3 bytes a pixel each.
 """
@@ -108,22 +109,22 @@ def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 def times(megapixels: int, rounds: int) -> dict[str, float]:
     """CPU milliseconds of the floor, ours by stage, and (at the reference size) the naive way."""
-    from imaging import Options, decode, decode_small, encode, finished, prepared
-    from imaging.pipeline import look_of
+    from imaging import Options, core_from_file, decode, decode_small, encode, file_from_core
+    from imaging.pipeline import look_between
 
     data = photograph(megapixels)
-    core = prepared(data)
+    core = core_from_file(data)
     restored, whole, options = brightened(core), decode(data), Options()
-    look = look_of(whole, core, restored, options)
+    look = look_between(whole, core, restored, options)
     ways: dict[str, Callable[[], object]] = {
         "floor": lambda: floor(data),
-        "preprocess": lambda: prepared(data),
-        "postprocess": lambda: finished(data, core, restored, options),
+        "preprocess": lambda: core_from_file(data),
+        "postprocess": lambda: file_from_core(data, core, restored, options),
     }
     stages: dict[str, Callable[[], object]] = {
         "decode small": lambda: decode_small(data),
         "decode": lambda: decode(data),
-        "fit": lambda: look_of(whole, core, restored, options),
+        "fit": lambda: look_between(whole, core, restored, options),
         "apply": lambda: look.apply(whole.pixels),
         "encode": lambda: encode(whole),
     }
@@ -135,11 +136,11 @@ def times(megapixels: int, rounds: int) -> dict[str, float]:
 
 def memory(megapixels: int) -> dict[str, float]:
     """Peak bytes a pixel above what the process held after a small photograph; the file was read before."""
-    from imaging import Options, finished, prepared
+    from imaging import Options, core_from_file, file_from_core
 
     def enhance(data: bytes) -> None:
-        core = prepared(data)
-        finished(data, core, brightened(core), Options())
+        core = core_from_file(data)
+        file_from_core(data, core, brightened(core), Options())
 
     with tempfile.TemporaryFile() as file:
         subprocess.run(
@@ -162,12 +163,12 @@ def _high_water() -> int:
 def first_request() -> dict[str, float]:
     """Wall milliseconds of importing `imaging`, of the first photograph of a process, and of the second."""
     data, started = photograph(REFERENCE), time.perf_counter()
-    from imaging import Options, finished, prepared
+    from imaging import Options, core_from_file, file_from_core
 
     moments = [started, time.perf_counter()]
     for _ in range(2):
-        core = prepared(data)
-        finished(data, core, brightened(core), Options())
+        core = core_from_file(data)
+        file_from_core(data, core, brightened(core), Options())
         moments.append(time.perf_counter())
     return dict(zip(("import", "first", "second"), np.diff(moments) * 1e3, strict=True))
 
@@ -176,7 +177,7 @@ def formats() -> dict[str, float]:
     """CPU milliseconds of preprocess and postprocess together, for other files of the reference size."""
     from imagecodecs import cms_profile
 
-    from imaging import Options, Photograph, encode, finished, prepared
+    from imaging import Options, Photograph, core_from_file, encode, file_from_core
     from imaging.colour import Space
 
     pixels = mosaic(*SIZES[REFERENCE])
@@ -195,11 +196,11 @@ def formats() -> dict[str, float]:
     }
     found = {}
     for name, data in files.items():
-        core = prepared(data)
+        core = core_from_file(data)
         restored = brightened(core)
         started = time.process_time()
-        prepared(data)
-        finished(data, core, restored, Options())
+        core_from_file(data)
+        file_from_core(data, core, restored, Options())
         found[name] = (time.process_time() - started) * 1e3
     return found
 

@@ -104,16 +104,16 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 def task(name: str, repository: Path, photographs: Sequence[bytes]) -> Callable[[int], object]:
     """The part's work on the photograph of this number."""
-    from imaging import Options, finished, prepared
+    from imaging import Options, core_from_file, file_from_core
 
     if name == PREPROCESS:
-        return lambda index: prepared(photographs[index])
-    cores = [prepared(photograph) for photograph in photographs]
+        return lambda index: core_from_file(photographs[index])
+    cores = [core_from_file(photograph) for photograph in photographs]
     if name == CORE:
         network = adapter(repository)
         return lambda index: network.execute([cores[index][None]])
     options, looks = Options(), [core ** np.float32(0.7) for core in cores]  # a brighter picture, whatever the network
-    return lambda index: finished(photographs[index], cores[index], looks[index], options)
+    return lambda index: file_from_core(photographs[index], cores[index], looks[index], options)
 
 
 def adapter(repository: Path, instances: int = 1) -> Any:

@@ -18,7 +18,7 @@ from export.metrics import psnr
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.rewrites import rewritten, split_projections, typed
 from export.package.model_package import network_from_package, package_from_folder
-from imaging import prepared
+from imaging import core_from_file
 from tests.export.test_network import network_of
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def typed_outputs(model):
 def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
     """Emulated by PyTorch with half precision tensors on a CPU, on a small version of a photograph."""
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
-    image = torch.from_numpy(prepared((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
+    image = torch.from_numpy(core_from_file((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
         expected, actual = network(image), typed(network, dtype)(image)
     assert actual.dtype == torch.float32

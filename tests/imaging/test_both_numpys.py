@@ -10,10 +10,10 @@ from tests.conftest import ROOT, SERVER_PYTHON
 SCRIPT = """
 import sys, numpy as np
 from pathlib import Path
-from imaging import Options, decode, finished, prepared
+from imaging import Options, decode, file_from_core, core_from_file
 data = Path("demo/photos/coffee-table.jpg").read_bytes()
-core = prepared(data)
-result = decode(finished(data, core, core ** np.float32(0.7), Options(format="png"))).pixels
+core = core_from_file(data)
+result = decode(file_from_core(data, core, core ** np.float32(0.7), Options(format="png"))).pixels
 np.savez(sys.argv[1], core=core, result=result)
 print(np.__version__)
 """

@@ -1,4 +1,4 @@
-"""Encoded photographs in, pixels out, and back: every format comes back as it was."""
+"""Decode and encode files of every format, intact and damaged."""
 
 import dataclasses
 import io
@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imaging import InvalidPhotograph, Limits, decode, decode_small, encode
-from imaging.arrays import unit
+from imaging.arrays import to_unit
 from imaging.codec import FORMATS, shrink_factor
-from imaging.exif import parsed
-from imaging.jpeg import with_segments
+from imaging.exif import parse
+from imaging.jpeg import add_segments
 from imaging.metadata import NO_METADATA, Metadata
 from tests.photographs import HEIC, XMP, bilinear, deep, deep_pixels, encoded, exif_with, opened, pixels, profile
 
@@ -27,7 +27,7 @@ def converted(mode, kind, **options):
     return encoded(Image.fromarray(pixels()).convert(mode), kind, **options)
 
 
-def multi_picture():
+def multi_image():
     buffer = io.BytesIO()
     first, second = (Image.fromarray(pixels(seed=i)) for i in (0, 1))
     first.save(buffer, "MPO", save_all=True, append_images=[second], quality=95)
@@ -46,12 +46,12 @@ def palette_with_transparency():
 
 
 def deep_planes():
-    """Three planes one after the other (PlanarConfiguration 2)."""
+    """Return a TIFF of three separate planes (PlanarConfiguration 2)."""
     return imagecodecs.tiff_encode(deep_pixels().transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
 
 
 def bitmap(kind):
-    """A BMP that Pillow does not write: with an alpha mask, of 16 bits a pixel, or run-length encoded."""
+    """Return a BMP that Pillow does not write: with an alpha mask, 16 bits a pixel, or run-length encoded."""
     height, width = 240, 320
     if kind == "alpha":
         bits, compression, masks = 32, 3, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
@@ -70,7 +70,7 @@ def bitmap(kind):
     return header + struct.pack("<4I", *masks) + bytes(52) + palette + body
 
 
-#: What came in, and what has to come back: format, Pillow's mode, bits a channel.
+#: Files, and what encoding them again yields: format, Pillow's mode, bits a channel.
 FILES = {
     "JPEG": (encoded(pixels()), "JPEG", "RGB", 8),
     "JPEG progressive": (encoded(pixels(), progressive=True), "JPEG", "RGB", 8),
@@ -78,7 +78,7 @@ FILES = {
     "JPEG CMYK without a profile": (converted("CMYK", "JPEG"), "JPEG", "RGB", 8),
     "JPEG CMYK with a profile": (converted("CMYK", "JPEG", icc_profile=profile("cmyk")), "JPEG", "CMYK", 8),
     "JPEG in RGB": (encoded(pixels(), keep_rgb=True), "JPEG", "RGB", 8),
-    "MPO": (multi_picture(), "JPEG", "RGB", 8),
+    "MPO": (multi_image(), "JPEG", "RGB", 8),
     "PNG": (encoded(pixels(), "PNG"), "PNG", "RGB", 8),
     "PNG palette": (encoded(Image.fromarray(pixels()).quantize(64), "PNG"), "PNG", "RGB", 8),
     "PNG palette with transparency": (palette_with_transparency(), "PNG", "RGBA", 8),
@@ -119,7 +119,7 @@ def bits(data):
 
 
 @pytest.mark.parametrize(("data", "kind", "mode", "depth"), FILES.values(), ids=FILES)
-def test_comes_back_as_it_was(data, kind, mode, depth):
+def test_a_file_keeps_its_format_mode_and_depth(data, kind, mode, depth):
     photograph = decode(data)
     result = encode(photograph)
     again = opened(result)
@@ -136,16 +136,16 @@ def test_every_format_has_a_file():
 
 
 @pytest.mark.parametrize("data", [v[0] for v in FILES.values()], ids=FILES)
-def test_the_small_view_is_the_large_one_made_small(data):
+def test_decode_small_matches_a_full_decode_that_is_resized(data):
     photograph = decode(data)
     small = decode_small(data, side=64)
     srgb = photograph.space.to_srgb(photograph.pixels[..., : photograph.space.channels])
     whole = srgb.astype(np.float64) / (np.iinfo(srgb.dtype).max if srgb.dtype.kind == "u" else 1)
     assert small.shape == (64, 64, 3)
-    assert np.abs(unit(small) - bilinear(whole, (64, 64))).mean() < 0.01
+    assert np.abs(to_unit(small) - bilinear(whole, (64, 64))).mean() < 0.01
 
 
-def test_sixteen_bits_are_all_there():
+def test_sixteen_bits_are_exact():
     for kind, channels in (("PNG", 1), ("PNG", 3), ("PNG", 4), ("TIFF", 1), ("TIFF", 3)):
         photograph = decode(deep(kind, deep_pixels(channels)))
         assert np.array_equal(photograph.pixels, deep_pixels(channels))
@@ -158,7 +158,7 @@ def test_alpha_is_kept_to_the_bit(kind):
 
 
 def sampled(data):
-    """Factors of the luma; chroma's are one."""
+    """Return the sampling factors of luma; those of chroma are one."""
     return opened(data).layer[0][1:3]
 
 
@@ -168,13 +168,13 @@ def test_chroma_subsampling_is_kept(sampling):
     assert sampled(encode(decode(data))) == sampled(data)
 
 
-def test_rare_subsampling_becomes_the_usual():
+def test_rare_subsampling_becomes_420():
     assert sampled(encode(decode(simplejpeg.encode_jpeg(pixels(), 95, colorsubsampling="411")))) == (2, 2)
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_an_avif_keeps_its_subsampling(sampling):
-    """Colour noise tells: at half the resolution most of it is gone."""
+    """Also at the highest quality, of colour noise."""
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     once = decode(encoded(noise, "AVIF", subsampling=sampling, quality=100))
     assert once.sampling == sampling.replace(":", "")
@@ -193,7 +193,7 @@ def test_a_tiff_keeps_its_lossless_compression(compression):
     assert again.info["compression"] == compression
 
 
-def test_a_tiff_of_jpeg_comes_back_without_further_loss():
+def test_a_tiff_compressed_as_jpeg_becomes_lossless():
     again = opened(encode(decode(encoded(pixels(), "TIFF", compression="jpeg"))))
     assert again.info["compression"] == "tiff_adobe_deflate"
 
@@ -203,7 +203,7 @@ OUT = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP
 
 @pytest.mark.parametrize("name", OUT)
 @pytest.mark.parametrize("data", [v[0] for v in FILES.values()], ids=FILES)
-def test_every_format_can_be_asked_for(data, name):
+def test_every_file_can_be_encoded_in_every_format(data, name):
     photograph = decode(data)
     again = opened(encode(photograph, format=name))
     again.load()
@@ -216,7 +216,7 @@ def test_alpha_becomes_white_where_a_format_has_none(name):
     assert decode(encode(decode(encoded(clear, "PNG")), format=name)).pixels.min() > 250
 
 
-def test_the_alpha_of_a_bmp_is_read_and_becomes_white():
+def test_the_alpha_of_a_bmp_is_read_and_blended_over_white():
     photograph = decode(bitmap("alpha"))
     assert np.array_equal(photograph.pixels, np.dstack([pixels(), np.full((240, 320), 128, np.uint8)]))
     half = pixels() * (128 / 255) + 127
@@ -224,7 +224,7 @@ def test_the_alpha_of_a_bmp_is_read_and_becomes_white():
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "p3"), ("L", "grey")])
-def test_a_bmp_which_holds_no_profile_is_in_srgb(mode, kind):
+def test_a_bmp_is_written_in_srgb_because_it_has_no_profile(mode, kind):
     photograph = decode(converted(mode, "PNG", icc_profile=profile(kind)))
     srgb = photograph.space.to_srgb(photograph.pixels) / 65535
     assert np.abs(srgb - photograph.pixels / 255).max() > 0.02
@@ -258,11 +258,11 @@ def test_orientation_is_applied_and_its_tag_reset(orientation, kind):
     again = opened(encode(decode(data)))
     assert again.getexif().get(0x0112, 1) == 1
     assert again.getexif()[0x010F] == "Camera maker"
-    small, upright = (unit(decode_small(file, side=64)) for file in (data, plain))
+    small, upright = (to_unit(decode_small(file, side=64)) for file in (data, plain))
     assert np.allclose(small, TURNS[orientation](upright), atol=1e-5)
 
 
-def test_a_turned_422_keeps_its_detail():
+def test_a_turned_422_becomes_440_and_keeps_its_detail():
     data = encoded(pixels(120, 200), subsampling="4:2:2", exif=exif_with(6))
     again = opened(encode(decode(data)))
     assert again.layer[0][1:3] == (1, 2)  # 4:4:0
@@ -271,8 +271,8 @@ def test_a_turned_422_keeps_its_detail():
 
 
 def encoded_turned_back(data):
-    """The same JPEG, to be turned once more."""
-    return with_segments(data[:2] + data[20:], None, Metadata(parsed(exif_with(8)), None))
+    """Return the JPEG with an orientation that turns it back."""
+    return add_segments(data[:2] + data[20:], None, Metadata(parse(exif_with(8)), None))
 
 
 def test_orientation_in_xmp_alone_is_applied_and_reset():
@@ -283,8 +283,8 @@ def test_orientation_in_xmp_alone_is_applied_and_reset():
 
 
 def xmp_of(image):
-    found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    return found if isinstance(found, bytes) else found.encode()
+    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    return packet if isinstance(packet, bytes) else packet.encode()
 
 
 def files_with_metadata():
@@ -296,7 +296,7 @@ def files_with_metadata():
 
 
 def deep_with_metadata(name, exif):
-    metadata = Metadata(parsed(exif), XMP)
+    metadata = Metadata(parse(exif), XMP)
     return encode(dataclasses.replace(decode(deep(name, deep_pixels())), metadata=metadata))
 
 
@@ -304,7 +304,7 @@ TAGGED = dict(files_with_metadata())
 
 
 @pytest.mark.parametrize("data", TAGGED.values(), ids=TAGGED)
-def test_exif_and_xmp_are_kept_and_the_place_goes_if_asked(data):
+def test_exif_and_xmp_are_kept_and_the_position_is_stripped_on_request(data):
     kept, stripped = (opened(encode(decode(data), gps=gps)) for gps in (True, False))
     for image in (kept, stripped):
         assert image.getexif()[0x010F] == "Camera maker"
@@ -317,7 +317,7 @@ def test_exif_and_xmp_are_kept_and_the_place_goes_if_asked(data):
     assert b"GPS" not in xmp_of(stripped)
 
 
-def test_what_does_not_fit_a_jpeg_segment_is_left_out_and_the_picture_stays_whole():
+def test_metadata_longer_than_a_jpeg_segment_are_dropped_and_the_profile_is_kept():
     photograph = decode(encoded(pixels(), "PNG", icc_profile=profile("p3")))
     large = dataclasses.replace(photograph, metadata=Metadata(None, b" " * 70_000))
     again = opened(encode(large, format="jpeg"))
@@ -325,19 +325,19 @@ def test_what_does_not_fit_a_jpeg_segment_is_left_out_and_the_picture_stays_whol
     assert again.info["icc_profile"] == profile("p3")
 
 
-def test_a_long_profile_is_cut_into_segments_and_found_whole():
+def test_a_long_profile_is_split_into_segments():
     body = bytes(range(256)) * 700
-    again = opened(with_segments(encoded(pixels()), body, NO_METADATA))
+    again = opened(add_segments(encoded(pixels()), body, NO_METADATA))
     assert again.info["icc_profile"] == body
 
 
 @pytest.mark.parametrize("size", [(3000, 2000), (512, 512), (90, 60), (16, 16), (16, 512), (2000, 100)])
-def test_small_is_a_square_whatever_the_shape(size):
+def test_decode_small_returns_a_square_for_every_shape(size):
     assert decode_small(encoded(pixels(*size), "PNG")).shape == (512, 512, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_damaged_exif_is_left_behind_and_the_photograph_is_not_refused(kind):
+def test_damaged_exif_is_dropped_and_the_photograph_accepted(kind):
     whole = encoded(pixels(), kind, exif=exif_with(6))
     start = whole.index(b"Exif\0\0") if kind == "JPEG" else whole.index(b"EXIF")
     damaged = bytearray(whole)
@@ -348,7 +348,7 @@ def test_damaged_exif_is_left_behind_and_the_photograph_is_not_refused(kind):
 
 
 def forged(height, width):
-    """A small PNG whose header claims another size: nothing of that size may ever be allocated."""
+    """Return a small PNG whose header claims another size, for which no memory may be allocated."""
     small = encoded(np.zeros((1, 1, 3), np.uint8), "PNG")
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + small[24:29]
     return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
@@ -366,37 +366,39 @@ def bad_files():
     return {
         "empty": (b"", "0 bytes"),
         "text": (b"this is a letter, not a photograph", "not a photograph"),
-        "truncated": (whole[: len(whole) // 2], "whole"),
-        "truncated by a few bytes": (whole[:-20], "whole"),
-        "truncated progressive": (FILES["JPEG progressive"][0][:-400], "whole"),
+        "truncated": (whole[: len(whole) // 2], "complete"),
+        "truncated by a few bytes": (whole[:-20], "complete"),
+        "truncated progressive": (FILES["JPEG progressive"][0][:-400], "complete"),
         **{
-            f"truncated {k}": (FILES[k][0][: len(FILES[k][0]) * 2 // 3], "whole|cut off")
+            f"truncated {k}": (FILES[k][0][: len(FILES[k][0]) * 2 // 3], "complete|cut off")
             for k in FILES
             if " " not in k and k != "MPO"
         },
-        **{f"truncated {k}": (FILES[k][0][: len(FILES[k][0]) * 2 // 3], "whole|cut off") for k in FILES if "16" in k},
-        "header only": (whole[:200], "whole"),
+        **{
+            f"truncated {k}": (FILES[k][0][: len(FILES[k][0]) * 2 // 3], "complete|cut off") for k in FILES if "16" in k
+        },
+        "header only": (whole[:200], "complete"),
         "gif": (encoded(pixels(), "GIF"), "not a photograph"),
-        "wrong magic": (b"\x89PNG\r\n\x1a\n" + whole, "whole|not a photograph"),
-        "polyglot: a photograph behind a PDF": (b"%PDF-1.7\n" + whole, "not a photograph"),
+        "wrong magic": (b"\x89PNG\r\n\x1a\n" + whole, "complete|not a photograph"),
+        "polyglot: a photograph after a PDF": (b"%PDF-1.7\n" + whole, "not a photograph"),
         "1x1": (encoded(pixels(1, 1), "PNG"), "at least 16"),
         "1x20000": (encoded(pixels(1, 20_000), "PNG"), "at least 16"),
         "20x20000": (encoded(pixels(20, 20_000), "PNG"), "32 times"),
         "decompression bomb": (forged(50_000, 50_000), "50000x50000 pixels; at most 100,000,000|too large"),
         "just too large": (forged(10_001, 10_000), "10000x10001 pixels; at most 100,000,000"),
-        "animated WebP": (animated("WEBP"), "more than one picture"),
-        "animated PNG": (animated("PNG"), "more than one picture"),
-        "animated AVIF": (animated("AVIF"), "more than one picture"),
-        "TIFF of two pages": (animated("TIFF"), "more than one picture"),
+        "animated WebP": (animated("WEBP"), "more than one image"),
+        "animated PNG": (animated("PNG"), "more than one image"),
+        "animated AVIF": (animated("AVIF"), "more than one image"),
+        "TIFF of two pages": (animated("TIFF"), "more than one image"),
         "floating point": (encoded(np.zeros((32, 32), np.float32), "TIFF"), "8 or 16 bits"),
         "Lab": (encoded(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
         "run-length encoded BMP": (bitmap("run lengths"), "run-length encoded"),
-        "scans without end": (scan_bomb(), "scans"),
+        "too many scans": (scan_bomb(), "scans"),
     }
 
 
 def scan_bomb(mode="RGB"):
-    """A progressive JPEG whose last scan is there two hundred times."""
+    """Return a progressive JPEG that repeats its last scan two hundred times."""
     whole = converted(mode, "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + whole[last:-2] * 200 + whole[-2:]
@@ -407,13 +409,13 @@ BAD = bad_files()
 
 @pytest.mark.parametrize("decoder", [decode, decode_small])
 @pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD)
-def test_bad_files_are_refused_in_a_sentence(decoder, data, reason):
+def test_invalid_files_are_rejected_in_one_line(decoder, data, reason):
     with pytest.raises(InvalidPhotograph, match=reason) as caught:
         decoder(data)
     assert "\n" not in str(caught.value)
 
 
-def test_limits_are_what_they_are_set_to():
+def test_limits_are_exact():
     data = encoded(pixels())
     with pytest.raises(InvalidPhotograph, match="320x240 pixels; at most 76,799"):
         decode(data, Limits(pixels=76_799))
@@ -422,14 +424,14 @@ def test_limits_are_what_they_are_set_to():
     assert decode(data, Limits(pixels=76_800, bytes=len(data))).pixels.size
 
 
-def test_a_polyglot_comes_back_as_a_photograph_alone():
-    """A JPEG with an archive behind it is a JPEG; what was behind it does not come back."""
+def test_data_after_a_photograph_is_not_returned():
+    """A JPEG followed by an archive is decoded as a JPEG."""
     payload = b"PK\x03\x04 payload of the archive"
     assert payload not in encode(decode(encoded(pixels()) + payload))
 
 
 def with_odd_header(kind):
-    """A JPEG as some cameras write it: libjpeg warns, and every pixel is there."""
+    """Return a JPEG as some cameras write it: libjpeg warns, but every pixel can be decoded."""
     whole = encoded(pixels())
     start = whole.index(b"\xff\xda")
     scan = start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
@@ -446,18 +448,18 @@ ODD = ["a stray byte before the end", "stray bytes before a header", "JFIF of an
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_headers_are_no_damage(kind):
+def test_unusual_headers_do_not_count_as_damage(kind):
     assert np.array_equal(decode(with_odd_header(kind)).pixels, decode(encoded(pixels())).pixels)
 
 
 @pytest.mark.parametrize("kind", ODD[1:])
-def test_an_odd_header_does_not_hide_that_the_file_is_cut_off(kind):
+def test_a_truncated_file_with_an_unusual_header_is_rejected(kind):
     with pytest.raises(InvalidPhotograph):
         decode(with_odd_header(kind)[:-600])
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_bytes_lost_or_gained_in_the_scan_are_damage(seed):
+def test_bytes_inserted_into_the_scan_count_as_damage(seed):
     whole = encoded(pixels(600, 800))
     dice = np.random.default_rng(seed)
     at = int(dice.integers(len(whole) // 4, len(whole) // 2))
@@ -465,8 +467,8 @@ def test_bytes_lost_or_gained_in_the_scan_are_damage(seed):
         decode(whole[:at] + dice.bytes(4096).replace(b"\xff", b"\xfe") + whole[at:])
 
 
-def test_two_headers_that_contradict_each_other_are_refused():
-    """Pillow reads one size, libjpeg another: a file made to mislead."""
+def test_contradictory_headers_are_rejected():
+    """Pillow reads one size of a crafted file, libjpeg another."""
     whole = bytearray(encoded(pixels()))
     start = whole.index(b"\xff\xc0")
     fake = bytes(whole[start : start + 19]).replace((240).to_bytes(2, "big"), (16).to_bytes(2, "big"))
@@ -474,19 +476,19 @@ def test_two_headers_that_contradict_each_other_are_refused():
         decode(bytes(whole[:start]) + fake + bytes(whole[start:]))
 
 
-def test_what_follows_the_end_of_a_jpeg_is_not_counted_as_scans():
-    """A motion photograph has megabytes of film behind it."""
-    film = np.random.default_rng(0).bytes(12_000_000)
-    assert decode(FILES["JPEG progressive"][0] + film).pixels.size
+def test_data_after_a_jpeg_is_not_counted_as_scans():
+    """In a motion photograph megabytes of video follow."""
+    video = np.random.default_rng(0).bytes(12_000_000)
+    assert decode(FILES["JPEG progressive"][0] + video).pixels.size
 
 
-def test_scans_without_end_are_refused_in_cmyk_too():
+def test_too_many_scans_are_rejected_in_cmyk_too():
     with pytest.raises(InvalidPhotograph, match="scans"):
         decode(scan_bomb("CMYK"))
 
 
-def test_a_tiff_of_many_pages_is_refused_without_counting_them():
-    """A chain of a hundred thousand directories; walking it takes minutes, and the test's time limit would end it."""
+def test_a_tiff_of_many_pages_is_rejected_without_counting_them():
+    """Reading a chain of a hundred thousand directories would take minutes, beyond the time limit of a test."""
     tiff = bytearray(encoded(pixels(32, 32), "TIFF"))
     link = int.from_bytes(tiff[4:8], "little")
     at = link + 2 + 12 * int.from_bytes(tiff[link : link + 2], "little")
@@ -496,7 +498,7 @@ def test_a_tiff_of_many_pages_is_refused_without_counting_them():
     page = b"\x01\x00" + struct.pack("<HHII", 256, 4, 1, 32)
     for number in range(1, 100_001):
         tiff += page + (start + number * 18).to_bytes(4, "little")
-    with pytest.raises(InvalidPhotograph, match="more than one picture"):
+    with pytest.raises(InvalidPhotograph, match="more than one image"):
         decode(bytes(tiff))
 
 
@@ -504,7 +506,7 @@ def deep_tiff(array, **tags):
     return imagecodecs.tiff_encode(array, **tags)
 
 
-def test_associated_alpha_is_taken_out_of_the_colours():
+def test_colours_are_divided_by_associated_alpha():
     colours = np.full((32, 32, 3), 30_000, np.uint16)
     data = deep_tiff(
         np.dstack([colours, np.full((32, 32), 32_768)]).astype(np.uint16), photometric="rgb", extrasample="assocalpha"
@@ -512,18 +514,18 @@ def test_associated_alpha_is_taken_out_of_the_colours():
     assert np.abs(decode(data).pixels[0, 0, :3].astype(int) - 30_000 * 65_535 // 32_768).max() <= 1
 
 
-def test_an_extra_channel_of_no_meaning_is_no_alpha():
+def test_an_extra_channel_of_unspecified_meaning_is_dropped():
     array = np.dstack([deep_pixels(3), np.zeros((240, 320))]).astype(np.uint16)
     photograph = decode(deep_tiff(array, photometric="rgb", extrasample="unspecified"))
     assert np.array_equal(photograph.pixels, deep_pixels(3))
 
 
-def test_white_may_be_zero():
+def test_white_is_zero_is_inverted():
     data = deep_tiff(65_535 - deep_pixels(1)[..., 0], photometric="miniswhite")
     assert np.array_equal(decode(data).pixels, deep_pixels(1))
 
 
-def test_cmyk_of_sixteen_bits_is_refused_by_name():
+def test_cmyk_of_sixteen_bits_is_rejected():
     data = deep_tiff(np.full((32, 32, 4), 1000, np.uint16), photometric="separated")
     with pytest.raises(InvalidPhotograph, match="16 bits|not a photograph"):
         decode(data)
@@ -534,8 +536,8 @@ def test_deep_grey_with_alpha_can_become_a_tiff():
     assert (again.pixels.shape[2], again.pixels.dtype) == (4, np.uint16)
 
 
-def test_deep_pngs_that_are_damaged_leave_nothing_in_memory():
-    """Each would leave 12 MB."""
+def test_damaged_16_bit_pngs_leak_no_memory():
+    """Each would leak 12 MB."""
     dice = np.random.default_rng(0)
     whole = imagecodecs.png_encode(dice.integers(0, 65_536, (1000, 2000, 3), np.uint16), level=1)
 
@@ -555,20 +557,20 @@ def test_sixteen_bits_with_a_transparent_colour():
     plain = imagecodecs.png_encode(array)
     chunk = b"tRNS" + array[10, 10].astype(">u2").tobytes()
     chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    found = decode(plain[:33] + chunk + plain[33:]).pixels
-    assert np.array_equal(found[..., :3], array)
-    assert (found[10, 10, 3], found[0, 0, 3]) == (0, 65_535)
+    decoded = decode(plain[:33] + chunk + plain[33:]).pixels
+    assert np.array_equal(decoded[..., :3], array)
+    assert (decoded[10, 10, 3], decoded[0, 0, 3]) == (0, 65_535)
 
 
-def test_a_failure_of_our_own_is_not_the_senders(monkeypatch):
+def test_an_error_while_encoding_does_not_make_the_photograph_invalid(monkeypatch):
     photograph = decode(encoded(pixels()))
     monkeypatch.setattr("simplejpeg.encode_jpeg", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encode(photograph)
 
 
-def test_damaged_files_of_every_format_are_decoded_and_encoded_or_refused():
-    """A taste of `make fuzz`, which does it for hours and through the server too."""
+def test_damaged_files_of_every_format_are_decoded_and_encoded_or_rejected():
+    """A short form of `make fuzz`, which also goes through the server."""
 
     @settings(max_examples=600, deadline=None, database=None)
     @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), min_size=1))
@@ -595,5 +597,5 @@ SEEDS = [
 
 
 @pytest.mark.parametrize(("shorter", "factor"), [(768, 1), (1791, 1), (1792, 2), (3583, 2), (3584, 4), (7168, 8)])
-def test_a_jpeg_is_shrunk_while_896_pixels_are_left_of_its_shorter_side(shorter, factor):
+def test_a_jpeg_is_shrunk_if_896_pixels_remain_on_the_shorter_side(shorter, factor):
     assert shrink_factor(shorter, 2 * shorter) == shrink_factor(2 * shorter, shorter) == factor

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from imaging import Options, decode, decode_small, encode, finished, prepared
-from imaging.arrays import unit
+from imaging import Options, core_from_file, decode, decode_small, encode, file_from_core
+from imaging.arrays import to_unit
 from imaging.colour import SRGB, Space
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
 
@@ -100,7 +100,7 @@ def test_the_profile_of_grey_travels_and_means_something():
 
 
 def test_cmyk_comes_back_as_the_same_inks():
-    inks = Space("CMYK", profile("cmyk")).separated(pixels(), np.uint8)
+    inks = Space("CMYK", profile("cmyk")).convert_from_srgb(pixels(), np.uint8)
     data = encoded(Image.frombytes("CMYK", (320, 240), inks.tobytes()), "TIFF", icc_profile=profile("cmyk"))
     again = opened(encode(decode(data)))
     assert again.info["icc_profile"] == profile("cmyk")
@@ -118,8 +118,8 @@ def test_cmyk_without_a_profile_comes_back_as_rgb():
 
 def test_no_look_leaves_colours_outside_srgb_where_they_are():
     data = encoded(GREEN, "PNG", icc_profile=profile("p3"))
-    core = prepared(data)
-    assert np.array_equal(decode(finished(data, core, core, Options())).pixels, GREEN)
+    core = core_from_file(data)
+    assert np.array_equal(decode(file_from_core(data, core, core, Options())).pixels, GREEN)
     assert P3.to_srgb(GREEN)[0, 0, 0] == 0  # clipped: sRGB has no such green
 
 
@@ -130,8 +130,8 @@ def test_a_look_is_the_same_whatever_the_space():
     results = []
     for array, tag in ((scene, {}), (in_p3, {"icc_profile": profile("p3")})):
         data = encoded(array, "PNG", **tag)
-        core = prepared(data)
-        photograph = decode(finished(data, core, core ** np.float32(0.7), Options()))
+        core = core_from_file(data)
+        photograph = decode(file_from_core(data, core, core ** np.float32(0.7), Options()))
         results.append(
             photograph.space.to_srgb(photograph.pixels)
             / np.iinfo(photograph.space.to_srgb(photograph.pixels).dtype).max
@@ -151,6 +151,6 @@ def test_srgb_is_the_default():
 def test_grey_with_a_profile_keeps_its_meaning_where_a_format_has_no_grey():
     data = encoded(Image.fromarray(pixels()).convert("L"), "PNG", icc_profile=profile("grey"))
     photograph = decode(data)
-    meant = unit(photograph.space.to_srgb(photograph.pixels))
+    meant = to_unit(photograph.space.to_srgb(photograph.pixels))
     again = decode(encode(photograph, format="webp", quality=100))
-    assert np.abs(unit(again.pixels) - meant).mean() < 0.01
+    assert np.abs(to_unit(again.pixels) - meant).mean() < 0.01

@@ -1,4 +1,4 @@
-"""The compiled loops: kept where they can be, and there where nothing can be kept."""
+"""The compiled loops and their cache."""
 
 import os
 import subprocess
@@ -18,8 +18,8 @@ print(sum(box_mean.stats.cache_hits.values()) if box_mean.stats.cache_path else 
 """
 
 
-def imported(**environment):
-    """What a new process says: how often it took `box_mean` from a cache, or -1 if it has none."""
+def cache_hits(**environment):
+    """Return how often a new process loaded `box_mean` from a cache, or -1 if it has none."""
     done = subprocess.run(
         [sys.executable, "-c", REPORT], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
         check=True,
@@ -27,39 +27,39 @@ def imported(**environment):
     return int(done.stdout)
 
 
-def test_an_image_is_built_with_code_that_its_containers_only_read(tmp_path):
-    """As docker/triton-cpu.Dockerfile sets it; nothing may be written the second time."""
+def test_containers_read_the_code_that_their_image_was_built_with(tmp_path):
+    """With the settings of docker/triton-cpu.Dockerfile; a second process writes nothing."""
     settings = {
         "NUMBA_CACHE_DIR": str(tmp_path / "numba"),
         "NUMBA_CACHE_LOCATOR_CLASSES": "imaging.compiled.BuiltCache",
         "NUMBA_CPU_NAME": "x86-64-v3",
     }
-    assert imported(**settings) == 0
+    assert cache_hits(**settings) == 0
     built = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
     assert built
-    assert imported(**settings) == 1
+    assert cache_hits(**settings) == 1
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == built
 
 
 def test_the_image_is_built_with_these_settings():
     text = (ROOT / "docker/triton-cpu.Dockerfile").read_text(encoding="utf-8")
     assert "NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache" in text
-    assert '-c "import imaging"' in text
+    assert '-c "import adapters, imaging"' in text
 
 
-def test_where_nothing_can_be_kept_it_is_compiled_again():
-    assert imported(NUMBA_CACHE_DIR="/proc/nowhere", NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator") == -1
+def test_the_loops_are_compiled_where_no_cache_can_be_written():
+    assert cache_hits(NUMBA_CACHE_DIR="/proc/nowhere", NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator") == -1
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_box_mean_is_the_mean_of_what_is_inside(height, width, channels, seed):
+def test_box_mean_averages_the_pixels_inside_the_image(height, width, channels, seed):
     image = np.random.default_rng(seed).random((height, width, channels), np.float32)
-    found = box_mean(image.reshape(height, width * channels), channels).reshape(image.shape)
+    means = box_mean(image.reshape(height, width * channels), channels).reshape(image.shape)
     for y in range(height):
         for x in range(width):
             inside = image[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
-            assert np.allclose(found[y, x], inside.mean((0, 1)), atol=1e-5)
+            assert np.allclose(means[y, x], inside.mean((0, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])

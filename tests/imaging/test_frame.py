@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from export.metrics import psnr
-from imaging import SIDE, core_from_pixels, decode, pixels_from_core, prepared
+from imaging import SIDE, core_from_file, core_from_pixels, decode, pixels_from_core
 from imaging.frame import resize, small_shape
 from tests.conftest import ROOT
 from tests.photographs import bilinear, encoded
@@ -69,7 +69,7 @@ def test_the_whole_photograph_fills_the_square():
     """A wide picture of four quarters: each is a quarter of the core tensor."""
     quarters = np.zeros((600, 1800, 3), np.uint8)
     quarters[300:, :900, 0] = quarters[:300, 900:, 1] = quarters[300:, 900:, 2] = 255
-    core = prepared(encoded(quarters, "PNG"))
+    core = core_from_file(encoded(quarters, "PNG"))
     half = SIDE // 2
     for channel, (top, left) in enumerate([(half, 0), (0, half), (half, half)]):
         expected = np.zeros((SIDE, SIDE))
@@ -85,11 +85,11 @@ def test_a_jpeg_decoded_small_is_near_the_owners_own_resize(name, cut):
     data = (ROOT / f"demo/photos/{name}.jpg").read_bytes()
     if cut:
         data = encoded(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
-    found = psnr(prepared(data), owners_core(data))
+    found = psnr(core_from_file(data), owners_core(data))
     print(f"{name}: {found:.1f} dB")
     assert found >= 55
 
 
 def test_whatever_is_not_shrunk_is_within_a_step_of_eight_bits():
     data = encoded(decode((ROOT / "demo/photos/coffee-table.jpg").read_bytes()).pixels, "PNG")
-    assert np.abs(prepared(data) - owners_core(data)).max() <= 1.01 / 255
+    assert np.abs(core_from_file(data) - owners_core(data)).max() <= 1.01 / 255

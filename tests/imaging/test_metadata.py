@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imaging import decode, encode
-from imaging.exif import Entry, Exif, parsed
+from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
 from tests.photographs import XMP, deep, deep_pixels, encoded, exif_with, opened, pixels, profile
 
@@ -36,18 +36,18 @@ BLOCKS = st.builds(
 
 @given(BLOCKS)
 def test_written_and_read_again_is_the_same(exif):
-    assert parsed(exif.block()) == exif
+    assert parse(exif.to_block()) == exif
 
 
 @pytest.mark.filterwarnings("ignore:Metadata Warning, tag 296")  # Pillow's, about what is given on purpose
 @given(BLOCKS)
 def test_added_to_a_tiff_it_is_read_by_us_and_by_pillow(exif):
     """In either byte order; the picture stays."""
-    data = exif.added_to(TIFF)
+    data = exif.append_to(TIFF)
     assert np.array_equal(np.asarray(opened(data)), pixels(48, 64))
-    found = parsed(data)
-    as_numbers = exif if exif.order == "<" else parsed(exif.added_to(TIFF))
-    assert (found.settings, found.place) == (as_numbers.settings, as_numbers.place)
+    found = parse(data)
+    as_numbers = exif if exif.order == "<" else parse(exif.append_to(TIFF))
+    assert (found.settings, found.position) == (as_numbers.settings, as_numbers.position)
     assert {tag: e for tag, e in found.main.items() if tag in exif.main}.keys() == exif.main.keys()
 
 
@@ -56,17 +56,17 @@ TIFF = encoded(pixels(48, 64), "TIFF")
 
 @given(BLOCKS, st.data())
 def test_damaged_blocks_are_read_as_far_as_they_go(exif, data):
-    block = bytearray(exif.block())
+    block = bytearray(exif.to_block())
     for _ in range(4):
         block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
-    found = parsed(bytes(block[: data.draw(st.integers(0, len(block)))]))
+    found = parse(bytes(block[: data.draw(st.integers(0, len(block)))]))
     if found:
-        assert parsed(found.block()) is not None
+        assert parse(found.to_block()) is not None
         assert 1 <= found.orientation <= 8
 
 
 def jpeg_with(main, order="<"):
-    return encoded(pixels(120, 200), exif=Exif(order, main, {}, {}).block())
+    return encoded(pixels(120, 200), exif=Exif(order, main, {}, {}).to_block())
 
 
 def test_text_in_any_encoding_stays_the_bytes_it_was():
@@ -116,7 +116,7 @@ def test_exif_and_xmp_are_kept_whatever_the_compression_of_a_tiff(compression, m
     image = Image.fromarray(pixels()).convert(mode)
     tagged = {"icc_profile": profile("cmyk")} if mode == "CMYK" else {}
     plain = encoded(image, "TIFF", compression=compression, **tagged)
-    data = encode(dataclasses.replace(decode(plain), metadata=Metadata(parsed(exif_with(1, gps=True)), XMP)))
+    data = encode(dataclasses.replace(decode(plain), metadata=Metadata(parse(exif_with(1, gps=True)), XMP)))
     again = opened(encode(decode(data)))
     assert again.getexif()[0x010F] == "Camera maker"
     assert again.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
@@ -134,7 +134,7 @@ def test_metadata_too_long_for_a_jpeg_are_left_out_of_a_cmyk_one_too():
 
 
 def renewed(packet, *, gps):
-    return Metadata(None, packet).renewed(width=1, height=1, gps=gps).xmp
+    return Metadata(None, packet).updated(width=1, height=1, gps=gps).xmp
 
 
 SPACES = 'xmlns:r="r" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
@@ -202,7 +202,7 @@ def test_the_resolution_for_print_stays():
 
 def test_deep_files_in_either_order_turn_too():
     """16-bit TIFF, its own directory turned: the tag is in the file's, not in an embedded block."""
-    turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).added_to(deep("TIFF", deep_pixels()))
+    turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).append_to(deep("TIFF", deep_pixels()))
     photograph = decode(turned)
     assert np.array_equal(photograph.pixels, np.rot90(deep_pixels(), -1))
     assert decode(encode(photograph)).pixels.shape == photograph.pixels.shape

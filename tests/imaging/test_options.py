@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imaging import InvalidOption, InvalidPhotograph, Options, codec, decode, finished, prepared
+from imaging import InvalidOption, InvalidPhotograph, Options, codec, core_from_file, decode, file_from_core
 from imaging.codec import FORMATS
 from imaging.frame import resize
 from imaging.options import OUTPUTS
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
 
 PHOTO = encoded(pixels(600, 800))
-CORE = prepared(PHOTO)
+CORE = core_from_file(PHOTO)
 BRIGHT = CORE ** np.float32(0.7)
 
 
@@ -45,7 +45,7 @@ def test_every_table_of_formats_is_complete(text, row):
 
 
 def test_nothing_asked_is_the_default():
-    assert Options.parsed({}) == Options()
+    assert Options.from_parameters({}) == Options()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_nothing_asked_is_the_default():
     ],
 )
 def test_numbers_and_their_text_mean_the_same(parameters, expected):
-    assert Options.parsed(parameters) == expected
+    assert Options.from_parameters(parameters) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_numbers_and_their_text_mean_the_same(parameters, expected):
 )
 def test_what_is_wrong_is_said(parameters, reason):
     with pytest.raises(InvalidOption, match=reason):
-        Options.parsed(parameters)
+        Options.from_parameters(parameters)
 
 
 JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -93,7 +93,7 @@ JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 @given(st.dictionaries(st.sampled_from(["format", "quality", "size", "strength", "gps", "other"]), JSON))
 def test_whatever_is_sent_is_parsed_or_refused(parameters):
     try:
-        options = Options.parsed(parameters)
+        options = Options.from_parameters(parameters)
     except InvalidOption:
         return
     assert 0 <= options.strength <= 1
@@ -101,7 +101,7 @@ def test_whatever_is_sent_is_parsed_or_refused(parameters):
 
 
 def enhanced(data=PHOTO, core=CORE, restored=BRIGHT, **options):
-    return finished(data, core, restored, Options.parsed(options))
+    return file_from_core(data, core, restored, Options.from_parameters(options))
 
 
 def test_strength_blends_with_the_photograph():
@@ -129,7 +129,7 @@ def test_the_small_size_is_the_networks_own_result():
     ids=["alpha", "16 bits", "grey", "P3"],
 )
 def test_the_small_size_keeps_depth_alpha_and_space(data):
-    core = prepared(data)
+    core = core_from_file(data)
     before, after = decode(data), decode(enhanced(data, core, core, size="512"))
     assert after.pixels.shape == (384, 512, before.pixels.shape[2])
     assert (after.pixels.dtype, after.space) == (before.pixels.dtype, before.space)

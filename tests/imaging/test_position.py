@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from imaging import decode, encode
-from imaging.exif import Entry, Exif, parsed
+from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
 from imaging.position import is_named_position, may_hold_position
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels
@@ -84,12 +84,12 @@ PACKETS = {
 @pytest.mark.parametrize("packet", PACKETS.values(), ids=PACKETS)
 def test_xmp_keeps_all_but_the_position(packet):
     metadata = Metadata(None, packet.encode())
-    stripped = metadata.renewed(width=1, height=1, gps=False).xmp
+    stripped = metadata.updated(width=1, height=1, gps=False).xmp
     assert LATITUDE[:6].encode() not in stripped
     assert LONGITUDE[:6].encode() not in stripped
     assert b'dc:format="house"' in stripped
     assert b'<rdf:Alt><rdf:li xml:lang="x-default">A title</rdf:li></rdf:Alt>' in stripped
-    assert metadata.renewed(width=1, height=1, gps=True).xmp == packet.encode()
+    assert metadata.updated(width=1, height=1, gps=True).xmp == packet.encode()
 
 
 def marked(text):
@@ -106,7 +106,7 @@ BLOCK = Exif(
     {2: Entry(5, 3, struct.pack("<6I", 48, 1, 8, 1, 13, 1))},
 )  # fmt: skip
 TELLING = [LATITUDE.encode(), LATITUDE.encode("utf-16-le"), LONGITUDE.encode(), struct.pack("<d", 48.137)]
-TELLING += [BLOCK.place[2].value]
+TELLING += [BLOCK.position[2].value]
 
 
 def photograph(kind):
@@ -178,7 +178,7 @@ def test_no_other_block_carries_a_position(data):
 
 def test_a_position_among_the_settings_goes_too():
     """Both pointers of some files lead to one directory, so that the position is read as settings."""
-    shared = Exif("<", {}, {**BLOCK.settings, **BLOCK.place}, BLOCK.place)
-    renewed = parsed(Metadata(shared).renewed(width=1, height=1, gps=False).exif.block())
+    shared = Exif("<", {}, {**BLOCK.settings, **BLOCK.position}, BLOCK.position)
+    renewed = parse(Metadata(shared).updated(width=1, height=1, gps=False).exif.to_block())
     assert renewed.settings.keys() == {EXPOSURE}
-    assert not renewed.place
+    assert not renewed.position

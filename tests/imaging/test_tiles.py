@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imaging import Look, decode
-from imaging.arrays import unit
+from imaging.arrays import to_unit
 from imaging.frame import resize
 from imaging.tiles import OVERLAP, SIDE, Canvas, starts, windows
 from tests.photographs import deep, deep_pixels, encoded, pixels, profile
@@ -97,7 +97,8 @@ def test_no_seam_at_the_borders_of_tiles_and_the_tone_of_the_whole_everywhere():
     assert seam(wild, begins) > 1.3  # the test sees a seam where there is one
     assert seam(anchored, begins) < 1.05
     error = {
-        name: np.abs(unit(r) - unit(expected.pixels)).mean() for name, r in (("wild", wild), ("anchored", anchored))
+        name: np.abs(to_unit(r) - to_unit(expected.pixels)).mean()
+        for name, r in (("wild", wild), ("anchored", anchored))
     }
     assert error["anchored"] < 0.1 * error["wild"]
 
@@ -109,7 +110,7 @@ def test_detail_comes_from_the_tiles():
     small = resize(scene, (512, 512))
     photograph = decode(encoded(scene, "PNG"))
     result = run(Canvas(photograph, Look.between(small, small)), lambda tile: tile.core + grain)
-    assert 0.03 < unit(result)[100:400, 100:400].std() < 0.06
+    assert 0.03 < to_unit(result)[100:400, 100:400].std() < 0.06
 
 
 def test_strength_blends():

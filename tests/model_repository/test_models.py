@@ -197,7 +197,7 @@ def test_postprocess_returns_a_photograph(load):
 
 def test_a_signal_that_ends_the_process_is_not_turned_into_a_response(load, monkeypatch):
     model = load("preprocess")
-    monkeypatch.setitem(type(model)._response.__globals__, "prepared", interrupted)
+    monkeypatch.setitem(type(model)._response.__globals__, "core_from_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.execute([request_for(encoded(pixels(60, 80)))])
 

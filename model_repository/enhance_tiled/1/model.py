@@ -12,8 +12,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from adapters.requests import Cancelled, Overloaded, Step, options_from_request
-from imaging import decode, prepared, tiles
-from imaging.pipeline import encoded, look_of, require_finite, small
+from imaging import core_from_file, decode, tiles
+from imaging.pipeline import encode_by_options, look_between, require_finite, small_result
 
 #: Tiles share restormer's queue with all other requests: a tile that is rejected there, or waits too long, is sent
 #: again after ``PAUSE``, for ``PATIENCE`` seconds.
@@ -46,13 +46,13 @@ class TritonPythonModel:
     async def _enhanced(self, file, options, request, slots):
         _stop_if_cancelled(request)
         limits = self.step.limits
-        core = await asyncio.to_thread(prepared, file, limits)
+        core = await asyncio.to_thread(core_from_file, file, limits)
         async with slots:
             restored = await self._restored(core, request)
         photograph = await asyncio.to_thread(decode, file, limits)
         if options.size == "512":
-            return encoded(small(photograph, core, restored, options), options)
-        look = await asyncio.to_thread(look_of, photograph, core, restored, options)
+            return encode_by_options(small_result(photograph, core, restored, options), options)
+        look = await asyncio.to_thread(look_between, photograph, core, restored, options)
         canvas = tiles.Canvas(photograph, look, strength=options.strength)
         for band in canvas.bands():
             # All tiles end before an error is raised: none may outlive its request.
@@ -62,7 +62,7 @@ class TritonPythonModel:
             if errors := [end for end in ends if end]:
                 raise errors[0]
             band.finish()
-        return await asyncio.to_thread(encoded, photograph, options)
+        return await asyncio.to_thread(encode_by_options, photograph, options)
 
     async def _add(self, band, index, request, slots):
         async with slots:

@@ -1,10 +1,10 @@
-"""Apply the network's look to the full-size photograph and encode it (`imaging.finished`)."""
+"""Apply the network's look to the full-size photograph and encode it (`imaging.file_from_core`)."""
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from adapters.requests import Step, options_from_request
-from imaging import finished
+from imaging import file_from_core
 
 
 class TritonPythonModel:
@@ -19,6 +19,6 @@ class TritonPythonModel:
             ((file,),), (core,), (restored,) = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("IMAGE", "PIXELS", "RESTORED")
             )
-            enhanced = finished(file, core, restored, options_from_request(request), self.step.limits)
+            enhanced = file_from_core(file, core, restored, options_from_request(request), self.step.limits)
             answer.outputs = [pb_utils.Tensor("ENHANCED", np.array([[enhanced]], dtype=np.object_))]
         return answer.response

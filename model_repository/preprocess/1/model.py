@@ -1,9 +1,9 @@
-"""Turn an encoded photograph into a core tensor (`imaging.prepared`)."""
+"""Turn an encoded photograph into a core tensor (`imaging.core_from_file`)."""
 
 import triton_python_backend_utils as pb_utils
 
 from adapters.requests import Step, options_from_request
-from imaging import prepared
+from imaging import core_from_file
 
 
 class TritonPythonModel:
@@ -17,6 +17,6 @@ class TritonPythonModel:
         with self.step.answer() as answer:
             ((file,),) = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             options_from_request(request)  # postprocess uses them; invalid ones fail before the work
-            core = prepared(file, self.step.limits)
+            core = core_from_file(file, self.step.limits)
             answer.outputs = [pb_utils.Tensor("PIXELS", core[None])]
         return answer.response
