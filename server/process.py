@@ -132,6 +132,7 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)
     if not running_server(settings):
+        kill_orphans(settings)
         record_path(settings).unlink(missing_ok=True)
     return server is not None
 
@@ -139,8 +140,8 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
 def kill_orphans(settings: Settings) -> int:
     """Kill the Python stubs of this state folder whose Triton was killed; return their number.
 
-    They notice it only after a while, and hold the network's memory until then. Call it only while no server of this
-    state folder runs.
+    They notice it only after a while, and hold the network's memory until then. A killed Triton also leaves its regions
+    in /dev/shm, which are removed. Call it only while no server of this state folder runs.
     """
     served, killed = f"{settings.served.absolute()}/".encode(), 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -149,6 +150,8 @@ def kill_orphans(settings: Settings) -> int:
             if b"triton_python_backend_stub" in command.partition(b"\0")[0] and served in command:
                 _send_signal(int(path.parent.name), signal.SIGKILL)
                 killed += 1
+    for region in host.SHM.glob(f"{settings.shm_prefix}*"):
+        region.unlink(missing_ok=True)
     return killed
 
 

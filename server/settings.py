@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 import sys
 import sysconfig
 from collections.abc import Collection, Iterator, Mapping
@@ -104,6 +106,12 @@ class Settings:
         return self.state / "triton.log"
 
     @property
+    def shm_prefix(self) -> str:
+        """Prefix of this state folder's regions in /dev/shm; containers that share one differ by their host names."""
+        owner = f"{socket.gethostname()}:{self.state.resolve()}"
+        return f"restormer_{hashlib.sha256(owner.encode()).hexdigest()[:16]}_"
+
+    @property
     def admin_key(self) -> Path:
         """The file with the key of the restricted groups: the given one, or one written at the start."""
         return self.admin_key_file or self.state / "admin.key"
@@ -149,6 +157,7 @@ class Settings:
         # A core tensor is 3 MiB; with the default of 1 MiB the pool would grow by single megabytes during requests.
         yield f"--backend-config=python,shm-default-byte-size={SHM_MIB << 20}"
         yield f"--backend-config=python,shm-growth-byte-size={SHM_MIB << 20}"
+        yield f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"
 
     def _optional(self, key: str) -> Iterator[str]:
         groups = ",".join(RESTRICTED)

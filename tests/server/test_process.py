@@ -114,6 +114,18 @@ def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tm
     finally:
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
     assert stubs(tmp_path) == []
+    assert list(Path("/dev/shm").glob(f"{Settings(state=tmp_path).shm_prefix}*")) == []
+
+
+def test_stop_removes_the_shared_memory_of_a_killed_server(tmp_path, monkeypatch):
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    monkeypatch.setattr(process.machine, "SHM", shared)
+    settings, other = Settings(state=tmp_path / "a"), Settings(state=tmp_path / "b")
+    for each in (settings, other):
+        (shared / f"{each.shm_prefix}0").touch()
+    assert not process.stop(settings)
+    assert [path.name for path in shared.iterdir()] == [f"{other.shm_prefix}0"]
 
 
 def test_the_stubs_of_another_state_folder_are_left_alone(tmp_path, triton):
