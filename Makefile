@@ -200,7 +200,7 @@ benchmark-bulk: setup setup-bulk  ## Compare a Ray job with the plain client, an
 
 profile: $(ENVS)/build-ours.done  ## Time every layer of an engine, by kind
 ##- PACKAGE=folder, STANDARD=1 or ENGINE=file (default: the published cpu engine)  SIDE=pixels  TRTEXEC=files
-	@$(BUILD) -m benchmarks.network.layers $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
+	@$(BUILD) -m benchmarks.network.profile $(if $(STANDARD),--standard,$(if $(filter file,$(origin PACKAGE)),,--package "$(PACKAGE)")) \
 		$(if $(filter file,$(origin PRECISION)),,--precision "$(PRECISION)") --repository "$(REPOSITORY)" $(if $(ENGINE),--engine "$(ENGINE)") \
 		$(if $(SIDE),--side "$(SIDE)") $(if $(TRTEXEC),--trtexec $(TRTEXEC)) $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
 

@@ -1,22 +1,20 @@
-"""The network alone, in every runtime and precision this machine executes (``make benchmark-core``).
+"""Compare the runtimes and precisions that run the network on this machine (``make benchmark-core``).
 
-One image through the paper's standard network (26.1 M parameters, random weights) at 256 and 512, and through a
-package's. Each candidate is a process of its own, so that memory is its own and no runtime's threads disturb another's;
-they take turns, round after round, so that a drift of the machine hits all alike. The base is PyTorch eager in float32,
-the network written as in the paper (``benchmarks.network.paper``): what one has without this repository. Decibels are
-against the same in float32; with random weights they say that a form computes the same, not how photographs look.
+One image passes the paper's standard network (26.1 M parameters, random weights) at 256 and 512, and a package's
+network. Each candidate is a process of its own, so that its memory can be measured and no runtime's threads disturb
+another's. Candidates take turns, round after round, so that a drift of the machine affects all alike. The base is
+PyTorch eager in float32, written as in the paper (``benchmarks.network.paper``), and decibels are PSNR against it: with
+random weights they show that a form computes the same, not how photographs look.
 
-Then, in the engine's own runtime: the ladder of what each rewrite brings; what was tried beyond it, and left; threads
-and streams; and the first call. Last whether the goal is reached, and what this machine's arithmetic allows at most.
+The record also has the ladder of rewrites in the engine's own runtime, steps that were tried and left out
+(docs/decisions/cpu-engine.md), threads, streams, the first call, and what the processor reaches at best.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import multiprocessing
 import os
-import re
 import signal
 import statistics
 import tempfile
@@ -26,12 +24,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.network.peak import higher, peak_of, peaks
+from benchmarks.network.peak import higher_of, measured_peaks
+from benchmarks.report import tables
+from benchmarks.report.tables import EQUAL_DB, ON_GPU, OURS
 from export.errors import ExportError
 from operations.recording import (
     add_record_option,
@@ -42,29 +42,26 @@ from operations.recording import (
     show_progress,
 )
 
+if TYPE_CHECKING:  # imported where it is needed: the candidates' processes start without it
+    from torch import nn
+
+    from export.network.restormer import Restormer
+
 Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
 BASE = "PyTorch eager float32, as in the paper"
-OWN = "PyTorch eager float32, our network channels-last"  #: the fastest of eager float32 that we know of
-ON_GPU = "GPU: "  #: how the names of what runs there begin
-OURS = "our cpu engine"  #: how the names of this project's runtimes begin
-#: What an engine has to reach on a machine with AMX: times the base on that network, and decibels on the trained one.
-GOAL, GOAL_NETWORK, GOAL_DB = 10.0, "standard 256", 45.0
-PATIENCE = 600.0  #: seconds a candidate gets to be ready and answer once: torch.compile takes minutes
+PATIENCE = 600.0  #: seconds until a candidate has to be ready and to answer once: torch.compile takes minutes
 SLOWEST = 30.0  #: seconds a call may take: a slower candidate is timed once, the base `BASE_TURNS` times
 BASE_TURNS = 2
-COMPILED = 256  #: the side torch.compile is tried at, beside a package's own
+COMPILED = 256  #: the largest side of a random network that torch.compile is tried at
 TOO_LONG = f"compiling takes minutes at every size: tried at {COMPILED}x{COMPILED} and on the package's network"
-#: What was tried and left: its place in the record, and its title.
-TRIED = {"tried": "tried, and left", "tried_in_int8": "tried in INT8, and left"}
-TRIES = 3  #: rounds at most of what was tried and left
-CALIBRATION = 8  #: photographs that the INT8 ranges of a trained network are from
+MOST_TRIES = 3  #: rounds of the steps that were tried and left out
+CALIBRATION = 8  #: photographs for the INT8 ranges of a trained network
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run a network: ``kind`` is how, ``graph`` names the file it reads, ``options`` are the runtime's,
-    ``batch`` is how many images a call has."""
+    """A way to run a network: the runtime, the graph file it reads, the runtime's options, and the images a call."""
 
     name: str
     kind: str
@@ -75,32 +72,32 @@ class Candidate:
 
     @property
     def is_on_gpu(self) -> bool:
-        """Whether the processor only feeds it."""
+        """Tell whether it runs on a GPU."""
         return self.name.startswith(ON_GPU)
 
 
 def candidates() -> list[Candidate]:
-    """Everything to compare on this machine; what it cannot run says so when it is tried."""
+    """Return everything to compare; a candidate that this machine cannot run reports that when it starts."""
     found = [
         Candidate(BASE, "paper"),
         Candidate("PyTorch eager float32, our network", "eager"),
-        Candidate(OWN, "eager channels-last"),
+        Candidate("PyTorch eager float32, our network channels-last", "eager channels-last"),
         Candidate("PyTorch eager bfloat16, our network channels-last", "eager channels-last", precision="bf16"),
         Candidate("torch.compile float32", "compile"),
         Candidate("torch.compile bfloat16", "compile", precision="bf16"),
         Candidate("ONNX Runtime float32", "ort", "plain"),
         Candidate("OpenVINO float32", "openvino", "plain"),
         *(Candidate(f"{OURS}, {name}", "openvino", "engine", name) for name in ("fp32", "bf16", "fp16")),
-        # What a plan may leave out for fidelity is in: `make engine PRECISION=int8` is as fast at most.
+        # An upper bound: the plan of a real INT8 engine may leave convolutions out for fidelity.
         Candidate(f"{OURS}, int8, every convolution it can take", "openvino", "int8 engine", "int8"),
     ]
     import torch
 
-    return [*found, *on_gpu()] if torch.cuda.is_available() else found
+    return [*found, *gpu_candidates()] if torch.cuda.is_available() else found
 
 
-def on_gpu() -> list[Candidate]:
-    """The matrix of a GPU host. Not run on a GPU yet (docs/gpu-checklist.md)."""
+def gpu_candidates() -> list[Candidate]:
+    """Return what to compare on a GPU host. Not run on a GPU yet (docs/gpu-checklist.md)."""
     return [
         Candidate("GPU: PyTorch eager float32", "cuda"),
         Candidate("GPU: PyTorch autocast float16", "cuda autocast", precision="fp16"),
@@ -113,11 +110,11 @@ def on_gpu() -> list[Candidate]:
     ]
 
 
-def prepared(candidate: Candidate, folder: Path) -> Run:
-    """The candidate, ready to be called. Raises `ExportError` saying why this machine cannot run it."""
+def load_candidate(candidate: Candidate, folder: Path) -> Run:
+    """Load a candidate. Raises `ExportError` with the reason if this machine cannot run it."""
     kind, path = candidate.kind, folder / f"{candidate.graph}.onnx"
     if kind == "openvino":
-        return _openvino(candidate, path)
+        return _load_openvino(candidate, path)
     if kind.startswith("ort"):
         from export import onnx_runtime as ort
 
@@ -127,12 +124,12 @@ def prepared(candidate: Candidate, folder: Path) -> Run:
         from export.request import Options
         from export.targets.tensorrt import TensorRT
 
-        options = Options(max_batch=1)  # one image at a time, as all that is timed beside it
+        options = Options(max_batch=1)  # one image at a time, like the others
         return TensorRT().runner(TensorRT().build_plan(path.read_bytes(), options).data)
-    return _torch(candidate, folder)
+    return _load_torch(candidate, folder)
 
 
-def _openvino(candidate: Candidate, path: Path) -> Run:
+def _load_openvino(candidate: Candidate, path: Path) -> Run:
     from export.precision import PRECISIONS
     from export.targets import cpu
 
@@ -143,7 +140,7 @@ def _openvino(candidate: Candidate, path: Path) -> Run:
     return cpu.runner(cpu.compiled(path, options, batch=candidate.batch))
 
 
-def _torch(candidate: Candidate, folder: Path) -> Run:
+def _load_torch(candidate: Candidate, folder: Path) -> Run:
     import torch
 
     from benchmarks.network import paper
@@ -154,9 +151,7 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
         import openvino
 
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ExportError(
-                "this CPU has no bfloat16 arithmetic; PyTorch emulates it, many times slower than float32"
-            )
+            raise ExportError("this CPU has no bfloat16 arithmetic; PyTorch emulates it at a fraction of the speed")
     if kind == "paper":
         weights, eps = saved.state_dict(), saved.architecture.eps
         return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image), eps=eps).numpy())
@@ -167,7 +162,7 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
     network = network.to(memory_format=layout)
     if kind.endswith("compile"):
         network = torch.compile(network)
-    call = _captured(network, folder) if kind == "cuda graph" else network
+    call = _capture_cuda_graph(network, folder) if kind == "cuda graph" else network
 
     def run(image: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=kind == "cuda autocast"):
@@ -177,8 +172,8 @@ def _torch(candidate: Candidate, folder: Path) -> Run:
     return run
 
 
-def _captured(network: Any, folder: Path) -> Any:
-    """A CUDA graph of the network at the image's size."""
+def _capture_cuda_graph(network: Any, folder: Path) -> Callable[[Any], Any]:
+    """Return the network as a CUDA graph at the image's size."""
     import torch
 
     slot = torch.from_numpy(np.load(folder / "image.npy")).to("cuda", memory_format=torch.channels_last)
@@ -197,11 +192,11 @@ def _captured(network: Any, folder: Path) -> Any:
     return call
 
 
-def work(candidate: Candidate, folder: Path, pipe: Connection) -> None:
-    """A candidate's process: says when it is ready, then times a call whenever it is told to."""
+def serve_candidate(candidate: Candidate, folder: Path, pipe: Connection) -> None:
+    """Run in a candidate's process: report when it is ready, then time a call for every message."""
     try:
         image, began = np.repeat(np.load(folder / "image.npy"), candidate.batch, axis=0), time.perf_counter()
-        run = prepared(candidate, folder)
+        run = load_candidate(candidate, folder)
         ready = time.perf_counter()
         output = run(image)
         np.save(folder / f"{os.getpid()}.npy", output)
@@ -214,12 +209,12 @@ def work(candidate: Candidate, folder: Path, pipe: Connection) -> None:
         return
     except ExportError as error:
         pipe.send({"not_run": str(error)})
-    except Exception as error:  # noqa: BLE001  a runtime's own exception, whatever it is: a row of the table, not the end
+    except Exception as error:  # noqa: BLE001  any exception of a runtime is a row of the table
         pipe.send({"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 
 
 def _memory_mib(candidate: Candidate) -> int | None:
-    """The most memory this process has had; of a GPU what PyTorch took there, None of others, who do not tell."""
+    """Return the peak memory of this process; on a GPU that of PyTorch there, and None for other runtimes."""
     from export.machine import peak_memory_mib
 
     if not candidate.is_on_gpu:
@@ -239,8 +234,8 @@ class Worker:
         self.candidate, self.seconds = candidate, list[float]()  # of an image
         self.memory: int | None = None
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(candidate, folder, theirs), daemon=True)
-        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is ours to answer, and ends it too
+        self._process = context.Process(target=serve_candidate, args=(candidate, folder, theirs), daemon=True)
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process answers Ctrl-C and ends the other
         try:
             self._process.start()
         finally:
@@ -252,36 +247,36 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it can be told to run."""
+        """Tell whether it can run a turn."""
         return "not_run" not in self.first
 
     @property
-    def was_timed(self) -> bool:
-        """Whether it lived to the end and has figures."""
+    def is_timed(self) -> bool:
+        """Tell whether it lived to the end and has figures."""
         return self.is_running and bool(self.seconds)
 
     @property
     def reason(self) -> str:
-        """Why it has none."""
+        """Return why it has no figures."""
         return str(self.first.get("not_run", "it was never called"))
 
     @property
     def median(self) -> float:
-        """Seconds an image."""
+        """Return seconds an image."""
         return statistics.median(self.seconds)
 
-    def wants(self, turns: int) -> bool:
-        """Whether it is to be timed once more: the slow ones are not, after so many turns."""
+    def needs_turn(self, turns: int) -> bool:
+        """Tell whether to time it once more: slow candidates only get this many turns."""
         return self.is_running and (len(self.seconds) < turns or self.seconds[0] <= SLOWEST)
 
     def decibels(self, reference: Tensor, folder: Path) -> float:
-        """Of its first image against a reference; 200 where they are the same in every bit."""
+        """Return the PSNR of its first image against a reference; `EQUAL_DB` for equal bits."""
         from export.metrics import psnr
 
-        return min(psnr(np.load(folder / self.first["output"])[:1], reference[:1]), 200.0)
+        return min(psnr(np.load(folder / self.first["output"])[:1], reference[:1]), EQUAL_DB)
 
     def turn(self) -> None:
-        """One timed call."""
+        """Time one call."""
         self._pipe.send(True)
         answer = self._answer(PATIENCE)
         if "not_run" in answer:
@@ -291,7 +286,7 @@ class Worker:
         self.memory = answer["memory_mib"]
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.terminate()
         self._process.join()
 
@@ -307,15 +302,15 @@ class Worker:
         return {"not_run": f"no answer within {patience:g} s"}
 
 
-def compared(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
-    """All candidates, started one after another and then timed in turns."""
+def compare(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
+    """Start all candidates one after another, then time them in turns."""
     workers = []
     for candidate in found:
         show_progress(f"{candidate.name}: getting ready ...")
         workers.append(Worker(candidate, folder))
     for turn in range(rounds):
         for worker in workers:
-            if worker.wants(BASE_TURNS if worker.candidate.name == BASE else 1):
+            if worker.needs_turn(BASE_TURNS if worker.candidate.name == BASE else 1):
                 show_progress(f"round {turn + 1}/{rounds}: {worker.candidate.name}")
                 worker.turn()
     for worker in workers:
@@ -324,17 +319,24 @@ def compared(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
     return workers
 
 
-def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
-    """A candidate's figures, or why there are none."""
-    if not worker.was_timed:
-        return {"not_run": worker.reason}
+def timing(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
+    """Return the speed and the fidelity of a worker that was timed."""
     return {
         "median_s": worker.median,
         "least_s": min(worker.seconds),
         "most_s": max(worker.seconds),
-        "seconds": worker.seconds,
         "speedup": base / worker.median,
         "psnr_db": worker.decibels(reference, folder),
+    }
+
+
+def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
+    """Return a candidate's figures, or why there are none."""
+    if not worker.is_timed:
+        return {"not_run": worker.reason}
+    return {
+        **timing(worker, base, reference, folder),
+        "seconds": worker.seconds,
         "memory_mib": worker.memory,
         "ready_s": worker.first["ready_s"],
         "first_s": worker.first["first_s"],
@@ -342,41 +344,19 @@ def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[st
     }
 
 
-def peak_share(name: str, row: Mapping[str, Any], gflop: float, peak: Mapping[str, float | None]) -> float | None:
-    """What a candidate reaches of a matrix product's speed in its precision; None where that was not measured."""
-    top = peak_of(peak, row["precision"], on_gpu=name.startswith(ON_GPU))
-    return gflop / row["median_s"] / top if top else None
-
-
-def random_network() -> Any:
-    """The paper's standard network, all of its weights random."""
-    import torch
-
-    from export.network.architecture import restormer
-    from export.network.restormer import Restormer
-
-    torch.manual_seed(0)
-    return awake(Restormer(restormer()).eval())
-
-
-def awake(network: Any) -> Any:
-    """A new network with random norms and temperatures, in place.
-
-    They begin as ones and zeros. A runtime takes those out of the graph, and a rewrite that spares them would be
-    measured where there is nothing to spare.
-    """
-    import torch
-
-    for name, parameter in network.named_parameters():
-        if re.search(r"norm[12]\.weight$|temperature$", name):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        elif re.search(r"norm[12]\.bias$", name):
-            torch.nn.init.uniform_(parameter, -0.5, 0.5)
-    return network
+def steps_of(workers: list[Worker], folder: Path) -> list[dict[str, Any]]:
+    """Return the figures of each step, as times the speed of the first that ran, or why it did not run."""
+    timed = [worker for worker in workers if worker.is_timed]
+    reference = np.load(folder / timed[0].first["output"]) if timed else np.empty(0)
+    return [
+        {"step": worker.candidate.name}
+        | (timing(worker, timed[0].median, reference, folder) if worker.is_timed else {"not_run": worker.reason})
+        for worker in workers
+    ]
 
 
 def calibration_images(folder: Path) -> dict[str, Tensor]:
-    """Photographs for INT8's ranges, spread over a folder's names; none where nothing here has a use for them."""
+    """Return photographs for INT8 ranges, spread over a folder; none if this machine does not run INT8."""
     import torch
 
     from export import fidelity
@@ -387,14 +367,14 @@ def calibration_images(folder: Path) -> dict[str, Tensor]:
         return {}
     paths = fidelity.photographs(folder)
     if not paths:
-        raise ExportError(f"no photographs in {folder}: INT8's ranges come from photographs, give CALIBRATION=folder")
+        raise ExportError(f"no photographs in {folder}: give photographs for the INT8 ranges with --calibration")
     return {path.name: fidelity.core_tensor(path) for path in paths[:: -(-len(paths) // CALIBRATION)]}
 
 
-def written(network: Any, image: Tensor, folder: Path, calibration: Mapping[str, Tensor]) -> float:
-    """Puts the network, its graphs and the image where the candidates read them; returns GFLOP an image.
+def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: Mapping[str, Tensor]) -> float:
+    """Write the network, its graphs and the image for the candidates; return GFLOP an image.
 
-    ``calibration``: images of the same size, others than the one that is measured, for INT8's ranges (min-max).
+    ``calibration``: images of the same size for the INT8 ranges (min-max), other than the one that is measured.
     """
     import torch
 
@@ -417,15 +397,17 @@ def written(network: Any, image: Tensor, folder: Path, calibration: Mapping[str,
     if has_int8:
         forms["int8 engine"] = cpu_graph(ready, ranges, side=side)
     if has_gpu:
-        made = roofline.graphs(network, side=side, ranges=ranges)
+        made = roofline.typed_graphs(network, side=side, ranges=ranges)
         forms |= {"fp16": made["fp16"], "int8": made["int8"]}
     for name, model in forms.items():
         (folder / f"{name}.onnx").write_bytes(onnx_bytes(model))
-    return 2 * sum(layer.macs for layer in roofline.layers(forms["plain"], fused=False)) / 1e9
+    return 2 * sum(layer.macs for layer in roofline.graph_layers(forms["plain"], fused=False)) / 1e9
 
 
-def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
-    """What each step brings: the engine's runtime on the graph after it, and after all steps before."""
+def measure_ladder(
+    network: Restormer, image: Tensor, folder: Path, rounds: int, precision: str
+) -> list[dict[str, Any]]:
+    """Measure what each rewrite brings: the engine's runtime on the graph after it and all steps before."""
     from benchmarks.network.paper import Plain
     from export.network.cpu_form import channel_norms, grouped_feed_forward, masked_attention
     from export.network.rewrites import fold_norms, pad_feed_forward, split_projections
@@ -441,41 +423,44 @@ def ladder(network: Any, image: Tensor, folder: Path, rounds: int, precision: st
         ("feed-forward in groups of channels, whose maps stay in the cache",
          partial(grouped_feed_forward, side=image.shape[-1])),
     ]  # fmt: skip
-    found, form = [], network
+    found: list[Candidate] = []
+    form: nn.Module = network
     for number, (name, step) in enumerate(steps):
         show_progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
         form = step(form)
         exported = form if number else Plain(network)
-        found.append(_exported(name, exported, f"step{number}", image, folder, precision))
-    return steps_of(compared(found, folder, rounds), folder)
+        found.append(_export_step(name, exported, f"step{number}", image, folder, precision))
+    return steps_of(compare(found, folder, rounds), folder)
 
 
-def tried(network: Any, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
-    """The engine as it is, and what was tried beyond the ladder and left, each alone. Wants `written`'s engine."""
+def measure_tries(network: Restormer, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
+    """Measure the engine and each step that was tried and left out, alone. Needs the engine of `write_inputs`."""
+    from benchmarks.network.tried import fold_centring, without_temperature
     from export.network.cpu_form import channels_last
     from export.network.rewrites import rewritten
 
     form = channels_last(rewritten(network), side=image.shape[-1])
-    show_progress("tried, and left: exporting ...")
+    show_progress("steps that were left out: exporting ...")
+    export = partial(_export_step, image=image, folder=folder, precision=precision)
+    engine = partial(Candidate, kind="openvino", graph="engine", precision=precision)
     found = [
-        Candidate("the engine as it is", "openvino", "engine", precision),
-        *(Candidate(f"{words} images a call", "openvino", "engine", precision, batch=count)
-          for words, count in (("two", 2), ("four", 4))),
-        _exported("no temperature: the most that folding it into q can bring", without_temperature(form), "bare", image,
-                  folder, precision),
-        _exported("LayerNorm's centring folded into the next convolution", centring_folded(form), "centred", image,
-                  folder, precision),
-        Candidate("OpenVINO's hint for throughput", "openvino", "engine", precision,
-                  (("PERFORMANCE_HINT", "THROUGHPUT"),)),
-        Candidate("OpenVINO without its graph pass that compiles elementwise work (snippets)", "openvino", "engine",
-                  precision, (("SNIPPETS_MODE", "DISABLE"),)),
+        engine("the engine as it is"),
+        engine("two images a call", batch=2),
+        engine("four images a call", batch=4),
+        export("no temperature: the most that folding it into q can bring", without_temperature(form), "bare"),
+        export("LayerNorm's centring folded into the next convolution", fold_centring(form), "centred"),
+        engine("OpenVINO's hint for throughput", options=(("PERFORMANCE_HINT", "THROUGHPUT"),)),
+        engine("OpenVINO without its graph pass that compiles elementwise work (snippets)",
+               options=(("SNIPPETS_MODE", "DISABLE"),)),
     ]  # fmt: skip
-    return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
+    return steps_of(compare(found, folder, min(rounds, MOST_TRIES)), folder)
 
 
-def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """The INT8 engine as it is, and with more convolutions in INT8 (ranges of ``other``, as its own); none where this
-    processor has no use for INT8. Wants `written`'s engine."""
+def measure_int8_tries(
+    network: Restormer, image: Tensor, other: Tensor, folder: Path, rounds: int
+) -> list[dict[str, Any]]:
+    """Measure the INT8 engine with more convolutions in INT8, whose ranges come from ``other``; nothing if this CPU
+    does not run INT8. Needs the engine of `write_inputs`."""
     import onnx
     import torch
 
@@ -488,7 +473,7 @@ def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, roun
 
     if cpu.why_not(PRECISIONS["int8"]):
         return []
-    show_progress("tried in INT8, and left: quantizing ...")
+    show_progress("steps that were left out in INT8: quantizing ...")
     form = channels_last(rewritten(network), side=image.shape[-1])
     inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
     ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
@@ -503,95 +488,37 @@ def tried_in_int8(network: Any, image: Tensor, other: Tensor, folder: Path, roun
         taken = {module: largest for module, largest in ranges.items() if any(part in module for part in parts)}
         (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantized_graph(engine, taken)))
         found.append(Candidate(name, "openvino", f"more{number}", "int8"))
-    return steps_of(compared(found, folder, min(rounds, TRIES)), folder)
+    return steps_of(compare(found, folder, min(rounds, MOST_TRIES)), folder)
 
 
-def _exported(name: str, form: Any, graph: str, image: Tensor, folder: Path, precision: str) -> Candidate:
-    """A form of the network as a candidate in the engine's runtime, its graph written."""
+def _export_step(name: str, form: Any, graph: str, image: Tensor, folder: Path, precision: str) -> Candidate:
+    """Write the graph of a form of the network; return it as a candidate in the engine's runtime."""
     from export.network.graph import onnx_bytes, onnx_from_network
 
     (folder / f"{graph}.onnx").write_bytes(onnx_bytes(onnx_from_network(form, side=image.shape[-1])))
     return Candidate(name, "openvino", graph, precision)
 
 
-def without_temperature(network: Any) -> Any:
-    """The engine's form less the temperature: another function, to see what the multiplication costs.
-
-    Folded into q it would still have to be taken out of q's length, which the product is divided by.
-    """
-    from export.network.cpu_form import MaskedAttention
-
-    result = copy.deepcopy(network)
-    for layer in result.modules():
-        if isinstance(layer, MaskedAttention):
-            del layer.temperature
-            layer.temperature = 1.0  # type: ignore[assignment]
-    return result
-
-
-def centring_folded(network: Any) -> Any:
-    """The engine's form with LayerNorm's centring in the convolutions that follow: W(x - mean x) = (W - row means)x."""
-    from export.network.restormer import TransformerBlock
-
-    result = copy.deepcopy(network)
-    for block in result.modules():
-        if isinstance(block, TransformerBlock):
-            for norm, points in ((block.norm1, block.attn.qkv), (block.norm2, block.ffn.project_in)):
-                for point in points if norm.is_centred else ():
-                    point.weight.data -= point.weight.data.mean(1, keepdim=True)
-                norm.is_centred = False
-    return result
-
-
-def steps_of(workers: list[Worker], folder: Path) -> list[dict[str, Any]]:
-    """Seconds an image of each, and how many times as fast as the first that ran it is; or why it did not run."""
-    timed = [worker for worker in workers if worker.was_timed]
-    reference = np.load(folder / timed[0].first["output"]) if timed else np.empty(0)
-    return [
-        {
-            "step": worker.candidate.name,
-            "median_s": worker.median,
-            "least_s": min(worker.seconds),
-            "most_s": max(worker.seconds),
-            "speedup": timed[0].median / worker.median,
-            "psnr_db": worker.decibels(reference, folder),
-        }
-        if worker.was_timed
-        else {"step": worker.candidate.name, "not_run": worker.reason}
-        for worker in workers
-    ]
-
-
-def is_within_spread(step: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the rounds of one lie among those of the other, so that the two medians say nothing."""
-    return bool(step["least_s"] <= other["most_s"] and other["least_s"] <= step["most_s"])
-
-
-def settings(folder: Path, rounds: int, precision: str) -> dict[str, Any]:
-    """Threads, streams and a cache: seconds an image, and images a second when as many run as there are streams."""
+def measure_settings(folder: Path, rounds: int, precision: str) -> dict[str, Any]:
+    """Measure threads and a cache in seconds an image, and streams in images a second."""
     cores = len(os.sched_getaffinity(0))
     cache = str(folder / "cache")
     threads = sorted({1, max(1, cores // 2), cores})
-    ways = {counted(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
+    ways = {_plural(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
     ways |= {"compiled into a cache": {"CACHE_DIR": cache}, "compiled from the cache": {"CACHE_DIR": cache}}
     found = [Candidate(name, "openvino", "engine", precision, tuple(options.items())) for name, options in ways.items()]
-    workers = compared(found, folder, rounds)
     rows = {
-        worker.candidate.name: {
-            "median_s": worker.median,
-            "ready_s": worker.first["ready_s"],
-            "first_s": worker.first["first_s"],
-        }
-        if worker.was_timed
+        worker.candidate.name: {"median_s": worker.median} | {key: worker.first[key] for key in ("ready_s", "first_s")}
+        if worker.is_timed
         else {"not_run": worker.reason}
-        for worker in workers
+        for worker in compare(found, folder, rounds)
     }
     image = np.load(folder / "image.npy")
-    return {"rows": rows, "streams": _streams(folder / "engine.onnx", image, precision, cores, rounds)}
+    return {"rows": rows, "streams": _measure_streams(folder / "engine.onnx", image, precision, cores, rounds)}
 
 
-def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int) -> dict[str, list[float]]:
-    """Images a second of each round, with one stream over all cores, and with a stream a core, both kept busy."""
+def _measure_streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int) -> dict[str, list[float]]:
+    """Return images a second of each round, with one stream over all cores and with a stream a core."""
     import openvino
 
     from export.precision import PRECISIONS
@@ -601,7 +528,7 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
     for streams in sorted({1, cores}):
         options = {**cpu.settings(PRECISIONS[precision]), "NUM_STREAMS": str(streams)}
         queues[streams] = openvino.AsyncInferQueue(cpu.compiled(path, options), streams)
-    rates: dict[str, list[float]] = {counted(streams, "stream"): [] for streams in queues}
+    rates: dict[str, list[float]] = {_plural(streams, "stream"): [] for streams in queues}
     for turn in range(rounds + 1):  # the first is a warm-up
         for streams, queue in queues.items():
             show_progress(f"streams: {streams}, round {turn}/{rounds}")
@@ -610,28 +537,28 @@ def _streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int)
                 queue.start_async({0: image})
             queue.wait_all()
             if turn:
-                rates[counted(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
+                rates[_plural(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
     return rates
 
 
-def counted(count: int, what: str) -> str:
-    """So many of them, in words: 1 thread, 2 threads."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _plural(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 thread, 2 threads."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def measured(
-    name: str, network: Any, image: Tensor, weights: str, calibration: Mapping[str, Tensor], folder: Path, rounds: int,
+def measure_network(
+    name: str, network: Restormer, image: Tensor, weights: str, calibration: Mapping[str, Tensor], folder: Path,
+    rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One network at one size: every candidate."""
+    """Measure every candidate on one network at one size."""
     show_progress(f"{name}: exporting ...")
-    gflop = written(network, image, folder, calibration)
+    gflop = write_inputs(network, image, folder, calibration)
     is_compiled = weights == "trained" or image.shape[-1] <= COMPILED
-    found = {each: is_compiled or each.kind != "compile" for each in candidates()}
-    workers = {
-        worker.candidate: worker for worker in compared([e for e, wanted in found.items() if wanted], folder, rounds)
-    }
+    wanted = {each: is_compiled or each.kind != "compile" for each in candidates()}
+    chosen = [each for each, is_wanted in wanted.items() if is_wanted]
+    workers = {worker.candidate: worker for worker in compare(chosen, folder, rounds)}
     base = next(iter(workers.values()))
-    if not base.was_timed:
+    if not base.is_timed:
         raise ExportError(f"the base of the comparison, {BASE}, could not be timed on {name}: {base.reason}")
     reference = np.load(folder / base.first["output"])
     return {
@@ -640,161 +567,17 @@ def measured(
         "gflop": gflop,
         "weights": weights,
         "rows": {
-            each.name: row(workers[each], base.median, reference, folder) if wanted else {"not_run": TOO_LONG}
-            for each, wanted in found.items()
+            each.name: row(workers[each], base.median, reference, folder) if is_wanted else {"not_run": TOO_LONG}
+            for each, is_wanted in wanted.items()
         },
     }
 
 
-def lines(document: Mapping[str, Any]) -> list[str]:
-    """The tables."""
-    made = []
-    for name, found in document["networks"].items():
-        made += [
-            "",
-            f"{name}: {found['parameters'] / 1e6:.1f} M parameters, {found['gflop']:.0f} GFLOP an image, "
-            f"{found['weights']} weights",
-            f"{'':<52} {'median s':>9} {'least–most':>15} {'×':>6} {'dB':>6} {'MiB':>6} {'of peak':>8}",
-        ]
-        made += [
-            f"{runtime:<52} {_figures(runtime, each, found['gflop'], document['peak'])}"
-            for runtime, each in found["rows"].items()
-        ]
-    for title, steps in (("the ladder", document["ladder"]), *((name, document[key]) for key, name in TRIED.items())):
-        made += ["", f"{title}, {document['ladder_of']}"]
-        made += [f"{each['step']:<70} {_figures_of_a_step(each)}" for each in steps]
-    made += ["", f"{'settings of the engine':<30} {'s':>7} {'ready s':>8} {'first call s':>13}"]
-    for name, each in document["settings"]["rows"].items():
-        told = "not_run" not in each and f"{each['median_s']:7.3f} {each['ready_s']:8.2f} {each['first_s']:13.3f}"
-        made.append(f"{name:<30} {told or 'not run: ' + each['not_run']}")
-    for name, rates in document["settings"]["streams"].items():
-        made.append(f"{name:<30} {statistics.median(rates):7.3f} images a second ({min(rates):.3f}–{max(rates):.3f})")
-    return [*made, "", verdict(document)]
-
-
-def _figures(name: str, each: Mapping[str, Any], gflop: float, peak: Mapping[str, float | None]) -> str:
-    if reason := each.get("not_run"):
-        return f"not run: {reason}"
-    share = peak_share(name, each, gflop, peak)
-    spread, memory = f"{each['least_s']:.2f}–{each['most_s']:.2f}", each["memory_mib"]
-    return (
-        f"{each['median_s']:9.3f} {spread:>15} {each['speedup']:6.2f} {each['psnr_db']:6.1f} "
-        f"{'–' if memory is None else memory:>6} {'–' if share is None else format(share, '.0%'):>8}"
-    )
-
-
-def _figures_of_a_step(each: Mapping[str, Any]) -> str:
-    if reason := each.get("not_run"):
-        return f"not run: {reason}"
-    return f"{each['median_s']:7.3f} s {each['speedup']:5.2f}x {each['psnr_db']:6.1f} dB"
-
-
-def ran(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of the runtimes that could be measured; the first is what the others are compared with."""
-    return {name: each for name, each in network["rows"].items() if "median_s" in each}
-
-
-def trained(document: Mapping[str, Any]) -> str:
-    """The name of the network whose weights were trained."""
-    return next(name for name, network in document["networks"].items() if network["weights"] == "trained")
-
-
-def fastest_engine(document: Mapping[str, Any], network: str) -> tuple[str, dict[str, Any]] | None:
-    """The fastest of this project's engines on a network, of those that are faithful enough on the trained one."""
-    demo, found = ran(document["networks"][trained(document)]), ran(document["networks"][network])
-    faithful = {name for name, each in demo.items() if name.startswith(OURS) and each["psnr_db"] >= GOAL_DB}
-    rows = [(name, each) for name, each in found.items() if name in faithful]
-    return max(rows, key=lambda item: item[1]["speedup"], default=None)
-
-
-def verdict(document: Mapping[str, Any]) -> str:
-    """Whether the goal is reached, what this machine's arithmetic allows at most, and what was tried for more."""
-    goal = f"{GOAL:g} times PyTorch eager float32 on the standard network at 256x256, and {GOAL_DB:g} dB on the demo's"
-    is_for_this = "amx_bf16" in document["circumstances"]["isa"]
-    best = fastest_engine(document, GOAL_NETWORK)
-    reached = f"none of our engines that ran here keeps {GOAL_DB:g} dB"
-    if best:
-        decibels = ran(document["networks"][trained(document)])[best[0]]["psnr_db"]
-        reached = f"{best[0]} is {best[1]['speedup']:.1f} times as fast, at {decibels:.1f} dB"
-    if is_for_this:
-        met = "reached" if best and best[1]["speedup"] >= GOAL else "**missed**"
-        said = f"The goal on a machine with AMX, {goal}, is {met}: {reached}."
-    else:
-        beyond = ": reached even here" if best and best[1]["speedup"] >= GOAL else ""
-        said = f"The goal on a machine with AMX is {goal}; this one has none. Here {reached}{beyond}."
-    return " ".join(part for part in (said, _apart(document, best), _allowed(document, best), _left(document)) if part)
-
-
-def _apart(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | None) -> str:
-    """Between which ratios the rounds lie, and the ratio to the fastest base there is in eager PyTorch."""
-    rows = ran(document["networks"][GOAL_NETWORK])
-    if not best or OWN not in rows:
-        return ""
-    base, ours, own = rows[BASE], best[1], rows[OWN]
-    by_round = [theirs / each for theirs, each in zip(base["seconds"], ours["seconds"], strict=False)]
-    return (
-        f"Round by round that is {min(by_round):.1f} to {max(by_round):.1f} times. The base keeps PyTorch's usual "
-        f"memory layout; beside the fastest of eager float32 that we know of, our own network with its channels "
-        f"last, it is {own['median_s'] / ours['median_s']:.1f} times."
-    )
-
-
-def _allowed(document: Mapping[str, Any], best: tuple[str, Mapping[str, Any]] | None) -> str:
-    """How fast multiplications alone would be: a calculation from the measured peak."""
-    if not best:
-        return ""
-    found, precision = document["networks"][GOAL_NETWORK], best[1]["precision"]
-    top = peak_of(document["peak"], precision)
-    if not top:
-        return f"What this machine's arithmetic allows in {precision} was not measured."
-    base = next(iter(ran(found).values()))["median_s"]
-    allowed = base / (found["gflop"] / top)
-    beyond = f": {GOAL:g} is out of reach here" if allowed < GOAL else ""
-    unit = "GOP/s" if precision == "int8" else "GFLOP/s"
-    return (
-        f"All of the network's multiplications, at the {top:,.0f} {unit} that a matrix product reaches here in "
-        f"{precision}, would be {allowed:.1f} times as fast{beyond}."
-    )
-
-
-def _left(document: Mapping[str, Any]) -> str:
-    """What was tried beyond the rewrites, in short."""
-    told, within = [], []
-    for key in TRIED:
-        engine, *steps = [each for each in document[key] if "median_s" in each] or [{}]
-        for each in steps:
-            if is_within_spread(each, engine):
-                within.append(each["step"])
-            else:
-                told.append(f"{each['step']}, {each['speedup']:.2f}")
-    said = [f"Tried beyond the rewrites and left, as times the engine's speed: {'; '.join(told)}."] if told else []
-    return " ".join([*said, *([f"Within the spread of the rounds: {'; '.join(within)}."] if within else [])])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", type=Path, default=Path("demo/package"), help="the trained network to measure too")
-    parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="the first is what it is measured on")
-    parser.add_argument(
-        "--calibration", type=Path, default=Path("demo/calibration"), help="photographs its INT8 ranges come from"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    add_record_option(parser)
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds: 1 or more")
-    try:
-        document = recorded(arguments, format_make_command("benchmark-core", parser, arguments, "record"))
-    except ExportError as error:
-        raise SystemExit(f"error: {error}") from None
-    print("\n".join(lines(document)))
-    finish_run(document, arguments.record)
-
-
-def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Everything, as the JSON has it. Raises `ExportError` for a package or photographs that are none."""
+def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Measure everything. Raises `ExportError` for a package or photographs that cannot be read."""
     import torch
 
+    from benchmarks.network.random_weights import random_image, standard_network
     from export.fidelity import core_tensors
     from export.machine import gpus
     from export.package.model_package import network_from_package, package_from_folder
@@ -803,32 +586,64 @@ def recorded(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
     if gpus() and not torch.cuda.is_available():
         raise ExportError(
-            "there is a GPU, and a PyTorch that does not see it: install a CUDA build of PyTorch, "
+            "there is a GPU, but PyTorch does not see it: install a CUDA build of PyTorch, "
             "or set CUDA_VISIBLE_DEVICES= to measure the CPU alone"
         )
     trained = network_from_package(package_from_folder(arguments.package))
     photograph = next(iter(core_tensors(arguments.photos).values()))
-    calibration, rounds = calibration_images(arguments.calibration), arguments.rounds
-    standard, generator = random_network(), np.random.default_rng(0)
-    document: dict[str, Any] = {"circumstances": describe_circumstances(command), "peak": peaks(), "networks": {}}
+    calibration, rounds, standard = calibration_images(arguments.calibration), arguments.rounds, standard_network()
+    noise = {side: [random_image(side, seed=seed) for seed in range(2)] for side in (256, 512)}
+    runs = {f"standard {side}": (standard, image, "random", {"other": other}) for side, (image, other) in noise.items()}
+    runs["demo 512"] = (trained, photograph, "trained", calibration)
+    document: dict[str, Any] = {
+        "circumstances": describe_circumstances(command),
+        "peak": measured_peaks(),
+        "networks": {},
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        noise = {side: [generator.random((1, 3, side, side), np.float32) for _ in range(2)] for side in (256, 512)}
-        for side, (image, other) in noise.items():
-            name, folder = f"standard {side}", Path(temporary, str(side))
-            document["networks"][name] = measured(name, standard, image, "random", {"other": other}, folder, rounds)
-            document["peak"] = higher(document["peak"], peaks())
-        document["networks"]["demo 512"] = measured(
-            "demo 512", trained, photograph, "trained", calibration, Path(temporary, "demo"), rounds
-        )
-        document["peak"] = higher(document["peak"], peaks())
-        small, (image, other) = Path(temporary, "256"), noise[256]
+        for name, (network, image, weights, images) in runs.items():
+            folder = Path(temporary, name)
+            document["networks"][name] = measure_network(name, network, image, weights, images, folder, rounds)
+            document["peak"] = higher_of(document["peak"], measured_peaks())
+        small, (image, other) = Path(temporary, "standard 256"), noise[256]
         precision = "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
         document["ladder_of"] = f"standard network at 256, OpenVINO in {precision}"
-        document["ladder"] = ladder(standard, image, small, rounds, precision)
-        document["tried"] = tried(standard, image, small, rounds, precision)
-        document["tried_in_int8"] = tried_in_int8(standard, image, other, small, rounds)
-        document["settings"] = settings(small, rounds, precision)
+        document["ladder"] = measure_ladder(standard, image, small, rounds, precision)
+        document["tried"] = measure_tries(standard, image, small, rounds, precision)
+        document["tried_in_int8"] = measure_int8_tries(standard, image, other, small, rounds)
+        document["settings"] = measure_settings(small, rounds, precision)
     return document
+
+
+def print_tables(document: Mapping[str, Any]) -> None:
+    """Print what was measured."""
+    for name, network in document["networks"].items():
+        print(f"\n{name}: {network['parameters']:,} parameters, {network['gflop']:.0f} GFLOP an image, "
+              f"{network['weights']} weights\n{tables.network_table(network, document['peak'])}")  # fmt: skip
+    print(f"\nladder, {document['ladder_of']}\n{tables.steps_table(document['ladder'])}")
+    for key in ("tried", "tried_in_int8"):
+        print(f"\nsteps that were left out ({key})\n{tables.steps_table(document[key], against_first=True)}")
+    print(f"\n{tables.settings_table(document['settings'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--package", type=Path, default=Path("demo/package"), help="trained network to measure too")
+    parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="the first is the image it runs on")
+    parser.add_argument(
+        "--calibration", type=Path, default=Path("demo/calibration"), help="photographs for its INT8 ranges"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    add_record_option(parser)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    try:
+        document = record(arguments, format_make_command("benchmark-core", parser, arguments, "record"))
+    except ExportError as error:
+        raise SystemExit(f"error: {error}") from None
+    print_tables(document)
+    finish_run(document, arguments.record)
 
 
 if __name__ == "__main__":

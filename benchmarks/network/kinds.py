@@ -1,9 +1,9 @@
-"""Which kind of work a runtime's layer is, by the nodes of the graph it was made of.
+"""Classify the layers of a runtime by the nodes of the graph that they were made of.
 
-A *layer* is what a runtime runs as one: often several nodes. It is named after the most costly kind among them, so a
-convolution with its gelu is a convolution, and an attention product with its softmax a product. *Reorder* is what the
-runtime itself put in, to lay a tensor out as the next layer wants it; *moves* are those of the graph: transposes,
-concatenations, pixel shuffles. Bytes are what a layer reads and writes at the least.
+A *layer* is what a runtime runs as one: often several nodes. Its kind is the most costly among them, so a convolution
+with its gelu is a convolution, and an attention product with its softmax a product. *Reorder* is inserted by the
+runtime to lay a tensor out for the next layer; *moves* are in the graph: transposes, concatenations, pixel shuffles.
+Bytes are the minimum that a layer reads and writes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from export.errors import ExportError
 
 PRODUCT, NORM, SOFTMAX, MOVES = (KINDS[each] for each in ("MatMul", "LayerNormalization", "Softmax", "Transpose"))
 SUMS, ELEMENTWISE, REORDER = "attention norms", "elementwise", "reorder"
-#: Of a layer made of several nodes the first kind that is in it counts.
+#: The first of these kinds among its nodes is the kind of a layer.
 RANK = ("3x3 convolution", "1x1 convolution", DEPTHWISE, PRODUCT, NORM, SOFTMAX, SUMS, ELEMENTWISE, MOVES, REORDER)
 OPERATIONS = {
     "ReduceMean": NORM, "LayerNormalization": NORM, "Softmax": SOFTMAX, "ReduceSum": SUMS, "ReduceL2": SUMS,
     **dict.fromkeys(("Transpose", "Concat", "Gather", "Split", "Slice", "Reshape", "DepthToSpace", "SpaceToDepth"),
                     MOVES),
 }  # fmt: skip
-PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: ONNX Runtime's names in OpenVINO's words
-RENAMED = ("Reshape", "Identity")  #: give a tensor another name in ONNX Runtime, and move nothing
-#: What OpenVINO makes of a LayerNormalization, under names of its own.
+PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: OpenVINO's names for ONNX Runtime's
+RENAMED = ("Reshape", "Identity")  #: only rename a tensor in ONNX Runtime
+#: OpenVINO's own names for the parts of a LayerNormalization.
 FROM_NORM = ("MVN", "ReduceMean", "Subtract", "RMS")
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the graph: its kind, its multiply-accumulates for one image, and the module its weights are of."""
+    """A node of the graph: its kind, its multiply-accumulates for one image, and the module of its weights."""
 
     kind: str
     macs: int = 0
@@ -48,8 +48,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a runtime runs as one. ``ms``: median over the rounds; ``bytes``: read and written at the least;
-    ``type``: the runtime's own word for it; ``precision``: what it computes in."""
+    """What a runtime runs as one. ``ms``: median over the rounds; ``bytes``: minimum read and written; ``type``: the
+    runtime's own name; ``precision``: the type it computes in."""
 
     name: str
     kind: str
@@ -61,8 +61,8 @@ class Layer:
     module: str
 
 
-def nodes(model: onnx.ModelProto) -> dict[str, Node]:
-    """The graph's nodes by name, and by the name of their first output, which ONNX Runtime calls some after."""
+def graph_nodes(model: onnx.ModelProto) -> dict[str, Node]:
+    """Return the nodes by name, and by the name of their first output, which ONNX Runtime gives to some layers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -76,10 +76,10 @@ def nodes(model: onnx.ModelProto) -> dict[str, Node]:
             readers[name].append(node.op_type)
     made: dict[str, Node] = {}
     for node in graph.node:
-        found = _node(node, shapes, weights)
+        found = _classify(node, shapes, weights)
         if found.kind in (ELEMENTWISE, SUMS):
             before = [made[name] for name in node.input if name in made]
-            # What is made of a mean is LayerNorm's; what only a sum reads is the norm's of q or k.
+            # A node that reads a mean is part of LayerNorm; one that only a sum reads is part of the norm of q or k.
             if any(each.kind == NORM and not each.module for each in before):
                 found = Node(NORM)
             elif (
@@ -92,8 +92,8 @@ def nodes(model: onnx.ModelProto) -> dict[str, Node]:
     return made
 
 
-def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> Node:
-    """A node by itself."""
+def _classify(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> Node:
+    """Classify a node without its neighbours."""
     if node.op_type == "Conv":
         weight = weights.get(node.input[1]) or shapes[node.input[1]]
         group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
@@ -105,13 +105,13 @@ def _node(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str,
         is_weight = node.input[1] if node.input[1] in weights else ""
         depth = (weights.get(node.input[0]) or shapes[node.input[0]])[-1]
         return Node("1x1 convolution" if is_weight else PRODUCT, prod(shapes[node.output[0]]) * depth, is_weight)
-    # A whole LayerNormalization bears a module's name, so that what follows it is not counted to it.
+    # A whole LayerNormalization gets a module, so that the nodes after it do not count as parts of it.
     return Node(OPERATIONS.get(node.op_type, ELEMENTWISE), 0, node.name if node.op_type == "LayerNormalization" else "")
 
 
-def layer(name: str, originals: Iterable[str], kind: str, known: dict[str, Node], **rest: Any) -> Layer:
-    """A runtime's layer, from the nodes it was made of. ``kind``: where it was made of none of the graph's."""
-    # Runtimes name what they make of a node after it, with something behind a stroke; a node counts once.
+def layer_from_nodes(name: str, originals: Iterable[str], kind: str, known: dict[str, Node], **rest: Any) -> Layer:
+    """Return a runtime's layer from the nodes it was made of. ``kind``: that of a layer without nodes of the graph."""
+    # Runtimes name layers after a node, with a suffix behind a slash; a node counts once.
     parts = {original.partition("/")[0] for original in originals}
     members = [known[part] for part in sorted(parts) if part in known]
     if members:
@@ -120,8 +120,8 @@ def layer(name: str, originals: Iterable[str], kind: str, known: dict[str, Node]
     return Layer(name, kind, macs=sum(member.macs for member in members), module=module, **rest)
 
 
-def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Node]) -> list[Layer]:
-    """The layers of a profile as ONNX Runtime writes it: one event a node and run, in microseconds."""
+def layers_from_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Node]) -> list[Layer]:
+    """Return the layers of an ONNX Runtime profile: one event a node and run, in microseconds."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
@@ -135,7 +135,7 @@ def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Nod
                  for typed in of[key] for each, shape in typed.items() if operation not in RENAMED]  # fmt: skip
         written = next((each for typed in of["output_type_shape"] for each in typed), "")
         made.append(
-            layer(
+            layer_from_nodes(
                 name, [] if kind == REORDER else [name, name.removesuffix("_nchwc")], kind, known,
                 ms=statistics.median(turn["dur"] for turn in turns[1:] or turns) / 1e3, type=operation,
                 precision=PRECISION.get(written, written), bytes=sum(sizes),
@@ -145,25 +145,25 @@ def layers_of_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Nod
 
 
 def _width(name: str) -> int:
-    """Bytes of an element as ONNX Runtime names its type."""
+    """Return the bytes of an element by ONNX Runtime's name of its type."""
     return {"double": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}.get(name, 4)
 
 
-def layers_of_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], known: dict[str, Node]) -> list[Layer]:
-    """The layers that trtexec timed (``--exportProfile``), by the nodes that its ``--exportLayerInfo`` names.
+def layers_from_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], known: dict[str, Node]) -> list[Layer]:
+    """Return the layers that trtexec timed (``--exportProfile``), by the nodes in its ``--exportLayerInfo``.
 
-    Raises `ExportError` if the plan does not tell its nodes. Bytes are not told.
+    Raises `ExportError` if the plan does not have its nodes. Bytes are unknown.
     """
     rows = {row["Name"]: row for row in info["Layers"] if isinstance(row, dict)}
     if not rows:
-        raise ExportError("this plan does not tell its nodes: trtexec wants --profilingVerbosity=detailed")
+        raise ExportError("this plan does not have the names of its nodes: give trtexec --profilingVerbosity=detailed")
     made = []
-    for timed in profile[1:]:  # the first tells how many runs
+    for timed in profile[1:]:  # the first is the number of runs
         name, of = timed["name"], rows.get(timed["name"], {})
         kind = REORDER if "reformat" in name.lower() else ELEMENTWISE
         written = {str(tensor["Format/Datatype"]) for tensor in of.get("Outputs", []) if "Format/Datatype" in tensor}
         made.append(
-            layer(
+            layer_from_nodes(
                 name, re.findall(r"\[ONNX Layer: ([^\]]+)\]", of.get("Metadata", "")), kind, known,
                 ms=timed.get("medianMs", timed["averageMs"]), type=of.get("LayerType", ""),
                 precision=", ".join(sorted(written)), bytes=0,
@@ -172,9 +172,12 @@ def layers_of_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], k
     return made
 
 
-def by_kind(layers: Sequence[Layer], peak: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """The kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s, GB/s; and of those that multiply
-    the precisions, and ``least_ms``, which a matrix product's speed (`peak`) would allow them, None if not measured."""
+def summarize_kinds(layers: Sequence[Layer], peak: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Return the kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s and GB/s.
+
+    Kinds that multiply also have their precisions and ``least_ms``, their time at a matrix product's speed (``peak``),
+    or None if that was not measured.
+    """
     kinds: dict[str, list[Layer]] = defaultdict(list)
     for each in layers:
         kinds[each.kind].append(each)

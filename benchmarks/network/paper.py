@@ -1,12 +1,12 @@
-"""Restormer once more, straight from the equations and as plainly as can be: the reference of tests and speed.
+"""Restormer written from the paper's equations, as plainly as possible: the reference of tests and of speed.
 
-Shares no code with ``export.network.restormer`` or ``export.package.naming``: a function of a state dict, as the
-checkpoint names it, and an image. Every step is as the paper writes it (q and k normalised before their product, one
-convolution a projection), by PyTorch's own function where it has one. The paper's network and the owner's differ in
-names, ``eps`` and ``reduce_chan_level1``, which the owner's has; both are read here.
+It shares no code with ``export.network.restormer`` or ``export.package.naming``: it is a function of a state dict, with
+the checkpoint's names, and an image. Every step is as in the paper (q and k are normalised before their product, one
+convolution a projection), with PyTorch's own function where there is one. It reads the paper's names and the owner's,
+whose network also has ``reduce_chan_level1`` and another ``eps``.
 
-LayerNorm is spelled out, because PyTorch's is over the last axes and the paper's over the channels of NCHW; to move
-them there and back would change the memory layout of all that follows. `Plain` is the same as a module, for its graph.
+LayerNorm is written out, because PyTorch's normalises the last axes and the paper's the channels of NCHW: moving the
+channels there and back would change the memory layout of everything that follows.
 """
 
 import re
@@ -20,7 +20,7 @@ from export.network.restormer import Restormer
 
 
 class Plain(nn.Module):
-    """`restormer` with the weights of a network, as a module: what an ONNX exporter takes."""
+    """`restormer` with the weights of a network, as a module for the ONNX exporter."""
 
     def __init__(self, network: Restormer) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Plain(nn.Module):
 
     @property
     def output(self) -> nn.Conv2d:
-        """The last convolution."""
+        """Return the last convolution."""
         return self.network.output
 
     def forward(self, image: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Plain(nn.Module):
 
 
 def restormer(weights: Mapping[str, Tensor], image: Tensor, *, eps: float) -> Tensor:
-    """``weights``: state dict; ``image``: [N, C, H, W]. Works in the type of both (the tests use float64)."""
+    """Run the network on ``image`` [N, C, H, W] with the state dict ``weights``, in their type (tests use float64)."""
     body = ".body" if "encoder_level1.0.norm1.body.weight" in weights else ""
     blocks = ".blocks" if "encoder_level1.blocks.0.norm1.weight" in weights else ""
     embedding = "patch_embed.proj" if "patch_embed.proj.weight" in weights else "patch_embed"

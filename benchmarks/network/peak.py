@@ -1,4 +1,4 @@
-"""What this machine's processor reaches at best, measured: the roof that the network's figures are held against."""
+"""Measure what this machine's processor reaches at best, for comparison with the figures of the network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 2048  #: of the matrices
-#: Which figure of the peak is a precision's, by our names and by those of the runtimes' layers. fp16 is a GPU's only.
+#: The figure of the peak for a precision, by our names and by those of the runtimes' layers. Only GPUs have fp16.
 PEAKS = {
     "fp32": "float32_gflops", "bf16": "bfloat16_gflops", "int8": "int8_gops",
     "fp16": "float16_gflops", "f32": "float32_gflops", "u8": "int8_gops", "i8": "int8_gops", "uint8": "int8_gops",
@@ -21,15 +21,15 @@ PEAKS = {
 
 
 def peak_of(peak: Mapping[str, float | None], precision: str, *, on_gpu: bool = False) -> float | None:
-    """GFLOP/s that a matrix product reached in a precision; None where that was not measured."""
+    """Return the GFLOP/s of a matrix product in a precision, or None if that was not measured."""
     return peak.get(f"{'gpu_' if on_gpu else ''}{PEAKS.get(precision, '')}")
 
 
-def peaks() -> dict[str, float | None]:
-    """What this machine reaches at best: matrix products in GFLOP/s, by the fastest of PyTorch, ONNX Runtime and
-    OpenVINO (in INT8 ONNX Runtime's), None where it has no arithmetic of its own for a precision; copies in GB/s.
+def measured_peaks() -> dict[str, float | None]:
+    """Measure matrix products in GFLOP/s and copies in GB/s, the best of six calls each.
 
-    The best of six each. Beside a GPU that PyTorch sees, its products too, as ``gpu_…`` (docs/gpu-checklist.md).
+    A product is that of the fastest of PyTorch, ONNX Runtime and OpenVINO (in INT8 ONNX Runtime's), and None where the
+    processor has no arithmetic for a precision. A GPU that PyTorch sees adds ``gpu_…`` (docs/gpu-checklist.md).
     """
     import torch
 
@@ -46,19 +46,19 @@ def peaks() -> dict[str, float | None]:
     }
     operations = 2 * SIDE**3 / 1e9
     return {
-        **{name: operations / min(map(best, ways)) if ways else None for name, ways in products.items()},
-        "copy_gb_s": source.nbytes / 1e9 / best(lambda: np.copyto(target, source)),
+        **{name: operations / min(map(best_seconds, ways)) if ways else None for name, ways in products.items()},
+        "copy_gb_s": source.nbytes / 1e9 / best_seconds(lambda: np.copyto(target, source)),
         **(_gpu_peaks() if torch.cuda.is_available() else {}),
     }
 
 
-def higher(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The higher of two measurements of each: a machine whose speed drifts is measured more than once."""
+def higher_of(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the higher of two measurements of each figure, because the speed of a machine drifts."""
     return {name: value and max(value, other[name] or 0.0) for name, value in one.items()}
 
 
-def best(function: Callable[[], Any]) -> float:
-    """Seconds of the fastest of six calls."""
+def best_seconds(function: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest of six calls."""
     seconds = []
     for _ in range(6):
         began = time.perf_counter()
@@ -68,18 +68,18 @@ def best(function: Callable[[], Any]) -> float:
 
 
 def _gpu_peaks() -> dict[str, float | None]:
-    """Products on the GPU, float32 without TF32 (PyTorch's default for them)."""
+    """Measure products on the GPU; float32 without TF32, as is PyTorch's default."""
     import torch
 
     found: dict[str, float | None] = {}
     for name, kind in (("float32", torch.float32), ("float16", torch.float16)):
         square = torch.rand(8192, 8192, device="cuda").to(kind)
-        found[f"gpu_{name}_gflops"] = 2 * 8192**3 / 1e9 / best(partial(_finished, square))
+        found[f"gpu_{name}_gflops"] = 2 * 8192**3 / 1e9 / best_seconds(partial(_square_on_gpu, square))
     return found
 
 
-def _finished(square: Any) -> None:
-    """The matrix times itself, and done."""
+def _square_on_gpu(square: Any) -> None:
+    """Multiply the matrix by itself and wait for the result."""
     import torch
 
     square @ square
@@ -87,8 +87,10 @@ def _finished(square: Any) -> None:
 
 
 def _product(operation: str) -> tuple[onnx.ModelProto, NDArray[Any]]:
-    """A product of two square matrices, as a graph that knows the right one beforehand, as it does weights; and the
-    left one. In INT8 of seven bits: without VNNI more would saturate."""
+    """Return a graph that multiplies by a square matrix, which it holds like weights, and the other matrix.
+
+    INT8 uses seven bits: without VNNI more would saturate.
+    """
     numbers = np.arange(SIDE * SIDE, dtype=np.int64).reshape(SIDE, SIDE) % 127
     if operation == "MatMulInteger":
         left, right, made = numbers.astype(np.uint8), (numbers - 63).astype(np.int8), TensorProto.INT32
@@ -104,7 +106,7 @@ def _product(operation: str) -> tuple[onnx.ModelProto, NDArray[Any]]:
 
 
 def _onnxruntime(operation: str) -> Callable[[], Any]:
-    """A product in ONNX Runtime, to be called."""
+    """Return a call of a product in ONNX Runtime."""
     import onnxruntime
 
     model, left = _product(operation)
@@ -113,7 +115,7 @@ def _onnxruntime(operation: str) -> Callable[[], Any]:
 
 
 def _openvino(precision: str) -> Callable[[], Any]:
-    """A product in OpenVINO, to be called."""
+    """Return a call of a product in OpenVINO."""
     import openvino
 
     from export.precision import PRECISIONS

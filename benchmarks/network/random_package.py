@@ -2,9 +2,9 @@
 
 The command is ``python -m benchmarks.network.random_package FOLDER``.
 
-For builds and speed, where weights do not matter; fidelity against ground truth means nothing on it. The default is
-the owner's base network (25,437,220 parameters). The checkpoint has the keys and names of the owner's training code,
-the optimizer's two moments included (some 300 MB); the JSON files beside it are nested as the owner's.
+Use it for builds and speed, where weights do not matter; fidelity against ground truth has no meaning on it. The
+default is the owner's base network (25,437,220 parameters). The checkpoint has the keys and names of the owner's
+training code with the optimizer's two moments (some 300 MB); the JSON files beside it are nested like the owner's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.network.core import awake
+from benchmarks.network.random_weights import randomize
 from demo.package_files import architecture_document
 from export.network.architecture import OWNER_SIZES, Architecture, owner_network
 from export.network.restormer import Restormer
@@ -26,7 +26,7 @@ from export.package.naming import OWNER
 def write_package(folder: Path, architecture: Architecture) -> Path:
     """Write a package of this architecture as a training run leaves it; return its checkpoint."""
     torch.manual_seed(0)
-    network = awake(Restormer(architecture))
+    network = randomize(Restormer(architecture))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     network(torch.rand(1, 3, 64, 64)).mean().backward()
@@ -56,7 +56,7 @@ def write_package(folder: Path, architecture: Architecture) -> Path:
 
 
 def documents(architecture: Architecture, parameters: int) -> dict[str, object]:
-    """The JSON files of a package, nested as the owner nests them."""
+    """Return the JSON files of a package, nested like the owner's."""
     return {
         "architecture.json": architecture_document(architecture, parameters, "random"),
         "config.json": {

@@ -1,35 +1,35 @@
-"""What a GPU's datasheet allows: ``make roofline GPU=h100``. A calculation; nothing here was measured on a GPU.
+"""Calculate what a GPU's datasheet allows (``make roofline GPU=h100``). Nothing here was measured on a GPU.
 
-From the ONNX graph that the engine is built from: operations, and the least bytes that pass memory. A layer cannot be
+The ONNX graph of an engine gives the operations of each layer and the fewest bytes that pass memory. A layer is not
 faster than its operations at the datasheet's rate for their type, nor than its bytes at the datasheet's bandwidth (the
 roofline model: Williams, Waterman and Patterson, "Roofline", 2009). Layers run one after another, so their times add
-up. Two sums:
+up, in two ways:
 
-- *fused*: a layer is a convolution, product, LayerNorm or softmax with everything that follows it up to the next; it
-  reads what others have left, once, and leaves what others need. About the best of an engine that joins no two
-  convolutions.
-- *as the graph stands*: every node is a layer. What a runtime would take that fuses nothing.
+- *fused*: a layer is a convolution, product, LayerNorm or softmax with everything that follows it up to the next. It
+  reads what other layers left, once, and writes what other layers need. An engine that does not join two convolutions
+  cannot be much faster.
+- *unfused*: every node is a layer, as in a runtime that fuses nothing.
 
-Kernels reach neither rate quite, so an engine takes longer than the first, and TensorRT fuses, so less than the second.
-Every tensor is counted as if it passed memory. The smallest maps of a batch may stay in a GPU's second-level cache (50
-MB in an H100): those layers, which take least of the time, may be faster than calculated.
+Kernels do not reach either rate, so an engine takes longer than the first; TensorRT fuses, so it takes less than the
+second. Every tensor is counted as if it passed memory. The smallest maps of a batch may stay in a GPU's second-level
+cache (50 MB in an H100); their layers, which take the least time, may be faster than calculated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from benchmarks.network.paper import Plain
+from benchmarks.report import tables
 from export.errors import ExportError
 from export.network import int8
 from export.network.architecture import restormer
@@ -47,8 +47,7 @@ from operations.recording import (
     show_progress,
 )
 
-IMAGING = Path(__file__).parents[1] / "results/imaging.json"
-MEGAPIXELS = "12"  #: of the photographs whose preparing and finishing take cores
+MEGAPIXELS = "12"  #: of the photographs that the cores beside a GPU prepare and finish
 TERA = 1e12
 DEPTHWISE = "depthwise convolution"
 
@@ -57,8 +56,8 @@ DEPTHWISE = "depthwise convolution"
 class Gpu:
     """A datasheet's rates without sparsity: bytes a second, and operations a second (two a multiply-accumulate).
 
-    ``tensor`` is by arithmetic type; ``vector`` is of the CUDA cores, which take depthwise convolutions, and float32
-    products unless TF32 is wanted.
+    ``tensor`` is by arithmetic type. ``vector`` is of the CUDA cores, which run depthwise convolutions, and float32
+    products without TF32.
     """
 
     name: str
@@ -92,19 +91,18 @@ GPUS = {
 #: In the names of boards that are slower than the one of that name above.
 OTHER_BOARDS = ("pcie", "nvl", "40gb", "64gb")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
-DETAILED = ("fp16",)  #: whose layers the record keeps one by one
-EXPORTED = ("fp32", "fp16", "bf16")  #: the others are made of these
-#: Nodes that begin a layer, however well the rest is fused.
+EXPORTED = ("fp32", "fp16", "bf16")  #: the other precisions are made of these
+#: Nodes that begin a layer in the fused count.
 ANCHORS = ("Conv", "MatMul", "LayerNormalization", "Softmax")
-#: Nodes that make no tensor: another name for their first input. Of a quantized one the eight bits travel.
+#: Nodes that only rename their first input. Of a quantized tensor the eight bits pass memory.
 ALIASES = ("Reshape", "Identity", "DequantizeLinear")
-#: What a layer is called after its first node, where that is no convolution.
+#: The kind of a layer by its first node, other than convolutions.
 KINDS = {"MatMul": "attention product", "LayerNormalization": "LayerNorm", "Softmax": "softmax",
          "Transpose": "moves", "Gather": "moves", "Concat": "moves"}  # fmt: skip
 
 
-def gpu_of(name: str) -> Gpu | None:
-    """The datasheet of a GPU as its driver names it, "NVIDIA H100 80GB HBM3"; None if it is of another board."""
+def gpu_from_name(name: str) -> Gpu | None:
+    """Return the datasheet of a GPU by its driver's name ("NVIDIA H100 80GB HBM3"), or None for another board."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     if any(word in OTHER_BOARDS for word in words):
         return None
@@ -113,7 +111,7 @@ def gpu_of(name: str) -> Gpu | None:
 
 @dataclass
 class Layer:
-    """Nodes that run as one, for one image: multiply-accumulates and their type, and what passes memory.
+    """Nodes that run as one, for one image: multiply-accumulates, their type, and the bytes that pass memory.
 
     ``weights``: bytes that pass once a batch; ``read`` and ``written``: bytes that pass once an image.
     """
@@ -126,45 +124,45 @@ class Layer:
     written: int = 0
 
     def seconds(self, gpu: Gpu, batch: int) -> tuple[float, float]:
-        """The least time for one image of a batch: for its arithmetic, for its bytes."""
-        # Tensor cores are of no use to a depthwise convolution.
+        """Return the minimum times for one image of a batch: of its arithmetic, and of its bytes."""
+        # Tensor cores cannot run a depthwise convolution.
         rates = gpu.vector if self.kind == DEPTHWISE else {**gpu.vector, **gpu.tensor}
         return 2 * self.macs / rates[self.arithmetic] if self.macs else 0.0, self.bytes(batch) / gpu.bandwidth
 
     def is_bound_by_memory(self, gpu: Gpu, batch: int) -> bool:
-        """Which of the two it is."""
+        """Tell whether its bytes take longer than its arithmetic."""
         arithmetic, memory = self.seconds(gpu, batch)
         return memory > arithmetic
 
     def bytes(self, batch: int) -> float:
-        """What passes memory for one image of a batch."""
+        """Return the bytes that pass memory for one image of a batch."""
         return self.read + self.written + self.weights / batch
 
 
-def graphs(
+def typed_graphs(
     network: Restormer, *, side: int = SIDE, ranges: Mapping[str, float] | None = None
 ) -> dict[str, onnx.ModelProto]:
-    """The graph that a TensorRT engine of each precision is built from, for images of ``[N, 3, side, side]``.
+    """Return the graph of a TensorRT engine by precision, for images of ``[N, 3, side, side]``.
 
-    INT8: every convolution a plan may take; what one leaves out, it leaves out for fidelity. ``ranges``: of their
-    inputs; without them the graph is good for counting only.
+    INT8 takes every convolution that a plan may take (a real plan may leave some out for fidelity). ``ranges`` are
+    those of their inputs; without them the graph is only good for counting.
     """
     ready = rewritten(network)
     made = {
         name: onnx_from_network(typed(ready, HALVES[name]) if name in HALVES else ready, side=side) for name in EXPORTED
     }
-    eights = int8.quantized_graph(made["fp16"], ranges or dict.fromkeys(int8.candidates(ready), 1.0))
-    return {**made, "tf32": made["fp32"], "int8": eights}
+    quantized = int8.quantized_graph(made["fp16"], ranges or dict.fromkeys(int8.candidates(ready), 1.0))
+    return {**made, "tf32": made["fp32"], "int8": quantized}
 
 
-def layers(model: onnx.ModelProto, *, fused: bool, tf32: bool = False) -> list[Layer]:
-    """The graph's layers for one image. ``tf32``: what is float32 computes in TF32."""
+def graph_layers(model: onnx.ModelProto, *, fused: bool, tf32: bool = False) -> list[Layer]:
+    """Return the layers of a graph for one image. ``tf32``: float32 is computed in TF32."""
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     tensors = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     roots = {node.output[0]: node.input[0] for node in graph.node if node.op_type in ALIASES}
-    home: dict[str, int] = {graph.input[0].name: -1}  # of every tensor that is made: the layer that made it
+    home: dict[str, int] = {graph.input[0].name: -1}  # the layer that made each tensor
     found: list[Layer] = []
     reads: list[set[str]] = []
 
@@ -181,7 +179,7 @@ def layers(model: onnx.ModelProto, *, fused: bool, tf32: bool = False) -> list[L
         layer = max(home[name] for name in made)
         if not fused or node.op_type in ANCHORS or layer < 0:
             layer = len(found)
-            found.append(_layer(node, root, weights, tensors, tf32=tf32))
+            found.append(_layer_from_node(node, root, weights, tensors, tf32=tf32))
             reads.append(set())
         found[layer].weights += sum(_bytes(weights[name].dims, weights[name].data_type) for name in inputs - made)
         reads[layer] |= {name for name in made if home[name] != layer}
@@ -196,10 +194,10 @@ def layers(model: onnx.ModelProto, *, fused: bool, tf32: bool = False) -> list[L
     return found
 
 
-def _layer(
+def _layer_from_node(
     node: onnx.NodeProto, root: Callable[[str], str], weights: dict[str, Any], tensors: dict[str, Any], *, tf32: bool
 ) -> Layer:
-    """The layer that a node begins, without its bytes."""
+    """Return the layer that a node begins, without its bytes."""
     output = [dim.dim_value for dim in tensors[node.output[0]].shape.dim]
     kind, macs, typed_by = KINDS.get(node.op_type, "elementwise, sums, casts"), 0, tensors[node.output[0]].elem_type
     if node.op_type == "Conv":
@@ -218,32 +216,32 @@ def _bytes(dimensions: Iterable[int], element: int) -> int:
     return prod(dimensions) * int(onnx.helper.tensor_dtype_to_np_dtype(element).itemsize)
 
 
-def least_ms(found: Iterable[Layer], gpu: Gpu, batch: int) -> float:
-    """The least time of these layers for one image of a batch."""
+def minimum_ms(found: Iterable[Layer], gpu: Gpu, batch: int) -> float:
+    """Return the minimum time of these layers for one image of a batch."""
     return sum(max(layer.seconds(gpu, batch)) for layer in found) * 1e3
 
 
-def by_kind(found: Iterable[Layer], gpu: Gpu, batch: int) -> dict[str, dict[str, float]]:
-    """By kind of layer: how many, GMAC, megabytes, least milliseconds, and how many of them memory holds back."""
+def layers_by_kind(found: Iterable[Layer], gpu: Gpu, batch: int) -> dict[str, dict[str, float]]:
+    """Return by kind of layer: how many, GMAC, megabytes, minimum time, and how many of them memory bounds."""
     kinds: dict[str, list[Layer]] = defaultdict(list)
     for layer in found:
         kinds[layer.kind].append(layer)
-    table = {
+    rows = {
         kind: {
             "layers": len(members),
             "gmacs": sum(layer.macs for layer in members) / 1e9,
             "megabytes": sum(layer.bytes(batch) for layer in members) / 1e6,
-            "ms": least_ms(members, gpu, batch),
+            "ms": minimum_ms(members, gpu, batch),
             "bound_by_memory": sum(member.is_bound_by_memory(gpu, batch) for member in members),
         }
         for kind, members in kinds.items()
     }
-    return dict(sorted(table.items(), key=lambda item: -item[1]["ms"]))
+    return dict(sorted(rows.items(), key=lambda item: -item[1]["ms"]))
 
 
 def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, dict[str, float]]:
-    """What each step leaves in the graph: nodes, casts, and the megabytes that pass memory for what is neither a
-    convolution nor a product, nothing fused. float16 and INT8 are of the padded network."""
+    """Return what each rewrite leaves in the graph: nodes, casts, and the megabytes that pass memory outside
+    convolutions and products, nothing fused. float16 and INT8 are of the padded network."""
     steps = {
         "as in the paper": onnx_from_network(Plain(network)),
         "products normalised after q·kᵀ, LayerNorm as one node": onnx_from_network(network),
@@ -252,155 +250,107 @@ def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, di
         "float16": made["fp16"],
         "INT8": made["int8"],
     }
-    table = {}
+    rows = {}
     for step, model in steps.items():
-        others = [each for each in layers(model, fused=False) if not each.macs]
-        table[step] = {
+        others = [each for each in graph_layers(model, fused=False) if not each.macs]
+        rows[step] = {
             "nodes": len(model.graph.node),
             "casts": sum(node.op_type == "Cast" for node in model.graph.node),
             "megabytes": sum(each.bytes(1) for each in others) / 1e6,
         }
-    return table
+    return rows
 
 
-def shapes(found: Iterable[Layer], gpu: Gpu, batch: int) -> list[dict[str, Any]]:
-    """Layers that are alike, once, with how many there are: what one takes, and which of the two holds it back."""
-    alike: dict[tuple[Any, ...], list[Layer]] = defaultdict(list)
-    for layer in found:
-        alike[layer.kind, layer.arithmetic, layer.macs, layer.bytes(batch)].append(layer)
-    table = [
-        {
-            "kind": kind,
-            "arithmetic": arithmetic,
-            "layers": len(members),
-            "gmacs": macs / 1e9,
-            "megabytes": size / 1e6,
-            "ms": least_ms(members[:1], gpu, batch),
-            "bound_by_memory": members[0].is_bound_by_memory(gpu, batch),
-        }
-        for (kind, arithmetic, macs, size), members in alike.items()
-    ]
-    return sorted(table, key=lambda row: -row["layers"] * row["ms"])
-
-
-def every_gpu(made: dict[str, onnx.ModelProto], batch: int) -> dict[str, dict[str, Any]]:
-    """What each GPU's datasheet allows: milliseconds a photograph by precision, fused, and where its rates are from."""
-    fused = {name: layers(made[name], fused=True, tf32=name == "tf32") for name in PRECISIONS}
+def limits_of_gpus(made: dict[str, onnx.ModelProto], batch: int) -> dict[str, dict[str, Any]]:
+    """Return the minimum time of a photograph on each GPU by precision, fused, and the source of its rates."""
+    fused = {name: graph_layers(made[name], fused=True, tf32=name == "tf32") for name in PRECISIONS}
     return {
         key: {"name": gpu.name, "source": gpu.source, "bandwidth": gpu.bandwidth}
-        | {"fused_ms": {name: least_ms(found, gpu, batch) for name, found in fused.items()}}
+        | {"fused_ms": {name: minimum_ms(found, gpu, batch) for name, found in fused.items()}}
         for key, gpu in GPUS.items()
     }
 
 
-def cores_beside(rate: float) -> float | None:
-    """Cores that prepare and finish so many 12-megapixel photographs a second, from `make benchmark-imaging`."""
-    if not IMAGING.is_file():
+def cores_beside(rate: float, imaging: Mapping[str, Any] | None) -> float | None:
+    """Return the cores that prepare and finish so many 12-megapixel photographs a second, by the record of
+    ``make benchmark-imaging``."""
+    if imaging is None:
         return None
-    row = json.loads(IMAGING.read_text(encoding="utf-8"))["sizes"][MEGAPIXELS]
+    row = imaging["sizes"][MEGAPIXELS]
     return float(rate * (row["preprocess"] + row["postprocess"]) / 1e3)
 
 
-def cores_of() -> dict[str, str] | None:
-    """The processor and the day of that; None of a record that names neither, or of none."""
-    found = json.loads(IMAGING.read_text(encoding="utf-8")).get("circumstances") if IMAGING.is_file() else None
-    return found and {key: found[key] for key in ("cpu", "time")}
-
-
-def report(made: dict[str, onnx.ModelProto], gpu: Gpu, batch: int, price: float | None) -> dict[str, Any]:
-    """By precision, as the JSON line has it."""
-    found: dict[str, Any] = {}
+def limits_of_precisions(
+    made: dict[str, onnx.ModelProto], gpu: Gpu, batch: int, price: float | None
+) -> dict[str, dict[str, Any]]:
+    """Return the limits of one GPU by precision, with the cores beside it and the price of a thousand photographs."""
+    found: dict[str, dict[str, Any]] = {}
+    imaging = tables.load_record("imaging")
     for precision in PRECISIONS:
         model, tf32 = made[precision], precision == "tf32"
-        fused, standing = (layers(model, fused=each, tf32=tf32) for each in (True, False))
-        ms = least_ms(fused, gpu, batch)
-        of_memory = least_ms((each for each in fused if each.is_bound_by_memory(gpu, batch)), gpu, batch)
+        fused, standing = (graph_layers(model, fused=each, tf32=tf32) for each in (True, False))
+        ms = minimum_ms(fused, gpu, batch)
+        of_memory = minimum_ms((each for each in fused if each.is_bound_by_memory(gpu, batch)), gpu, batch)
         found[precision] = {
             "fused_ms": ms,
-            "standing_ms": least_ms(standing, gpu, batch),
+            "standing_ms": minimum_ms(standing, gpu, batch),
             "memory_share": of_memory / ms,
-            "cores": cores_beside(1e3 / ms),
+            "cores": cores_beside(1e3 / ms, imaging),
             "cost_per_thousand": price / 3600 * ms if price else None,
-            "kinds": by_kind(fused, gpu, batch),
+            "kinds": layers_by_kind(fused, gpu, batch),
         }
     return found
 
 
-def lines(document: dict[str, Any], source: str) -> list[str]:
-    """The tables."""
-    found = document["precisions"]
-    made = [
-        f"{document['gpu']}, batch {document['batch']}, {SIDE}x{SIDE}: A CALCULATION from a datasheet, not measured.",
-        f"  {source}",
-        "",
-        f"{'':<6} {'fused':>18} {'as the graph stands':>20} {'bound by memory':>16} {'cores beside':>13} "
-        f"{'a thousand':>11}",
-    ]
-    for precision, row in found.items():
-        cores = "–" if row["cores"] is None else f"{ceil(row['cores'])}"
-        cost = "–" if row["cost_per_thousand"] is None else f"{row['cost_per_thousand']:.4f}"
-        times = (f"{row[name]:8.2f} ms {1e3 / row[name]:5.0f}/s" for name in ("fused_ms", "standing_ms"))
-        made.append(f"{precision:<6} {'  '.join(times)} {row['memory_share']:16.0%} {cores:>13} {cost:>11}")
-    for precision in ("fp16", "int8"):
-        made += [
-            "",
-            f"{precision}, fused, one image",
-            f"{'':<26} {'layers':>6} {'GMAC':>7} {'MB':>8} {'ms':>7}  bound by memory",
-        ]
-        for kind, row in found[precision]["kinds"].items():
-            made.append(
-                f"{kind:<26} {row['layers']:6} {row['gmacs']:7.1f} {row['megabytes']:8.0f} {row['ms']:7.3f}  "
-                f"{row['bound_by_memory']} of {row['layers']}"
-            )
-    made += ["", f"{'one image':<54} {'nodes':>6} {'casts':>6} {'MB neither convolution nor product':>36}"]
-    for step, row in document["ledger"].items():
-        made.append(f"{step:<54} {row['nodes']:6} {row['casts']:6} {row['megabytes']:36.0f}")
-    return made
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", choices=GPUS, default="h100")
-    parser.add_argument("--package", type=Path, help="a model package; else the paper's network, 26.1 M parameters")
-    parser.add_argument("--batch", type=int, default=8, help="images that share one reading of the weights")
-    parser.add_argument("--price", type=float, help="of the GPU an hour; prints the cost of a thousand photographs")
-    add_record_option(parser)
-    arguments = parser.parse_args()
-    if arguments.batch < 1:
-        parser.error("--batch: 1 or more")
-    if arguments.price is not None and not arguments.price > 0:
-        parser.error("--price: above 0")
-    try:
-        network = (
-            network_from_package(package_from_folder(arguments.package))
-            if arguments.package
-            else Restormer(restormer()).eval()
-        )
-    except ExportError as error:
-        raise SystemExit(f"error: {error}") from None
-    gpu = GPUS[arguments.gpu]
+def record(network: Restormer, arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Calculate everything for one network."""
+    gpu, batch = GPUS[arguments.gpu], arguments.batch
     show_progress("exporting the graphs ...")
-    made = graphs(network)
+    made = typed_graphs(network)
     steps = ledger(network, made)
     show_progress()
-    document = {
-        "circumstances": describe_circumstances(format_make_command("roofline", parser, arguments, "record")),
+    imaging = (tables.load_record("imaging") or {}).get("circumstances")
+    return {
+        "circumstances": describe_circumstances(command),
         "gpu": gpu.name,
         "source": gpu.source,
         "network": str(arguments.package or "the paper's standard network"),
         "parameters": sum(each.numel() for each in network.parameters()),
         "side": SIDE,
-        "batch": arguments.batch,
+        "batch": batch,
         "calculation": True,
         "price_an_hour": arguments.price,
-        "cores_of": cores_of(),
+        "cores_of": imaging and {key: imaging[key] for key in ("cpu", "time")},
         "roofs": {"bandwidth": gpu.bandwidth, "tensor": gpu.tensor, "vector": gpu.vector},
-        "precisions": report(made, gpu, arguments.batch, arguments.price),
-        "shapes": {name: shapes(layers(made[name], fused=True), gpu, arguments.batch) for name in DETAILED},
-        "gpus": every_gpu(made, arguments.batch),
+        "precisions": limits_of_precisions(made, gpu, batch, arguments.price),
+        "gpus": limits_of_gpus(made, batch),
         "ledger": steps,
     }
-    print("\n".join(lines(document, gpu.source)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", choices=GPUS, default="h100")
+    parser.add_argument("--package", type=Path, help="model package (default: the paper's network, 26.1 M parameters)")
+    parser.add_argument("--batch", type=int, default=8, help="images that share one reading of the weights")
+    parser.add_argument("--price", type=float, help="of the GPU an hour; prints the cost of a thousand photographs")
+    add_record_option(parser)
+    arguments = parser.parse_args()
+    if arguments.batch < 1:
+        parser.error("--batch must be 1 or more")
+    if arguments.price is not None and not arguments.price > 0:
+        parser.error("--price must be above 0")
+    try:
+        package = arguments.package and package_from_folder(arguments.package)
+        network = network_from_package(package) if package else Restormer(restormer()).eval()
+        document = record(network, arguments, format_make_command("roofline", parser, arguments, "record"))
+    except (ExportError, tables.RecordError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{document['gpu']}, batch {document['batch']}, {SIDE}x{SIDE}: A CALCULATION from a datasheet, not measured.")
+    print(f"{document['source']}\n\n{tables.limits_table(document)}")
+    for precision in ("fp16", "int8"):
+        print(f"\n{tables.layer_limits_table(document, precision)}")
+    print(f"\n{tables.ledger_table(document)}")
     finish_run(document, arguments.record)
 
 

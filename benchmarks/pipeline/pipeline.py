@@ -246,15 +246,15 @@ def limit_of(engine: Path, package: Path) -> dict[str, Any]:
 
     document = read_provenance(engine)
     name = gpus()[0][0]
-    gpu = roofline.gpu_of(name)
+    gpu = roofline.gpu_from_name(name)
     if gpu is None:
         return {"why_not": f"no datasheet of {name} in benchmarks/network/roofline.py"}
     if sha256(checkpoint_path(package)) != document["package"]["checkpoint_sha256"]:
         return {"why_not": f"{engine} was not built from {package}: PACKAGE="}
     precision, batch = document["precision"], document["profile"]["max"][0]
-    made = roofline.graphs(network_from_package(package_from_folder(package)))
-    layers = roofline.layers(made[precision], fused=True, tf32=precision == "tf32")
-    return {"gpu": gpu.name, "precision": precision, "limit": 1e3 / roofline.least_ms(layers, gpu, batch)}
+    made = roofline.typed_graphs(network_from_package(package_from_folder(package)))
+    layers = roofline.graph_layers(made[precision], fused=True, tf32=precision == "tf32")
+    return {"gpu": gpu.name, "precision": precision, "limit": 1e3 / roofline.minimum_ms(layers, gpu, batch)}
 
 
 def of_limit(limit: dict[str, Any], rate: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The calculation of what a GPU allows, held against counts that are known otherwise."""
+"""The calculation of what a GPU allows, compared with counts from elsewhere."""
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def graphs(network):
-    return roofline.graphs(network)
+    return roofline.typed_graphs(network)
 
 
 def block() -> onnx.ModelProto:
@@ -33,8 +33,8 @@ def block() -> onnx.ModelProto:
                for name, shape in (("a", (16, 8, 1, 1)), ("b", (8, 16, 1, 1)))]  # fmt: skip
     nodes = [
         helper.make_node("Conv", ["x", "a"], ["wide"]),
-        helper.make_node("Gelu", ["wide"], ["bent"]),
-        helper.make_node("Conv", ["bent", "b"], ["narrow"]),
+        helper.make_node("Gelu", ["wide"], ["activated"]),
+        helper.make_node("Conv", ["activated", "b"], ["narrow"]),
         helper.make_node("Add", ["narrow", "x"], ["y"]),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8, 4, 4]) for name in "xy"]
@@ -42,8 +42,8 @@ def block() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
 
 
-def test_fused_layers_read_what_others_left_and_write_what_others_need():
-    found = roofline.layers(block(), fused=True)
+def test_fused_layers_read_and_write_only_what_passes_between_them():
+    found = roofline.graph_layers(block(), fused=True)
     x, wide, weight, macs = 8 * 16 * 4, 16 * 16 * 4, 8 * 16 * 4, 8 * 16 * 16
     assert [(layer.read, layer.written, layer.weights, layer.macs) for layer in found] == [
         (x, wide, weight, macs),
@@ -51,8 +51,8 @@ def test_fused_layers_read_what_others_left_and_write_what_others_need():
     ]
 
 
-def test_unfused_every_node_passes_memory():
-    found = roofline.layers(block(), fused=False)
+def test_unfused_layers_pass_every_tensor_through_memory():
+    found = roofline.graph_layers(block(), fused=False)
     x, wide = 8 * 16 * 4, 16 * 16 * 4
     assert [(layer.read, layer.written) for layer in found] == [(x, wide), (wide, wide), (wide, x), (2 * x, x)]
 
@@ -63,52 +63,46 @@ def test_a_layer_takes_the_longer_of_its_two_times():
     arithmetic, memory = layer.seconds(gpu, BATCH)
     assert arithmetic == pytest.approx(2e12 / 989.4e12)
     assert memory == pytest.approx(3e9 / 3.35e12)
-    assert roofline.least_ms([layer], gpu, BATCH) == pytest.approx(max(arithmetic, memory) * 1e3)
+    assert roofline.minimum_ms([layer], gpu, BATCH) == pytest.approx(max(arithmetic, memory) * 1e3)
 
 
-def test_the_work_is_what_the_package_report_counts(network, graphs):
-    counted = sum(layer.macs for layer in roofline.layers(graphs["fp32"], fused=True))
+def test_the_work_equals_the_count_of_the_package_report(network, graphs):
+    counted = sum(layer.macs for layer in roofline.graph_layers(graphs["fp32"], fused=True))
     convolutions = network_convolutions(roofline.rewritten(network), SIDE)
     _, products = multiply_accumulates(network.architecture, SIDE)
     assert counted == sum(layer.macs for layer in convolutions) + products
 
 
-def test_the_graph_says_the_types(network, graphs):
-    found = {name: roofline.layers(graphs[name], fused=True) for name in ("fp32", "fp16", "int8")}
+def test_types_come_from_the_graph(network, graphs):
+    found = {name: roofline.graph_layers(graphs[name], fused=True) for name in ("fp32", "fp16", "int8")}
     of_convolutions = {
         name: {layer.arithmetic for layer in made if "convolution" in layer.kind} for name, made in found.items()
     }
     assert of_convolutions == {"fp32": {"FLOAT"}, "fp16": {"FLOAT16"}, "int8": {"FLOAT16", "INT8"}}
-    eights = [layer for layer in found["int8"] if layer.arithmetic == "INT8"]
-    assert len(eights) == len(int8.candidates(network))
+    quantized = [layer for layer in found["int8"] if layer.arithmetic == "INT8"]
+    assert len(quantized) == len(int8.candidates(network))
     moved = {name: sum(layer.bytes(BATCH) for layer in made) for name, made in found.items()}
     assert moved["int8"] < moved["fp16"] < 0.7 * moved["fp32"]
 
 
 @pytest.mark.parametrize("gpu", roofline.GPUS.values(), ids=roofline.GPUS)
-def test_fusing_costs_no_time(graphs, gpu):
+def test_fused_layers_take_less_time(graphs, gpu):
     for graph in (graphs[name] for name in ("fp32", "fp16", "int8")):
-        fused, standing = (roofline.least_ms(roofline.layers(graph, fused=each), gpu, BATCH) for each in (True, False))
+        fused, standing = (
+            roofline.minimum_ms(roofline.graph_layers(graph, fused=each), gpu, BATCH) for each in (True, False)
+        )
         assert fused < standing
 
 
-def test_shapes_are_the_layers_again(graphs):
-    gpu, found = roofline.GPUS["h100"], roofline.layers(graphs["fp16"], fused=True)
-    rows = roofline.shapes(found, gpu, BATCH)
-    assert sum(row["layers"] for row in rows) == len(found) > len(rows)
-    assert sum(row["layers"] * row["ms"] for row in rows) == pytest.approx(roofline.least_ms(found, gpu, BATCH))
-    assert sum(row["layers"] * row["gmacs"] for row in rows) == pytest.approx(sum(layer.macs for layer in found) / 1e9)
-
-
-def test_the_ledger_begins_with_the_paper_and_its_first_rows_do_the_same_work(network, graphs, monkeypatch):
-    work, count = [], roofline.layers
+def test_the_first_rows_of_the_ledger_do_the_same_work(network, graphs, monkeypatch):
+    work, count = [], roofline.graph_layers
 
     def counted(model, **how):
         found = count(model, **how)
         work.append(sum(layer.macs for layer in found))
         return found
 
-    monkeypatch.setattr(roofline, "layers", counted)
+    monkeypatch.setattr(roofline, "graph_layers", counted)
     rows = roofline.ledger(network, graphs)
     assert work[0] == work[1] == work[2] > 0
     paper, own = list(rows)[:2]
@@ -118,8 +112,8 @@ def test_the_ledger_begins_with_the_paper_and_its_first_rows_do_the_same_work(ne
     assert rows["float16"]["casts"] > rows[own]["casts"] == 0
 
 
-def test_a_gpu_of_more_bandwidth_is_no_slower(graphs):
-    every = roofline.every_gpu(graphs, BATCH)
+def test_more_bandwidth_is_not_slower(graphs):
+    every = roofline.limits_of_gpus(graphs, BATCH)
     assert list(every) == list(roofline.GPUS)
     for precision in roofline.PRECISIONS:
         assert every["h200"]["fused_ms"][precision] <= every["h100"]["fused_ms"][precision]
@@ -140,11 +134,11 @@ def test_a_gpu_of_more_bandwidth_is_no_slower(graphs):
         ("NVIDIA L4", None),
     ],
 )
-def test_a_board_is_judged_by_its_own_datasheet_or_by_none(name, gpu):
-    assert roofline.gpu_of(name) is (roofline.GPUS[gpu] if gpu else None)
+def test_a_board_has_its_own_datasheet_or_none(name, gpu):
+    assert roofline.gpu_from_name(name) is (roofline.GPUS[gpu] if gpu else None)
 
 
-def test_the_datasheets_figures_are_what_their_tables_say():
+def test_the_rates_are_those_of_the_datasheets():
     """In tera: bandwidth; TF32, half and INT8 of tensor cores, dense; fp32, fp16 and bf16 of CUDA cores."""
     found = {
         name: [gpu.bandwidth, *(gpu.tensor[key] for key in ("TF32", "FLOAT16", "BFLOAT16", "INT8")),

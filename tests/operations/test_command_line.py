@@ -11,7 +11,7 @@ BULK, LOAD, PIPELINE, TUNE = (
     "benchmarks.pipeline.bulk", "tests.acceptance.load", "benchmarks.pipeline.pipeline", "operations.tune"
 )  # fmt: skip
 MODULES = (
-    BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.layers", "benchmarks.network.roofline",
+    BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.profile", "benchmarks.network.roofline",
     "benchmarks.pipeline.client", "benchmarks.pipeline.frame", "benchmarks.pipeline.imaging",
     "benchmarks.pipeline.transfer", "operations.canary", "operations.verify_gpu", "tests.acceptance.rolling",
 )  # fmt: skip

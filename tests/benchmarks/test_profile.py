@@ -1,4 +1,4 @@
-"""Layers told apart by kind: every multiply-accumulate of the graph is found again, once, in what a runtime ran."""
+"""The kinds of layers: every multiply-accumulate of the graph counts once among the layers that a runtime ran."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.network import kinds, layers
+from benchmarks.network import kinds, profile
 from export.network import coverage, int8
 from export.network.architecture import restormer
 from export.network.cpu_form import cpu_graph
@@ -30,7 +30,7 @@ def graph():
 
 
 def test_the_nodes_account_for_every_multiply_accumulate(graph):
-    known = {id(node): node for node in kinds.nodes(graph).values()}.values()
+    known = {id(node): node for node in kinds.graph_nodes(graph).values()}.values()
     convolutions = sum(node.macs for node in known if node.kind.endswith("convolution"))
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -44,26 +44,28 @@ def test_the_nodes_account_for_every_multiply_accumulate(graph):
 
 def test_an_int8_graph_has_the_same_convolutions_by_the_same_names(graph):
     def convolutions(model):
-        return {(each.module, each.kind, each.macs) for each in kinds.nodes(model).values() if "conv" in each.kind}
+        return {
+            (each.module, each.kind, each.macs) for each in kinds.graph_nodes(model).values() if "conv" in each.kind
+        }
 
     taken = {"latent.0.attn.qkv": 1.0, "latent.0.ffn.project_in": 1.0}
     assert convolutions(int8.quantized_graph(graph, taken)) == convolutions(graph)
 
 
-def test_the_standard_network_in_int8_has_what_a_cpu_takes_of_a_whole_plan(graph, monkeypatch):
-    """A small one in its place: ranges come of another image, and every layer behind a norm is in INT8."""
+def test_the_standard_network_in_int8_has_every_convolution_behind_a_norm_in_int8(graph, monkeypatch):
+    """With a small network in its place; the ranges come from another image."""
     network = Restormer(restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))).eval()
-    monkeypatch.setattr(layers, "random_network", lambda: network)
-    monkeypatch.setattr(cpu, "why_not", lambda precision: "")  # a graph is built here, none is run
+    monkeypatch.setattr(profile, "standard_network", lambda: network)
+    monkeypatch.setattr(cpu, "why_not", lambda precision: "")  # the graph is built here, but not run
     given = argparse.Namespace(standard=1, package=None, precision="int8", side=SIDE)
-    model, _, about = layers.subject(given)
+    model, _, about = profile.load_subject(given)
     found = coverage.convolutions(model)
     assert sum(layer.arithmetic == "INT8" for layer in found) == 5 * network.architecture.depth
     assert len(found) == len(coverage.convolutions(graph))
     assert (about["precision"], about["side"]) == ("int8", SIDE)
 
 
-def test_parts_of_a_written_out_norm_are_its_own():
+def test_the_nodes_of_a_written_out_norm_are_layer_norm():
     """x -> x - mean(x) -> / sqrt(mean of its squares) -> convolution -> + x."""
     weights = [
         numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w"),
@@ -83,29 +85,29 @@ def test_parts_of_a_written_out_norm_are_its_own():
     model = helper.make_model(
         helper.make_graph(nodes, "norm", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 20)]
     )
-    found = {name: node.kind for name, node in kinds.nodes(model).items()}
+    found = {name: node.kind for name, node in kinds.graph_nodes(model).items()}
     assert {found[name] for name in ("mean_", "sub", "mul", "variance_", "sqrt", "div")} == {kinds.NORM}
     assert found["conv"] == "1x1 convolution"
     assert found["add"] == kinds.ELEMENTWISE
 
 
-def test_a_fused_layer_is_of_its_most_costly_kind_and_counts_each_node_once():
+def test_a_fused_layer_has_its_most_costly_kind_and_counts_each_node_once():
     known = {"conv": kinds.Node("1x1 convolution", 100, "a.b"), "gelu": kinds.Node(kinds.ELEMENTWISE)}
     rest = {"ms": 1.0, "type": "", "precision": "f32", "bytes": 0}
-    found = kinds.layer("x", ["gelu", "conv/WithoutBiases", "conv", "unheard"], kinds.REORDER, known, **rest)
+    found = kinds.layer_from_nodes("x", ["gelu", "conv/WithoutBiases", "conv", "unknown"], kinds.REORDER, known, **rest)
     assert (found.kind, found.macs, found.module) == ("1x1 convolution", 100, "a.b")
-    assert kinds.layer("x", [""], kinds.REORDER, known, **rest).kind == kinds.REORDER
+    assert kinds.layer_from_nodes("x", [""], kinds.REORDER, known, **rest).kind == kinds.REORDER
 
 
-def test_both_runtimes_run_all_of_the_graphs_convolutions_and_their_layers_are_told_apart(graph, tmp_path):
-    known = kinds.nodes(graph)
+def test_both_runtimes_run_all_convolutions_of_the_graph(graph, tmp_path):
+    known = kinds.graph_nodes(graph)
     path = tmp_path / "model.onnx"
     path.write_bytes(graph.SerializeToString())
     image = np.zeros((1, 3, SIDE, SIDE), np.float32)
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     wanted = sum({id(node): node.macs for node in known.values() if node.kind.endswith("convolution")}.values())
-    for runtime in (layers.OpenVino(path, known, settings), layers.OnnxRuntime(path, known, tmp_path)):
-        found = layers.profiled(runtime, image, 2, {"float32_gflops": 100.0})
+    for runtime in (profile.OpenVino(path, known, settings), profile.OnnxRuntime(path, known, tmp_path)):
+        found = profile.profile(runtime, image, 2, {"float32_gflops": 100.0})
         assert found["total_ms"] > 0
         assert sum(each["macs"] for each in found["layers"] if each["kind"].endswith("convolution")) == wanted
         assert {each["kind"] for each in found["layers"]} <= set(kinds.RANK)
@@ -116,15 +118,15 @@ def test_both_runtimes_run_all_of_the_graphs_convolutions_and_their_layers_are_t
         assert all(row["least_ms"] == pytest.approx(10 * row["gflop"]) for row in multiplying)  # at 100 GFLOP/s
 
 
-def test_a_kind_in_two_precisions_is_held_against_both_and_against_none_that_was_not_measured():
+def test_a_kind_in_two_precisions_is_compared_with_both_peaks_if_both_were_measured():
     rest = {"name": "", "kind": "1x1 convolution", "ms": 3.0, "type": "", "bytes": 0, "module": ""}
     two = [kinds.Layer(precision=precision, macs=10**9, **rest) for precision in ("bf16", "u8")]
     peak = {"bfloat16_gflops": 1000.0, "int8_gops": 2000.0}
-    (row,) = kinds.by_kind(two, peak)
+    (row,) = kinds.summarize_kinds(two, peak)
     assert row["precisions"] == {"bf16": 1, "u8": 1}
     assert row["least_ms"] == pytest.approx(2 + 1)
-    assert kinds.by_kind(two, peak | {"int8_gops": None})[0]["least_ms"] is None
-    assert kinds.by_kind(two, {})[0]["least_ms"] is None
+    assert kinds.summarize_kinds(two, peak | {"int8_gops": None})[0]["least_ms"] is None
+    assert kinds.summarize_kinds(two, {})[0]["least_ms"] is None
 
 
 def event(name, operation, microseconds):
@@ -133,20 +135,20 @@ def event(name, operation, microseconds):
     return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": args}
 
 
-def test_onnxruntimes_first_run_does_not_count():
+def test_the_first_run_of_onnx_runtime_does_not_count():
     events = [event("conv_nchwc", "Conv", each) for each in (9000, 100, 300, 200)]
     known = {"conv": kinds.Node("3x3 convolution", 10, "m")}
-    (found,) = kinds.layers_of_onnxruntime([*events, {"cat": "Session", "name": "model_run", "dur": 1}], known)
+    (found,) = kinds.layers_from_onnxruntime([*events, {"cat": "Session", "name": "model_run", "dur": 1}], known)
     assert (found.ms, found.kind, found.bytes, found.module) == (0.2, "3x3 convolution", 2 * 8 * 16 * 4, "m")
 
 
-def test_a_tensor_by_another_name_moves_no_bytes():
-    (found,) = kinds.layers_of_onnxruntime([event("flat", "Reshape", 5)], {})
+def test_a_renamed_tensor_moves_no_bytes():
+    (found,) = kinds.layers_from_onnxruntime([event("flat", "Reshape", 5)], {})
     assert (found.kind, found.bytes) == (kinds.MOVES, 0)
 
 
 def trtexec(folder, graph):
-    """Files as trtexec writes them: names of the plan's layers, and the graph's nodes in a layer's metadata."""
+    """Write files like trtexec's: names of the plan's layers, and the graph's nodes in a layer's metadata."""
     conv = next(node.name for node in graph.graph.node if node.op_type == "Conv")
     profile = [
         {"count": 10},
@@ -159,7 +161,7 @@ def trtexec(folder, graph):
             "percentage": 25.0,
         },
     ]
-    metadata = f"[ONNX Layer: {conv}]\x1f[ONNX Layer: node_of_no_graph]"
+    metadata = f"[ONNX Layer: {conv}]\x1f[ONNX Layer: unknown_node]"
     outputs = [{"Name": "y", "Format/Datatype": "Half"}]
     info = {"Layers": [{"Name": "fused", "LayerType": "CaskConvolution", "Metadata": metadata, "Outputs": outputs}]}
     for name, content in (("profile", profile), ("layers", info)):
@@ -169,11 +171,11 @@ def trtexec(folder, graph):
 
 
 def main(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["layers", *map(str, arguments)])
-    layers.main()
+    monkeypatch.setattr(sys, "argv", ["profile", *map(str, arguments)])
+    profile.main()
 
 
-def test_what_trtexec_timed_becomes_the_same_tables(graph, tmp_path, monkeypatch, capsys):
+def test_figures_of_trtexec_become_the_same_record(graph, tmp_path, monkeypatch, capsys):
     record = tmp_path / "profile.json.recorded"
     main(monkeypatch, "--trtexec", *trtexec(tmp_path, graph), "--record", record)
     document = json.loads(record.read_text(encoding="utf-8"))
@@ -186,7 +188,7 @@ def test_what_trtexec_timed_becomes_the_same_tables(graph, tmp_path, monkeypatch
     assert document["total_ms"] == 3.5
 
 
-def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeypatch):
+def test_a_plan_without_the_names_of_its_nodes_is_rejected(graph, tmp_path, monkeypatch):
     files = trtexec(tmp_path, graph)
     (tmp_path / "layers.json").write_text(json.dumps({"Layers": ["fused"]}), encoding="utf-8")
     with pytest.raises(SystemExit, match="--profilingVerbosity=detailed"):
@@ -194,23 +196,23 @@ def test_a_plan_that_does_not_tell_its_nodes_is_refused(graph, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--repository", "{bare}"], "make engine PRECISION=fp32 TARGET=cpu"),
+        (["--repository", "{bare}"], "build one with --precision fp32 --target cpu"),
         (["--engine", "{bare}/nothing.onnx"], "no engine with its JSON at"),
         (["--engine", "{bare}/damaged.onnx"], "damaged.onnx or the JSON beside it is damaged .*: build it again"),
-        (["--standard", "--side", "100"], "a multiple of 8"),
-        (["--package", "demo/package", "--precision", "int8"], "an INT8 graph comes of a plan|VNNI"),
+        (["--standard", "--side", "100"], "must be a multiple of 8"),
+        (["--package", "demo/package", "--precision", "int8"], "needs --standard|VNNI"),
         (["--package", "{bare}"], "holds no model_checkpoint.pt"),
         (["--trtexec", "README.md", "README.md", "README.md"], "these are not trtexec's"),
     ],
 )
-def test_bad_input_ends_in_one_line_that_says_what_to_do(arguments, said, tmp_path, monkeypatch):
+def test_bad_input_fails_in_one_line_that_names_what_to_do(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     bare = bare_repository(tmp_path / "models")
     (bare / "damaged.onnx").touch()
     (bare / "damaged.onnx.json").write_text('{"target": "cpu"}', encoding="utf-8")
-    with pytest.raises(SystemExit, match=said) as ended:
+    with pytest.raises(SystemExit, match=message) as ended:
         main(monkeypatch, *(each.format(bare=bare) for each in arguments))
     assert str(ended.value).startswith("error: ")
     assert "\n" not in str(ended.value)
