@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from export.evaluate import TORCH, Request, evaluate
+from export.evaluate import TORCH, EvaluationRequest, evaluate
 from export.network.architecture import STAGES, Architecture
 from imaging import SIDE
 
@@ -31,7 +31,7 @@ def write_package(
         (folder / name).unlink(missing_ok=True)
     torch.save(checkpoint, folder / "model_checkpoint.pt")
     with tempfile.TemporaryDirectory() as output:
-        request = Request(package=folder, pairs=TEST_PAIRS, repository=Path(output), output=Path(output))
+        request = EvaluationRequest(package=folder, pairs=TEST_PAIRS, repository=Path(output), output=Path(output))
         figures = evaluate(request)["stages"][TORCH]
     parameters = sum(tensor.numel() for tensor in checkpoint["model_state_dict"].values())
     documents = {

@@ -95,7 +95,7 @@ def run_server(command: list[str]) -> Iterator[dict[str, str]]:
 def evaluate_served(server: dict[str, str], package: Path, pairs: Path, output: Path) -> dict[str, object]:
     """Evaluate the package and the served version; return the means by stage, and the package's claims."""
     version = Path(server["engine"]).parent
-    request = evaluate.Request(
+    request = evaluate.EvaluationRequest(
         package=package, pairs=pairs, versions=(int(version.name),), repository=version.parents[1], url=server["url"],
         output=output,
     )  # fmt: skip
@@ -199,9 +199,9 @@ def write_record(path: Path, figures: dict[str, object], engine: dict[str, Any],
     """Add the figures of this precision to the JSON file, for ``make report``."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     decisive = engine["fidelity"]["decided_by"]
-    rung = next(rung for rung in engine["fidelity"]["ladder"] if rung["rung"] == decisive)
+    stage = next(stage for stage in engine["fidelity"]["ladder"] if stage["rung"] == decisive)
     photographs = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in shown}
-    document[str(engine["precision"])] = {**figures, "fidelity": rung, "photographs": photographs}
+    document[str(engine["precision"])] = {**figures, "fidelity": stage, "photographs": photographs}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

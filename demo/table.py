@@ -44,16 +44,16 @@ def ladder_table() -> str:
     """Compare every stage of every engine of the demo package with PyTorch float32 and with the fused targets."""
     rows = []
     for name, engine in _document("ladder").items():
-        for position, rung in enumerate(engine["fidelity"]["ladder"]):
+        for position, stage in enumerate(engine["fidelity"]["ladder"]):
             first = name if position == 0 else ""
-            if "reason" in rung:
-                rows.append([first, rung["rung"], f"n/a: {rung['reason'].split('; ')[0]}", *[""] * 6])
+            if "reason" in stage:
+                rows.append([first, stage["rung"], f"n/a: {stage['reason'].split('; ')[0]}", *[""] * 6])
                 continue
-            errors = [f"{rung['max_error']:.1e}", f"{rung['mean_error']:.1e}", f"{rung['psnr']:.1f}"]
-            truth = rung["truth"]
+            errors = [f"{stage['max_error']:.1e}", f"{stage['mean_error']:.1e}", f"{stage['psnr']:.1f}"]
+            truth = stage["truth"]
             against = f"{truth['l1']:.4f}, {truth['psnr']:.2f}, {truth['ssim']:.3f}" if truth else ""
-            worst = Path(rung["worst"]).stem
-            rows.append([first, rung["rung"], rung["executes"], *errors, f"{rung['ssim']:.5f}", worst, against])
+            worst = Path(stage["worst"]).stem
+            rows.append([first, stage["rung"], stage["executes"], *errors, f"{stage['ssim']:.5f}", worst, against])
     headers = ("engine", "stage", "executes", "max error", "mean error", "PSNR (dB)", "SSIM", "worst photograph",
                "ground truth: L1, PSNR, SSIM")  # fmt: skip
     return table(headers, rows)

@@ -174,7 +174,7 @@ def _enhance(options: dict[str, Any]) -> int:
 def _evaluate(options: dict[str, Any]) -> None:
     from export import evaluate
 
-    summary = evaluate.evaluate(evaluate.Request(**options))
+    summary = evaluate.evaluate(evaluate.EvaluationRequest(**options))
     print(evaluate.format_table(summary))
     print(json.dumps(summary))
 

@@ -88,7 +88,7 @@ class BuildContext:
         ``floating_type`` is the precision of everything but the modules in ``ranges``, which run in INT8.
         """
         name = self.precision.name
-        network = self.network if ranges is None else int8.fake_quantized(self.network, ranges)
+        network = self.network if ranges is None else int8.fake_quantize(self.network, ranges)
         with step("fidelity of PyTorch, rewritten and in the precision"):
             stages: list[Stage] = [self._rewritten_stage]
             if name != "fp32":

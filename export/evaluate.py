@@ -40,7 +40,7 @@ TORCH = "PyTorch float32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What to measure: a package, its published versions (all, unless ``versions`` names some), and how.
 
     ``url`` is a running Triton; without it one is started with ``server_python``, the server environment's interpreter.
@@ -70,7 +70,7 @@ class Measurements:
         self.rows.append({**origin, "target_resized": resized, **figures})
 
 
-def evaluate(request: Request) -> dict[str, Any]:
+def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Measure, write the results into ``output``, return their summary. Raises `ExportError`."""
     pairs, measurements = pairs_from_file(request.pairs, request.data), Measurements()
     stages = _choose_versions(request, measurements.remarks)
@@ -109,7 +109,7 @@ def format_table(summary: dict[str, Any]) -> str:
     return "\n".join([table(headers, rows), *(f"remark: {remark}" for remark in summary["remarks"])])
 
 
-def _choose_versions(request: Request, remarks: list[str]) -> dict[int, str]:
+def _choose_versions(request: EvaluationRequest, remarks: list[str]) -> dict[int, str]:
     """Return the versions to measure, each with the name of its stage."""
     published = versions(request.repository / MODEL)
     chosen = sorted(set(request.versions)) or published
@@ -142,7 +142,7 @@ def _read_squares(pairs: list[Pair], remarks: list[str]) -> list[tuple[Pixels, P
     return squares
 
 
-def _address(request: Request, stages: dict[int, str], stack: contextlib.ExitStack) -> str:
+def _address(request: EvaluationRequest, stages: dict[int, str], stack: contextlib.ExitStack) -> str:
     if request.url or request.server_python is None:
         return request.url
     wanted = ",".join(map(str, stages))
@@ -185,7 +185,7 @@ def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measurements: M
             measurements.add(stage, pair, result.size, result.size != target.size, row)
 
 
-def _summary(request: Request, measurements: Measurements, claims: Claims) -> dict[str, Any]:
+def _summary(request: EvaluationRequest, measurements: Measurements, claims: Claims) -> dict[str, Any]:
     stages: dict[str, Any] = {}
     for name in dict.fromkeys(row["stage"] for row in measurements.rows):
         rows = [row for row in measurements.rows if row["stage"] == name]

@@ -35,7 +35,7 @@ def plan_from_request(
     else:
         layers = network_convolutions(network, SIDE)
         ranges, errors = _ranges_and_errors(request, network, checkpoint, layers)
-        plan = int8.planned(layers, ranges, errors, gate, request.calibrator)
+        plan = int8.make_plan(layers, ranges, errors, gate, request.calibrator)
         plan = _keep_above_gate(plan, network, reference, gate)
     for line in plan.lines():
         say(f"    {line}")
@@ -91,7 +91,7 @@ def _cache_key(request: Request, checkpoint: str) -> str:
 def _keep_above_gate(plan: int8.Plan, network: Restormer, reference: fidelity.Reference, gate: float) -> int8.Plan:
     """Drop the costliest layers while all of them together miss the gate at full size."""
     while plan.taken:
-        run = fidelity.torch_runner(int8.fake_quantized(network, plan.ranges))
+        run = fidelity.torch_runner(int8.fake_quantize(network, plan.ranges))
         with step(f"fidelity of the plan's {plan.taken} layers together"):
             reached = reference.measure("torch int8", "INT8 grid", run).psnr
         if reached >= gate:

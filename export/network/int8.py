@@ -177,14 +177,14 @@ def errors_alone(
         references = [network(image) for image in inputs]
     errors = {}
     for name in candidates(network):
-        with quantized_in_place(network, {name: ranges[name]}), torch.inference_mode():
+        with quantize_in_place(network, {name: ranges[name]}), torch.inference_mode():
             squares = [(network(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
         errors[name] = float(torch.stack(squares).mean())
         tick()
     return errors
 
 
-def planned(
+def make_plan(
     layers: Iterable[Convolution], ranges: Mapping[str, float], errors: Mapping[str, float], gate: float, method: str
 ) -> Plan:
     """Take candidates in order of work per error until the errors add up to the gate plus `MARGIN`."""
@@ -196,7 +196,7 @@ def planned(
     return Plan(rows, taken, sum(pointwise.values()), method)
 
 
-def fake_quantized(network: Restormer, ranges: Mapping[str, float]) -> Restormer:
+def fake_quantize(network: Restormer, ranges: Mapping[str, float]) -> Restormer:
     """Round the chosen convolutions' weights and inputs to the INT8 grid, in a copy that stays in float."""
     result = copy.deepcopy(network)
     for name, largest in ranges.items():
@@ -205,8 +205,8 @@ def fake_quantized(network: Restormer, ranges: Mapping[str, float]) -> Restormer
 
 
 @contextlib.contextmanager
-def quantized_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
-    """Do what `fake_quantized` does within a block, without copying the network."""
+def quantize_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
+    """Do what `fake_quantize` does within a block, without copying the network."""
     undo = [_quantize(network.get_submodule(name), largest) for name, largest in ranges.items()]
     try:
         yield

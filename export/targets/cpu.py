@@ -64,7 +64,7 @@ class Cpu(Target):
         return EngineLocation(request.repository / MODEL, request.version, "model.onnx")
 
     def floating_type(self, precision: Precision) -> str:
-        return floating(precision)
+        return floating_type(precision)
 
     def int8_ranges(self, ranges: Mapping[str, float]) -> Mapping[str, float]:
         from export.network.cpu_form import cpu_ranges
@@ -89,7 +89,7 @@ class Cpu(Target):
         options = settings(context.precision)
         with step(f"compiling for this CPU ({context.precision.name})"):
             model_here = compiled(path, options)
-        layers = executed(model_here, convolutions(model))
+        layers = executed_layers(model_here, convolutions(model))
         context.require_share(layers)
         types = describe_shares(shares(layers))
         with step("fidelity of the engine"):
@@ -104,7 +104,7 @@ class Cpu(Target):
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         """Check the precision and the settings: an INT8 engine may run the rest in bfloat16."""
-        return why_not(PRECISIONS[document["precision"]]) or why_not_these(document["runtime"]["settings"])
+        return why_not(PRECISIONS[document["precision"]]) or why_not_settings(document["runtime"]["settings"])
 
     def _measure_served(self, context: BuildContext, path: Path, document: dict[str, Any], types: str) -> Stage:
         from export.fidelity import NotRun
@@ -124,10 +124,10 @@ class Cpu(Target):
 
 def settings(precision: Precision) -> dict[str, str]:
     """Return OpenVINO's settings; the server reads them from the engine's JSON."""
-    return {"INFERENCE_PRECISION_HINT": _HINTS[floating(precision)], "PERFORMANCE_HINT": "LATENCY"}
+    return {"INFERENCE_PRECISION_HINT": _HINTS[floating_type(precision)], "PERFORMANCE_HINT": "LATENCY"}
 
 
-def floating(precision: Precision) -> str:
+def floating_type(precision: Precision) -> str:
     """Return the precision of everything that is not INT8; in INT8 that is bfloat16 if this CPU executes it."""
     if precision.name != "int8":
         return precision.name
@@ -146,7 +146,7 @@ def why_not(precision: Precision) -> str:
     return f"this CPU has no {description}" if is_missing else ""
 
 
-def why_not_these(options: Mapping[str, str]) -> str:
+def why_not_settings(options: Mapping[str, str]) -> str:
     """Return why this CPU would only emulate an engine's settings; empty if it executes them."""
     name = next(name for name, hint in _HINTS.items() if hint == options["INFERENCE_PRECISION_HINT"])
     return why_not(PRECISIONS[name])
@@ -171,7 +171,7 @@ def runner(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
     return lambda image: np.asarray(model(image)[0], np.float32)
 
 
-def executed(model: openvino.CompiledModel, layers: Iterable[Convolution]) -> list[Convolution]:
+def executed_layers(model: openvino.CompiledModel, layers: Iterable[Convolution]) -> list[Convolution]:
     """Return the graph's convolutions with the types that OpenVINO reports to execute."""
     types = {}
     for node in model.get_runtime_model().get_ordered_ops():

@@ -12,8 +12,8 @@ from export.targets import cpu
 def test_the_rest_of_int8_is_bfloat16_where_the_cpu_executes_it(monkeypatch, types, rest, hint):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: types)
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx512_vnni"})
-    assert cpu.floating(PRECISIONS["int8"]) == rest
+    assert cpu.floating_type(PRECISIONS["int8"]) == rest
     assert cpu.settings(PRECISIONS["int8"])["INFERENCE_PRECISION_HINT"] == hint
-    assert cpu.floating(PRECISIONS["fp32"]) == "fp32"
+    assert cpu.floating_type(PRECISIONS["fp32"]) == "fp32"
     wanted = {"INFERENCE_PRECISION_HINT": "bf16"}  # of an engine built on a CPU with bfloat16
-    assert ("this CPU has no bfloat16 arithmetic" in cpu.why_not_these(wanted)) == (rest == "fp32")
+    assert ("this CPU has no bfloat16 arithmetic" in cpu.why_not_settings(wanted)) == (rest == "fp32")

@@ -65,7 +65,7 @@ def test_the_graph_computes_what_the_plan_measured(network, graphs, images, rang
     graph = graphs["split" if split else "fused"]
     image, chosen = images["0"], {module: ranges[module]}
     with torch.inference_mode():
-        exact, grid = (n(torch.from_numpy(image)).numpy() for n in (network, int8.fake_quantized(network, chosen)))
+        exact, grid = (n(torch.from_numpy(image)).numpy() for n in (network, int8.fake_quantize(network, chosen)))
     actual = run(int8.quantized_graph(graph, chosen), image)
     print(f"{psnr(actual, grid):.1f} dB from the grid, {psnr(actual, exact):.1f} dB from float32")
     assert psnr(actual, grid) > max(90, psnr(actual, exact) + 20)
@@ -90,7 +90,7 @@ def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, ima
     """The gate of a GPU's INT8 engine applies to the emulation: the graph is nearer to it than to float32."""
     module = "decoder_level1.0.ffn.project_out"
     image, chosen = images["0"], {module: ranges[module]}
-    emulated = torch_runner(typed(int8.fake_quantized(network, chosen), torch.float16))(image)
+    emulated = torch_runner(typed(int8.fake_quantize(network, chosen), torch.float16))(image)
     actual = run(int8.quantized_graph(graphs["half"], chosen), image)
     exact = torch_runner(network)(image)
     print(f"{psnr(actual, emulated):.1f} dB from the emulation, {psnr(actual, exact):.1f} dB from float32")
@@ -107,7 +107,7 @@ def test_quantizing_in_place_is_undone(network, images, ranges):
     image = torch.from_numpy(images["0"])
     with torch.inference_mode():
         before = network(image)
-        with int8.quantized_in_place(network, ranges):
+        with int8.quantize_in_place(network, ranges):
             between = network(image)
         after = network(image)
     assert torch.equal(before, after)
@@ -129,7 +129,7 @@ layer_costs = st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-9, 1e-3)), m
 def test_the_plan_takes_most_work_for_least_error_until_the_budget_is_spent(costs, gate):
     layers = [Convolution(f"m{i}", 1, macs, "FLOAT", "") for i, (macs, _) in enumerate(costs)]
     errors = {f"m{i}": error for i, (_, error) in enumerate(costs)}
-    plan = int8.planned(layers, dict.fromkeys(errors, 1.0), errors, gate, "minmax")
+    plan = int8.make_plan(layers, dict.fromkeys(errors, 1.0), errors, gate, "minmax")
     prices = [layer.error / layer.macs for layer in plan.layers]
     assert prices == sorted(prices)
     spent = sum(layer.error for layer in plan.chosen)
@@ -144,7 +144,7 @@ def test_the_plan_takes_most_work_for_least_error_until_the_budget_is_spent(cost
 def test_a_plan_is_read_back_from_its_file(network, ranges, tmp_path):
     errors = dict.fromkeys(ranges, 1e-6)
     layers = [Convolution(name, 1, 100, "FLOAT", "") for name in ranges]
-    plan = int8.planned(layers, ranges, errors, 38.0, "minmax")
+    plan = int8.make_plan(layers, ranges, errors, 38.0, "minmax")
     from export.publish import write_json
 
     write_json(tmp_path / "plan.json", plan.document())
