@@ -103,8 +103,8 @@ def format_table(summary: dict[str, Any]) -> str:
     for split, claims in summary["claims"].items():
         rows.append([f"claimed, {split}", "", *(claims.get(metric, "–") for _, _, metric in COLUMNS.values())])
         for name, agrees in summary["agrees"][split].items():
-            words = ({True: "agrees", False: "differs"}.get(agrees.get(c), "–") for c in COLUMNS)
-            rows.append([f"– {name}", "", *words])
+            cells = [{True: "agrees", False: "differs"}.get(agrees.get(c), "–") for c in COLUMNS]
+            rows.append([f"– {name}", "", *cells])
     headers = ["stage", "images", *(title for title, _, _ in COLUMNS.values())]
     return "\n".join([table(headers, rows), *(f"remark: {remark}" for remark in summary["remarks"])])
 

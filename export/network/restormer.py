@@ -1,6 +1,6 @@
 """Restormer in PyTorch, written from the paper (Zamir et al., CVPR 2022, arXiv 2111.09881, section 3).
 
-One class serves the paper's network and the owner's variant of it; the `Architecture` says which. Tensors are NCHW.
+One class serves the paper's network and the owner's variant of it; the `Architecture` selects it. Tensors are NCHW.
 Parameter names are the internal ones, to which ``export.package.naming`` maps those of checkpoints.
 Three choices make the graph cheap, and safe in half precision, without changing the function:
 

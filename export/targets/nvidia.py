@@ -1,6 +1,6 @@
 """What the ``tensorrt`` and ``rtx`` targets share: one builder for TensorRT 11 and TensorRT for RTX.
 
-Both libraries have the same Python API. Networks are strongly typed: the ONNX graph says every type, and TF32 is the
+Both libraries have the same Python API. Networks are strongly typed: the ONNX graph states every type, and TF32 is the
 only flag that touches precision. Only API that TensorRT 11 kept is used.
 
 Why not Polygraphy's loaders: they choose between the two libraries by an environment variable before import, once a

@@ -126,11 +126,11 @@ def test_invalid_requests_print_one_error_line(flags, message, capsys, tmp_path,
     assert message in errors[0]
 
 
-@pytest.mark.parametrize(("name", "words"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
-def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, name, words):
+@pytest.mark.parametrize(("name", "type_name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
+def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, name, type_name):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO lists INT8 on every CPU
-    with pytest.raises(ExportError, match=f"no {words} arithmetic .*: use --precision fp32"):
+    with pytest.raises(ExportError, match=f"no {type_name} arithmetic .*: use --precision fp32"):
         require_precision(PRECISIONS[name])
 
 
@@ -256,8 +256,8 @@ def test_the_recorded_command_repeats_the_build():
     options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
     pairs = {"pairs": Path("p q.jsonl"), "data": Path("d")}
     request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options, **pairs)
-    words = shlex.split(make_command(request, "tensorrt"))
-    done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = shlex.split(make_command(request, "tensorrt"))
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     line = done.stdout.replace("\\\n", " ").splitlines()[-1]
     for flag in ('--package "a b"', '--target "tensorrt"', '--gate "40.0"', '--calibration "c"', '--max-batch "4"'):
         assert flag in line

@@ -162,7 +162,7 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "keywords"),
     [
         ('{"input": "a.png", "target": "a.png"}\n\n{"input": ', ["line 3", "not JSON"]),
         ('["a.png", "a.png"]', ["line 1", "object"]),
@@ -175,32 +175,32 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
         (None, ["pairs.jsonl", "No such file"]),
     ],
 )
-def test_invalid_pairs_print_one_error_line(tiny, tmp_path, capsys, text, words):
+def test_invalid_pairs_print_one_error_line(tiny, tmp_path, capsys, text, keywords):
     (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
     (tmp_path / "letter.png").write_bytes(b"a letter")
     if text is not None:
         (tmp_path / "pairs.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
-    require_one_line(tmp_path, capsys, ["--package", tiny["package"]], words)
+    require_one_line(tmp_path, capsys, ["--package", tiny["package"]], keywords)
 
 
-def require_one_line(tmp_path, capsys, flags, words):
+def require_one_line(tmp_path, capsys, flags, keywords):
     given = ["--pairs", tmp_path / "pairs.jsonl", "--output", tmp_path / "out", *flags]
     assert main(["evaluate", *map(str, given)]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert [word for word in words if word not in errors[0]] == []
+    assert [keyword for keyword in keywords if keyword not in errors[0]] == []
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
     lines = [json.dumps({"input": f"missing-{n}.png", "target": f"missing-{n}.png"}) for n in range(12)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    words = ["12 files", *(f"missing-{n}.png" for n in range(10)), "2 more"]
-    require_one_line(tmp_path, capsys, ["--package", tiny["package"]], words)
+    keywords = ["12 files", *(f"missing-{n}.png" for n in range(10)), "2 more"]
+    require_one_line(tmp_path, capsys, ["--package", tiny["package"]], keywords)
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "keywords"),
     [
         (["--package", "server"], ["model_checkpoint.pt"]),
         (["--versions", "7"], ["version 7", "published: 1"]),
@@ -208,10 +208,10 @@ def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
         (["--server-python", "nowhere/bin/python"], ["nowhere/bin/python", "make setup"]),
     ],
 )
-def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path, capsys, flags, words):
+def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path, capsys, flags, keywords):
     (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
-    require_one_line(tmp_path, capsys, ["--package", tiny["package"], "--repository", repository, *flags], words)
+    require_one_line(tmp_path, capsys, ["--package", tiny["package"], "--repository", repository, *flags], keywords)
 
 
 def test_a_version_that_the_running_server_does_not_serve(tiny, triton, repository, tmp_path, capsys):
