@@ -1,4 +1,4 @@
-"""deploy/kubernetes: what comes out of it, against Kubernetes' own schemas and against what the server says itself."""
+"""The manifests of deploy/kubernetes against Kubernetes' schemas and against the server's own settings."""
 
 import importlib.util
 import re
@@ -20,10 +20,8 @@ from server.process import STOP_SECONDS
 from server.settings import Settings
 from tests.acceptance import rolling
 from tests.conftest import ROOT
-from tests.kubernetes.render import by_kubectl, checksum, render, rendered
+from tests.kubernetes.render import FOLDER, OVERLAYS, documents, one, render
 
-FOLDER = ROOT / "deploy/kubernetes"
-OVERLAYS = ("cpu", "gpu")
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))
 #: Clusters still in support when this was written, oldest to newest; the oldest knows `sleep` before a stop.
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -32,14 +30,6 @@ CUSTOM = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor, "PrometheusRul
 _spec = importlib.util.spec_from_file_location("rules", FOLDER / "rules.py")
 rules = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rules)
-
-DOCUMENTS = {name: rendered(FOLDER / "overlays" / name) for name in OVERLAYS}
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on PATH")
-
-
-def one(overlay, kind):
-    (document,) = (d for d in DOCUMENTS[overlay] if d["kind"] == kind)
-    return document
 
 
 def pod(overlay):
@@ -55,21 +45,14 @@ def settings_of(overlay):
     return {name.removeprefix("RESTORMER_").lower(): value for name, value in one(overlay, "ConfigMap")["data"].items()}
 
 
-def files():
-    """Every manifest that is applied as it stands."""
-    return [FOLDER / "publisher.yaml", *sorted((FOLDER / "kserve").glob("*.yaml"))]
-
-
 def kserve():
-    return {d["kind"]: d for path in files() for d in yaml.safe_load_all(path.read_text(encoding="utf-8"))}
-
-
-def by_name(documents):
-    return sorted(documents, key=lambda d: (d["kind"], d["metadata"]["name"]))
+    """Return the documents that are applied without rendering, by kind."""
+    files = [FOLDER / "publisher.yaml", *sorted((FOLDER / "kserve").glob("*.yaml"))]
+    return {d["kind"]: d for path in files for d in yaml.safe_load_all(path.read_text(encoding="utf-8"))}
 
 
 def with_line(overlay, folder, line):
-    """The overlay with a line that is commented out in it."""
+    """Copy an overlay and activate a line that is commented out."""
     copy = shutil.copytree(FOLDER, folder / "kubernetes") / "overlays" / overlay
     text = (copy / "kustomization.yaml").read_text()
     assert text.count(f"# {line}") == 1
@@ -85,30 +68,17 @@ CHOICE = tune.Choice(1, 2, 3, 2, 4, 500)
 
 
 def tuned(overlay, folder):
-    """The overlay with what `make tune` wrote."""
+    """Copy an overlay and add the settings written by `make tune`."""
     copy = with_line(overlay, folder, "envs: [tuned.env]")
     tune.written(copy / "tuned.env", CHOICE, ["make tune SLO_P99_MS=4000", "a machine"])
     return copy
 
 
-@needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_small_renderer_gives_what_kubectl_gives(overlay, tmp_path):
-    for folder in (FOLDER / "overlays" / overlay, with_tls(overlay, tmp_path / "a"), tuned(overlay, tmp_path / "b")):
-        assert by_name(render(folder)) == by_name(by_kubectl(folder))
-
-
-def test_the_small_renderer_refuses_what_it_does_not_know(tmp_path):
-    (tmp_path / "kustomization.yaml").write_text("namePrefix: a-\n")
-    with pytest.raises(AssertionError, match="namePrefix"):
-        render(tmp_path)
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_everything_is_of_kubernetes_own_schema(overlay, version):
+def test_manifests_are_valid_against_kubernetes_schemas(overlay, version):
     seen = set()
-    for document in [*DOCUMENTS[overlay], *(d for d in kserve().values() if d["kind"] == "Pod")]:
+    for document in [*documents(overlay), *(d for d in kserve().values() if d["kind"] == "Pod")]:
         if document["kind"] not in CUSTOM:
             kubernetes_validate.validate(document, version, strict=True)
             seen.add(document["kind"])
@@ -118,40 +88,40 @@ def test_everything_is_of_kubernetes_own_schema(overlay, version):
     }  # fmt: skip
 
 
-def test_the_schemas_find_a_word_that_is_wrong():
+def test_the_schemas_reject_unknown_fields():
     wrong = {**one("cpu", "Service"), "spec": {"clusterIp": "None"}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
 
 
 @pytest.mark.parametrize("kind", CUSTOM)
-def test_the_operators_kinds_are_of_their_schemas(kind):
-    """Their models drop what they do not know, so what comes back has to be what went in."""
+def test_custom_resources_are_valid_against_their_schemas(kind):
+    """The models drop unknown fields, so a valid document passes through them unchanged."""
     for overlay in OVERLAYS:
         document = one(overlay, kind)
-        assert back(document) == document
+        assert parse_custom(document) == document
         document = {**document, "spec": {**document["spec"], "bogus": 1}}
-        assert back(document) != document
+        assert parse_custom(document) != document
 
 
-def back(document):
+def parse_custom(document):
     return CUSTOM[document["kind"]].model_validate(document).model_dump(by_alias=True, exclude_unset=True, mode="json")
 
 
-# Locked down.
-
-
-def pods():
-    """The spec of every pod that comes of these files; KServe's is put together from its two."""
+def pod_spec(name):
+    """Return the spec of a pod; KServe's is assembled from two documents."""
+    if name in OVERLAYS:
+        return pod(name)
+    if name == "publisher":
+        return kserve()["Pod"]["spec"]
     runtime, service = kserve()["ServingRuntime"]["spec"], kserve()["InferenceService"]["spec"]["predictor"]
-    theirs = {**service, "containers": runtime["containers"], "volumes": runtime["volumes"]}
-    return {**{name: pod(name) for name in OVERLAYS}, "publisher": kserve()["Pod"]["spec"], "kserve": theirs}
+    return {**service, "containers": runtime["containers"], "volumes": runtime["volumes"]}
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, "publisher", "kserve"])
-def test_nothing_runs_as_root_or_can_write_or_become_more(name):
-    """What the namespace's Pod Security standard `restricted` asks for, and a read-only root and limits on top."""
-    spec = pods()[name]
+def test_pods_are_restricted(name):
+    """The Pod Security standard `restricted`, which the namespace enforces, and a read-only root and limits."""
+    spec = pod_spec(name)
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] == 10001
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -165,13 +135,16 @@ def test_nothing_runs_as_root_or_can_write_or_become_more(name):
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         }  # fmt: skip
         assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-    for overlay in OVERLAYS:
-        labels = one(overlay, "Namespace")["metadata"]["labels"]
-        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_only_clients_and_prometheus_reach_the_servers_and_they_reach_nobody(overlay):
+def test_the_namespace_enforces_the_restricted_standard(overlay):
+    labels = one(overlay, "Namespace")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_clients_and_prometheus_reach_the_servers_and_the_servers_reach_nothing(overlay):
     spec = one(overlay, "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["egress"] == []
@@ -182,7 +155,7 @@ def test_only_clients_and_prometheus_reach_the_servers_and_they_reach_nobody(ove
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_everything_that_chooses_pods_chooses_the_servers(overlay):
+def test_all_selectors_select_the_servers(overlay):
     labels = one(overlay, "Deployment")["spec"]["template"]["metadata"]["labels"]
     chosen = [
         one(overlay, "Deployment")["spec"]["selector"]["matchLabels"], one(overlay, "Service")["spec"]["selector"],
@@ -199,14 +172,11 @@ def test_everything_that_chooses_pods_chooses_the_servers(overlay):
         one(overlay, "ScaledObject")["spec"]["scaleTargetRef"]["name"] == one(overlay, "Deployment")["metadata"]["name"]
     )
     publisher = kserve()["Pod"]["metadata"]["labels"]
-    assert publisher != labels  # it is no server
-
-
-# One source for a fact.
+    assert publisher != labels  # it is not a server
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_setting_is_one_of_the_servers(overlay):
+def test_all_settings_exist_in_the_server(overlay):
     assert set(settings_of(overlay)) <= set(vars(Settings()))
     env = (
         kserve()["ServingRuntime"]["spec"]["containers"][0]["env"]
@@ -217,7 +187,7 @@ def test_every_setting_is_one_of_the_servers(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_images_and_users_are_those_of_compose(overlay):
+def test_images_and_users_equal_those_of_compose(overlay):
     service = COMPOSE["services"]["triton" if overlay == "gpu" else "triton-cpu"]
     assert {c["image"] for c in pod(overlay)["initContainers"] + pod(overlay)["containers"]} == {service["image"]}
     user = f"{pod(overlay)['securityContext']['runAsUser']}:{pod(overlay)['securityContext']['runAsGroup']}"
@@ -227,7 +197,7 @@ def test_images_and_users_are_those_of_compose(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_paths_and_ports_are_those_of_the_image(overlay):
+def test_paths_and_ports_equal_those_of_the_image(overlay):
     dockerfile = (ROOT / f"docker/{'triton' if overlay == 'gpu' else 'triton-cpu'}.Dockerfile").read_text()
     mounts = {m["name"]: m for m in triton(overlay)["volumeMounts"]}
     assert f"RESTORMER_REPOSITORY={mounts['models']['mountPath']} " in dockerfile
@@ -250,8 +220,8 @@ def mebibytes(text):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_shared_memory_is_what_the_preflight_computes(overlay, monkeypatch):
-    """As much as every process with the largest photograph at a time would take; and the same as compose has."""
+def test_shared_memory_covers_the_need_computed_by_the_preflight(overlay, monkeypatch):
+    """Enough for the largest photograph in every process at once, and the same as in compose."""
     cores = int(triton(overlay)["resources"]["limits"]["cpu"])
     monkeypatch.setattr(assemble.host, "cores", lambda: cores)
     settings = Settings(repository=ROOT / "model_repository", hardware="gpu" if overlay == "gpu" else "cpu")
@@ -265,7 +235,7 @@ def test_shared_memory_is_what_the_preflight_computes(overlay, monkeypatch):
     assert in_memory < mebibytes(triton(overlay)["resources"]["limits"]["memory"]) * 0.75
 
 
-def test_a_gpus_cores_keep_up_with_it():
+def test_the_cores_keep_up_with_the_gpu():
     cores = int(triton("gpu")["resources"]["limits"]["cpu"])
     processes = sum(assemble.share_cores(cores, on_gpu=True).values())
     assert processes * 1000 / sum(assemble.WORK_MS.values()) >= GPU_RATE
@@ -274,42 +244,38 @@ def test_a_gpus_cores_keep_up_with_it():
     assert settings_of("cpu")["hardware"] == "cpu"
 
 
-def test_the_rules_are_those_of_compose():
+def test_the_alert_rules_equal_those_of_compose():
     made = rules.prometheus_rule(rules.SOURCE.read_text(encoding="utf-8"))
     assert rules.TARGET.read_text(encoding="utf-8") == made, "python deploy/kubernetes/rules.py"
     groups = yaml.safe_load((ROOT / "docker/prometheus/rules.yml").read_text(encoding="utf-8"))["groups"]
     for overlay in OVERLAYS:
         assert one(overlay, "PrometheusRule")["spec"]["groups"] == groups
-        # The rules ask for the job `triton`.
+        # The rules select the job `triton`.
         label = one(overlay, "PodMonitor")["spec"]["jobLabel"]
         assert one(overlay, "Deployment")["spec"]["template"]["metadata"]["labels"][label] == "triton"
 
 
-# Times.
-
-
-@pytest.mark.parametrize(
-    "container", [triton("cpu"), triton("gpu"), kserve()["ServingRuntime"]["spec"]["containers"][0]]
-)
-def test_probes_fit_the_check_they_call(container):
+@pytest.mark.parametrize("name", [*OVERLAYS, "kserve"])
+def test_probes_leave_time_for_the_health_check(name):
+    container = kserve()["ServingRuntime"]["spec"]["containers"][0] if name == "kserve" else triton(name)
     start, ready, live = (container[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
     assert start["exec"] == live["exec"]
     assert ready["grpc"]["port"] == Settings().grpc_port
     for probe in (start, live):
-        # The check tries for so long, and then stops the server.
+        # The check tries for SECONDS, then stops the server.
         assert probe["timeoutSeconds"] > SECONDS + STOP_AT_MOST + STOP_SECONDS
-    # The check ends a server that has not been healthy after its start; before that the kubelet has patience.
+    # The check stops a server that is not healthy START_SECONDS after its start; until then the kubelet must wait.
     assert start["failureThreshold"] * start["periodSeconds"] > START_SECONDS
-    # The check stops the server by itself. It fails without that where the metrics do not tell if it is only busy, so
-    # once is not enough for the kubelet, who is for a server that does not stop; and then it does not sleep first.
+    # The check itself stops a broken server. It also fails if the metrics do not answer, so one failure must not make
+    # the kubelet act; the kubelet is for servers that do not stop, and then skips the sleep.
     assert live["failureThreshold"] == 2
     for probe in (start, live):
         assert probe["terminationGracePeriodSeconds"] < container["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_server_leaves_before_it_stops(overlay):
-    """gRPC spreads the age by a tenth and pauses 30 s between two questions; the name is kept for 5 s (CoreDNS)."""
+def test_servers_are_drained_before_they_stop(overlay):
+    """gRPC varies the connection age by a tenth and waits 30 s between DNS queries; CoreDNS caches names for 5 s."""
     settings = settings_of(overlay)
     sleep = triton(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep >= int(settings["grpc_connection_age"]) * 1.1 + 30 + 5
@@ -321,8 +287,7 @@ def test_a_server_leaves_before_it_stops(overlay):
     assert predictor["terminationGracePeriodSeconds"] == pod(overlay)["terminationGracePeriodSeconds"]
 
 
-def test_what_is_rehearsed_is_what_is_deployed():
-    """`make test-rolling` takes its seconds from the base."""
+def test_the_rolling_test_uses_the_deployed_times():
     assert rolling.as_deployed() == {
         "preStop": triton("cpu")["lifecycle"]["preStop"]["sleep"]["seconds"],
         "connection age": int(settings_of("cpu")["grpc_connection_age"]),
@@ -330,21 +295,15 @@ def test_what_is_rehearsed_is_what_is_deployed():
     }
 
 
-# Replacing.
-
-
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_another_engine_is_another_configmap_and_so_a_rollout(overlay):
-    data = one(overlay, "ConfigMap")["data"]
-    assert one(overlay, "ConfigMap")["metadata"]["name"] == f"restormer-{checksum(data)}"
-    assert checksum({**data, "RESTORMER_VERSIONS": "2"}) != checksum(data)
+def test_containers_use_the_configmap_whose_name_changes_with_the_engine(overlay):
     for container in pod(overlay)["initContainers"] + pod(overlay)["containers"]:
         assert container["envFrom"] == [{"configMapRef": {"name": one(overlay, "ConfigMap")["metadata"]["name"]}}]
     assert pod(overlay)["initContainers"][0]["args"] == ["preflight"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_number_of_servers_is_the_autoscalers(overlay):
+def test_the_autoscaler_sets_the_number_of_servers(overlay):
     assert "replicas" not in one(overlay, "Deployment")["spec"]
     scaled = one(overlay, "ScaledObject")["spec"]
     assert 2 <= scaled["minReplicaCount"] < scaled["maxReplicaCount"]
@@ -354,21 +313,21 @@ def test_the_number_of_servers_is_the_autoscalers(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_was_tuned_is_one_file_and_one_line_more(overlay, tmp_path):
+def test_tuned_settings_take_one_file_and_one_line(overlay, tmp_path):
     before = one(overlay, "ConfigMap")
-    (after,) = (d for d in rendered(tuned(overlay, tmp_path)) if d["kind"] == "ConfigMap")
+    (after,) = (d for d in render(tuned(overlay, tmp_path)) if d["kind"] == "ConfigMap")
     assert after["data"] == before["data"] | dict(line.split("=") for line in CHOICE.variables())
-    assert after["metadata"]["name"] != before["metadata"]["name"]  # and so a rollout
+    assert after["metadata"]["name"] != before["metadata"]["name"]  # so that a rollout starts
 
 
-def test_tls_is_one_line_more(tmp_path):
-    documents = {d["kind"]: d for d in rendered(with_tls("cpu", tmp_path))}
+def test_tls_takes_one_line(tmp_path):
+    documents = {d["kind"]: d for d in render(with_tls("cpu", tmp_path))}
     container = documents["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert "grpc" not in container["readinessProbe"]  # which speaks no TLS
+    assert "grpc" not in container["readinessProbe"]  # the gRPC probe does not support TLS
     mount = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "secrets")
     data = documents["ConfigMap"]["data"]
     assert Path(data["RESTORMER_TLS_CERT"]).parent == Path(data["RESTORMER_TLS_KEY"]).parent == Path(mount)
-    # A key that every user may read is refused by the preflight; the group may.
+    # The preflight rejects keys that every user may read; the group may read them.
     (secret,) = (v["secret"] for v in documents["Deployment"]["spec"]["template"]["spec"]["volumes"] if "secret" in v)
     assert secret["defaultMode"] & 0o007 == 0
     for document in documents.values():
@@ -376,11 +335,8 @@ def test_tls_is_one_line_more(tmp_path):
             kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
 
 
-# KServe.
-
-
-def test_kserves_runtime_is_a_pod_as_ours():
-    """Its fields are those of KServe 0.21's Python models (V1alpha1ServingRuntimeSpec), its container is a pod's."""
+def test_kserves_runtime_equals_the_gpu_deployment():
+    """Its fields are those of KServe 0.21's Python models (V1alpha1ServingRuntimeSpec)."""
     runtime, service = kserve()["ServingRuntime"], kserve()["InferenceService"]
     spec = runtime["spec"]
     assert set(spec) == {"supportedModelFormats", "protocolVersions", "containers", "volumes", "tolerations"}

@@ -1,4 +1,4 @@
-"""publish.sh against a folder: `kubectl exec` is stood in for by a script that runs the command here."""
+"""publish.sh with a stub of `kubectl exec` that runs the command locally on a folder."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tests.conftest import ROOT, bare_repository
 from tests.kubernetes.test_manifests import kserve
 
 KUBECTL = """#!/bin/sh
-# What reaches a pod: kubectl exec -i -n restormer restormer-publisher -- COMMAND...
+# Accepts only: kubectl exec -i -n restormer restormer-publisher -- COMMAND...
 [ -e "$MODELS" ] || { echo "Error from server (NotFound): pods not found" >&2; exit 1; }
 [ "$1 $2 $3 $4 $5 $6" = "exec -i -n restormer $PUBLISHER --" ] || { echo "unknown: $*" >&2; exit 1; }
 shift 6
@@ -22,7 +22,7 @@ exec "$@"
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A model repository here, an empty one there, and a `kubectl` between the two."""
+    """Return a folder with a local model repository, an empty remote one and a `kubectl` stub."""
     shutil.copytree(bare_repository(tmp_path / "bare"), tmp_path / "here")
     for version in ("1", "2"):
         folder = tmp_path / "here/restormer" / version
@@ -49,7 +49,7 @@ def tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_the_first_version_brings_configs_and_adapters_and_the_next_itself_alone(cluster):
+def test_the_first_version_copies_configs_and_adapters_and_later_ones_only_themselves(cluster):
     done = publish(cluster, "1")
     assert done.returncode == 0, done.stderr
     there = cluster / "there"
@@ -61,7 +61,7 @@ def test_the_first_version_brings_configs_and_adapters_and_the_next_itself_alone
     assert not list(there.glob("restormer/.*"))
 
 
-def test_what_arrives_is_what_the_preflight_wants(cluster, repository):
+def test_the_preflight_accepts_the_published_repository(cluster, repository):
     shutil.rmtree(cluster / "here")
     shutil.copytree(repository, cluster / "here")
     assert publish(cluster, "1").returncode == 0
@@ -71,11 +71,11 @@ def test_what_arrives_is_what_the_preflight_wants(cluster, repository):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say which version"), (["1", "2"], "say which version"), (["../1"], "../1 is no version"),
+        ([], "one version"), (["1", "2"], "one version"), (["../1"], "../1 is not a version"),
         (["7"], "make engine VERSION=7"),
     ],
 )  # fmt: skip
-def test_a_wrong_version_is_one_line(cluster, arguments, words):
+def test_wrong_versions_exit_with_one_line(cluster, arguments, words):
     done = publish(cluster, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -84,28 +84,28 @@ def test_a_wrong_version_is_one_line(cluster, arguments, words):
     assert tree(cluster / "there") == []
 
 
-def test_a_version_that_is_there_is_left_alone(cluster):
+def test_published_versions_are_not_replaced(cluster):
     assert publish(cluster, "1").returncode == 0
     (cluster / "here/restormer/1/model.onnx").write_bytes(b"another")
     done = publish(cluster, "1")
     assert done.returncode == 1
-    assert "is there already" in done.stderr
+    assert "already exists" in done.stderr
     assert (cluster / "there/restormer/1/model.onnx").read_bytes() == b"1"
 
 
-def test_half_a_version_is_never_seen_and_does_not_stand_in_the_way(cluster):
+def test_interrupted_publishing_leaves_nothing_visible_and_can_be_repeated(cluster):
     assert publish(cluster, "1").returncode == 0
     (cluster / "there/full").touch()
     done = publish(cluster, "2")
     assert done.returncode == 1
-    assert "what is served is as it was" in done.stderr
+    assert "not copied" in done.stderr
     assert not (cluster / "there/restormer/2").exists()
     (cluster / "there/full").unlink()
     assert publish(cluster, "2").returncode == 0
     assert (cluster / "there/restormer/2/model.onnx").read_bytes() == b"2"
 
 
-def test_without_the_publisher_it_says_what_to_apply(cluster):
+def test_without_the_publisher_the_error_names_the_command(cluster):
     (cluster / "there").rmdir()
     done = publish(cluster, "1")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The autoscaler's queries, as they stand in the manifest, run by promtool on what they have to tell apart."""
+"""The queries of the autoscaler's manifest, evaluated by promtool on synthetic series."""
 
 import re
 import subprocess
@@ -7,10 +7,10 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from tests.kubernetes.test_manifests import OVERLAYS, one
+from tests.kubernetes.render import FOLDER, OVERLAYS, one
 from tests.watching.test_watching import config, needs_promtool, reachable
 
-#: NVIDIA's own rule (deploy/k8s-onprem/values.yaml, as server#8979 quotes it): the mean, over models, of the wait.
+#: NVIDIA's rule (deploy/k8s-onprem/values.yaml, quoted in server#8979): the mean wait over models.
 NVIDIA = (
     "avg(delta(nv_inference_queue_duration_us[30s]) / (1 + delta(nv_inference_request_success[30s]))) by (pod) / 1e6"
 )
@@ -23,8 +23,17 @@ def trigger(overlay, name):
 
 
 def query(name):
-    assert trigger("cpu", name)["metadata"]["query"] == trigger("gpu", name)["metadata"]["query"]
-    return trigger("cpu", name)["metadata"]["query"]
+    """Return a query of the component, without rendering it."""
+    text = (FOLDER / "components/autoscaling/scaledobject.yaml").read_text(encoding="utf-8")
+    (found,) = (each for each in yaml.safe_load(text)["spec"]["triggers"] if each["name"] == name)
+    return found["metadata"]["query"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["queue-to-compute", "waiting"])
+def test_overlays_keep_the_queries(overlay, name):
+    assert trigger(overlay, name)["metadata"]["query"] == query(name)
+    assert trigger(overlay, name)["metadata"]["ignoreNullValues"] == "false"
 
 
 def series(name, pod, model, values):
@@ -33,9 +42,10 @@ def series(name, pod, model, values):
 
 
 def server(pod, *, photographs, waited, worked, pending=0):
-    """A server's counters, scraped every 5 s for ten minutes: photographs a scrape, and seconds of each at the network.
+    """Return the counters of a server, scraped every 5 s for ten minutes.
 
-    The steps around it wait and work a hundredth of that. `enhance_tiled` and a second model are loaded, and idle.
+    ``photographs`` are per scrape; ``waited`` and ``worked`` are seconds of each at the network. The other steps take a
+    hundredth of that; `enhance_tiled` and a second model are loaded and idle.
     """
     rows = []
     for model in (*STEPS, "enhance_tiled", "spare"):
@@ -52,8 +62,8 @@ def server(pod, *, photographs, waited, worked, pending=0):
     return rows
 
 
-def asked(tmp_path, expression, rows, minutes="8m"):
-    """What Prometheus answers at that time: promtool tells it by refusing an answer that is none."""
+def evaluate(tmp_path, expression, rows, minutes="8m"):
+    """Return the values of an expression at a time; promtool prints them when it rejects a wrong expectation."""
     asked_for = {"expr": expression, "eval_time": minutes, "exp_samples": [{"value": 987654321}]}
     test = {"interval": "5s", "input_series": rows, "promql_expr_test": [asked_for]}
     path = tmp_path / "test.yml"
@@ -65,50 +75,48 @@ def asked(tmp_path, expression, rows, minutes="8m"):
 
 
 @needs_promtool
-def test_an_idle_model_hides_the_wait_from_nvidias_query_and_not_from_ours(tmp_path):
-    """Each photograph waits 4 s for 2 s of work, at the one model of five that is worth waiting at."""
+def test_idle_models_distort_nvidias_query_but_not_ours(tmp_path):
+    """Each photograph waits 4 s for 2 s of work at one of five models."""
     rows = server("a", photographs=2, waited=4.0, worked=2.0)
-    (theirs,) = asked(tmp_path, NVIDIA, rows)
-    assert theirs < 4.0 / 4, "the mean over five models, three of which hardly wait and two of which do not work"
-    assert asked(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
-    # Without the idle ones NVIDIA's query says three times as much of the same server; ours says the same.
+    (theirs,) = evaluate(tmp_path, NVIDIA, rows)
+    assert theirs < 4.0 / 4, "the mean over five models: three hardly wait and two are idle"
+    assert evaluate(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
+    # Without the idle models NVIDIA's query returns three times as much for the same server; ours does not change.
     busy = [row for row in rows if 'model="restormer"' in row["series"]]
-    assert asked(tmp_path, NVIDIA, busy)[0] > 3 * theirs
-    assert asked(tmp_path, query("queue-to-compute"), busy) == [pytest.approx(2.0)]
+    assert evaluate(tmp_path, NVIDIA, busy)[0] > 3 * theirs
+    assert evaluate(tmp_path, query("queue-to-compute"), busy) == [pytest.approx(2.0)]
 
 
 @needs_promtool
-def test_a_server_without_traffic_does_not_change_the_ratio(tmp_path):
-    """A new server, whose counters stand still, beside one that drowns: sums are of both, means would be halved."""
+def test_servers_without_traffic_do_not_change_the_ratio(tmp_path):
+    """A new server beside an overloaded one: a mean over servers would be halved."""
     rows = [*server("a", photographs=2, waited=4.0, worked=2.0), *server("b", photographs=0, waited=0, worked=0)]
-    assert asked(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
+    assert evaluate(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
 
 
 @needs_promtool
-def test_nothing_to_do_is_nought_and_no_servers_are_no_answer(tmp_path):
+def test_idle_servers_give_zero_and_missing_servers_give_no_value(tmp_path):
     idle = server("a", photographs=0, waited=0, worked=0)
-    assert asked(tmp_path, query("queue-to-compute"), idle) == [0.0]
-    assert asked(tmp_path, query("waiting"), idle) == [0.0]
+    assert evaluate(tmp_path, query("queue-to-compute"), idle) == [0.0]
+    assert evaluate(tmp_path, query("waiting"), idle) == [0.0]
     other = [{**row, "series": row["series"].replace('"restormer",pod', '"elsewhere",pod')} for row in idle]
     for name in ("queue-to-compute", "waiting"):
-        assert asked(tmp_path, query(name), other) == []
-        for overlay in OVERLAYS:
-            assert trigger(overlay, name)["metadata"]["ignoreNullValues"] == "false"
+        assert evaluate(tmp_path, query(name), other) == []
 
 
 @needs_promtool
-def test_a_standstill_shows_in_what_is_waiting_only(tmp_path):
-    """Counters move when photographs are done; here none is."""
+def test_a_standstill_shows_only_in_the_pending_requests(tmp_path):
+    """Counters grow when photographs are done; here none is."""
     rows = [
         *server("a", photographs=0, waited=0, worked=0, pending=12),
         *server("b", photographs=0, waited=0, worked=0, pending=9),
     ]
-    assert asked(tmp_path, query("queue-to-compute"), rows) == [0.0]
-    assert asked(tmp_path, query("waiting"), rows) == [21.0]
+    assert evaluate(tmp_path, query("queue-to-compute"), rows) == [0.0]
+    assert evaluate(tmp_path, query("waiting"), rows) == [21.0]
 
 
-def test_the_thresholds_are_those_of_the_queues():
-    """Two full batches of a GPU; half of what one level of a CPU's queue holds."""
+def test_thresholds_match_the_queues():
+    """Two full batches of a GPU; half of one level of a CPU host's queue."""
     batch = int(re.search(r"^max_batch_size: (\d+)", config("restormer"), re.MULTILINE)[1])
     assert int(trigger("gpu", "waiting")["metadata"]["threshold"]) == 2 * batch
     cpu = reachable(config("preprocess", "configs/cpu.pbtxt"))  # the queue in which they wait
@@ -116,12 +124,12 @@ def test_the_thresholds_are_those_of_the_queues():
     for overlay in OVERLAYS:
         assert trigger(overlay, "waiting")["metricType"] == "AverageValue"
         assert trigger(overlay, "queue-to-compute")["metricType"] == "Value"
-        # Never on a GPU's utilisation: nobody asks for it.
+        # GPU utilisation is the same with one photograph waiting and with a hundred.
         assert "utilization" not in yaml.safe_dump(one(overlay, "ScaledObject"))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_each_step_down_is_seen_before_the_next(overlay):
+def test_scaling_down_waits_for_the_effect_of_the_last_step(overlay):
     down = one(overlay, "ScaledObject")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     (policy,) = down["policies"]
     assert policy["type"] == "Pods"
@@ -130,7 +138,7 @@ def test_each_step_down_is_seen_before_the_next(overlay):
     assert down["stabilizationWindowSeconds"] > window
 
 
-def test_the_queries_ask_for_the_namespace_and_for_metrics_that_exist(triton):
+def test_queries_use_the_namespace_and_existing_metrics(triton):
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         live = answer.read().decode()
     for overlay in OVERLAYS:
