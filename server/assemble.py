@@ -68,12 +68,12 @@ def _assemble_model(settings: Settings, model: Path, target: Path) -> None:
 def served_config(settings: Settings, model: Path) -> Any:
     """Return the model's config for this machine and these settings, as Triton's ``ModelConfig``."""
     on_cpu = model / "configs/cpu.pbtxt"
-    made = read_config(on_cpu if resolve_hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt")
+    config = read_config(on_cpu if resolve_hardware(settings) == "cpu" and on_cpu.is_file() else model / "config.pbtxt")
     if model.name in WORK_MS:
-        _instance_group(made).count = instance_counts(settings)[model.name]
+        _instance_group(config).count = instance_counts(settings)[model.name]
     if model.name == CORE:
-        _configure_core(made, settings)
-    return made
+        _configure_core(config, settings)
+    return config
 
 
 def rate_limits(settings: Settings) -> dict[str, int]:
@@ -82,16 +82,16 @@ def rate_limits(settings: Settings) -> dict[str, int]:
     return {resource.name: group.count for resource in group.rate_limiter.resources}
 
 
-def _configure_core(made: Any, settings: Settings) -> None:
+def _configure_core(config: Any, settings: Settings) -> None:
     """Set the values of the GPU in the network's config, then those of the settings, which take precedence."""
-    batcher = made.dynamic_batching
+    batcher = config.dynamic_batching
     if gpu := GPUS.get(resolve_hardware(settings)):
-        _instance_group(made).count = gpu.instances
+        _instance_group(config).count = gpu.instances
         batcher.max_queue_delay_microseconds = gpu.delay_us
     if settings.core_instances:
-        _instance_group(made).count = settings.core_instances
-    if settings.core_batch > made.max_batch_size:
-        raise ServerError(f"--core-batch={settings.core_batch}: {CORE}'s config allows {made.max_batch_size}")
+        _instance_group(config).count = settings.core_instances
+    if settings.core_batch > config.max_batch_size:
+        raise ServerError(f"--core-batch={settings.core_batch}: {CORE}'s config allows {config.max_batch_size}")
     if settings.core_batch:
         # The batcher stops at the preferred size. A lower max_batch_size would reject larger batches of clients, and
         # contradict the warm-up.
@@ -99,9 +99,9 @@ def _configure_core(made: Any, settings: Settings) -> None:
     if settings.core_delay_us is not None:
         batcher.max_queue_delay_microseconds = settings.core_delay_us
     if settings.versions:
-        made.version_policy.specific.versions[:] = settings.versions
+        config.version_policy.specific.versions[:] = settings.versions
     if settings.cache_mb:
-        made.response_cache.enable = True
+        config.response_cache.enable = True
 
 
 def _instance_group(config: Any) -> Any:

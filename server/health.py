@@ -71,9 +71,9 @@ def _try_until_deadline(settings: Settings, seconds: float) -> str:
     """Try until the deadline; return "" after a success, else the last message, one other than overload if any."""
     deadline, failure = time.monotonic() + seconds, ""
     while True:
-        left = max(deadline - time.monotonic(), 1.0)
+        remaining = max(deadline - time.monotonic(), 1.0)
         tried = subprocess.run(
-            process.deep_check_command(settings, left),
+            process.deep_check_command(settings, remaining),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

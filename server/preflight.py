@@ -221,9 +221,8 @@ def _check_ports(settings: Settings) -> str:
 def _check_tls(settings: Settings) -> str:
     cert, key, ca = settings.tls_cert, settings.tls_key, settings.tls_ca
     if not (cert or key or ca):
-        return "off: gRPC is not encrypted" + (
-            "" if settings.address.startswith(LOOPBACK) else f" on {settings.address}"
-        )
+        where = "" if settings.address.startswith(LOOPBACK) else f" on {settings.address}"
+        return f"off: gRPC is not encrypted{where}"
     if not cert or not key:
         raise ServerError("TLS needs both --tls-cert and --tls-key, and for mutual TLS also --tls-ca")
     try:

@@ -120,7 +120,7 @@ def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tm
 def test_stop_removes_the_shared_memory_of_a_killed_server(tmp_path, monkeypatch):
     shared = tmp_path / "shm"
     shared.mkdir()
-    monkeypatch.setattr(process.machine, "SHM", shared)
+    monkeypatch.setattr(process.host, "SHM", shared)
     settings, other = Settings(state=tmp_path / "a"), Settings(state=tmp_path / "b")
     for each in (settings, other):
         (shared / f"{each.shm_prefix}0").touch()
