@@ -347,7 +347,7 @@ def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[st
 def steps_of(workers: list[Worker], folder: Path) -> list[dict[str, Any]]:
     """Return the figures of each step, as times the speed of the first that ran, or why it did not run."""
     timed = [worker for worker in workers if worker.is_timed]
-    reference = np.load(folder / timed[0].first["output"]) if timed else np.empty(0)
+    reference = np.load(folder / timed[0].first["output"]) if timed else np.empty(0, np.float32)
     return [
         {"step": worker.candidate.name}
         | (timing(worker, timed[0].median, reference, folder) if worker.is_timed else {"not_run": worker.reason})

@@ -56,7 +56,8 @@ def restormer(weights: Mapping[str, Tensor], image: Tensor, *, eps: float) -> Te
         return (x - mean) / torch.sqrt(variance + eps) * weight[:, None, None] + bias[:, None, None]
 
     def unit(x: Tensor) -> Tensor:
-        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # F.normalize, whose Expand hides the shape from ONNX
+        length: Tensor = x.norm(dim=-1, keepdim=True)
+        return x / length.clamp_min(1e-12)  # F.normalize, whose Expand hides the shape from ONNX
 
     def attention(name: str, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

@@ -18,7 +18,7 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -56,7 +56,7 @@ from operations.recording import (
     show_progress,
 )
 
-RECORDED = 40  #: slowest layers of a runtime in a record; its kinds count all
+RECORDED, PRINTED = 40, 15  #: slowest layers of a runtime in a record and in a table; its kinds count all
 STANDARD_SIDE = 256  #: of the standard network, as in the papers
 Image = NDArray[np.float32]
 Subject = tuple[onnx.ModelProto, dict[str, str], dict[str, Any]]  #: graph, OpenVINO's settings, head of the record
@@ -245,8 +245,8 @@ def profile_from_trtexec(profiled: Path, info: Path, graph: Path) -> dict[str, A
     """Return the figures of trtexec's files. Raises `ExportError` if they are not what they should be."""
     try:
         model = onnx.load(graph)
-        documents = [json.loads(path.read_text(encoding="utf-8")) for path in (profiled, info)]
-        found = kinds.layers_from_trtexec(*documents, kinds.graph_nodes(model))
+        times, layers = (json.loads(path.read_text(encoding="utf-8")) for path in (profiled, info))
+        found = kinds.layers_from_trtexec(times, layers, kinds.graph_nodes(model))
     except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
         raise ExportError(
             "these are not trtexec's --exportProfile, its --exportLayerInfo and its graph: "
@@ -257,29 +257,16 @@ def profile_from_trtexec(profiled: Path, info: Path, graph: Path) -> dict[str, A
     return {**about, **layer_figures(found, {}), "others": []}
 
 
-def profile_runtimes(
-    model: onnx.ModelProto, settings: dict[str, str], side: int, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Profile the graph in each runtime; return the figures of the first, and beside them those of the others."""
-    settings = {**settings, **dict(each.split("=", 1) for each in arguments.setting)}
-    nodes, peak = kinds.graph_nodes(model), measured_peaks()
-    image = random_image(side, seed=0)
+def profile_runtimes(model: onnx.ModelProto, settings: dict[str, str], side: int, rounds: int) -> dict[str, Any]:
+    """Profile the graph in each runtime; return the figures of the first, and beside them those of the other."""
+    nodes, peak, image = kinds.graph_nodes(model), measured_peaks(), random_image(side, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
         graph.write_bytes(onnx_bytes(model))
-        makers: dict[str, Callable[[], OpenVino | OnnxRuntime]] = {
-            "openvino": lambda: OpenVino(graph, nodes, settings),
-            "onnxruntime": lambda: OnnxRuntime(graph, nodes, Path(folder)),
-        }
-        wanted = [make for name, make in makers.items() if arguments.runtime in ("both", name)]
-        try:
-            # One after the other: the first one's threads are gone and its tensors out of the caches.
-            found = [profile(make(), image, arguments.rounds, peak) for make in wanted]
-        except RuntimeError as error:  # an unknown setting of OpenVINO
-            raise ExportError(
-                f"the graph does not compile with {settings}: {str(error).strip().splitlines()[-1]}"
-            ) from error
-    return {"settings": settings, "peak": peak, **found[0], "others": found[1:]}
+        # One after the other: the first one's threads are gone and its tensors out of the caches.
+        first = profile(OpenVino(graph, nodes, settings), image, rounds, peak)
+        other = profile(OnnxRuntime(graph, nodes, Path(folder)), image, rounds, peak)
+    return {"settings": settings, "peak": peak, **first, "others": [other]}
 
 
 def arguments_from(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -299,26 +286,18 @@ def arguments_from(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--precision", help="with --package or --standard: fp32, bf16, fp16, or int8 (--standard only)")
     parser.add_argument("--side", type=int, help="with --package or --standard: pixels, a multiple of 8")
-    parser.add_argument("--runtime", choices=("both", "openvino", "onnxruntime"), default="both")
-    parser.add_argument(
-        "--setting", action="append", default=[], metavar="NAME=VALUE", help="another one of OpenVINO's"
-    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--top", type=int, default=15, help="how many layers the table lists")
     add_record_option(parser)
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.top < 0:
-        parser.error("--rounds must be 1 or more, --top 0 or more")
-    if wrong := [each for each in arguments.setting if "=" not in each]:
-        parser.error(f"--setting {wrong[0]}: write NAME=VALUE")
+    if arguments.rounds < 1:
+        parser.error("--rounds must be 1 or more")
     return arguments
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = arguments_from(parser)
-    is_not_of_make = arguments.trtexec or arguments.setting or arguments.runtime != "both"
-    command = "" if is_not_of_make else format_make_command("profile", parser, arguments, "top", "record")
+    command = "" if arguments.trtexec else format_make_command("profile", parser, arguments, "record")
     try:
         if arguments.trtexec:
             found = profile_from_trtexec(*arguments.trtexec)
@@ -326,7 +305,7 @@ def main() -> None:
         else:
             model, settings, found = load_subject(arguments)
             about = describe_circumstances(command)
-            found |= profile_runtimes(model, settings, found["side"], arguments)
+            found |= profile_runtimes(model, settings, found["side"], arguments.rounds)
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     document: dict[str, Any] = {"circumstances": about, **found}
@@ -334,7 +313,7 @@ def main() -> None:
     print(f"{document['network']}, {document['side']}x{document['side']}, {document['precision']}\n")
     print(tables.runs_table(*runtimes))
     for each in runtimes:
-        print(f"\n{tables.kinds_table(each)}\n\n{tables.layers_table(each, arguments.top)}")
+        print(f"\n{tables.kinds_table(each)}\n\n{tables.layers_table(each, PRINTED)}")
     recorded = slowest_only(document) | {"others": [slowest_only(each) for each in document["others"]]}
     finish_run(document, arguments.record, recorded)
 

@@ -242,8 +242,9 @@ def layers_by_kind(found: Iterable[Layer], gpu: Gpu, batch: int) -> dict[str, di
 def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, dict[str, float]]:
     """Return what each rewrite leaves in the graph: nodes, casts, and the megabytes that pass memory outside
     convolutions and products, nothing fused. float16 and INT8 are of the padded network."""
+    paper: Any = Plain(network)
     steps = {
-        "as in the paper": onnx_from_network(Plain(network)),
+        "as in the paper": onnx_from_network(paper),
         "products normalised after q·kᵀ, LayerNorm as one node": onnx_from_network(network),
         "norms folded": onnx_from_network(fold_norms(network)),
         "feed-forward padded": made["fp32"],
@@ -321,7 +322,6 @@ def record(network: Restormer, arguments: argparse.Namespace, command: str) -> d
         "calculation": True,
         "price_an_hour": arguments.price,
         "cores_of": imaging and {key: imaging[key] for key in ("cpu", "time")},
-        "roofs": {"bandwidth": gpu.bandwidth, "tensor": gpu.tensor, "vector": gpu.vector},
         "precisions": limits_of_precisions(made, gpu, batch, arguments.price),
         "gpus": limits_of_gpus(made, batch),
         "ledger": steps,

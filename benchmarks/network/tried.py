@@ -28,8 +28,9 @@ def fold_centring(network: nn.Module) -> nn.Module:
     result = copy.deepcopy(network)
     for block in result.modules():
         if isinstance(block, TransformerBlock):
-            for norm, points in ((block.norm1, block.attn.qkv), (block.norm2, block.ffn.project_in)):
-                for point in points if norm.is_centred else ():
-                    point.weight.data -= point.weight.data.mean(1, keepdim=True)
-                norm.is_centred = False
+            for norm, layers in ((block.norm1, block.attn.qkv), (block.norm2, block.ffn.project_in)):
+                convolutions = [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)]
+                for convolution in convolutions if norm.is_centred else ():
+                    convolution.weight.data -= convolution.weight.data.mean(1, keepdim=True)
+                norm.is_centred = False  # type: ignore[assignment]
     return result

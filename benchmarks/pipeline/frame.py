@@ -1,10 +1,9 @@
 """Compare preprocess with the resize the network was trained with: ``python -m benchmarks.pipeline.frame FOLDER``.
 
-*Owner's path*: the whole photograph decoded, converted to RGB and resized to 512x512 by Pillow on 8 bits. *Ours*:
-`core_from_file`, which shrinks a JPEG while decoding it. The photographs of the folder are cropped to each aspect ratio
-and shrunk to each size, never enlarged, and saved as JPEG of quality 92, 4:2:0. A row has the PSNR and the largest
-difference of the core tensor, the worst of its photographs, and those of the network's output for the photograph whose
-core tensor has the lowest PSNR.
+The owner's path decodes the whole photograph, converts it to RGB and resizes it to 512x512 with Pillow on 8 bits; ours,
+`core_from_file`, shrinks a JPEG while decoding it. The photographs of the folder are cropped to each aspect ratio and
+shrunk to each size, never enlarged, and saved as JPEG of quality 92, 4:2:0. A row has the lowest PSNR and the largest
+difference of its core tensors, and those of the network's output for the photograph with the lowest PSNR.
 
 The published table is of the photographs of Debian's package ``lomiri-wallpapers-16.04``.
 """
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from benchmarks.report import tables
 from export.fidelity import Runner, torch_runner
 from export.metrics import psnr
 from export.package.model_package import network_from_package, package_from_folder
@@ -31,14 +32,14 @@ ASPECTS = {"3:2": 3 / 2, "4:3": 4 / 3, "16:9": 16 / 9, "2:3": 2 / 3}
 MEGAPIXELS = (3, 5, 7, 12)
 
 
-def owners_core(data: bytes) -> np.ndarray:
-    """The core tensor as the owner makes it."""
+def owner_core(data: bytes) -> NDArray[np.float32]:
+    """Return the core tensor as the owner's training code makes it."""
     small = Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(255))
 
 
 def shrunk(path: Path, aspect: float, megapixels: int) -> bytes | None:
-    """The photograph's middle in this aspect ratio and size as a JPEG; None if it is smaller than that."""
+    """Return the middle in this aspect ratio and size as a JPEG, or None if the photograph is smaller."""
     size = round((megapixels * 1e6 * aspect) ** 0.5), round((megapixels * 1e6 / aspect) ** 0.5)
     with Image.open(path) as image:
         if min(image.width / size[0], image.height / size[1]) < 1:
@@ -48,9 +49,9 @@ def shrunk(path: Path, aspect: float, megapixels: int) -> bytes | None:
     return buffer.getvalue()
 
 
-def near(files: list[bytes], run: Runner) -> dict[str, float]:
-    """PSNR in dB and the largest difference in steps of 8 bits, of the core tensors and of the worst one's output."""
-    cores = [(core_from_file(data), owners_core(data)) for data in files]
+def compare(files: list[bytes], run: Runner) -> dict[str, float]:
+    """Return PSNR in dB and the largest difference in 8-bit steps, of core tensors and of the worst one's output."""
+    cores = [(core_from_file(data), owner_core(data)) for data in files]
     worst = min(cores, key=lambda pair: psnr(*pair))
     outputs = [run(core[None])[0].clip(0, 1) for core in worst]
     return {
@@ -76,15 +77,9 @@ def main() -> None:
             if files := [data for path in paths if (data := shrunk(path, ratio, megapixels))]:
                 shrink = shrink_factor(*simplejpeg.decode_jpeg_header(files[0])[:2])
                 row = {"aspect": aspect, "megapixels": megapixels, "photographs": len(files), "shrink": shrink}
-                rows.append({**row, **near(files, run)})
+                rows.append({**row, **compare(files, run)})
     show_progress()
-    print("              photographs shrunk by  core dB difference output dB difference")
-    for row in rows:
-        print(
-            f"{row['aspect']:>5} {row['megapixels']:>3} MP {row['photographs']:>13}{row['shrink']:>10}"
-            f"{row['core_psnr']:9.1f}{row['core_difference']:11.0f}"
-            f"{row['output_psnr']:10.1f}{row['output_difference']:11.0f}"
-        )
+    print(tables.nearness_table({"rows": rows}))
     finish_run({"rows": rows}, arguments.record)
 
 

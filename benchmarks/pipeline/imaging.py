@@ -1,19 +1,16 @@
-"""What a photograph costs around the network, on one core (``make benchmark-imaging``).
+"""Measure what a photograph costs around the network, on one core (``make benchmark-imaging``).
 
-The photographs are mosaics of the demo's, so that their grain and edges are a camera's, as JPEG of quality 92, 4:2:0.
-Everything is CPU time of one process held on one core; within a process the ways take turns; the figures are medians.
+The photographs are mosaics of the demo's, so that they have the grain and the edges of a camera, as JPEG of quality 92,
+4:2:0. Times are CPU times of one process on one core; within a process the ways take turns; figures are medians.
 
-*floor*: libjpeg-turbo decodes the file whole and encodes it again (simplejpeg), with nothing in between. *ours*:
-`core_from_file` and `file_from_core`, which is what preprocess and postprocess do, with a brighter picture in the
-network's place.
-*naive*: the same steps with Pillow and NumPy as one would first write them. Memory is the peak of a process of its own
-above what it held after a small photograph; decoded input and output are 3 bytes a pixel each.
+*floor*: libjpeg-turbo decodes the file and encodes it again (simplejpeg). *ours*: `core_from_file` and `file_from_core`,
+as in preprocess and postprocess, with a brighter picture in the place of the network's. Memory is the peak of a process
+of its own above that of a small photograph; decoded input and output are 3 bytes a pixel each.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -22,32 +19,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import uniform_filter
 
-from operations.recording import (
-    add_record_option,
-    describe_circumstances,
-    finish_run,
-    format_make_command,
-    print_status,
-)
+from benchmarks.child import run_part
+from benchmarks.report import tables
+from operations.recording import add_record_option, describe_circumstances, finish_run, format_make_command
 
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
 REFERENCE = 12  #: megapixels of the main row
 GPU_RATE = 60  #: photographs a second of a GPU to stand beside; a round figure, not a measurement
-LIMIT = 6  #: bytes a pixel above decoded input and output
 SOURCES = ("reading-corner", "balcony", "valley-view", "brook")
 
 
 @cache
-def mosaic(width: int, height: int) -> np.ndarray:
-    """Four demo photographs at their own size, mirrored on where they end."""
+def mosaic(width: int, height: int) -> NDArray[np.uint8]:
+    """Return four demo photographs at their own size, mirrored beyond their edges."""
     quarter = (-(-height // 2), -(-width // 2))
     parts = []
     for name in SOURCES:
@@ -59,44 +52,22 @@ def mosaic(width: int, height: int) -> np.ndarray:
 
 
 def photograph(megapixels: int) -> bytes:
-    """The mosaic as a JPEG."""
+    """Return the mosaic as a JPEG."""
     return bytes(simplejpeg.encode_jpeg(mosaic(*SIZES[megapixels]), 92, colorsubsampling="420"))
 
 
-def floor(data: bytes) -> bytes:
-    """Decoded and encoded again, nothing else."""
+def run_floor(data: bytes) -> bytes:
+    """Decode and encode again."""
     return bytes(simplejpeg.encode_jpeg(simplejpeg.decode_jpeg(data), 92, colorsubsampling="420"))
 
 
-def brightened(core: np.ndarray) -> np.ndarray:
-    """Stands in for the network; not part of any time."""
+def brighten(core: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a result in the place of the network's; no time includes it."""
     return core ** np.float32(0.7)
 
 
-def naive(data: bytes) -> bytes:
-    """The obvious way: Pillow decodes twice, NumPy and SciPy fit and apply, Pillow encodes."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = 512 / max(image.size)
-    small = np.asarray(image.resize([round(side * scale) for side in image.size], Image.Resampling.BOX)) / 255
-    look = small**0.7
-
-    def mean(array: np.ndarray) -> np.ndarray:
-        return uniform_filter(array, (5, 5, 1))
-
-    slope = (mean(small * look) - mean(small) * mean(look)) / (mean(small * small) - mean(small) ** 2 + 3e-4)
-    maps = (mean(slope), mean(mean(look) - slope * mean(small)))
-    full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) / np.float32(255)
-    wide = [
-        [np.asarray(Image.fromarray(np.float32(m[..., c])).resize(full.shape[1::-1])) for c in range(3)] for m in maps
-    ]
-    result = np.stack(wide[0], -1) * full + np.stack(wide[1], -1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.rint(np.clip(result, 0, 1) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
-
-
-def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """CPU milliseconds of each way, taking turns; one round before counts for nothing."""
+def median_times(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the CPU milliseconds of each way, taking turns, after a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -107,17 +78,17 @@ def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def times(megapixels: int, rounds: int) -> dict[str, float]:
-    """CPU milliseconds of the floor, ours by stage, and (at the reference size) the naive way."""
+def measure_times(megapixels: str, rounds: str) -> dict[str, float]:
+    """Measure the floor, and ours by stage."""
     from imaging import Options, core_from_file, decode, decode_small, encode, file_from_core
     from imaging.pipeline import look_between
 
-    data = photograph(megapixels)
+    data = photograph(int(megapixels))
     core = core_from_file(data)
-    restored, whole, options = brightened(core), decode(data), Options()
+    restored, whole, options = brighten(core), decode(data), Options()
     look = look_between(whole, core, restored, options)
     ways: dict[str, Callable[[], object]] = {
-        "floor": lambda: floor(data),
+        "floor": lambda: run_floor(data),
         "preprocess": lambda: core_from_file(data),
         "postprocess": lambda: file_from_core(data, core, restored, options),
     }
@@ -128,53 +99,51 @@ def times(megapixels: int, rounds: int) -> dict[str, float]:
         "apply": lambda: look.apply(whole.pixels),
         "encode": lambda: encode(whole),
     }
-    if megapixels == REFERENCE:
-        ways["naive"] = lambda: naive(data)
-    found = {**medians(ways, rounds), **medians(stages, max(3, rounds // 2))}
+    found = {**median_times(ways, int(rounds)), **median_times(stages, max(3, int(rounds) // 2))}
     return {**found, "bytes": len(data), "ratio": (found["preprocess"] + found["postprocess"]) / found["floor"]}
 
 
-def memory(megapixels: int) -> dict[str, float]:
-    """Peak bytes a pixel above what the process held after a small photograph; the file was read before."""
+def enhance(data: bytes) -> None:
+    """Do the work around the network once."""
     from imaging import Options, core_from_file, file_from_core
 
-    def enhance(data: bytes) -> None:
-        core = core_from_file(data)
-        file_from_core(data, core, brightened(core), Options())
+    core = core_from_file(data)
+    file_from_core(data, core, brighten(core), Options())
 
-    with tempfile.TemporaryFile() as file:
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.pipeline.imaging", "--file", str(megapixels)], stdout=file, check=True
-        )
+
+def measure_memory(megapixels: str) -> dict[str, float]:
+    """Measure the peak bytes a pixel above those of a small photograph; the file was read before."""
+    with tempfile.TemporaryFile() as file:  # written by another process, whose memory does not count
+        command = [sys.executable, "-m", "benchmarks.pipeline.imaging", "--file", megapixels]
+        subprocess.run(command, stdout=file, check=True)
         file.seek(0)
         data = file.read()
     enhance(bytes(simplejpeg.encode_jpeg(np.zeros((600, 800, 3), np.uint8))))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _high_water()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _high_water_mark()
     enhance(data)
-    width, height = SIZES[megapixels]
-    return {"bytes_a_pixel": (_high_water() - before) * 1024 / (width * height)}
+    width, height = SIZES[int(megapixels)]
+    return {"bytes_a_pixel": (_high_water_mark() - before) * 1024 / (width * height)}
 
 
-def _high_water() -> int:
+def _high_water_mark() -> int:
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
 
 
-def first_request() -> dict[str, float]:
-    """Wall milliseconds of importing `imaging`, of the first photograph of a process, and of the second."""
+def measure_first() -> dict[str, float]:
+    """Measure the wall milliseconds of importing `imaging`, and of the first and second photograph of a process."""
     data, started = photograph(REFERENCE), time.perf_counter()
-    from imaging import Options, core_from_file, file_from_core
+    import imaging  # noqa: F401  what is measured
 
     moments = [started, time.perf_counter()]
     for _ in range(2):
-        core = core_from_file(data)
-        file_from_core(data, core, brightened(core), Options())
+        enhance(data)
         moments.append(time.perf_counter())
     return dict(zip(("import", "first", "second"), np.diff(moments) * 1e3, strict=True))
 
 
-def formats() -> dict[str, float]:
-    """CPU milliseconds of preprocess and postprocess together, for other files of the reference size."""
+def measure_formats() -> dict[str, float]:
+    """Measure preprocess and postprocess together, for other files of the reference size."""
     from imagecodecs import cms_profile
 
     from imaging import Options, Photograph, core_from_file, encode, file_from_core
@@ -197,7 +166,7 @@ def formats() -> dict[str, float]:
     found = {}
     for name, data in files.items():
         core = core_from_file(data)
-        restored = brightened(core)
+        restored = brighten(core)
         started = time.process_time()
         core_from_file(data)
         file_from_core(data, core, restored, Options())
@@ -206,35 +175,26 @@ def formats() -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
-    "times": times, "memory": memory, "first": first_request, "formats": formats,
+    "times": measure_times, "memory": measure_memory, "first": measure_first, "formats": measure_formats,
 }  # fmt: skip
 
 
-def measured(part: str, *arguments: int, **environment: str) -> dict[str, float]:
-    """A part, in a process of its own."""
-    print_status(f"{part} {' '.join(map(str, arguments))}")
-    command = [sys.executable, "-m", "benchmarks.pipeline.imaging", "--part", part, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, **environment}, check=True)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-def report(rounds: int) -> dict[str, object]:
-    """Everything, as the JSON line has it."""
-    rows = {size: measured("times", size, max(3, rounds * REFERENCE // max(size, REFERENCE))) for size in SIZES}
+def measure(rounds: int) -> dict[str, Any]:
+    """Measure everything, each part in a process of its own."""
+    run = partial(run_part, "benchmarks.pipeline.imaging")
+    rows = {size: run("times", size, max(3, rounds * REFERENCE // max(size, REFERENCE))) for size in SIZES}
     for size in SIZES:
-        rows[size] |= measured("memory", size)
+        rows[size] |= run("memory", size)
     ours = [rows[size]["preprocess"] + rows[size]["postprocess"] for size in SIZES]
     slope, intercept = np.polyfit(list(SIZES), ours, 1)
     residual = np.array(ours) - (slope * np.array(list(SIZES)) + intercept)
     with tempfile.TemporaryDirectory() as empty:
-        cold = measured("first", NUMBA_CACHE_DIR=empty)
+        cold = run("first", NUMBA_CACHE_DIR=empty)
     main = rows[REFERENCE]
     seconds = (main["preprocess"] + main["postprocess"]) / 1e3
     return {
-        "sizes": rows,
+        "sizes": {str(size): row for size, row in rows.items()},
         "ratio": main["ratio"],
-        "naive_ratio": main["naive"] / main["floor"],
         "fit": {
             "ms_a_megapixel": slope,
             "ms_fixed": intercept,
@@ -242,39 +202,9 @@ def report(rounds: int) -> dict[str, object]:
         },
         "photographs_a_second_a_core": 1 / seconds,
         f"cores_beside_{GPU_RATE}_a_second": GPU_RATE * seconds,
-        "first_request": {"compiled before": measured("first"), "compiled now": cold},
-        "other_files": measured("formats"),
+        "first_request": {"compiled before": run("first"), "compiled now": cold},
+        "other_files": run("formats"),
     }
-
-
-def lines(found: dict) -> list[str]:
-    """The table."""
-    made = [f"{'MP':>3} {'file MB':>8} {'floor':>7} {'pre':>7} {'post':>7} {'ratio':>6} {'bytes/px':>9} {'over':>5}"]
-    for size, row in found["sizes"].items():
-        over = row["bytes_a_pixel"] - 6
-        made.append(
-            f"{size:>3} {row['bytes'] / 1e6:8.1f} {row['floor']:7.1f} {row['preprocess']:7.1f} "
-            f"{row['postprocess']:7.1f} {row['ratio']:6.2f} {row['bytes_a_pixel']:9.1f} {over:5.1f}"
-        )
-    main, fit, first = found["sizes"][REFERENCE], found["fit"], found["first_request"]
-    stages = ("decode small", "decode", "fit", "apply", "encode")
-    made += [
-        "",
-        f"{REFERENCE} MP, CPU ms by stage: " + ", ".join(f"{name} {main[name]:.1f}" for name in stages),
-        f"against the floor: ours {found['ratio']:.2f}x (goal 2.0x), the naive way {found['naive_ratio']:.1f}x",
-        f"growth: {fit['ms_a_megapixel']:.1f} ms a megapixel + {fit['ms_fixed']:.1f} ms, R² {fit['r_squared']:.4f}",
-        f"memory: goal at most {LIMIT} bytes a pixel over decoded input and output (6)",
-        f"{found['photographs_a_second_a_core']:.1f} photographs of {REFERENCE} MP a second a core; "
-        f"{found[f'cores_beside_{GPU_RATE}_a_second']:.1f} cores beside {GPU_RATE} a second (calculated)",
-        "first photograph of a process, wall ms: "
-        + "; ".join(
-            f"{name}: import {row['import']:.0f}, first {row['first']:.0f}, second {row['second']:.0f}"
-            for name, row in first.items()
-        ),
-        f"other files of {REFERENCE} MP, CPU ms, pre and post: "
-        + ", ".join(f"{name} {value:.0f}" for name, value in found["other_files"].items()),
-    ]
-    return made
 
 
 def main() -> None:
@@ -285,22 +215,20 @@ def main() -> None:
     parser.add_argument("--file", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     is_whole = not (arguments.file or arguments.part)
-    about = (
-        describe_circumstances(format_make_command("benchmark-imaging", parser, arguments, "record"))
-        if is_whole
-        else {}
-    )
+    command = format_make_command("benchmark-imaging", parser, arguments, "record")
+    about = describe_circumstances(command) if is_whole else {}
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(usable)})
     if arguments.file:
         sys.stdout.buffer.write(photograph(arguments.file))
         return
     if arguments.part:
-        print(json.dumps(PARTS[arguments.part[0]](*map(int, arguments.part[1:]))))
+        print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
         return
-    found = {"circumstances": about, **report(arguments.rounds)}
-    print("\n".join(lines(found)))
-    os.sched_setaffinity(0, usable)  # as when the machine was probed before
+    found = {"circumstances": about, **measure(arguments.rounds)}
+    for show in (tables.cost_table, tables.files_table, tables.imaging_figures_table):
+        print(f"{show(found)}\n")
+    os.sched_setaffinity(0, usable)  # the noise is probed on all cores, as before
     finish_run(found, arguments.record)
 
 

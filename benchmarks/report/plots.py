@@ -27,7 +27,7 @@ DARK = {
     BLUE: "#56b4e9", ORANGE: "#ff9b57", GREEN: "#2fcf9f",
 }  # fmt: skip
 WIDTH = 8.4  #: inches of 72 points: about the width of a page on GitHub
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "axes.axisbelow": True, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "grid.color": GRID,
@@ -77,7 +77,7 @@ def draw_fidelity(document: dict[str, Any]) -> Figure:
     low, high = plot.get_xlim()
     plot.set_xlim(low / 1.1, high * 1.15)
     plot.margins(y=0.12)
-    _label_to_the_right(plot, [(name, row["speedup"], row["psnr_db"]) for name, row in rows.items()])
+    _label_to_the_right(figure, plot, [(name, row["speedup"], row["psnr_db"]) for name, row in rows.items()])
     plot.set(xlabel="times as fast as PyTorch eager float32", ylabel="dB against PyTorch float32")
     return figure
 
@@ -129,10 +129,10 @@ def _panel(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _label_to_the_right(plot: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
+def _label_to_the_right(figure: Figure, plot: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
     """Write names in a column beside the plot, each with a line to its point."""
     low, high = plot.get_ylim()
-    gap = (high - low) * 13 / 72 / (plot.figure.get_figheight() * 0.8)  # 13 points of type
+    gap = (high - low) * 13 / 72 / (figure.get_figheight() * 0.8)  # 13 points of type
     heights = spread([y for *_, y in labels], gap)
     for (name, x, y), height in zip(labels, heights, strict=True):
         plot.annotate(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.network.peak import peak_of
@@ -101,6 +102,17 @@ def _between(least: float, most: float) -> str:
     return f"{cell(least)}–{cell(most)}"
 
 
+def _grid(title: str, rows: Mapping[str, Mapping[str, Any]], *columns: tuple[str, str] | tuple[str, str, str]) -> str:
+    """Return a table of named rows. A column is its header, its key in the rows, and perhaps a format."""
+
+    def value(row: Mapping[str, Any], key: str, form: str = "") -> Any:
+        found = row.get(key)
+        return format(found, form) if form and found is not None else found
+
+    cells = [[name, *(value(row, *column[1:]) for column in columns)] for name, row in rows.items()]
+    return table([title, *(column[0] for column in columns)], cells)
+
+
 def networks_table(*documents: Record) -> str:
     """Compare every runtime on every network: seconds, times as fast as the base, decibels against it."""
     networks: dict[str, Record] = {}
@@ -157,14 +169,9 @@ def tried_table(key: str, document: Record) -> str:
 
 def settings_table(settings: Record) -> str:
     """Compare threads, streams and the cache of compiled engines."""
-    rows = [
-        [name, row.get("median_s"), row.get("ready_s"), row.get("first_s"), None, row.get("not_run", "")]
-        for name, row in settings["rows"].items()
-    ]
-    rows += [
-        [name, None, None, None, sorted(rates)[len(rates) // 2], ""] for name, rates in settings["streams"].items()
-    ]
-    return table(("settings of the engine", "s", "ready (s)", "first call (s)", "images a second", "not run"), rows)
+    rows = settings["rows"] | {name: {"rate": median(rates)} for name, rates in settings["streams"].items()}
+    return _grid("settings of the engine", rows, ("s", "median_s"), ("ready (s)", "ready_s"),
+                 ("first call (s)", "first_s"), ("images a second", "rate"), ("not run", "not_run"))  # fmt: skip
 
 
 def kinds_table(*profiles: Record) -> str:
@@ -205,9 +212,10 @@ def layers_table(found: Record, top: int) -> str:
 
 
 def runs_table(*profiles: Record) -> str:
-    """Show what a run of each runtime takes, without its counters and with them, and the sum of its layers."""
-    rows = [(found["runtime"], found.get("plain_ms"), found.get("counted_ms"), found["total_ms"]) for found in profiles]
-    return table(("runtime", "a run (ms)", "with counters (ms)", "sum of its layers (ms)"), rows)
+    """Show the time of a run in each runtime, without its counters and with them, and the sum of its layers."""
+    rows = {found["runtime"]: found for found in profiles}
+    return _grid("runtime", rows, ("a run (ms)", "plain_ms"), ("with counters (ms)", "counted_ms"),
+                 ("sum of its layers (ms)", "total_ms"))  # fmt: skip
 
 
 def pipeline_cases(*documents: Record) -> dict[str, Record]:
@@ -237,24 +245,18 @@ def share_table(*documents: Record) -> str:
 
 def latency_table(*documents: Record) -> str:
     """Compare the latency of one photograph at a time with that of its parts in process."""
-    rows = []
-    for name, case in pipeline_cases(*documents).items():
-        light = case["light"]
-        rows.append([name, light["parts_ms"], light["ensemble_ms"], light["added_ms"],
-                     _between(light["least"], light["most"]), light["between_ms"]])  # fmt: skip
-    return table(("one at a time (ms)", "parts in process", "served", "added", "least–most", "between the parts"), rows)
+    rows = {name: case["light"] for name, case in pipeline_cases(*documents).items()}
+    return _grid("one at a time (ms)", rows, ("parts in process", "parts_ms"), ("served", "ensemble_ms"),
+                 ("added", "added_ms"), ("least", "least"), ("most", "most"),
+                 ("between the parts", "between_ms"))  # fmt: skip
 
 
 def cpu_table(*documents: Record) -> str:
     """Show the CPU time of a photograph by process, alone and served."""
-    cases = pipeline_cases(*documents)
-    processes = [*next(iter(cases.values()))["parts"], "tritonserver"]
-    rows = [
-        [f"{name}, {way}", *(spent.get(process) for process in processes)]
-        for name, case in cases.items()
-        for way, spent in case["cpu_ms"].items()
-    ]
-    return table(["CPU ms a photograph", *processes], rows)
+    cases = pipeline_cases(*documents).items()
+    rows = {f"{name}, {way}": spent for name, case in cases for way, spent in case["cpu_ms"].items()}
+    processes = ("preprocess", "restormer", "postprocess", "tritonserver")
+    return _grid("CPU ms a photograph", rows, *((process, process) for process in processes))
 
 
 def points_table(*documents: Record, models: Iterable[str] = ("restormer", "enhance", "enhance_tiled")) -> str:
@@ -277,26 +279,27 @@ def points_table(*documents: Record, models: Iterable[str] = ("restormer", "enha
     return table(["sent", "requests", "a second", "least–most", *names, "batch"], rows)
 
 
+def limit_share_table(document: Record) -> str:
+    """Compare the rate of a GPU's network with its limit, or show why that was not possible."""
+    limit = document["roofline"]
+    return _grid("GPU", {limit.get("gpu", "–"): limit}, ("precision", "precision"), ("a second", "measured"),
+                 ("calculated limit", "limit"), ("share", "share", ".0%"), ("not compared", "why_not"))  # fmt: skip
+
+
 def tune_table(document: Record) -> str:
     """Show the settings that were tried for a level of service; the chosen ones are bold."""
-    searched = (
-        "versions",
-        "preprocess_instances",
-        "postprocess_instances",
-        "core_instances",
-        "core_batch",
-        "core_delay_us",
-    )
-    rows = []
-    for row in document["tried"]:
-        is_chosen = bool(document["chosen"]) and all(row[name] == document["chosen"][name] for name in searched)
-        precision = f"**{row['precision']}: chosen**" if is_chosen else row["precision"]
-        rows.append([row["versions"], precision, f"{row['preprocess_instances']} + {row['postprocess_instances']}",
-                     row["core_instances"], row["core_batch"], row["core_delay_us"], row["rate"], row["p50_ms"],
-                     row["p99_ms"], f"{row['lost']} of {row['photographs'] + row['lost']}", row["meets"]])  # fmt: skip
-    headers = ("version", "precision", "preprocess + postprocess", "networks", "batch", "delay (µs)", "a second",
-               "p50 (ms)", "p99 (ms)", "lost", "meets the objective")  # fmt: skip
-    return table(headers, rows)
+    instances = ("versions", "preprocess_instances", "postprocess_instances", "core_instances")
+    chosen, rows = document["chosen"], {}
+    for number, row in enumerate(document["tried"], start=1):
+        is_chosen = chosen and all(row[name] == chosen[name] for name in (*instances, "core_batch", "core_delay_us"))
+        rows[f"**{number}: chosen**" if is_chosen else str(number)] = row | {
+            "around": f"{row['preprocess_instances']} + {row['postprocess_instances']}",
+            "lost": f"{row['lost']} of {row['photographs'] + row['lost']}",
+        }
+    return _grid("tried", rows, ("version", "versions"), ("precision", "precision"),
+                 ("preprocess + postprocess", "around"), ("networks", "core_instances"), ("batch", "core_batch"),
+                 ("delay (µs)", "core_delay_us"), ("a second", "rate"), ("p50 (ms)", "p50_ms"), ("p99 (ms)", "p99_ms"),
+                 ("lost", "lost"), ("meets the objective", "meets"))  # fmt: skip
 
 
 def limits_table(document: Record) -> str:
@@ -318,17 +321,15 @@ def limits_table(document: Record) -> str:
 
 def layer_limits_table(document: Record, precision: str = "fp16") -> str:
     """Show by kind of layer where the time of a network goes at a GPU's limit."""
-    rows = [
-        (kind, row["layers"], row["gmacs"], row["megabytes"], f"{row['ms']:.2f}", row["bound_by_memory"])
-        for kind, row in document["precisions"][precision]["kinds"].items()
-    ]
-    return table((f"{precision}, one image", "layers", "GMAC", "MB", "ms", "bound by memory"), rows)
+    rows = document["precisions"][precision]["kinds"]
+    return _grid(f"{precision}, one image", rows, ("layers", "layers"), ("GMAC", "gmacs"), ("MB", "megabytes"),
+                 ("ms", "ms", ".2f"), ("bound by memory", "bound_by_memory"))  # fmt: skip
 
 
 def ledger_table(document: Record) -> str:
     """Show what each rewrite leaves in the graph."""
-    rows = [(step, row["nodes"], row["casts"], row["megabytes"]) for step, row in document["ledger"].items()]
-    return table(("one image", "nodes", "casts", "MB outside convolutions and products"), rows)
+    return _grid("one image", document["ledger"], ("nodes", "nodes"), ("casts", "casts"),
+                 ("MB outside convolutions and products", "megabytes"))  # fmt: skip
 
 
 def records_table() -> str:
@@ -347,51 +348,32 @@ def records_table() -> str:
 
 def nearness_table(document: Record) -> str:
     """Compare preprocess with a full decode and Pillow's resize."""
-    rows = []
-    for row in document["rows"]:
-        figures = []
-        for what in ("core", "output"):
-            figures += [f"{row[f'{what}_psnr']:.1f}", f"{row[f'{what}_difference']:.0f}/255"]
-        decoded = "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"
-        rows.append([row["aspect"], row["megapixels"], row["photographs"], decoded, *figures])
-    headers = ("aspect ratio", "megapixels", "photographs", "decoded at", "core tensor: PSNR (dB)",
-               "largest difference", "output: PSNR (dB)", "largest difference")  # fmt: skip
-    return table(headers, rows)
-
-
-def frames_table(document: Record) -> str:
-    """Compare the transfer with letterbox and with stretch, by aspect ratio: PSNR and fine detail."""
-    questions = {"true look": "true look", "network": "network's look"}
-    ways = list(document["frames"]["1:1"]["network"])
-    rows = [
-        [
-            aspect,
-            *(f"{found[key][way]['psnr']:.2f} ({found[key][way]['detail']:.2f})" for key in questions for way in ways),
-        ]
-        for aspect, found in document["frames"].items()
-    ]
-    return table(["aspect ratio", *(f"{title}: {way}" for title in questions.values() for way in ways)], rows)
+    rows = {
+        f"{row['aspect']}, {row['megapixels']} MP": row
+        | {"decoded": "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"}
+        for row in document["rows"]
+    }
+    return _grid("aspect ratio and size", rows, ("photographs", "photographs"), ("decoded at", "decoded"),
+                 ("core tensor: PSNR (dB)", "core_psnr", ".1f"),
+                 ("largest difference, of 255", "core_difference", ".0f"),
+                 ("output: PSNR (dB)", "output_psnr", ".1f"),
+                 ("largest difference, of 255", "output_difference", ".0f"))  # fmt: skip
 
 
 def ways_table(document: Record) -> str:
     """Compare the ways to full resolution, with the true look and with the network's."""
-    rows = [
-        (title, way, f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", f"{row['detail']:.2f}")
-        for key, title in (("true look", "true"), ("network", "the network's"))
-        for way, row in document[key].items()
-    ]
-    return table(("look", "way", "PSNR (dB)", "SSIM", "fine detail"), rows)
+    looks = (("true look", "true look"), ("network", "network's look"))
+    rows = {f"{title}: {way}": row for key, title in looks for way, row in document[key].items()}
+    return _grid("look and way", rows, ("PSNR (dB)", "psnr", ".2f"), ("SSIM", "ssim", ".3f"),
+                 ("fine detail", "detail", ".2f"))  # fmt: skip
 
 
 def cost_table(document: Record) -> str:
     """Show what a photograph costs around the network, by its size."""
-    rows = [
-        (size, f"{row['bytes'] / 1e6:.1f}", *(f"{row[name]:.0f}" for name in ("floor", "preprocess", "postprocess")),
-         f"{row['ratio']:.2f}", f"{row['bytes_a_pixel']:.1f}")
-        for size, row in document["sizes"].items()
-    ]  # fmt: skip
-    headers = ("megapixels", "file (MB)", "floor (ms)", "preprocess (ms)", "postprocess (ms)", "ratio", "bytes a pixel")
-    return table(headers, rows)
+    rows = {size: row | {"megabytes": row["bytes"] / 1e6} for size, row in document["sizes"].items()}
+    return _grid("megapixels", rows, ("file (MB)", "megabytes", ".1f"), ("floor (ms)", "floor", ".0f"),
+                 ("preprocess (ms)", "preprocess", ".0f"), ("postprocess (ms)", "postprocess", ".0f"),
+                 ("ratio", "ratio", ".2f"), ("bytes a pixel", "bytes_a_pixel", ".1f"))  # fmt: skip
 
 
 def files_table(document: Record) -> str:
@@ -402,13 +384,25 @@ def files_table(document: Record) -> str:
     return table(("12 megapixels", "ms"), rows)
 
 
+def imaging_figures_table(document: Record) -> str:
+    """Show the growth with the size, the rate of a core, and the first photograph of a process."""
+    fit = document["fit"]
+    rows: list[tuple[str, float]] = [
+        ("12 megapixels, times the floor", document["ratio"]),
+        ("CPU ms a megapixel", fit["ms_a_megapixel"]),
+        ("CPU ms at any size", fit["ms_fixed"]),
+        ("12 megapixels, photographs a second a core", document["photographs_a_second_a_core"]),
+    ]
+    for name, first in document["first_request"].items():
+        rows += [(f"loops {name}, wall ms: {what}", value) for what, value in first.items()]
+    return table(("around the network", "figure"), rows)
+
+
 def fuzz_table(document: Record) -> str:
     """Show the outcomes of damaged photographs."""
-    rows = [
-        (name, row["files"], row["enhanced"], row["refused"], len(row["wrong"]), row["growth_mib"])
-        for name, row in document.items()
-    ]
-    return table(("files sent", "files", "enhanced", "rejected", "wrong", "memory growth (MiB)"), rows)
+    rows = {name: row | {"wrong": len(row["wrong"])} for name, row in document.items()}
+    return _grid("sent", rows, ("files", "files"), ("enhanced", "enhanced"), ("rejected", "refused"),
+                 ("wrong", "wrong"), ("memory growth (MiB)", "growth_mib"))  # fmt: skip
 
 
 def clients_table(document: Record) -> str:
@@ -454,17 +448,15 @@ def calls_table(document: Record) -> str:
 def client_figures_table(document: Record) -> str:
     """Show the client's memory, deadlines and imports."""
     long, deadline, start = document["long"], document["deadline"], document["start"]
-    rows = [
-        [f"held at the peak of a call by {name}, in photographs", f"{row['photographs_held']:.1f}"]
-        for name, row in document["held"].items()
-    ]
+    held = document["held"].items()
+    rows = [(f"held at the peak of a call by {name}, in photographs", row["photographs_held"]) for name, row in held]
     rows += [
-        ["memory of a `map` over 10,000 photographs: after a tenth (MiB)", f"{long['after_a_tenth_mib']:.0f}"],
-        ["the same after all of them (MiB)", f"{long['after_all_mib']:.0f}"],
-        ["overrun of a deadline of 200 ms: median (ms)", f"{deadline['median_ms']:.1f}"],
-        [f"the same: most of {deadline['calls']} calls (ms)", f"{deadline['most_ms']:.1f}"],
-        ["`import restormer_client` (ms)", f"{start['import_ms']:.0f}"],
-        ["imports of the first call: gRPC and protobuf (ms)", f"{start['first_call_imports_ms']:.0f}"],
+        ("memory of a `map` over 10,000 photographs: after a tenth (MiB)", long["after_a_tenth_mib"]),
+        ("the same after all of them (MiB)", long["after_all_mib"]),
+        ("overrun of a deadline of 200 ms: median (ms)", deadline["median_ms"]),
+        (f"the same: most of {deadline['calls']} calls (ms)", deadline["most_ms"]),
+        ("`import restormer_client` (ms)", start["import_ms"]),
+        ("imports of the first call: gRPC and protobuf (ms)", start["first_call_imports_ms"]),
     ]
     return table(("the client", "figure"), rows)
 
@@ -480,13 +472,9 @@ def goals_table(document: Record) -> str:
 
 def overload_table(document: Record) -> str:
     """Show the answers of the overload test, by phase."""
-    found = document["overload"]
-    rows = []
-    for name in ("idle", "flood", "bulk", "waiting"):
-        row = found[name]
-        answers = [row.get(outcome) for outcome in ("ok", "rejected", "expired", "failed")]
-        rows.append([name, *answers, row["p50"], row["p99"]])
-    return table(("phase", "enhanced", "rejected", "expired", "failed", "p50 (s)", "p99 (s)"), rows)
+    rows = {name: document["overload"][name] for name in ("idle", "flood", "bulk", "waiting")}
+    return _grid("phase", rows, ("enhanced", "ok"), ("rejected", "rejected"), ("expired", "expired"),
+                 ("failed", "failed"), ("p50 (s)", "p50"), ("p99 (s)", "p99"))  # fmt: skip
 
 
 def faults_table(document: Record) -> str:
@@ -526,21 +514,17 @@ def shared_memory_rows(shared: Record) -> list[list[Any]]:
 
 
 def bulk_table(document: Record) -> str:
-    """Compare a Ray job with the plain client."""
-    titles = {"enhance": "`enhance`", "identity": "`identity`"}
-    rows = []
-    for model in (model for model in titles if model in document):
-        for way in ("restormer-client", "bulk"):
-            row = document[model][way]
-            share = f"{document[model]['ratio']:.3f}" if way == "bulk" else "1"
-            rows.append([f"{titles[model]}, {way}", row["photographs_a_second"], span(row, ""), share,
-                         f"{row['cpu_ms']:.1f}", f"{row['start_seconds']:.1f}"])  # fmt: skip
-    for count, row in ((name, document["servers"][name]) for name in ("one", "two") if "servers" in document):
-        rows.append([f"`enhance`, bulk, servers: {count}", row["photographs_a_second"], span(row, ""), None,
-                     f"{row['cpu_ms']:.1f}", f"{row['start_seconds']:.1f}"])  # fmt: skip
-    headers = ("model and program", "photographs a second", "least–most", "of the plain client",
-               "CPU a photograph (ms)", "start and end (s)")  # fmt: skip
-    return table(headers, rows)
+    """Compare a Ray job with the plain client, and two servers with one."""
+    rows = {
+        f"`{model}`, {program}": document[model][program] | {"of": document[model]["ratio"] if program == "bulk" else 1}
+        for model in ("enhance", "identity") if model in document
+        for program in ("restormer-client", "bulk")
+    }  # fmt: skip
+    servers = document.get("servers", {})
+    rows |= {f"`enhance`, bulk, servers: {count}": servers[count] for count in ("one", "two") if count in servers}
+    return _grid("model and program", rows, ("photographs a second", "photographs_a_second"), ("least", "least"),
+                 ("most", "most"), ("of the plain client", "of", ".3f"), ("CPU a photograph (ms)", "cpu_ms", ".1f"),
+                 ("start and end (s)", "start_seconds", ".1f"))  # fmt: skip
 
 
 def image_table(document: Record) -> str:
@@ -614,7 +598,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/photographs.md": {
         "nearness": _from(nearness_table, "frame"),
         "ways": _from(ways_table, "transfer"),
-        "frames": _from(frames_table, "transfer"),
         "fuzz": _from(fuzz_table, "fuzz"),
         "cost": _from(cost_table, "imaging"),
         "files": _from(files_table, "imaging"),

@@ -1,4 +1,4 @@
-"""What `make benchmark` computes from counters, and how it ends where something is missing. No load is run here."""
+"""The figures of `make benchmark` from counters, and its errors. No load is run here."""
 
 import argparse
 import base64
@@ -13,24 +13,19 @@ import pytest
 from benchmarks.pipeline import analyzer, parts, pipeline, points
 from benchmarks.pipeline.parts import CORE
 from benchmarks.pipeline.points import ENHANCE, TILED, Moment, Point
+from benchmarks.pipeline.sampling import Sampler
 from operations.recording import format_make_command
 from tests.conftest import ROOT
 from traffic.server import SERVER_PYTHON, Server
 
-REPORT = """
-  Client:
-    Request count: 25
-    Throughput: 2.77494 infer/sec
-    Avg latency: 1332191 usec (standard deviation 228853 usec)
-    p50 latency: 1353930 usec
-    p90 latency: 1562488 usec
-    p95 latency: 1663307 usec
-    p99 latency: 1666157 usec
+REPORT = """\
+Concurrency,Inferences/Second,Client Send,Server Queue,p50 latency,p90 latency,p95 latency,p99 latency
+1,2.77494,35,60,1353930,1562488,1663307,1666157
 """
 
 
 def moment(time, done, *, cpu=0.0, infer_ms=(20, 900, 60)):
-    """A server that has done so many photographs, each through all three parts; batches of two in the network."""
+    """Return a server after so many photographs, each through all three parts, in batches of two in the network."""
     counters = Counter({(ENHANCE, "request_success"): done, (ENHANCE, "request_duration_us"): done * 1_100_000})
     for name, ms in zip(parts.NAMES, infer_ms, strict=True):
         counters[name, "request_success"] = done
@@ -45,35 +40,39 @@ def point(*moments, **percentiles):
     return Point(list(moments), {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, **percentiles}, 0.1)
 
 
-def test_percentiles_are_read_off_perf_analyzers_report():
-    assert analyzer.latencies(REPORT) == {"p50_ms": 1353.93, "p90_ms": 1562.488, "p99_ms": 1666.157}
-    assert analyzer.latencies("Request concurrency: 8") == {}
+def test_percentiles_come_from_perf_analyzers_report(tmp_path):
+    report = tmp_path / "report.csv"
+    assert analyzer.read_percentiles(report) == {}
+    report.write_text(REPORT.splitlines()[0])
+    assert analyzer.read_percentiles(report) == {}
+    report.write_text(REPORT)
+    assert analyzer.read_percentiles(report) == {"p50_ms": 1353.93, "p90_ms": 1562.488, "p99_ms": 1666.157}
 
 
-def test_a_queue_that_is_full_is_no_failure_of_perf_analyzer():
-    with pytest.raises(analyzer.Full):
-        analyzer.analyzed(["sh", "-c", "echo 'in ensemble, Exceeds maximum queue size' >&2; exit 99"])
+def test_a_full_queue_is_not_a_failure_of_perf_analyzer():
+    with pytest.raises(analyzer.QueueFull):
+        analyzer.run_analyzer(["sh", "-c", "echo 'in ensemble, Exceeds maximum queue size' >&2; exit 99"])
     with pytest.raises(SystemExit, match="perf_analyzer failed: connection refused"):
-        analyzer.analyzed(["sh", "-c", "echo connection refused >&2; exit 1"])
-    with pytest.raises(SystemExit, match="it said nothing"):
-        analyzer.analyzed(["true"])
+        analyzer.run_analyzer(["sh", "-c", "echo connection refused >&2; exit 1"])
+    with pytest.raises(SystemExit, match="it printed nothing"):
+        analyzer.run_analyzer(["true"])
 
 
-def test_photographs_have_their_length_before_them(tmp_path):
-    path = analyzer.written([b"abc", b"defgh"], tmp_path / "data.json")
+def test_the_length_of_a_photograph_comes_before_it(tmp_path):
+    path = analyzer.write_input_data([b"abc", b"defgh"], tmp_path / "data.json")
     elements = [base64.b64decode(row["IMAGE"]["b64"]) for row in json.loads(path.read_text())["data"]]
     assert elements == [struct.pack("<I", 3) + b"abc", struct.pack("<I", 5) + b"defgh"]
 
 
-def test_parts_that_share_cores_add_up_and_a_gpu_waits_for_the_slowest():
+def test_times_of_parts_on_shared_cores_add_up_and_a_gpu_runs_beside_them():
     alone = {"preprocess": 40.0, CORE: 4.0, "postprocess": 20.0}
-    assert pipeline.allowed(alone, on_gpu=False) == pytest.approx(1 / (0.025 + 0.25 + 0.05))
-    assert pipeline.allowed(alone, on_gpu=True) == 4.0
-    assert pipeline.allowed(alone | {CORE: 100.0}, on_gpu=True) == pytest.approx(1 / (0.025 + 0.05))
+    assert pipeline.allowed_rate(alone, on_gpu=False) == pytest.approx(1 / (0.025 + 0.25 + 0.05))
+    assert pipeline.allowed_rate(alone, on_gpu=True) == 4.0
+    assert pipeline.allowed_rate(alone | {CORE: 100.0}, on_gpu=True) == pytest.approx(1 / (0.025 + 0.05))
 
 
-def test_a_row_is_medians_and_what_happened_between_the_first_and_the_last_moment():
-    row = points.row(
+def test_figures_are_medians_between_the_first_and_the_last_moment():
+    row = points.summarize(
         ENHANCE, [point(moment(10, 5), moment(20, 15), moment(40, 25)), point(moment(0, 0), moment(5, 10))]
     )
     assert (row["least"], row["rate"], row["most"]) == (0.5, 1.0, 2.0)
@@ -92,32 +91,32 @@ def turn(reached, allowed, parts_ms):
             "points": {1: one, 4: many}}  # fmt: skip
 
 
-def test_the_goal_is_judged_by_the_median_of_the_rounds_own_ratios():
+def test_the_share_is_the_median_of_the_ratios_of_the_rounds():
     rounds = [turn(0.8, 1.0, 1000), turn(1.9, 2.0, 1050), turn(0.91, 1.0, 1090)]
-    found = pipeline.summary(rounds, 4, 0.90)
+    found = pipeline.summarize_turns(rounds, 4, 0.90)
     assert (found["least"], found["ratio"], found["most"]) == pytest.approx((0.8, 0.91, 0.95))
     assert found["met"]
     assert (found["reached"], found["allowed"]) == (0.91, 1.0)  # of that round
     assert found["reached"] / found["allowed"] == found["ratio"]
-    assert not pipeline.summary(rounds[:1], 4, 0.90)["met"]
+    assert not pipeline.summarize_turns(rounds[:1], 4, 0.90)["met"]
     assert found["cpu_ms"]["served"] == {"tritonserver": 100, CORE: 200}
     assert [row["concurrency"] for row in found["closed"]] == [1, 4]
 
 
-def test_light_load_adds_what_the_parts_do_not_take():
-    found = pipeline.light([turn(1, 1, 1000), turn(1, 1, 1050), turn(1, 1, 1090)])
+def test_light_load_adds_the_time_beyond_the_parts():
+    found = pipeline.light_load([turn(1, 1, 1000), turn(1, 1, 1050), turn(1, 1, 1090)])
     assert (found["least"], found["added_ms"], found["most"]) == pytest.approx((10, 50, 100))
     assert (found["ensemble_ms"], found["between_ms"]) == pytest.approx((1100, 120))
 
 
-def test_light_load_beside_a_gpu_takes_the_networks_time_from_triton():
+def test_light_load_on_a_gpu_takes_the_time_of_the_network_from_triton():
     on_gpu = turn(1, 1, 200)
     del on_gpu["latency_ms"][CORE]
-    assert pipeline.light([on_gpu])["parts_ms"] == pytest.approx(100 + 900)
+    assert pipeline.light_load([on_gpu])["parts_ms"] == pytest.approx(100 + 900)
 
 
-class Stated:
-    """A bench whose rates are known: so many a second of `restormer` by how many are in flight, one less each time."""
+class FixedRates:
+    """A bench with known rates by requests in flight, a hundredth less each time."""
 
     def __init__(self, rates):
         self.rates, self.asked = rates, []
@@ -125,24 +124,26 @@ class Stated:
     def closed(self, model, concurrency, *, windows, expected):
         self.asked.append((model, concurrency))
         if concurrency not in self.rates:
-            raise analyzer.Full
+            raise analyzer.QueueFull
         rate = self.rates[concurrency] - 0.01 * len(self.asked)
         moments = [Moment(at, Counter({(model, "request_success"): at * rate}), {}) for at in (0.0, 10.0)]
         return Point(moments, {}, 0.1)
 
 
-def test_a_gpus_network_is_measured_where_it_does_most_of_what_its_queue_holds():
-    bench = Stated({1: 50.0, 4: 90.0, 8: 80.0})
-    assert pipeline.busiest(bench, [1, 4, 8, 64]) == 4
-    with pytest.raises(SystemExit, match="error: the queue of restormer does not hold 16: a lower --concurrency"):
-        pipeline.busiest(bench, [16, 32])
+def test_a_gpus_network_is_measured_at_the_highest_rate_that_its_queue_holds():
+    bench = FixedRates({1: 50.0, 4: 90.0, 8: 80.0})
+    assert pipeline.busiest_concurrency(bench, [1, 4, 8, 64]) == 4
+    with pytest.raises(SystemExit, match="error: the queue of restormer is shorter than 16: .*--concurrency"):
+        pipeline.busiest_concurrency(bench, [16, 32])
 
 
-def test_a_gpus_network_takes_turns_with_the_pipeline_as_the_parts_do(monkeypatch):
-    bench, seen = Stated({1: 30.0, 4: 90.0}), {}
-    monkeypatch.setattr(pipeline, "by_themselves", lambda *given: {"preprocess": ([parts.Worked(100, 1, 1)],) * 2})
-    monkeypatch.setattr(pipeline, "summary", lambda turns, concurrency, goal: seen.update(turns=turns, goal=goal))
-    pipeline.against_parts(bench, {"preprocess": None}, 4, 1, 10.0, 4)
+def test_a_gpus_network_takes_turns_with_the_pipeline_like_the_parts(monkeypatch):
+    bench, seen = FixedRates({1: 30.0, 4: 90.0}), {}
+    monkeypatch.setattr(pipeline, "run_alone", lambda *given: {"preprocess": ([parts.Work(100, 1, 1)],) * 2})
+    monkeypatch.setattr(
+        pipeline, "summarize_turns", lambda turns, concurrency, goal: seen.update(turns=turns, goal=goal)
+    )
+    pipeline.compare_with_parts(bench, {"preprocess": None}, 4, 1, 10.0, 4)
     assert bench.asked == [(CORE, 4), (ENHANCE, 1), (ENHANCE, 4), (CORE, 4)]
     (turn,) = seen["turns"]
     assert turn["parts"] == {"preprocess": 100.0, CORE: pytest.approx((89.99 + 89.96) / 2)}
@@ -150,8 +151,8 @@ def test_a_gpus_network_takes_turns_with_the_pipeline_as_the_parts_do(monkeypatc
     assert seen["goal"] == 0.95
 
 
-class Swept:
-    """A bench that answers one a second whatever is asked, unless the model's queue holds fewer."""
+class ShortQueues:
+    """A bench that answers one a second, unless the model's queue is shorter."""
 
     def __init__(self, **holds):
         self.holds, self.asked = holds, []
@@ -159,7 +160,7 @@ class Swept:
     def closed(self, model, concurrency, *, windows, expected):
         self.asked.append((model, concurrency))
         if concurrency > self.holds.get(model, 64):
-            raise analyzer.Full
+            raise analyzer.QueueFull
         moments = [moment(0.0, 0), moment(10.0, 10)]
         for each in moments:
             each.counters[model, "request_success"] = 0 if each is moments[0] else 10
@@ -173,56 +174,57 @@ class Swept:
         return type("Counting", (), {"read_counters": staticmethod(Counter)})
 
 
-def test_tiles_are_measured_whatever_concurrencies_were_asked_for_and_at_a_rate_too():
-    bench = Swept()
+def test_tiles_are_measured_with_few_requests_and_at_a_rate():
+    bench = ShortQueues()
     closed, opened = pipeline.sweep(bench, [4, 8], [0.5], [])
     assert [row["concurrency"] for row in closed[TILED]] == [1]
     assert [row["concurrency"] for row in closed[CORE]] == [4, 8]
     assert all([row["asked"] for row in opened[model]] == [0.5] for model in (CORE, ENHANCE, TILED))
 
 
-def test_a_queue_that_holds_none_of_what_was_asked_for_ends_in_one_line():
-    with pytest.raises(SystemExit, match="error: the queue of restormer does not hold 8: a lower --concurrency"):
-        pipeline.sweep(Swept(restormer=4), [8, 16], [0.5], [])
+def test_a_queue_that_is_shorter_than_every_concurrency_fails_in_one_line():
+    with pytest.raises(SystemExit, match="error: the queue of restormer is shorter than 8: .*--concurrency"):
+        pipeline.sweep(ShortQueues(restormer=4), [8, 16], [0.5], [])
 
 
-def test_the_table_says_missed_and_where_the_time_went():
-    found = {**pipeline.summary([turn(0.5, 1.0, 1000)], 4, 0.90), "cores": 1, "generator_cores": 1}
-    text = "\n".join(pipeline.goal_lines("the published network", found))
-    assert "0.500 of that" in text
-    assert "MISSED" in text
-    assert "tritonserver 100.0, idle 1700.0" in text
+def test_the_table_shows_a_missed_goal_and_the_cpu_time(capsys):
+    found = {**pipeline.summarize_turns([turn(0.5, 1.0, 1000)], 4, 0.90), "generator_cores": 1, "hardware": "cpu"}
+    found |= {"small": None, "roofline": None, "open": {model: [] for model in points.STEPS}}
+    found["closed"] = dict.fromkeys(points.STEPS, found["closed"])
+    pipeline.print_tables(found)
+    printed = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    rows = {row[1]: row for row in reversed(printed) if len(row) > 1}
+    assert rows["CPU, published network"][-5:-1] == ["0.500", "0.500–0.500", "0.90", "no"]
+    assert rows["CPU, published network, served"][-2] == "100"  # of tritonserver
 
 
 def test_the_load_generator_has_a_core_of_its_own():
-    assert pipeline.divided([3, 0, 2]) == ([0, 2], [3])
-    assert pipeline.divided(range(16)) == (list(range(14)), [14, 15])
+    assert pipeline.divide_cores([3, 0, 2]) == ([0, 2], [3])
+    assert pipeline.divide_cores(range(16)) == (list(range(14)), [14, 15])
     with pytest.raises(SystemExit, match="needs one of its own"):
-        pipeline.divided([0])
+        pipeline.divide_cores([0])
 
 
-def test_a_generator_that_was_busy_is_told():
-    rows = [{"concurrency": n, "generator_cpu": cpu} for n, cpu in ((1, 0.2), (8, 1.7))]
-    assert pipeline.held_back({CORE: rows}, 4) == []
-    (line,) = pipeline.held_back({CORE: rows}, 2)
-    assert line.startswith("warning: restormer, 8 at a time: the load generator used 1.70 of its 2 cores")
+def test_a_busy_load_generator_is_a_warning():
+    assert pipeline.generator_warning(CORE, 8, 1.7, 4) is None
+    assert pipeline.generator_warning(CORE, 8, 1.7, 2).startswith("warning: restormer, 8 in flight")
 
 
-def test_the_parts_are_the_servers_own(repository):
-    """In processes of the server's environment, whole cycles of the photographs; the network through its adapter."""
+def test_parts_run_in_the_servers_environment(repository):
+    """In processes of their own, over whole cycles of the photographs."""
     photos = ROOT / "demo/photos"
-    with parts.started(SERVER_PYTHON, "preprocess", repository, photos, [0], 2) as part:
-        worked = part.work(0.01)
-        assert len(worked) == 2
-        assert all(each.photographs % 5 == 0 and each.seconds > 0.01 for each in worked)
+    with parts.run_part(SERVER_PYTHON, "preprocess", repository, photos, [0], 2) as part:
+        works = part.work(0.01)
+        assert len(works) == 2
+        assert all(each.photographs % 5 == 0 and each.seconds > 0.01 for each in works)
         assert len(part.work(0.01, processes=1)) == 1
-    assert parts.rate(worked) == pytest.approx(sum(each.photographs / each.seconds for each in worked))
+    assert parts.rate(works) == pytest.approx(sum(each.photographs / each.seconds for each in works))
 
 
 def test_the_networks_instances_share_the_cores(repository):
-    """Asked of OpenVINO itself, in the server's environment, through the published adapter."""
-    asked = "print(adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
-    program = f"import sys; from pathlib import Path; from benchmarks.pipeline.parts import adapter; {asked}"
+    """As OpenVINO reports it, in the server's environment, through the published adapter."""
+    asked = "print(load_adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
+    program = f"import sys; from pathlib import Path; from benchmarks.pipeline.parts import load_adapter; {asked}"
     cores, threads = len(os.sched_getaffinity(0)), []
     for instances in (1, 2):
         command = [str(SERVER_PYTHON), "-c", program, str(repository), str(instances)]
@@ -231,7 +233,7 @@ def test_the_networks_instances_share_the_cores(repository):
     assert threads[0] in (0, cores)  # 0: OpenVINO takes what it finds
 
 
-def test_a_recorded_command_names_what_changes_figures_and_no_more():
+def test_a_recorded_command_has_only_the_settings_that_change_figures():
     parser = argparse.ArgumentParser()
     for name, default in (("--rates", [0.8]), ("--rounds", 3), ("--photos", "demo/photos"), ("--record", None)):
         parser.add_argument(name, default=default)
@@ -241,16 +243,16 @@ def test_a_recorded_command_names_what_changes_figures_and_no_more():
     )
 
 
-def test_a_part_that_cannot_run_ends_in_one_line(tmp_path, capfd):
+def test_a_part_that_cannot_run_fails_in_one_line(tmp_path, capfd):
     with (
         pytest.raises(SystemExit, match="restormer does not run in process"),
-        parts.started(SERVER_PYTHON, CORE, tmp_path, ROOT / "demo/photos", [0], 1),
+        parts.run_part(SERVER_PYTHON, CORE, tmp_path, ROOT / "demo/photos", [0], 1),
     ):
         pass
     assert "FileNotFoundError" in capfd.readouterr().err
 
 
-def test_all_counters_of_a_moment_are_those_asked_for_one_by_one(triton):
+def test_all_counters_equal_the_single_metrics(triton):
     server = Server(0, triton.grpc_port, triton.metrics_port, [], triton.state / "triton.log")
     counters = server.read_counters()
     for model in (ENHANCE, *parts.NAMES):
@@ -259,3 +261,12 @@ def test_all_counters_of_a_moment_are_those_asked_for_one_by_one(triton):
     assert counters[parts.PREPROCESS, "photograph_ms_sum"] > 0
     assert counters[CORE, "exec_count"] == server.read_metric("nv_inference_exec_count", model=CORE)
     assert counters[TILED, "request_failure"] == server.read_metric("nv_inference_request_failure", model=TILED)
+
+
+def test_samples_go_on_until_one_is_complete():
+    """The server counts a request after it has answered, which is after the block."""
+    counts = iter(range(100))
+    with Sampler(lambda: next(counts), 0.001, lambda sample: sample >= 20) as sampler:
+        pass
+    assert sampler.samples == list(range(len(sampler.samples)))
+    assert sampler.samples[-1] == 20

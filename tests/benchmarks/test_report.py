@@ -134,8 +134,8 @@ def test_a_full_queue_is_a_row():
 
 def test_the_chosen_settings_are_marked():
     document = tables.load_record("tune")
-    chosen = [row for row in rows_of(tables.tune_table(document)) if "chosen" in row[1]]
-    assert [row[4] for row in chosen] == [str(document["chosen"]["core_batch"])]
+    chosen = [row for row in rows_of(tables.tune_table(document)) if "chosen" in row[0]]
+    assert [row[5] for row in chosen] == [str(document["chosen"]["core_batch"])]
     assert "chosen" not in tables.tune_table(document | {"chosen": None})
 
 
