@@ -9,13 +9,11 @@ import sys
 
 from operations.recording import print_status
 
-PART = "--part"
-
 
 def run_part(module: str, part: str, *arguments: object, **environment: str) -> dict[str, float]:
     """Run ``python -m MODULE --part PART ARGUMENTS``; return the JSON object that it prints."""
     print_status(f"{part} {' '.join(map(str, arguments))}")
-    command = [sys.executable, "-m", module, PART, part, *map(str, arguments)]
+    command = [sys.executable, "-m", module, "--part", part, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, **environment}, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result

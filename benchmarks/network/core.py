@@ -33,6 +33,7 @@ from benchmarks.network.peak import higher_of, measured_peaks
 from benchmarks.report import tables
 from benchmarks.report.tables import EQUAL_DB, ON_GPU, OURS
 from export.errors import ExportError
+from export.precision import PRECISIONS
 from operations.recording import (
     add_record_option,
     describe_circumstances,
@@ -69,11 +70,6 @@ class Candidate:
     precision: str = "fp32"
     options: tuple[tuple[str, str], ...] = ()
     batch: int = 1
-
-    @property
-    def is_on_gpu(self) -> bool:
-        """Tell whether it runs on a GPU."""
-        return self.name.startswith(ON_GPU)
 
 
 def candidates() -> list[Candidate]:
@@ -130,7 +126,6 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
 
 
 def _load_openvino(candidate: Candidate, path: Path) -> Run:
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     precision = PRECISIONS[candidate.precision]
@@ -217,7 +212,7 @@ def _memory_mib(candidate: Candidate) -> int | None:
     """Return the peak memory of this process; on a GPU that of PyTorch there, and None for other runtimes."""
     from export.machine import peak_memory_mib
 
-    if not candidate.is_on_gpu:
+    if not candidate.name.startswith(ON_GPU):
         return peak_memory_mib()
     if not candidate.kind.startswith("cuda"):
         return None
@@ -360,7 +355,6 @@ def calibration_images(folder: Path) -> dict[str, Tensor]:
     import torch
 
     from export import fidelity
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     if cpu.why_not(PRECISIONS["int8"]) and not torch.cuda.is_available():
@@ -383,7 +377,6 @@ def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: M
     from export.network.cpu_form import cpu_graph
     from export.network.graph import onnx_bytes, onnx_from_network
     from export.network.rewrites import rewritten
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     side = image.shape[-1]
@@ -468,7 +461,6 @@ def measure_int8_tries(
     from export.network.cpu_form import channels_last
     from export.network.graph import onnx_bytes
     from export.network.rewrites import rewritten
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     if cpu.why_not(PRECISIONS["int8"]):
@@ -521,7 +513,6 @@ def _measure_streams(path: Path, image: Tensor, precision: str, cores: int, roun
     """Return images a second of each round, with one stream over all cores and with a stream a core."""
     import openvino
 
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     queues = {}
@@ -581,7 +572,6 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     from export.fidelity import core_tensors
     from export.machine import gpus
     from export.package.model_package import network_from_package, package_from_folder
-    from export.precision import PRECISIONS
     from export.targets import cpu
 
     if gpus() and not torch.cuda.is_available():

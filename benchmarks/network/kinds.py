@@ -173,7 +173,7 @@ def layers_from_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any],
 
 
 def summarize_kinds(layers: Sequence[Layer], peak: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Return the kinds, the costliest first: how many, milliseconds, share of all, GFLOP/s and GB/s.
+    """Return the kinds, the costliest first: how many, milliseconds, share of all, GFLOP and GB/s.
 
     Kinds that multiply also have their precisions and ``least_ms``, their time at a matrix product's speed (``peak``),
     or None if that was not measured.
@@ -197,8 +197,6 @@ def summarize_kinds(layers: Sequence[Layer], peak: Mapping[str, float | None]) -
                 "ms": ms,
                 "share": ms / total,
                 "gflop": 2 * sum(each.macs for each in members) / 1e9,
-                "megabytes": sum(each.bytes for each in members) / 1e6,
-                "gflop_s": 2 * sum(each.macs for each in members) / 1e6 / ms if ms else 0.0,
                 "gb_s": sum(each.bytes for each in members) / 1e6 / ms if ms else 0.0,
             }
         )

@@ -310,7 +310,6 @@ def record(network: Restormer, arguments: argparse.Namespace, command: str) -> d
     made = typed_graphs(network)
     steps = ledger(network, made)
     show_progress()
-    imaging = (tables.load_record("imaging") or {}).get("circumstances")
     return {
         "circumstances": describe_circumstances(command),
         "gpu": gpu.name,
@@ -321,7 +320,6 @@ def record(network: Restormer, arguments: argparse.Namespace, command: str) -> d
         "batch": batch,
         "calculation": True,
         "price_an_hour": arguments.price,
-        "cores_of": imaging and {key: imaging[key] for key in ("cpu", "time")},
         "precisions": limits_of_precisions(made, gpu, batch, arguments.price),
         "gpus": limits_of_gpus(made, batch),
         "ledger": steps,

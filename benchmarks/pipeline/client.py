@@ -175,10 +175,9 @@ def measure_overhead(server: Server, programs: Mapping[str, Program], photo: byt
         for name, runs in found.items():
             show_progress(f"one at a time, {len(photo):,} bytes: round {turn}/{rounds}, {name}")
             send = partial(programs[name], server.url, "identity", photo, count, 1)
+            run = measure_run(server, "identity", count, send)  # waits until the server has counted every request
             if turn:
-                runs.append(measure_run(server, "identity", count, send))
-            else:
-                send()
+                runs.append(run)
     return {
         name: {
             "overhead_us": statistics.median(1 / each.rate - each.in_server for each in runs) * 1e6,

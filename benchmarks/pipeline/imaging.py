@@ -3,9 +3,9 @@
 The photographs are mosaics of the demo's, so that they have the grain and the edges of a camera, as JPEG of quality 92,
 4:2:0. Times are CPU times of one process on one core; within a process the ways take turns; figures are medians.
 
-*floor*: libjpeg-turbo decodes the file and encodes it again (simplejpeg). *ours*: `core_from_file` and `file_from_core`,
-as in preprocess and postprocess, with a brighter picture in the place of the network's. Memory is the peak of a process
-of its own above that of a small photograph; decoded input and output are 3 bytes a pixel each.
+*floor*: libjpeg-turbo decodes the file and encodes it again (simplejpeg). *ours*: `core_from_file` and
+`file_from_core`, as in preprocess and postprocess, with a brighter picture in the place of the network's. Memory is the
+peak of a process of its own above that of a small photograph; decoded input and output are 3 bytes a pixel each.
 """
 
 from __future__ import annotations

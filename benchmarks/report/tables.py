@@ -32,7 +32,6 @@ RECORDS = {
     "roofline": "make roofline GPU=h100 PRICE=2.5",
     "imaging": "make benchmark-imaging",
     "transfer": "make benchmark-transfer",
-    "frame": "python -m benchmarks.pipeline.frame FOLDER",
     "client": "make benchmark-client",
     "bulk": "make benchmark-bulk",
     "load": "make test-load",
@@ -176,27 +175,16 @@ def settings_table(settings: Record) -> str:
 
 def kinds_table(*profiles: Record) -> str:
     """Show the time of a network by kind of layer, for each profile of a runtime."""
-    headers = [
-        header
-        for found in profiles
-        for header in (f"{_profile_title(found)}: layers", "ms", "share", "of the peak", "GB/s")
-    ]
-    kinds = dict.fromkeys(row["kind"] for found in profiles for row in found["kinds"])
-    rows = []
-    for kind in kinds:
-        cells: list[Any] = [kind]
-        for found in profiles:
-            row = next((row for row in found["kinds"] if row["kind"] == kind), None)
-            cells += _kind_cells(row) if row else [None] * 5
-        rows.append(cells)
-    return table(["kind of layer", *headers], rows)
-
-
-def _profile_title(found: Record) -> str:
-    """Return runtime, image side and the types that it computed in."""
-    types = sorted({precision for row in found["kinds"] for precision in row["precisions"]})
-    side = f"{found['side']}x{found['side']}, " if "side" in found else ""
-    return f"{side}{found['runtime']} ({', '.join(types)})"
+    headers, names = ["kind of layer"], dict.fromkeys(row["kind"] for found in profiles for row in found["kinds"])
+    rows: dict[str, list[Any]] = {name: [name] for name in names}
+    for found in profiles:
+        types = ", ".join(sorted({precision for row in found["kinds"] for precision in row["precisions"]}))
+        side = f"{found['side']}x{found['side']}, " if "side" in found else ""
+        headers += [f"{side}{found['runtime']} ({types}): layers", "ms", "share", "of the peak", "GB/s"]
+        kinds = {row["kind"]: row for row in found["kinds"]}
+        for name, cells in rows.items():
+            cells += _kind_cells(kinds[name]) if name in kinds else [None] * 5
+    return table(headers, rows.values())
 
 
 def _kind_cells(row: Record) -> list[Any]:
@@ -344,20 +332,6 @@ def records_table() -> str:
         rows.append([name, f"`{about['command']}`", ", ".join([machine, *about["gpus"]]), about["commit"],
                      about["time"][:10], *([None] * 2 if document.get("calculation") else noise)])  # fmt: skip
     return table(("record", "command", "machine", "commit", "date", "spread of the same work", "stolen"), rows)
-
-
-def nearness_table(document: Record) -> str:
-    """Compare preprocess with a full decode and Pillow's resize."""
-    rows = {
-        f"{row['aspect']}, {row['megapixels']} MP": row
-        | {"decoded": "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"}
-        for row in document["rows"]
-    }
-    return _grid("aspect ratio and size", rows, ("photographs", "photographs"), ("decoded at", "decoded"),
-                 ("core tensor: PSNR (dB)", "core_psnr", ".1f"),
-                 ("largest difference, of 255", "core_difference", ".0f"),
-                 ("output: PSNR (dB)", "output_psnr", ".1f"),
-                 ("largest difference, of 255", "output_difference", ".0f"))  # fmt: skip
 
 
 def ways_table(document: Record) -> str:
@@ -596,7 +570,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "tried-in-int8": _from(partial(tried_table, "tried_in_int8"), "core"),
     },
     "docs/photographs.md": {
-        "nearness": _from(nearness_table, "frame"),
         "ways": _from(ways_table, "transfer"),
         "fuzz": _from(fuzz_table, "fuzz"),
         "cost": _from(cost_table, "imaging"),
