@@ -1,6 +1,6 @@
-"""The network on a CPU host: OpenVINO behind Triton's Python backend.
+"""Run the network on a CPU host: OpenVINO in Triton's Python backend.
 
-Becomes ``<version>/model.py`` when an engine is published. Loads ``model.onnx`` with the settings its JSON states.
+Publishing an engine copies this file to ``<version>/model.py``. It loads ``model.onnx`` with the settings in its JSON.
 """
 
 import json
@@ -14,13 +14,13 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        # Short work first: the network takes every core for a second, preparing or finishing a photograph a twentieth
-        # of that. OpenVINO's threads, made below, inherit it.
+        # The network takes every core for a second, decoding or encoding a photograph a twentieth of that, so they go
+        # first. OpenVINO's threads, created below, inherit the priority.
         os.nice(10)
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
         instances = json.loads(args["model_config"])["instance_group"][0]["count"]
-        if instances > 1:  # they share the cores; each with all of them would only wait for the others
+        if instances > 1:  # they share the cores
             settings["INFERENCE_NUM_THREADS"] = max(1, len(os.sched_getaffinity(0)) // instances)
         core = openvino.Core()
         wanted = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[settings["INFERENCE_PRECISION_HINT"]]
@@ -36,8 +36,8 @@ class TritonPythonModel:
         return [self._response(request) for request in requests]
 
     def _response(self, request):
-        # An error of OpenVINO is raised: Triton then counts it as the engine's (BACKEND), as it does a GPU's. It would
-        # count one that is answered as a success. No neighbour fails with it: here each request runs by itself.
+        # An exception of OpenVINO is not caught: Triton then counts it as a failure of the engine (BACKEND), as on a
+        # GPU. An error response would count as a success. Requests run one at a time, so no other request fails.
         images = pb_utils.get_input_tensor_by_name(request, "input").as_numpy()
         outputs = np.concatenate([self._network(image[None])[0] for image in images])
         return pb_utils.InferenceResponse([pb_utils.Tensor("output", outputs)])
