@@ -238,8 +238,8 @@ lock: $(ENVS)/dev.done  ## Update the lock files in requirements/ from the pypro
 
 fuzz: setup $(ENVS)/dev.done  ## Enhance thousands of damaged photographs, in process and through a server
 ##- FILES=number in process  SERVED=number through the server
-	@$(BUILD) -m tests.fuzz $(if $(FILES),--files "$(FILES)") $(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)") \
-		--server-python $(SERVER) -- $(SERVER_FLAGS)
+	@$(BUILD) -m tests.acceptance.fuzz --repository "$(REPOSITORY)" $(if $(FILES),--files "$(FILES)") \
+		$(if $(SERVED),--served "$(SERVED)") $(if $(RECORD),--record "$(RECORD)")
 
 test-load: setup $(ENVS)/dev.done  ## Overload a real Triton and kill its processes; fail if a goal is missed
 	@$(BUILD) -m tests.acceptance.load --repository "$(REPOSITORY)" --photos "$(PHOTOS)" $(if $(RECORD),--record "$(RECORD)")
@@ -248,7 +248,7 @@ test-rolling: setup $(ENVS)/dev.done  ## Replace two Tritons behind round robin 
 	@$(BUILD) -m tests.acceptance.rolling --repository "$(REPOSITORY)" $(if $(RECORD),--record "$(RECORD)")
 
 test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Kill a bulk job, its nodes and Triton midway; fail if a photograph is lost
-	@$(BUILD) -m pytest tests/bulk/end_to_end.py --timeout 900 -p no:cacheprovider
+	@$(BUILD) -m pytest tests/acceptance/bulk.py --timeout 900 -p no:cacheprovider
 
 # Uses its own repository and engines; the published ones stay unchanged.
 test-docker: TARGET = cpu
@@ -258,7 +258,7 @@ test-docker: setup $(ENVS)/dev.done  ## Build, start, call, break and stop the c
 	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: Docker does not answer: install Docker with compose v2 and start it" >&2; exit 1; }
 	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
 	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
-	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/docker/end_to_end.py --timeout 1800 -p no:cacheprovider
+	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/acceptance/docker.py --timeout 1800 -p no:cacheprovider
 
 clean: stop  ## Remove environments, outputs and published engines
 	@rm -rf $(ENVS) .run out engines/* engines/.cache model_repository/restormer/[0-9]*

@@ -23,7 +23,7 @@ from restormer_client.folder import error_line
 from bulk.errors import BulkError
 from bulk.job import Job, Summary, run
 
-#: Default requests in flight: the bulk queue of a CPU server holds eight (model_repository/restormer/configs).
+#: Default requests in flight: enough to keep a CPU server busy, and fewer than its bulk queue holds.
 IN_FLIGHT = 8
 #: Requests in flight per actor, unless --actors is given.
 IN_FLIGHT_PER_ACTOR = 16

@@ -1,11 +1,11 @@
-"""Two engine versions beside each other, on the same photographs, through the server: decibels and latency.
+"""Compare two versions of the network on the same photographs through one server (``make canary``).
 
     make canary BASELINE=1 VERSION=2
 
-serves both versions from one Triton and asks them in turn, so that whatever else the machine does befalls both. The
-photographs are prepared and finished by the code the server uses. Decibels are between the two versions' full-size
-results, and of each to the truth where there is one by the photograph's name; milliseconds are of the network's call
-alone. Prints a table, and one JSON object as the last line. ``--at-least`` makes it a gate.
+One Triton serves both versions and receives their requests in turns, so that changes of the machine affect both. The
+server's own code prepares and finishes the photographs. Decibels are between the full-size results of the two
+versions, and between each result and the ground truth where there is one; milliseconds are those of the network's
+call. Prints a table, and one JSON object as the last line. ``--at-least`` makes it a gate.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from export.markdown import table
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
 from imaging import InvalidRequest, Options, core_from_file, file_from_core
@@ -35,20 +36,16 @@ Core = NDArray[np.float32]
 
 
 def main() -> int:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m operations.canary", description=(__doc__ or "").splitlines()[0])
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m operations.canary", description=str(__doc__).splitlines()[0])
     parser.add_argument("--baseline", default="1", help="version in service (default %(default)s)")
-    parser.add_argument("--candidate", default="2", help="version to be judged (default %(default)s)")
-    parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
-    parser.add_argument("--truth", type=Path, default=Path("demo/targets"))
-    parser.add_argument(
-        "--repeat", type=int, default=5, help="calls of each version a photograph (default %(default)s)"
-    )
-    parser.add_argument("--at-least", type=float, help="fail if a photograph differs by less than so many dB")
+    parser.add_argument("--candidate", default="2", help="version to compare with it (default %(default)s)")
+    parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder (default %(default)s)")
+    parser.add_argument("--truth", type=Path, default=Path("demo/targets"), help="ground truth of the same names")
+    parser.add_argument("--repeat", type=int, default=5, help="calls per photograph and version (default %(default)s)")
+    parser.add_argument("--at-least", type=float, help="fail if a photograph has fewer dB between the versions")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument(
-        "--url", help="a running server that serves both (--versions); usually one of its own is started"
-    )
+    parser.add_argument("--url", help="running server that serves both versions (default: start one)")
     add_record_option(parser)
     options = parser.parse_args()
     photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in (".jpg", ".png", ".tif"))
@@ -56,64 +53,68 @@ def main() -> int:
     if not photographs:
         sys.exit(f"error: no photograph in {options.photos}: name a folder with --photos")
     if len(set(versions)) < 2:
-        sys.exit(f"error: {versions[0]} is both: name two versions, make canary BASELINE=1 VERSION=2")
+        sys.exit(f"error: --baseline and --candidate are both {versions[0]}: give two versions")
     try:
-        with _server(options.url, options.repository, versions) as url, grpc.InferenceServerClient(url) as client:
-            rows = [compared(client, path, options.truth, versions, options.repeat) for path in photographs]
+        with _server_url(options.url, options.repository, versions) as url, grpc.InferenceServerClient(url) as client:
+            rows = [compare(client, path, options.truth, versions, options.repeat) for path in photographs]
     except InferenceServerException as error:
         sys.exit(f"error: {error.message()}")
     except InvalidRequest as error:
         sys.exit(f"error: {error}")
-    print(table(rows, versions))
+    print(format_table(rows, versions))
     figures = {
         "versions": versions,
         "photographs": rows,
-        "ms": {v: _median(r["ms"][v] for r in rows) for v in versions},
+        "ms": {version: float(np.median([row["ms"][version] for row in rows])) for version in versions},
     }
     finish_run(figures, options.record)
     worst = min(rows, key=lambda row: row["between"])
     if options.at_least is not None and worst["between"] < options.at_least:
-        print(f"error: {worst['name']}: {worst['between']:.1f} dB, wanted {options.at_least:g}", file=sys.stderr)
+        print(f"error: {worst['name']}: {worst['between']:.1f} dB, --at-least {options.at_least:g}", file=sys.stderr)
         return 1
     return 0
 
 
-def compared(
+def compare(
     client: grpc.InferenceServerClient, path: Path, truth: Path, versions: Sequence[str], repeat: int
 ) -> dict[str, Any]:
-    """One photograph by every version, in turn: full-size decibels, and the medians of the network's milliseconds."""
+    """Return the full-size decibels of a photograph and the median milliseconds of each version, called in turns."""
     file = path.read_bytes()
     core = core_from_file(file)
-    took: dict[str, list[float]] = {version: [] for version in versions}
+    times: dict[str, list[float]] = {version: [] for version in versions}
     restored: dict[str, Core] = {}
     for _ in range(repeat):
         for version in versions:
-            began = time.perf_counter()
-            restored[version] = _restored(client, core, version)
-            took[version].append((time.perf_counter() - began) * 1000)
-    made = {version: _pixels(file_from_core(file, core, restored[version], Options())) for version in versions}
-    aim = next((_pixels(found.read_bytes()) for found in truth.glob(f"{path.stem}.*")), None)
+            started = time.perf_counter()
+            restored[version] = call_network(client, core, version)
+            times[version].append((time.perf_counter() - started) * 1000)
+    results = {v: _pixels_from_file(file_from_core(file, core, restored[v], Options())) for v in versions}
+    target = next((_pixels_from_file(found.read_bytes()) for found in truth.glob(f"{path.stem}.*")), None)
+    truth_psnr = {
+        version: psnr(result, target) if target is not None and target.shape == result.shape else None
+        for version, result in results.items()
+    }
     return {
         "name": path.stem,
-        "between": min(psnr(*made.values()), 200.0),  # equal results are infinitely alike, which JSON cannot say
-        "truth": {v: psnr(made[v], aim) if aim is not None and aim.shape == made[v].shape else None for v in versions},
-        "ms": {version: float(np.median(times)) for version, times in took.items()},
+        "between": min(psnr(*results.values()), 200.0),  # JSON has no infinity
+        "truth": truth_psnr,
+        "ms": {version: float(np.median(each)) for version, each in times.items()},
     }
 
 
-def table(rows: Sequence[dict[str, Any]], versions: Sequence[str]) -> str:
-    """For people and for Markdown."""
+def format_table(rows: Sequence[dict[str, Any]], versions: Sequence[str]) -> str:
+    """Return a table with a row per photograph."""
     titles = ["photograph", "between (dB)", *(f"truth, {v} (dB)" for v in versions), *(f"{v} (ms)" for v in versions)]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    cells = []
     for row in rows:
-        decibels = [f"{row['truth'][v]:.2f}" if row["truth"][v] is not None else "–" for v in versions]
-        cells = [row["name"], f"{row['between']:.1f}", *decibels, *(f"{row['ms'][v]:.0f}" for v in versions)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        decibels = [row["truth"][version] for version in versions]
+        shown = [None if each is None else f"{each:.2f}" for each in decibels]
+        cells.append([row["name"], f"{row['between']:.1f}", *shown, *(f"{row['ms'][v]:.0f}" for v in versions)])
+    return table(titles, cells)
 
 
 @contextlib.contextmanager
-def _server(url: str | None, repository: Path, versions: Sequence[str]) -> Iterator[str]:
+def _server_url(url: str | None, repository: Path, versions: Sequence[str]) -> Iterator[str]:
     if url:
         yield url
         return
@@ -121,20 +122,17 @@ def _server(url: str | None, repository: Path, versions: Sequence[str]) -> Itera
         yield server.url
 
 
-def _restored(client: grpc.InferenceServerClient, core: Core, version: str) -> Core:
+def call_network(client: grpc.InferenceServerClient, core: Core, version: str) -> Core:
+    """Run the network on a core tensor."""
     tensor = grpc.InferInput(INPUT, [1, *core.shape], "FP32")
     tensor.set_data_from_numpy(core[None])
     output: Core = client.infer("restormer", [tensor], model_version=version, client_timeout=120).as_numpy(OUTPUT)[0]
     return output
 
 
-def _pixels(file: bytes) -> NDArray[np.float64]:
+def _pixels_from_file(file: bytes) -> NDArray[np.float64]:
     with Image.open(io.BytesIO(file)) as image:
         return np.asarray(image.convert("RGB"), np.float64) / 255
-
-
-def _median(values: Iterator[float]) -> float:
-    return float(np.median(list(values)))
 
 
 if __name__ == "__main__":

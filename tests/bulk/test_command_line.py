@@ -10,8 +10,9 @@ import pytest
 from restormer_client import InvalidOption
 from restormer_client.testing import FakeTriton
 
-from bulk import manifest, storage, worker
+from bulk import manifest, worker
 from bulk.__main__ import IN_FLIGHT, IN_FLIGHT_PER_ACTOR, PATIENCE, _build_parser, main
+from server.assemble import read_config
 from tests.bulk.test_manifest import make_row
 
 UNREACHABLE = "127.0.0.1:9"
@@ -149,7 +150,6 @@ def enhance_parser():
 
 
 def test_default_in_flight_fits_the_bulk_queue_of_a_cpu_server():
-    """Level 2 is bulk; one more request is being processed."""
-    config = storage.open_folder(".").read("model_repository/restormer/configs/cpu.pbtxt").decode()
-    level_2 = config[config.index("priority_queue_policy") :]
-    assert f"max_queue_size: {IN_FLIGHT}" in level_2
+    """Level 2 is bulk."""
+    policies = read_config(Path("model_repository/preprocess/configs/cpu.pbtxt")).dynamic_batching.priority_queue_policy
+    assert policies[2].max_queue_size >= IN_FLIGHT

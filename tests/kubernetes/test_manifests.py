@@ -288,7 +288,7 @@ def test_servers_are_drained_before_they_stop(overlay):
 
 
 def test_the_rolling_test_uses_the_deployed_times():
-    assert rolling.as_deployed() == {
+    assert rolling.deployed_times() == {
         "preStop": triton("cpu")["lifecycle"]["preStop"]["sleep"]["seconds"],
         "connection age": int(settings_of("cpu")["grpc_connection_age"]),
         "exit timeout": int(settings_of("cpu")["exit_timeout"]),

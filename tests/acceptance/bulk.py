@@ -21,6 +21,9 @@ from restormer_client import Enhancer
 
 from bulk import manifest, storage
 from bulk.__main__ import IN_FLIGHT
+from server.assemble import read_config
+from tests.acceptance.leftovers import expect_no_leftovers
+from tests.acceptance.load import QUEUE_CONFIG
 from tests.conftest import ROOT, copied, free_port
 from traffic.server import Server, kill_process, run_server
 
@@ -61,12 +64,23 @@ class Command:
         return [pid for pid, title in self.processes().items() if title.startswith("ray::") and "MapWorker" in title]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leave_nothing_behind():
+    with expect_no_leftovers(patience=240):  # Ray's agents end slowly on a busy machine
+        yield
+
+
+@pytest.fixture
+def output(tmp_path):
+    return storage.open_folder(str(tmp_path / "out"))
+
+
 @pytest.fixture(scope="session")
 def waiting(repository, tmp_path_factory):
     """Return a model repository whose ``enhance`` only waits."""
     folder = copied(repository, tmp_path_factory.mktemp("waiting") / "model_repository")
     shutil.rmtree(folder / "enhance")
-    shutil.copytree(Path(__file__).parent / "waiting", folder / "enhance")
+    shutil.copytree(ROOT / "tests/bulk/waiting", folder / "enhance")
     return folder
 
 
@@ -167,7 +181,7 @@ def test_killed_actor(server, many, output):
 def test_killed_node(server, many, output):
     before = count_requests(server)
     cluster = subprocess.Popen(
-        [PYTHON, Path(__file__).with_name("cluster.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [PYTHON, ROOT / "tests/bulk/cluster.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         address = cluster.stdout.readline().strip()
@@ -249,12 +263,14 @@ def test_killed_job_on_the_real_pipeline(triton, real_photos, output):
 
 def test_rejected_requests_are_sent_again(triton, real_photos, output):
     """More requests in flight than the queue holds."""
+    policies = read_config(triton.repository / QUEUE_CONFIG).dynamic_batching.priority_queue_policy
+    count = policies[2].max_queue_size + 8
     (real_photos / "broken.jpg").unlink()
-    for number in range(16):
+    for number in range(count - 8):
         shutil.copy(real_photos / "2-coffee-table.jpg", real_photos / f"copy-{number}.jpg")
-    summary = Command(real_photos, output, triton.url, in_flight=24).wait()
+    summary = Command(real_photos, output, triton.url, in_flight=count).wait(seconds=600)
     assert summary["turned_away"] > 0
-    assert (summary["enhanced"], summary["failed"]) == (24, 0)
+    assert (summary["enhanced"], summary["failed"]) == (count, 0)
 
 
 @pytest.fixture
