@@ -32,6 +32,7 @@ RECORDS = {
     "roofline": "make roofline GPU=h100 PRICE=2.5",
     "imaging": "make benchmark-imaging",
     "transfer": "make benchmark-transfer",
+    "frame": "python -m benchmarks.pipeline.frame FOLDER",
     "client": "make benchmark-client",
     "bulk": "make benchmark-bulk",
     "load": "make test-load",
@@ -334,6 +335,20 @@ def records_table() -> str:
     return table(("record", "command", "machine", "commit", "date", "spread of the same work", "stolen"), rows)
 
 
+def nearness_table(document: Record) -> str:
+    """Compare preprocess with a full decode and Pillow's resize."""
+    rows = {
+        f"{row['aspect']}, {row['megapixels']} MP": row
+        | {"decoded": "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"}
+        for row in document["rows"]
+    }
+    return _grid("aspect ratio and size", rows, ("photographs", "photographs"), ("decoded at", "decoded"),
+                 ("core tensor: PSNR (dB)", "core_psnr", ".1f"),
+                 ("largest difference, of 255", "core_difference", ".0f"),
+                 ("output: PSNR (dB)", "output_psnr", ".1f"),
+                 ("largest difference, of 255", "output_difference", ".0f"))  # fmt: skip
+
+
 def ways_table(document: Record) -> str:
     """Compare the ways to full resolution, with the true look and with the network's."""
     looks = (("true look", "true look"), ("network", "network's look"))
@@ -570,6 +585,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "tried-in-int8": _from(partial(tried_table, "tried_in_int8"), "core"),
     },
     "docs/photographs.md": {
+        "nearness": _from(nearness_table, "frame"),
         "ways": _from(ways_table, "transfer"),
         "fuzz": _from(fuzz_table, "fuzz"),
         "cost": _from(cost_table, "imaging"),

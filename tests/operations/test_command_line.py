@@ -12,7 +12,7 @@ BULK, LOAD, PIPELINE, TUNE = (
 )  # fmt: skip
 MODULES = (
     BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.profile", "benchmarks.network.roofline",
-    "benchmarks.pipeline.client", "benchmarks.pipeline.imaging",
+    "benchmarks.pipeline.client", "benchmarks.pipeline.frame", "benchmarks.pipeline.imaging",
     "benchmarks.pipeline.transfer", "operations.canary", "operations.verify_gpu", "tests.acceptance.rolling",
 )  # fmt: skip
 
