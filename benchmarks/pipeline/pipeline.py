@@ -22,7 +22,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -351,10 +351,7 @@ def generator_warning(model: str, concurrency: int, used: float, cores: int) -> 
 
 def print_tables(document: dict[str, Any]) -> None:
     """Print what was measured."""
-    shown: list[Callable[..., str]] = [tables.share_table, tables.latency_table, tables.cpu_table, tables.points_table]
-    if document["roofline"]:
-        shown.append(tables.limit_share_table)
-    for show in shown:
+    for show in (tables.share_table, tables.latency_table, tables.cpu_table, tables.points_table):
         print(f"{show(document)}\n")
     for model, rows in document["closed"].items():
         for row in rows:

@@ -219,17 +219,22 @@ def pipeline_cases(*documents: Record) -> dict[str, Record]:
 
 
 def share_table(*documents: Record) -> str:
-    """Compare the pipeline with what its parts allow."""
-    cases = pipeline_cases(*documents)
-    parts = list(next(iter(cases.values()))["parts"])
-    rows = [
-        [name, *(case["parts"].get(part) for part in parts), case["allowed"], case["reached"], f"{case['ratio']:.3f}",
-         f"{case['least']:.3f}–{case['most']:.3f}", f"{case['goal']:.2f}", case["met"]]
-        for name, case in cases.items()
-    ]  # fmt: skip
-    headers = ("photographs a second", *(f"{part} alone" for part in parts), "allowed", "reached", "share",
-               "least–most", "goal", "met")  # fmt: skip
-    return table(headers, rows)
+    """Compare the pipeline with what its parts allow, and a GPU's network with what the datasheet allows."""
+    rows = {
+        name: case
+        | {f"{part} alone": rate for part, rate in case["parts"].items()}
+        | {"spread": f"{case['least']:.3f}–{case['most']:.3f}", "limit": _limit(case.get("roofline"))}
+        for name, case in pipeline_cases(*documents).items()
+    }
+    parts = ((header, header) for header in ("preprocess alone", "restormer alone", "postprocess alone"))
+    return _grid("photographs a second", rows, *parts, ("allowed", "allowed"), ("reached", "reached"),
+                 ("share", "ratio", ".3f"), ("least–most", "spread"), ("goal", "goal", ".2f"), ("met", "met"),
+                 ("restormer of the GPU's limit", "limit"))  # fmt: skip
+
+
+def _limit(limit: Record | None) -> str | None:
+    """Return the share of a GPU's limit, or why it was not compared; None on a CPU."""
+    return str(limit.get("why_not") or f"{limit['share']:.0%} of {limit['limit']:.0f}") if limit else None
 
 
 def latency_table(*documents: Record) -> str:
@@ -266,13 +271,6 @@ def points_table(*documents: Record, models: Iterable[str] = ("restormer", "enha
                              *(point[name] for name in where), f"{point['batch']:.2g}"])  # fmt: skip
     names = [f"{name.removesuffix('_ms')} (ms)" for name in (*FEWEST, *where)]
     return table(["sent", "requests", "a second", "least–most", *names, "batch"], rows)
-
-
-def limit_share_table(document: Record) -> str:
-    """Compare the rate of a GPU's network with its limit, or show why that was not possible."""
-    limit = document["roofline"]
-    return _grid("GPU", {limit.get("gpu", "–"): limit}, ("precision", "precision"), ("a second", "measured"),
-                 ("calculated limit", "limit"), ("share", "share", ".0%"), ("not compared", "why_not"))  # fmt: skip
 
 
 def tune_table(document: Record) -> str:

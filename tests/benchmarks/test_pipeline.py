@@ -194,7 +194,7 @@ def test_the_table_shows_a_missed_goal_and_the_cpu_time(capsys):
     pipeline.print_tables(found)
     printed = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
     rows = {row[1]: row for row in reversed(printed) if len(row) > 1}
-    assert rows["CPU, published network"][-5:-1] == ["0.500", "0.500–0.500", "0.90", "no"]
+    assert rows["CPU, published network"][-6:-1] == ["0.500", "0.500–0.500", "0.90", "no", "–"]
     assert rows["CPU, published network, served"][-2] == "100"  # of tritonserver
 
 

@@ -124,6 +124,16 @@ def test_a_percentile_of_too_few_requests_is_left_out():
     assert shown == {9: [1.0, None, None], 10: [1.0, 2.0, None], 100: [1.0, 2.0, 3.0]}
 
 
+def test_the_share_of_a_gpus_limit_or_the_reason_is_in_the_table():
+    document = tables.load_record("pipeline") | {"small": None, "hardware": "gpu"}
+    for limit, shown in (
+        ({"limit": 200.0, "share": 0.45}, "45% of 200"),
+        ({"why_not": "no datasheet"}, "no datasheet"),
+    ):
+        (row,) = rows_of(tables.share_table(document | {"roofline": limit}))
+        assert (row[0], row[-1]) == ("GPU, published network", shown)
+
+
 def test_a_full_queue_is_a_row():
     document = copy.deepcopy(tables.load_record("pipeline"))
     document["open"]["enhance"] = [{"asked": 3.0, "rate": None, "rejected": 4}]
