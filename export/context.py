@@ -18,7 +18,7 @@ from export.files import checkpoint_path, sha256
 from export.network import coverage, half, int8
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer
-from export.network.rewrites import rewritten, to_floating_type, typed
+from export.network.rewrites import rewrite_network, to_floating_type, to_half
 from export.package.model_package import Package, network_from_package, package_from_folder
 from export.package.trained_frame import require_frame
 from export.planning import calibration_images, plan_from_request
@@ -56,7 +56,7 @@ class BuildContext:
             self.reference = fidelity.reference_from_photographs(
                 network, request.photos, request.ground_truth, request.read_pairs()
             )
-        self.network: Restormer = rewritten(network)
+        self.network: Restormer = rewrite_network(network)
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -80,7 +80,7 @@ class BuildContext:
         """The range of every float16 tensor on calibration photographs."""
         with step("range of every float16 tensor"):
             images = calibration_images(self.request.calibration, SIDE, RANGE_PHOTOGRAPHS)
-            return half.measure_ranges(typed(self.network, torch.float16), images)
+            return half.measure_ranges(to_half(self.network, torch.float16), images)
 
     def measure_torch(self, floating_type: str, ranges: Mapping[str, float] | None) -> list[Stage]:
         """Measure PyTorch: rewritten in float32, then emulating the precision as a target executes it.
@@ -107,7 +107,7 @@ class BuildContext:
         """Measure the ONNX graph in ONNX Runtime. An output that is not finite fails the build."""
         stage = "ONNX Runtime" + ("" if provider == ort.CPU else f", {provider.removesuffix('ExecutionProvider')}")
         try:
-            run, executes = ort.session(graph, provider, tf32=self.precision.name == "tf32")
+            run, executes = ort.runner_from_graph(graph, provider, tf32=self.precision.name == "tf32")
         except ExportError as error:
             return NotRun(stage=stage, reason=str(error)[:110])
         with step(f"fidelity of {stage}"):

@@ -16,7 +16,7 @@ import numpy as np
 from export.network import int8
 from export.network.cpu_form import cpu_graph
 from export.network.graph import onnx_bytes
-from export.network.rewrites import rewritten
+from export.network.rewrites import rewrite_network
 from export.package.model_package import network_from_package, package_from_folder
 from export.precision import PRECISIONS
 from export.progress import say, step
@@ -44,7 +44,7 @@ def rank_precisions(package: Path) -> list[str]:
 
 def _measure_seconds(package: Path, names: list[str]) -> dict[str, float]:
     """Measure the median seconds per image, in interleaved rounds so that drift of the machine affects all alike."""
-    ready = rewritten(network_from_package(package_from_folder(package)))
+    ready = rewrite_network(network_from_package(package_from_folder(package)))
     image = np.random.default_rng(0).random((1, 3, SIDE, SIDE), np.float32)
     times: dict[str, list[float]] = {name: [] for name in names}
     with step(f"timing {', '.join(names)}"), tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def _measure_seconds(package: Path, names: list[str]) -> dict[str, float]:
         for name in names:
             path = Path(folder, f"{name}.onnx")
             path.write_bytes(onnx_bytes(models.get(name, models[""])))
-            runners[name] = cpu.runner(cpu.compiled(path, cpu.settings(PRECISIONS[name])))
+            runners[name] = cpu.runner_from_model(cpu.compile_engine(path, cpu.settings(PRECISIONS[name])))
         for turn in range(ROUNDS + 1):
             for name, run in runners.items():
                 began = time.perf_counter()

@@ -33,7 +33,7 @@ def require_one() -> None:
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 
 
-def session(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[Runner, str]:
+def runner_from_graph(model: bytes, provider: str = CPU, *, tf32: bool = False) -> tuple[Runner, str]:
     """Return a function that runs the graph, and the types its convolutions execute in after ONNX Runtime's rewrites.
 
     ``provider`` is one of ONNX Runtime's execution providers. Raises `ExportError` with ONNX Runtime's reason if it

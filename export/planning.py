@@ -70,7 +70,7 @@ def _ranges_and_errors(
         return ranges, errors
     images = calibration_images(request.calibration, SIDE, MAX_CALIBRATION)
     with count_steps(f"calibrating on {len(images)} photographs ({request.calibrator})", len(images)) as tick:
-        ranges = int8.calibrated(network, images, request.calibrator, tick)
+        ranges = int8.calibrate(network, images, request.calibrator, tick)
     work = sum(layer.macs for layer in layers) * len(ranges) * COST_PHOTOGRAPHS
     side = next((s for s in COST_SIDES if work * (s / SIDE) ** 2 <= COST_WORK), COST_SIDES[-1])
     small = calibration_images(request.calibration, side, COST_PHOTOGRAPHS)

@@ -115,7 +115,7 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
         from export import onnx_runtime as ort
 
         provider = {"ort": ort.CPU, "ort cuda": ort.CUDA, "ort tensorrt": ort.TENSORRT}[kind]
-        return ort.session(path.read_bytes(), provider)[0]
+        return ort.runner_from_graph(path.read_bytes(), provider)[0]
     if kind == "tensorrt":
         from export.request import Options
         from export.targets.tensorrt import TensorRT
@@ -132,7 +132,7 @@ def _load_openvino(candidate: Candidate, path: Path) -> Run:
     if reason := cpu.why_not(precision):
         raise ExportError(reason)
     options = {**cpu.settings(precision), **dict(candidate.options)}
-    return cpu.runner(cpu.compiled(path, options, batch=candidate.batch))
+    return cpu.runner_from_model(cpu.compile_engine(path, options, batch=candidate.batch))
 
 
 def _load_torch(candidate: Candidate, folder: Path) -> Run:
@@ -376,17 +376,17 @@ def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: M
     from export.network import int8
     from export.network.cpu_form import cpu_graph
     from export.network.graph import onnx_bytes, onnx_from_network
-    from export.network.rewrites import rewritten
+    from export.network.rewrites import rewrite_network
     from export.targets import cpu
 
     side = image.shape[-1]
     folder.mkdir(exist_ok=True)
     torch.save(network, folder / "network.pt")
     np.save(folder / "image.npy", image)
-    ready = rewritten(network)
+    ready = rewrite_network(network)
     forms = {"plain": onnx_from_network(network, side=side), "engine": cpu_graph(ready, side=side)}
     has_int8, has_gpu = not cpu.why_not(PRECISIONS["int8"]), torch.cuda.is_available()
-    ranges = int8.calibrated(ready, calibration, "minmax", lambda: None) if has_int8 or has_gpu else None
+    ranges = int8.calibrate(ready, calibration, "minmax", lambda: None) if has_int8 or has_gpu else None
     if has_int8:
         forms["int8 engine"] = cpu_graph(ready, ranges, side=side)
     if has_gpu:
@@ -430,9 +430,9 @@ def measure_tries(network: Restormer, image: Tensor, folder: Path, rounds: int, 
     """Measure the engine and each step that was tried and left out, alone. Needs the engine of `write_inputs`."""
     from benchmarks.network.tried import fold_centring, without_temperature
     from export.network.cpu_form import channels_last
-    from export.network.rewrites import rewritten
+    from export.network.rewrites import rewrite_network
 
-    form = channels_last(rewritten(network), side=image.shape[-1])
+    form = channels_last(rewrite_network(network), side=image.shape[-1])
     show_progress("steps that were left out: exporting ...")
     export = partial(_export_step, image=image, folder=folder, precision=precision)
     engine = partial(Candidate, kind="openvino", graph="engine", precision=precision)
@@ -460,15 +460,15 @@ def measure_int8_tries(
     from export.network import int8
     from export.network.cpu_form import channels_last
     from export.network.graph import onnx_bytes
-    from export.network.rewrites import rewritten
+    from export.network.rewrites import rewrite_network
     from export.targets import cpu
 
     if cpu.why_not(PRECISIONS["int8"]):
         return []
     show_progress("steps that were left out in INT8: quantizing ...")
-    form = channels_last(rewritten(network), side=image.shape[-1])
+    form = channels_last(rewrite_network(network), side=image.shape[-1])
     inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
-    ranges = int8.calibrated(form, {"other": other}, "minmax", lambda: None, inner)
+    ranges = int8.calibrate(form, {"other": other}, "minmax", lambda: None, inner)
     engine = onnx.load(folder / "int8 engine.onnx")
     more = {
         "the feed-forward's output projections in INT8 too": (".ffn.project_out",),
@@ -478,7 +478,7 @@ def measure_int8_tries(
     found = [Candidate("the INT8 engine as it is", "openvino", "int8 engine", "int8")]
     for number, (name, parts) in enumerate(more.items()):
         taken = {module: largest for module, largest in ranges.items() if any(part in module for part in parts)}
-        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantized_graph(engine, taken)))
+        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantize_graph(engine, taken)))
         found.append(Candidate(name, "openvino", f"more{number}", "int8"))
     return steps_of(compare(found, folder, min(rounds, MOST_TRIES)), folder)
 
@@ -518,7 +518,7 @@ def _measure_streams(path: Path, image: Tensor, precision: str, cores: int, roun
     queues = {}
     for streams in sorted({1, cores}):
         options = {**cpu.settings(PRECISIONS[precision]), "NUM_STREAMS": str(streams)}
-        queues[streams] = openvino.AsyncInferQueue(cpu.compiled(path, options), streams)
+        queues[streams] = openvino.AsyncInferQueue(cpu.compile_engine(path, options), streams)
     rates: dict[str, list[float]] = {_plural(streams, "stream"): [] for streams in queues}
     for turn in range(rounds + 1):  # the first is a warm-up
         for streams, queue in queues.items():

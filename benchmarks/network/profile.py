@@ -41,7 +41,7 @@ from export.names import INPUT, MODEL
 from export.network import int8
 from export.network.cpu_form import cpu_graph
 from export.network.graph import onnx_bytes
-from export.network.rewrites import rewritten
+from export.network.rewrites import rewrite_network
 from export.package.model_package import network_from_package, package_from_folder
 from export.precision import PRECISIONS, precision_from_name
 from export.publish import versions
@@ -69,8 +69,8 @@ class OpenVino:
 
     def __init__(self, graph: Path, nodes: dict[str, Node], settings: dict[str, str]) -> None:
         self._nodes = nodes
-        self._plain = cpu.compiled(graph, settings)
-        self._compiled = cpu.compiled(graph, {**settings, "PERF_COUNT": "YES"})
+        self._plain = cpu.compile_engine(graph, settings)
+        self._compiled = cpu.compile_engine(graph, {**settings, "PERF_COUNT": "YES"})
         self._request = self._compiled.create_infer_request()
         self._runs = 0
         self._before: dict[str, float] = {}
@@ -214,9 +214,9 @@ def _export_subject(arguments: argparse.Namespace) -> Subject:
         package = package_from_folder(arguments.package)
         name, network = f"the network of {arguments.package}", network_from_package(package)
     show_progress("exporting the graph ...")
-    ready, ranges = rewritten(network), None
+    ready, ranges = rewrite_network(network), None
     if precision.name == "int8":  # random weights have no photographs: another random image gives their ranges
-        ranges = int8.calibrated(ready, {"other": random_image(side, seed=1)}, "minmax", lambda: None)
+        ranges = int8.calibrate(ready, {"other": random_image(side, seed=1)}, "minmax", lambda: None)
     about = {"network": name, "side": side, "precision": precision.name}
     return cpu_graph(ready, ranges, side=side), cpu.settings(precision), about
 

@@ -35,7 +35,7 @@ from export.network import int8
 from export.network.architecture import restormer
 from export.network.graph import onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import HALVES, fold_norms, rewritten, typed
+from export.network.rewrites import fold_norms, rewrite_network, to_floating_type
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import SIDE
 from operations.recording import (
@@ -147,11 +147,9 @@ def typed_graphs(
     INT8 takes every convolution that a plan may take (a real plan may leave some out for fidelity). ``ranges`` are
     those of their inputs; without them the graph is only good for counting.
     """
-    ready = rewritten(network)
-    made = {
-        name: onnx_from_network(typed(ready, HALVES[name]) if name in HALVES else ready, side=side) for name in EXPORTED
-    }
-    quantized = int8.quantized_graph(made["fp16"], ranges or dict.fromkeys(int8.candidates(ready), 1.0))
+    ready = rewrite_network(network)
+    made = {name: onnx_from_network(to_floating_type(ready, name), side=side) for name in EXPORTED}
+    quantized = int8.quantize_graph(made["fp16"], ranges or dict.fromkeys(int8.candidates(ready), 1.0))
     return {**made, "tf32": made["fp32"], "int8": quantized}
 
 

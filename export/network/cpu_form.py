@@ -56,7 +56,7 @@ def cpu_graph(network: Restormer, ranges: Mapping[str, float] | None = None, *, 
     ``ranges`` are the largest input magnitudes of an INT8 plan's modules; those of `cpu_ranges` are quantized.
     """
     model = onnx_from_network(channels_last(network, side=side), side=side)
-    return model if ranges is None else int8.quantized_graph(model, cpu_ranges(ranges))
+    return model if ranges is None else int8.quantize_graph(model, cpu_ranges(ranges))
 
 
 def cpu_ranges(ranges: Mapping[str, float]) -> dict[str, float]:

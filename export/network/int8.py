@@ -127,7 +127,7 @@ def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
     return layers
 
 
-def calibrated(
+def calibrate(
     network: Restormer,
     images: Images,
     method: str,
@@ -215,7 +215,7 @@ def quantize_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
             restore()
 
 
-def quantized_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
+def quantize_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
     """Insert Q/DQ pairs before the chosen convolutions and make their weights INT8, in a copy of the graph.
 
     Modules are identified by their weights' names; with split projections ``qkv`` covers ``qkv.0`` to ``qkv.2``.

@@ -17,7 +17,7 @@ from export.network.restormer import Attention, FeedForward, LayerNorm, Projecti
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def rewritten(network: Restormer) -> Restormer:
+def rewrite_network(network: Restormer) -> Restormer:
     """Fold norms and pad the feed-forward: the form that every target starts from."""
     return pad_feed_forward(fold_norms(network))
 
@@ -62,7 +62,7 @@ def fold_norms(network: Restormer) -> Restormer:
     return result
 
 
-def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
+def to_half(network: Restormer, dtype: torch.dtype) -> Restormer:
     """Convert the network to half precision (``torch.float16`` or ``torch.bfloat16``), except its float32 islands.
 
     Not exact. Input, output and global skip stay float32; so do LayerNorm's statistics, the temperature, the q·kᵀ
@@ -77,7 +77,7 @@ def typed(network: Restormer, dtype: torch.dtype) -> Restormer:
 
 def to_floating_type(network: Restormer, name: str) -> Restormer:
     """Convert the network to the floating-point type of a precision; float32 returns the network itself."""
-    return typed(network, HALVES[name]) if name in HALVES else network
+    return to_half(network, HALVES[name]) if name in HALVES else network
 
 
 def split_outputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:

@@ -88,12 +88,12 @@ class Cpu(Target):
         shutil.copyfile(context.request.repository / MODEL / ADAPTER, path.with_name("model.py"))
         options = settings(context.precision)
         with step(f"compiling for this CPU ({context.precision.name})"):
-            model_here = compiled(path, options)
+            model_here = compile_engine(path, options)
         layers = executed_layers(model_here, convolutions(model))
         context.require_share(layers)
         types = describe_shares(shares(layers))
         with step("fidelity of the engine"):
-            engine = context.reference.measure("engine, OpenVINO", types, runner(model_here))
+            engine = context.reference.measure("engine, OpenVINO", types, runner_from_model(model_here))
         del model_here  # the server compiles its own
         runtime = {"name": "openvino", "settings": options, "work_executed_in": shares(layers)}
         document = {"runtime": runtime, "onnx_sha256": sha256(path)}
@@ -158,7 +158,7 @@ def require_precision(precision: Precision) -> None:
         raise ExportError(f"{reason}: use --precision fp32, which every CPU executes")
 
 
-def compiled(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:
+def compile_engine(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:
     """Compile an engine file for one image at a time, as the server's adapter does, or for another batch."""
     core = _core()
     model = core.read_model(path)
@@ -166,7 +166,7 @@ def compiled(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openv
     return core.compile_model(model, "CPU", dict(options))
 
 
-def runner(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
+def runner_from_model(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
     """Return a function from ``[N, C, H, W]`` float32 to the same; N is the batch it was compiled for."""
     return lambda image: np.asarray(model(image)[0], np.float32)
 

@@ -91,7 +91,7 @@ class NvidiaTarget(Target):
         ranges = context.int8_ranges
         with step("ONNX"):
             model = onnx_from_network(to_floating_type(context.network, self.floating_type(context.precision)))
-            return model if ranges is None else int8.quantized_graph(model, ranges)
+            return model if ranges is None else int8.quantize_graph(model, ranges)
 
     def build(self, context: BuildContext, model: onnx.ModelProto, path: Path) -> tuple[dict[str, Any], list[Stage]]:
         from export.network.graph import onnx_bytes

@@ -21,7 +21,7 @@ from export.network.architecture import restormer
 from export.network.cpu_form import channels_last
 from export.network.graph import onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import rewritten
+from export.network.rewrites import rewrite_network
 from export.precision import PRECISIONS
 from export.targets import cpu
 from tests.conftest import ROOT
@@ -80,7 +80,7 @@ def test_steps_have_seconds_an_image_or_a_reason(folder):
 
 
 def test_rewrites_that_were_left_out_differ_from_the_engine_as_their_names_say(network):
-    form = channels_last(rewritten(randomize(copy.deepcopy(network))))
+    form = channels_last(rewrite_network(randomize(copy.deepcopy(network))))
     with torch.inference_mode():
         engine, centred, bare = (
             each(torch.from_numpy(IMAGE)).numpy()
@@ -129,7 +129,7 @@ def test_a_slow_candidate_is_timed_once_and_the_base_twice(folder):
 
 
 def test_a_gpus_graphs_have_the_measured_size_and_real_ranges(network):
-    ready = rewritten(network)
+    ready = rewrite_network(network)
     ranges = {name: 2.0 + at for at, name in enumerate(int8.candidates(ready))}
     made = roofline.typed_graphs(network, side=64, ranges=ranges)
     sides = {[dim.dim_value for dim in each.graph.input[0].type.tensor_type.shape.dim][-1] for each in made.values()}

@@ -15,7 +15,7 @@ from export.network import coverage, int8
 from export.network.architecture import restormer
 from export.network.cpu_form import cpu_graph
 from export.network.restormer import Restormer
-from export.network.rewrites import rewritten
+from export.network.rewrites import rewrite_network
 from export.targets import cpu
 from tests.conftest import ROOT, bare_repository
 
@@ -26,7 +26,7 @@ SIDE = 32
 def graph():
     torch.manual_seed(0)
     network = Restormer(restormer(dim=8, blocks=(1, 1, 1, 1), refinement=0, heads=(1, 1, 1, 1))).eval()
-    return cpu_graph(rewritten(network), side=SIDE)
+    return cpu_graph(rewrite_network(network), side=SIDE)
 
 
 def test_the_nodes_account_for_every_multiply_accumulate(graph):
@@ -49,7 +49,7 @@ def test_an_int8_graph_has_the_same_convolutions_by_the_same_names(graph):
         }
 
     taken = {"latent.0.attn.qkv": 1.0, "latent.0.ffn.project_in": 1.0}
-    assert convolutions(int8.quantized_graph(graph, taken)) == convolutions(graph)
+    assert convolutions(int8.quantize_graph(graph, taken)) == convolutions(graph)
 
 
 def test_the_standard_network_in_int8_has_every_convolution_behind_a_norm_in_int8(graph, monkeypatch):

@@ -68,7 +68,7 @@ def test_a_layer_takes_the_longer_of_its_two_times():
 
 def test_the_work_equals_the_count_of_the_package_report(network, graphs):
     counted = sum(layer.macs for layer in roofline.graph_layers(graphs["fp32"], fused=True))
-    convolutions = network_convolutions(roofline.rewritten(network), SIDE)
+    convolutions = network_convolutions(roofline.rewrite_network(network), SIDE)
     _, products = multiply_accumulates(network.architecture, SIDE)
     assert counted == sum(layer.macs for layer in convolutions) + products
 

@@ -18,7 +18,7 @@ from export.network.cpu_form import (
 )
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import fold_norms, rewritten, split_projections
+from export.network.rewrites import fold_norms, rewrite_network, split_projections
 from tests.export.test_network import VARIANTS, image_for, network_of
 
 
@@ -27,7 +27,7 @@ def test_computes_the_same_function(variant):
     network = network_of(**variant)
     image = image_for(network)
     with torch.inference_mode():
-        expected, actual = network(image), channels_last(rewritten(network))(image)
+        expected, actual = network(image), channels_last(rewrite_network(network))(image)
     error = (actual - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     assert error < 1e-5  # the network computes long sums in float32, this form in the network's type
@@ -39,7 +39,7 @@ def test_the_grouped_feed_forward_computes_the_same_function(variant, narrowest,
     """With a cache of one byte, so the maximum of groups; 176 channels do not divide evenly."""
     monkeypatch.setattr(channels, "CACHED", 1)
     monkeypatch.setattr(channels, "NARROWEST", narrowest)
-    network = rewritten(network_of(**variant))
+    network = rewrite_network(network_of(**variant))
     image = image_for(network)
     made = channels_last(network, side=image.shape[-1])
     groups = [len(layer.project_out) for layer in made.modules() if isinstance(layer, GroupedFeedForward)]
@@ -53,7 +53,7 @@ def test_the_grouped_feed_forward_computes_the_same_function(variant, narrowest,
 def test_maps_that_exceed_the_cache_are_grouped():
     """The owner's widths: at 256 only the first level in two groups, at 512 the first three levels."""
     architecture = restormer(blocks=(1, 1, 1, 1), refinement=1, reduces_level1=True)
-    network = split_projections(rewritten(Restormer(architecture)))
+    network = split_projections(rewrite_network(Restormer(architecture)))
 
     def groups(side):
         made = grouped_feed_forward(network, side=side)
@@ -66,13 +66,13 @@ def test_maps_that_exceed_the_cache_are_grouped():
 
 
 def test_a_map_of_zeros_gives_finite_values():
-    made, image = channels_last(rewritten(network_of())).float(), torch.zeros(1, 3, 16, 16)
+    made, image = channels_last(rewrite_network(network_of())).float(), torch.zeros(1, 3, 16, 16)
     with torch.inference_mode():
         assert made(image).isfinite().all()
 
 
 def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
-    graph = onnx_from_network(channels_last(rewritten(network_of())).float(), side=32)
+    graph = onnx_from_network(channels_last(rewrite_network(network_of())).float(), side=32)
     assert "LayerNormalization" not in {node.op_type for node in graph.graph.node}
     session = onnxruntime.InferenceSession(onnx_bytes(graph), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
@@ -85,7 +85,7 @@ def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
 def test_int8_covers_the_convolutions_after_a_norm(in_groups, monkeypatch):
     """Other layers of the plan read the widest maps, or are not convolutions in this form."""
     monkeypatch.setattr(channels, "CACHED", 1 if in_groups else 2**30)
-    network = rewritten(network_of()).float()
+    network = rewrite_network(network_of()).float()
     plan = dict.fromkeys(int8.candidates(network), 3.0)
     actual = convolutions(cpu_graph(network, plan, side=32))
     taken = {layer.module for layer in actual if layer.arithmetic == "INT8"}

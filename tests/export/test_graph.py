@@ -16,7 +16,7 @@ import torch
 
 from export.metrics import psnr
 from export.network.graph import onnx_bytes, onnx_from_network
-from export.network.rewrites import rewritten, split_projections, typed
+from export.network.rewrites import rewrite_network, split_projections, to_half
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import core_from_file
 from tests.export.test_network import network_of
@@ -40,7 +40,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def model(network):
-    return onnx_from_network(split_projections(rewritten(network)), side=SIDE)
+    return onnx_from_network(split_projections(rewrite_network(network)), side=SIDE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -65,7 +65,7 @@ def test_has_one_node_a_layer_norm_and_no_split(network, model):
 @pytest.mark.parametrize(("dtype", "opset"), [(torch.float16, 20), (torch.bfloat16, 22)], ids=["fp16", "bf16"])
 def test_the_typed_graph_states_every_type(network, dtype, opset):
     """TensorRT 11 takes precision from the graph alone: convolutions in half, the islands in float32."""
-    graph = onnx_from_network(typed(network, dtype), side=SIDE)  # passes the full onnx.checker inside
+    graph = onnx_from_network(to_half(network, dtype), side=SIDE)  # passes the full onnx.checker inside
     assert graph.opset_import[0].version == opset
     types = typed_outputs(graph)
     half = onnx.helper.np_dtype_to_tensor_dtype(np.dtype("float16")) if opset == 20 else onnx.TensorProto.BFLOAT16
@@ -95,7 +95,7 @@ def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
     image = torch.from_numpy(core_from_file((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
-        expected, actual = network(image), typed(network, dtype)(image)
+        expected, actual = network(image), to_half(network, dtype)(image)
     assert actual.dtype == torch.float32
     decibels = psnr(actual.numpy(), expected.numpy())
     print(f"{decibels:.1f} dB")

@@ -16,14 +16,14 @@ from export.metrics import psnr
 from export.network import int8
 from export.network.coverage import Convolution, convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
-from export.network.rewrites import rewritten, split_projections, typed
+from export.network.rewrites import rewrite_network, split_projections, to_half
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
 def network(tiny_network):
-    return rewritten(tiny_network)
+    return rewrite_network(tiny_network)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def images():
 
 @pytest.fixture(scope="module")
 def ranges(network, images):
-    return int8.calibrated(network, images, "minmax", lambda: None)
+    return int8.calibrate(network, images, "minmax", lambda: None)
 
 
 @pytest.fixture(scope="module")
 def graphs(network):
     """The network's graphs: fused for GPUs, in float32 and float16, and split for CPUs."""
-    forms = {"fused": network, "half": typed(network, torch.float16), "split": split_projections(network)}
+    forms = {"fused": network, "half": to_half(network, torch.float16), "split": split_projections(network)}
     return {name: onnx_from_network(form, side=SIDE) for name, form in forms.items()}
 
 
@@ -66,7 +66,7 @@ def test_the_graph_computes_what_the_plan_measured(network, graphs, images, rang
     image, chosen = images["0"], {module: ranges[module]}
     with torch.inference_mode():
         exact, grid = (n(torch.from_numpy(image)).numpy() for n in (network, int8.fake_quantize(network, chosen)))
-    actual = run(int8.quantized_graph(graph, chosen), image)
+    actual = run(int8.quantize_graph(graph, chosen), image)
     print(f"{psnr(actual, grid):.1f} dB from the grid, {psnr(actual, exact):.1f} dB from float32")
     assert psnr(actual, grid) > max(90, psnr(actual, exact) + 20)
 
@@ -75,7 +75,7 @@ def test_the_graph_computes_what_the_plan_measured(network, graphs, images, rang
 def test_only_the_chosen_convolutions_change(graphs, ranges, form):
     plain = graphs[form]
     chosen = dict(list(ranges.items())[:3])
-    graph = int8.quantized_graph(plain, chosen)
+    graph = int8.quantize_graph(plain, chosen)
     assert {c.module for c in convolutions(graph) if c.arithmetic == "INT8"} == set(chosen)
     others = {c.module: c for c in convolutions(plain) if c.module not in chosen}
     assert {c.module: c for c in convolutions(graph) if c.module not in chosen} == others
@@ -90,15 +90,15 @@ def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, ima
     """The gate of a GPU's INT8 engine applies to the emulation: the graph is nearer to it than to float32."""
     module = "decoder_level1.0.ffn.project_out"
     image, chosen = images["0"], {module: ranges[module]}
-    emulated = torch_runner(typed(int8.fake_quantize(network, chosen), torch.float16))(image)
-    actual = run(int8.quantized_graph(graphs["half"], chosen), image)
+    emulated = torch_runner(to_half(int8.fake_quantize(network, chosen), torch.float16))(image)
+    actual = run(int8.quantize_graph(graphs["half"], chosen), image)
     exact = torch_runner(network)(image)
     print(f"{psnr(actual, emulated):.1f} dB from the emulation, {psnr(actual, exact):.1f} dB from float32")
     assert psnr(actual, emulated) > psnr(actual, exact) + 3
 
 
 def test_split_projections_share_one_pair(graphs, ranges):
-    graph = int8.quantized_graph(graphs["split"], ranges)
+    graph = int8.quantize_graph(graphs["split"], ranges)
     assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) == len(ranges)
     assert share_in_type(convolutions(graph), "INT8") > 0.9
 
@@ -116,7 +116,7 @@ def test_quantizing_in_place_is_undone(network, images, ranges):
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_methods_cut_outliers_and_min_max_does_not(network, images, ranges, method):
-    actual = int8.calibrated(network, images, method, lambda: None)
+    actual = int8.calibrate(network, images, method, lambda: None)
     assert actual.keys() == ranges.keys()
     assert all(0 < actual[name] <= ranges[name] * 1.001 for name in actual)
     assert any(actual[name] < ranges[name] for name in actual)

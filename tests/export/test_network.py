@@ -58,10 +58,10 @@ def test_sizes_are_those_of_the_public_checkpoint_and_of_the_owners_package():
 @pytest.mark.parametrize("name", ["standard", "bias", "bias_free_norm", "owner_bias"])
 def test_rewrites_are_exact(rewrite, name):
     network = network_of(**VARIANTS[name])
-    rewritten = rewrite(network)
+    result = rewrite(network)
     image = image_for(network)
     with torch.inference_mode():
-        expected, actual = network(image), rewritten(image)
+        expected, actual = network(image), result(image)
     error = (actual - expected).abs().max() / expected.abs().max()
     print(f"largest relative error {error:.1e}")
     # Only the order of float32 sums inside the islands may differ.

@@ -15,7 +15,7 @@ from export.network.architecture import OWNER_EPS, PAPER_EPS, owner_network, res
 from export.network.cpu_form import channels_last, cpu_graph
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import rewritten
+from export.network.rewrites import rewrite_network
 from export.package.model_package import network_from_package, package_from_folder
 from export.package.naming import OWNER, OWNER_OLD, PAPER
 from export.precision import PRECISIONS
@@ -112,14 +112,14 @@ def test_every_form_of_the_network_computes_the_same(case, tmp_path):
     """The rewritten network to 1e-5; the ONNX graphs, plain and for the CPU, in float32 to 90 dB."""
     _, _, folder, expected = case
     image = photograph()
-    network = rewritten(network_from_package(package_from_folder(folder)))
+    network = rewrite_network(network_from_package(package_from_folder(folder)))
     plain, for_cpu = onnx_from_network(network, side=SIDE), cpu_graph(network, side=SIDE)
     session = onnxruntime.InferenceSession(onnx_bytes(plain), providers=["CPUExecutionProvider"])
     (tmp_path / "cpu.onnx").write_bytes(onnx_bytes(for_cpu))
-    compiled = cpu.compiled(tmp_path / "cpu.onnx", cpu.settings(PRECISIONS["fp32"]))
+    compiled = cpu.compile_engine(tmp_path / "cpu.onnx", cpu.settings(PRECISIONS["fp32"]))
     outputs = {
         "ONNX": session.run(None, {"input": image.numpy()})[0],
-        "CPU graph in OpenVINO": cpu.runner(compiled)(image.numpy()),
+        "CPU graph in OpenVINO": cpu.runner_from_model(compiled)(image.numpy()),
     }
     wanted = (expected + image).numpy()
     for form, output in outputs.items():

@@ -19,7 +19,7 @@ from export.network.architecture import owner_network
 from export.network.coverage import convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import rewritten, typed
+from export.network.rewrites import rewrite_network, to_half
 from export.precision import PRECISIONS
 from export.request import Options
 from export.targets import TARGETS
@@ -44,18 +44,18 @@ def standard():
     with torch.no_grad():
         for parameter in network.parameters():  # as after training: all temperatures differ
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
-    return rewritten(network)
+    return rewrite_network(network)
 
 
 @pytest.fixture(scope="module")
 def half_graph(standard):
-    return onnx_from_network(typed(standard, torch.float16))
+    return onnx_from_network(to_half(standard, torch.float16))
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_standard_network_builds(standard, precision):
-    graph = onnx_from_network(typed(standard, torch.bfloat16) if precision == "bf16" else standard)
+    graph = onnx_from_network(to_half(standard, torch.bfloat16) if precision == "bf16" else standard)
     check(graph, precision)
     if precision == "fp32":  # TF32 is the same graph with another flag
         check(graph, precision, tf32=True)
@@ -68,7 +68,7 @@ def test_the_standard_network_builds_in_fp16(half_graph):
 
 @pytest.mark.timeout(600)
 def test_the_standard_network_builds_in_int8(standard, half_graph):
-    graph = int8.quantized_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
+    graph = int8.quantize_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
     assert share_in_type(convolutions(graph), "INT8") > PRECISIONS["int8"].min_share
     built = RTX.build_plan(onnx_bytes(graph), ONE_GPU)
     print(f"int8: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB")
