@@ -70,24 +70,22 @@ def test_the_standard_network_builds_in_fp16(half_graph):
 def test_the_standard_network_builds_in_int8(standard, half_graph):
     graph = int8.quantize_graph(half_graph, dict.fromkeys(int8.candidates(standard), 3.0))
     assert share_in_type(convolutions(graph), "INT8") > PRECISIONS["int8"].min_share
-    built = RTX.build_plan(onnx_bytes(graph), ONE_GPU)
-    print(f"int8: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB")
-    assert built.layer_types["QUANTIZE"] == len(int8.candidates(standard))
-    assert built.layers <= MOST_LAYERS["int8"]
-    assert built.casts <= MOST_CASTS["int8"]
-    assert all("scales to fp32" in warning for warning in built.warnings)  # how the builder keeps Q/DQ scales
+    plan = RTX.build_plan(onnx_bytes(graph), ONE_GPU)
+    print(f"int8: {plan.layers} layers, {plan.casts} casts, {len(plan.data) / 2**20:.0f} MiB")
+    assert plan.layer_types["QUANTIZE"] == len(int8.candidates(standard))
+    assert plan.layers <= MOST_LAYERS["int8"]
+    assert plan.casts <= MOST_CASTS["int8"]
+    assert all("scales to fp32" in warning for warning in plan.warnings)  # how the builder keeps Q/DQ scales
 
 
 def check(graph, precision, *, tf32=False):
     assert share_in_type(convolutions(graph), PRECISIONS[precision].arithmetic) == 1.0
-    built = RTX.build_plan(onnx_bytes(graph), ONE_GPU, tf32=tf32)
-    print(
-        f"{precision}: {built.layers} layers, {built.casts} casts, {len(built.plan) / 2**20:.0f} MiB, {built.warnings}"
-    )
-    assert built.layers <= MOST_LAYERS[precision]
-    assert built.casts <= MOST_CASTS[precision]
-    assert built.layer_types["NORMALIZATION"] == 88
-    assert built.warnings == ()
+    plan = RTX.build_plan(onnx_bytes(graph), ONE_GPU, tf32=tf32)
+    print(f"{precision}: {plan.layers} layers, {plan.casts} casts, {len(plan.data) / 2**20:.0f} MiB, {plan.warnings}")
+    assert plan.layers <= MOST_LAYERS[precision]
+    assert plan.casts <= MOST_CASTS[precision]
+    assert plan.layer_types["NORMALIZATION"] == 88
+    assert plan.warnings == ()
 
 
 def test_tf32_is_off_unless_asked_for(monkeypatch):
