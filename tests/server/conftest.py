@@ -16,6 +16,8 @@ import tritonclient.grpc as grpc
 import trustme
 from tritonclient.utils import InferenceServerException
 
+from server import preflight
+from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
 
 KEY = "a-key-of-the-tests-0123456789"
@@ -60,6 +62,11 @@ def client(url, ca=None, cert=None, key=None) -> grpc.InferenceServerClient:
         private_key=str(key) if key else None,
         channel_args=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)],
     )
+
+
+def rows(**options):
+    """Run the pre-start checks with these settings; return their rows by name."""
+    return {row.name: row for row in preflight.run_checks(Settings(**options))}
 
 
 @pytest.fixture(scope="session")
