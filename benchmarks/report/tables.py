@@ -47,6 +47,8 @@ EQUAL_DB = 200.0  #: recorded for two outputs of the same bits
 #: The fewest requests from which a percentile is shown.
 FEWEST = {"p50_ms": 1, "p90_ms": 10, "p99_ms": 100}
 Record = dict[str, Any]
+Rows = Mapping[str, Mapping[str, Any]]
+Column = tuple[str, str] | tuple[str, str, str]  #: header, key in the rows, and perhaps a format
 
 
 class RecordError(Exception):
@@ -102,15 +104,24 @@ def _between(least: float, most: float) -> str:
     return f"{cell(least)}–{cell(most)}"
 
 
-def _grid(title: str, rows: Mapping[str, Mapping[str, Any]], *columns: tuple[str, str] | tuple[str, str, str]) -> str:
-    """Return a table of named rows. A column is its header, its key in the rows, and perhaps a format."""
+def _grid(title: str, rows: Rows, *columns: Column) -> str:
+    """Return a table of named rows."""
+    return _joined(title, (rows, columns))
+
+
+def _joined(title: str, *groups: tuple[Rows, Sequence[Column]]) -> str:
+    """Return a table whose rows are joined by name from groups of columns."""
 
     def value(row: Mapping[str, Any], key: str, form: str = "") -> Any:
         found = row.get(key)
         return format(found, form) if form and found is not None else found
 
-    cells = [[name, *(value(row, *column[1:]) for column in columns)] for name, row in rows.items()]
-    return table([title, *(column[0] for column in columns)], cells)
+    names = dict.fromkeys(name for rows, _ in groups for name in rows)
+    cells = [
+        [name, *(value(rows.get(name, {}), *column[1:]) for rows, columns in groups for column in columns)]
+        for name in names
+    ]
+    return table([title, *(column[0] for _, columns in groups for column in columns)], cells)
 
 
 def networks_table(*documents: Record) -> str:
@@ -118,31 +129,26 @@ def networks_table(*documents: Record) -> str:
     networks: dict[str, Record] = {}
     for document in documents:
         for name, network in document["networks"].items():
-            networks.setdefault(name, {}).update(measured_rows(network))
-    runtimes = dict.fromkeys(runtime for rows in networks.values() for runtime in rows)
-    headers = [header for name in networks for header in (f"{name}: s", "×", "dB")]
-    rows = []
-    for runtime in runtimes:
-        cells: list[Any] = [f"**{runtime}**" if runtime.startswith(OURS) else runtime]
-        for measured in networks.values():
-            row = measured.get(runtime)
-            cells += [row["median_s"], f"{row['speedup']:.2f}", decibels(row)] if row else [None] * 3
-        rows.append(cells)
-    return table(["one photograph", *headers], rows)
+            for runtime, row in measured_rows(network).items():
+                title = f"**{runtime}**" if runtime.startswith(OURS) else runtime
+                networks.setdefault(name, {})[title] = row | {"decibels": decibels(row)}
+    groups = (
+        (rows, ((f"{name}: s", "median_s"), ("×", "speedup", ".2f"), ("dB", "decibels")))
+        for name, rows in networks.items()
+    )
+    return _joined("one photograph", *groups)
 
 
 def network_table(network: Record, peak: Mapping[str, float | None]) -> str:
     """Compare every runtime on one network, with spread, memory and the share of the processor's peak."""
-    rows = []
-    for name, row in network["rows"].items():
-        if reason := row.get("not_run"):
-            rows.append([name, *[None] * 7, reason])
-            continue
+    rows = dict(network["rows"])
+    for name, row in measured_rows(network).items():
         share = peak_share(name, row, network["gflop"], peak)
-        shown = None if share is None else f"{share:.0%}"
-        rows.append([name, row["median_s"], span(row), f"{row['speedup']:.2f}", decibels(row), row["memory_mib"], shown,
-                     row["ready_s"] + row["first_s"], ""])  # fmt: skip
-    return table(("runtime", "s", "least–most", "×", "dB", "MiB", "of the peak", "first answer (s)", "not run"), rows)
+        first = row["ready_s"] + row["first_s"]
+        rows[name] = row | {"span": span(row), "decibels": decibels(row), "peak": share, "first": first}
+    return _grid("runtime", rows, ("s", "median_s"), ("least–most", "span"), ("×", "speedup", ".2f"),
+                 ("dB", "decibels"), ("MiB", "memory_mib"), ("of the peak", "peak", ".0%"),
+                 ("first answer (s)", "first"), ("not run", "not_run"))  # fmt: skip
 
 
 def steps_table(steps: Sequence[Record], *, against_first: bool = False) -> str:
@@ -176,21 +182,18 @@ def settings_table(settings: Record) -> str:
 
 def kinds_table(*profiles: Record) -> str:
     """Show the time of a network by kind of layer, for each profile of a runtime."""
-    headers, names = ["kind of layer"], dict.fromkeys(row["kind"] for found in profiles for row in found["kinds"])
-    rows: dict[str, list[Any]] = {name: [name] for name in names}
+    groups = []
     for found in profiles:
         types = ", ".join(sorted({precision for row in found["kinds"] for precision in row["precisions"]}))
         side = f"{found['side']}x{found['side']}, " if "side" in found else ""
-        headers += [f"{side}{found['runtime']} ({types}): layers", "ms", "share", "of the peak", "GB/s"]
-        kinds = {row["kind"]: row for row in found["kinds"]}
-        for name, cells in rows.items():
-            cells += _kind_cells(kinds[name]) if name in kinds else [None] * 5
-    return table(headers, rows.values())
-
-
-def _kind_cells(row: Record) -> list[Any]:
-    peak = f"{row['least_ms'] / row['ms']:.0%}" if row["least_ms"] else None
-    return [row["count"], row["ms"], f"{row['share']:.1%}", peak, row["gb_s"] or None]
+        rows = {
+            row["kind"]: row | {"peak": row["least_ms"] and row["least_ms"] / row["ms"], "gb_s": row["gb_s"] or None}
+            for row in found["kinds"]
+        }
+        columns: list[Column] = [(f"{side}{found['runtime']} ({types}): layers", "count"), ("ms", "ms")]
+        columns += [("share", "share", ".1%"), ("of the peak", "peak", ".0%"), ("GB/s", "gb_s")]
+        groups.append((rows, columns))
+    return _joined("kind of layer", *groups)
 
 
 def layers_table(found: Record, top: int) -> str:
@@ -394,42 +397,21 @@ def fuzz_table(document: Record) -> str:
 
 def clients_table(document: Record) -> str:
     """Compare the throughput of the clients on both models."""
-    rows = []
-    for name in document["identity"]:
-        cells: list[Any] = [name]
-        for model in ("identity", "enhance"):
-            row = document[model][name]
-            cells += [row["photographs_a_second"], span(row, ""), f"{row['of_perf_analyzer']:.2f}"]
-        rows.append(cells)
-    flights = document["in_flight"]
-    headers = [
-        header
-        for title in (
-            f"`identity`, 6 MB, {flights['identity']} in flight",
-            f"`enhance`, {flights['enhance']} in flight",
-        )
-        for header in (title, "least–most", "of perf_analyzer")
-    ]
-    return table(["photographs a second", *headers], rows)
+    groups = []
+    for model, title in (("identity", "`identity`, 6 MB"), ("enhance", "`enhance`")):
+        rows = {name: row | {"span": span(row, "")} for name, row in document[model].items()}
+        first = (f"{title}, {document['in_flight'][model]} in flight", "photographs_a_second")
+        groups.append((rows, (first, ("least–most", "span"), ("of perf_analyzer", "of_perf_analyzer", ".2f"))))
+    return _joined("photographs a second", *groups)
 
 
 def calls_table(document: Record) -> str:
     """Compare what one call costs beyond the time in the server."""
-    sizes = document["one_at_a_time"]
-    names = list(next(iter(sizes.values())))
-    rows = [
-        [
-            name,
-            *(
-                rows[name].get(what) and int(rows[name][what])
-                for rows in sizes.values()
-                for what in ("overhead_us", "cpu_us")
-            ),
-        ]
-        for name in names
-    ]
-    headers = [header for size in sizes for header in (f"overhead, {int(size):,} bytes", "CPU")]
-    return table(["one at a time, µs a call", *headers], rows)
+    groups = (
+        (rows, ((f"overhead, {int(size):,} bytes", "overhead_us", ",.0f"), ("CPU", "cpu_us", ",.0f")))
+        for size, rows in document["one_at_a_time"].items()
+    )
+    return _joined("one at a time, µs a call", *groups)
 
 
 def client_figures_table(document: Record) -> str:

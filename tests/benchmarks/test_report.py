@@ -103,7 +103,7 @@ def test_rows_of_a_gpu_join_those_of_the_processor():
         ["GPU: TensorRT FP16", "0.100", "100.00", "55.0"],
     ]
     reasons = rows_of(tables.network_table(base["networks"]["demo 512"] | {"gflop": 1.0}, {"float32_gflops": 1.0}))
-    assert [row[-1] for row in reasons] == ["", "no memory"]
+    assert [row[-1] for row in reasons] == ["–", "no memory"]
     assert reasons[0][6] == "10%"
 
 

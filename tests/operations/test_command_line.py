@@ -44,7 +44,7 @@ def run_main(monkeypatch, capsys):
         (PIPELINE, ["--perf-analyzer", "true", "--photos", "docs/none"], 1, "no JPEG in docs/none"),
         (PIPELINE, ["--concurrency", "1,x"], 2, "--concurrency"),
         (PIPELINE, ["--rates", "0"], 2, "positive numbers"),
-        (PIPELINE, ["--rounds", "0"], 2, "--rounds: 1 or more"),
+        (PIPELINE, ["--rounds", "0"], 2, "--rounds must be 1 or more"),
         (TUNE, [], 2, "--slo-p99-ms"),
         (TUNE, ["--slo-p99-ms", "0"], 2, "above 0"),
         (TUNE, ["--slo-p99-ms", "100", "--output", "docs"], 2, "--output: docs is a folder"),
