@@ -1,4 +1,4 @@
-"""``imaging`` gives the same pixels under the server's NumPy 1.26 as here under NumPy 2."""
+"""Compare the pixels of ``imaging`` under the server's NumPy 1.26 with those under NumPy 2."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Colours: sRGB and back, and a photograph that leaves in the space it came in."""
+"""Colour spaces: conversion to sRGB and back, and the profiles of the encoded files."""
 
 import dataclasses
 import io
@@ -15,31 +15,31 @@ from imaging.colour import SRGB, Space
 from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
 
 P3 = Space("RGB", profile("p3"))
-#: The most saturated green a Display P3 screen shows; no sRGB value is that green.
+#: The most saturated green of Display P3, which is outside sRGB.
 GREEN = np.zeros((128, 128, 3), np.uint8) + np.array([0, 255, 0], np.uint8)
 
 
-def littlecms(array, source, target):
-    """The same conversion by Pillow's ImageCms: another road to LittleCMS."""
+def converted_by_pillow(array, source, target):
+    """Convert with Pillow's ImageCms, another binding of LittleCMS."""
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-    stream = [ImageCms.ImageCmsProfile(io.BytesIO(p)) for p in (source, target)]
-    image = ImageCms.profileToProfile(Image.fromarray(array), *stream, renderingIntent=intent, flags=flags)
+    profiles = [ImageCms.ImageCmsProfile(io.BytesIO(p)) for p in (source, target)]
+    image = ImageCms.profileToProfile(Image.fromarray(array), *profiles, renderingIntent=intent, flags=flags)
     return np.asarray(image, int)
 
 
-def test_to_srgb_and_back_agree_with_another_implementation():
+def test_conversions_agree_with_another_binding():
     srgb = profile("srgb")
     to = P3.to_srgb(pixels()) / 65535 * 255
-    assert np.abs(to - littlecms(pixels(), profile("p3"), srgb)).max() < 1.5
+    assert np.abs(to - converted_by_pillow(pixels(), profile("p3"), srgb)).max() < 1.5
     back = P3.from_srgb(pixels().astype(np.float32) / 255) * 255
-    assert np.abs(back - littlecms(pixels(), srgb, profile("p3"))).max() < 1.5
+    assert np.abs(back - converted_by_pillow(pixels(), srgb, profile("p3"))).max() < 1.5
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_there_and_back_is_the_same(seed):
-    """For what sRGB can hold; 16 bits in between."""
+def test_a_conversion_and_its_inverse_cancel_out(seed):
+    """For colours inside sRGB, with 16 bits in between."""
     array = np.random.default_rng(seed).random((16, 16, 3), np.float32) * 0.5 + 0.25
     there = (P3.from_srgb(array) * 65535).round().astype(np.uint16)
     assert np.abs(P3.to_srgb(there) / 65535 - array).max() < 0.002
@@ -48,13 +48,13 @@ def test_there_and_back_is_the_same(seed):
 @pytest.mark.parametrize(
     "found", [profile("srgb"), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()], ids=["vips", "lcms"]
 )
-def test_an_srgb_profile_by_any_name_costs_nothing(found):
+def test_every_srgb_profile_is_recognized(found):
     space = Space.of("RGB", found)
     assert space.profile == found
     assert space.to_srgb(array := pixels()) is array
 
 
-def test_p3_is_not_taken_for_srgb():
+def test_p3_is_converted():
     assert P3.to_srgb(array := pixels()) is not array
 
 
@@ -69,20 +69,20 @@ def test_p3_is_not_taken_for_srgb():
         ("RGB", None),
     ],
 )
-def test_a_profile_that_does_not_fit_or_is_damaged_is_left_behind(model, found):
+def test_a_damaged_profile_or_one_of_another_model_is_ignored(model, found):
     assert Space.of(model, found) == Space(model)
 
 
 @pytest.mark.parametrize("name", ["p3", "srgb"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_the_profile_travels(kind, name):
+def test_the_profile_is_kept(kind, name):
     assert opened(encode(decode(encoded(pixels(), kind, icc_profile=profile(name))))).info["icc_profile"] == profile(
         name
     )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_the_profile_travels_with_sixteen_bits(kind):
+def test_the_profile_is_kept_with_sixteen_bits(kind):
     photograph = decode(encoded(pixels(), "PNG", icc_profile=profile("p3")))
     deep_one = dataclasses.replace(photograph, pixels=deep_pixels())
     again = decode(encode(deep_one, format=kind.lower()))
@@ -90,7 +90,7 @@ def test_the_profile_travels_with_sixteen_bits(kind):
     assert again.space.profile == profile("p3")
 
 
-def test_the_profile_of_grey_travels_and_means_something():
+def test_the_profile_of_grey_is_kept_and_used():
     image = Image.fromarray(pixels()).convert("L")
     plain, tagged = (decode(encoded(image, "PNG", **o)) for o in ({}, {"icc_profile": profile("grey")}))
     assert opened(encode(tagged)).info["icc_profile"] == profile("grey")
@@ -99,7 +99,7 @@ def test_the_profile_of_grey_travels_and_means_something():
     assert np.abs(back * 255 - tagged.pixels).max() < 1
 
 
-def test_cmyk_comes_back_as_the_same_inks():
+def test_cmyk_is_converted_back():
     inks = Space("CMYK", profile("cmyk")).convert_from_srgb(pixels(), np.uint8)
     data = encoded(Image.frombytes("CMYK", (320, 240), inks.tobytes()), "TIFF", icc_profile=profile("cmyk"))
     again = opened(encode(decode(data)))
@@ -108,23 +108,23 @@ def test_cmyk_comes_back_as_the_same_inks():
     assert np.abs(decode(data).pixels.astype(int) - decode(encode(decode(data))).pixels).mean() < 2
 
 
-def test_cmyk_without_a_profile_comes_back_as_rgb():
-    """Its inks have no defined colour; what a viewer shows is kept."""
+def test_cmyk_without_a_profile_becomes_rgb():
+    """Its colours are undefined; keep what a viewer shows."""
     image = Image.fromarray(pixels()).convert("CMYK")
     again = opened(encode(decode(encoded(image, "TIFF"))))
     assert again.mode == "RGB"
     assert np.array_equal(np.asarray(again), np.asarray(image.convert("RGB")))
 
 
-def test_no_look_leaves_colours_outside_srgb_where_they_are():
+def test_colours_outside_srgb_stay_without_a_look():
     data = encoded(GREEN, "PNG", icc_profile=profile("p3"))
     core = core_from_file(data)
     assert np.array_equal(decode(file_from_core(data, core, core, Options())).pixels, GREEN)
     assert P3.to_srgb(GREEN)[0, 0, 0] == 0  # clipped: sRGB has no such green
 
 
-def test_a_look_is_the_same_whatever_the_space():
-    """The same scene in sRGB and in Display P3 comes back as the same scene."""
+def test_a_look_is_the_same_in_every_space():
+    """A scene in sRGB and in Display P3 yields the same result."""
     scene = pixels(480, 640) // 2 + 60
     in_p3 = np.rint(P3.from_srgb(scene.astype(np.float32) / 255) * 255).astype(np.uint8)
     results = []
@@ -139,7 +139,7 @@ def test_a_look_is_the_same_whatever_the_space():
     assert np.abs(results[0] - results[1]).mean() < 0.004
 
 
-def test_the_small_view_of_a_deep_photograph_has_its_depth():
+def test_decode_small_keeps_16_bits():
     small = decode_small(deep("PNG", deep_pixels()))
     assert len(np.unique(np.round(small * 65535))) > 256
 
@@ -148,9 +148,9 @@ def test_srgb_is_the_default():
     assert Space() == SRGB == Space.of("RGB", None)
 
 
-def test_grey_with_a_profile_keeps_its_meaning_where_a_format_has_no_grey():
+def test_grey_with_a_profile_becomes_rgb_in_a_format_without_grey():
     data = encoded(Image.fromarray(pixels()).convert("L"), "PNG", icc_profile=profile("grey"))
     photograph = decode(data)
-    meant = to_unit(photograph.space.to_srgb(photograph.pixels))
+    expected = to_unit(photograph.space.to_srgb(photograph.pixels))
     again = decode(encode(photograph, format="webp", quality=100))
-    assert np.abs(to_unit(again.pixels) - meant).mean() < 0.01
+    assert np.abs(to_unit(again.pixels) - expected).mean() < 0.01

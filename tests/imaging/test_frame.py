@@ -1,4 +1,4 @@
-"""The frame: any photograph fills the square, as near to the owner's own resize as eight bits allow."""
+"""The frame: every photograph fills the square, nearly as with the resize that the network was trained on."""
 
 import io
 
@@ -18,27 +18,27 @@ lengths = st.integers(1, 90)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def owners_core(data):
-    """The core tensor as the network was trained: whole, RGB, 8 bits, Pillow's bilinear."""
+def trained_core(data):
+    """Return the core tensor as in training: decoded in full, RGB, 8 bits, Pillow's bilinear."""
     small = Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(small, np.float32).transpose(2, 0, 1) / 255
 
 
 @settings(deadline=None)
 @given(lengths, lengths, lengths, lengths, st.integers(1, 4), st.sampled_from(["u1", "u2", "f4"]), seeds)
-def test_resizes_every_layout_as_pillow_does(height, width, rows, columns, channels, kind, seed):
+def test_resize_equals_pillows_for_every_layout(height, width, rows, columns, channels, kind, seed):
     rng = np.random.default_rng(seed)
     white = 1 if kind == "f4" else np.iinfo(kind).max
     given_pixels = (rng.random((height, width, channels)) * white).astype(kind)
-    found = resize(given_pixels, (rows, columns))
-    assert found.dtype == np.float32
-    assert np.allclose(found, bilinear(given_pixels, (rows, columns)) / white, atol=2e-5)
+    result = resize(given_pixels, (rows, columns))
+    assert result.dtype == np.float32
+    assert np.allclose(result, bilinear(given_pixels, (rows, columns)) / white, atol=2e-5)
 
 
 @settings(deadline=None)
 @given(st.integers(20, 200), st.integers(8, 16))
 def test_a_half_covered_last_row_does_not_shift_the_rest(half, size):
-    """A ramp of odd length, and the same shrunk by two as a decoder shrinks it: nothing moves by a quarter pixel."""
+    """A ramp of odd length, and the same ramp halved as by a decoder, differ by less than a quarter pixel."""
     length = 2 * half + 1
     ramp = np.arange(length + 1, dtype=np.float32)[:, None, None]
     whole, small = resize(ramp[:-1], (size, 1)), resize((ramp[::2] + ramp[1::2]) / 2, (size, 1), (length / 2, 1))
@@ -46,7 +46,7 @@ def test_a_half_covered_last_row_does_not_shift_the_rest(half, size):
 
 
 @given(lengths, seeds)
-def test_to_the_core_and_back_is_the_same(side, seed):
+def test_pixels_to_core_and_back_are_the_same(side, seed):
     small = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     core = core_from_pixels(small)
     assert (core.shape, core.dtype) == ((3, side, side), np.float32)
@@ -54,19 +54,19 @@ def test_to_the_core_and_back_is_the_same(side, seed):
     assert np.array_equal(np.rint(pixels_from_core(core) * 255).astype(np.uint8), small)
 
 
-def test_the_way_back_clamps():
+def test_pixels_from_core_are_clamped():
     assert pixels_from_core(np.full((3, 4, 4), 1.5, np.float32)).max() == 1
 
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
-def test_the_small_shape_keeps_the_aspect(height, width):
+def test_small_shape_keeps_the_aspect_ratio(height, width):
     rows, columns = small_shape(height, width)
     assert max(rows, columns) == SIDE
     assert abs(min(rows, columns) - max(1, SIDE * min(height, width) / max(height, width))) <= 0.5
 
 
 def test_the_whole_photograph_fills_the_square():
-    """A wide picture of four quarters: each is a quarter of the core tensor."""
+    """The four quarters of a wide image are the quarters of the core tensor."""
     quarters = np.zeros((600, 1800, 3), np.uint8)
     quarters[300:, :900, 0] = quarters[:300, 900:, 1] = quarters[300:, 900:, 2] = 255
     core = core_from_file(encoded(quarters, "PNG"))
@@ -79,17 +79,17 @@ def test_the_whole_photograph_fills_the_square():
 
 
 @pytest.mark.parametrize("name", ["balcony", "reading-corner"])
-@pytest.mark.parametrize("cut", [0, 3], ids=["as it came", "odd sides"])
-def test_a_jpeg_decoded_small_is_near_the_owners_own_resize(name, cut):
-    """The goal is 45 dB for every photograph (docs/photographs.md); these two, of little grain, come nearer."""
+@pytest.mark.parametrize("cut", [0, 3], ids=["original", "odd sides"])
+def test_a_jpeg_decoded_small_is_near_the_resize_of_the_training(name, cut):
+    """The goal is 45 dB for every photograph (docs/photographs.md); these two have little grain and are closer."""
     data = (ROOT / f"demo/photos/{name}.jpg").read_bytes()
     if cut:
         data = encoded(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
-    found = psnr(core_from_file(data), owners_core(data))
-    print(f"{name}: {found:.1f} dB")
-    assert found >= 55
+    decibels = psnr(core_from_file(data), trained_core(data))
+    print(f"{name}: {decibels:.1f} dB")
+    assert decibels >= 55
 
 
-def test_whatever_is_not_shrunk_is_within_a_step_of_eight_bits():
+def test_a_full_decode_differs_by_one_step_of_eight_bits_at_most():
     data = encoded(decode((ROOT / "demo/photos/coffee-table.jpg").read_bytes()).pixels, "PNG")
-    assert np.abs(core_from_file(data) - owners_core(data)).max() <= 1.01 / 255
+    assert np.abs(core_from_file(data) - trained_core(data)).max() <= 1.01 / 255

@@ -1,4 +1,4 @@
-"""EXIF and XMP: what stays, to the byte, and what has to change."""
+"""EXIF and XMP: what is kept byte by byte, and what changes."""
 
 import dataclasses
 import struct
@@ -18,11 +18,11 @@ ARTIST, ORIENTATION, RESOLUTION_UNIT = 0x013B, 0x0112, 0x0128
 
 
 def entries(*tags):
-    """Directories of these tags with values of every type and length."""
+    """Generate directories of these tags with values of every type and length."""
     value = st.tuples(st.sampled_from([1, 2, 3, 4, 5, 7, 10, 12]), st.integers(1, 9), st.integers(0, 255))
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 10: 8, 12: 8}
-    made = value.map(lambda v: Entry(v[0], v[1], bytes((v[2] + i) % 256 for i in range(sizes[v[0]] * v[1]))))
-    return st.dictionaries(st.sampled_from(tags), made, max_size=len(tags))
+    entry = value.map(lambda v: Entry(v[0], v[1], bytes((v[2] + i) % 256 for i in range(sizes[v[0]] * v[1]))))
+    return st.dictionaries(st.sampled_from(tags), entry, max_size=len(tags))
 
 
 BLOCKS = st.builds(
@@ -35,41 +35,40 @@ BLOCKS = st.builds(
 
 
 @given(BLOCKS)
-def test_written_and_read_again_is_the_same(exif):
+def test_a_block_that_is_parsed_again_is_the_same(exif):
     assert parse(exif.to_block()) == exif
 
 
-@pytest.mark.filterwarnings("ignore:Metadata Warning, tag 296")  # Pillow's, about what is given on purpose
+@pytest.mark.filterwarnings("ignore:Metadata Warning, tag 296")  # Pillow's, about a value that the test sets on purpose
 @given(BLOCKS)
-def test_added_to_a_tiff_it_is_read_by_us_and_by_pillow(exif):
-    """In either byte order; the picture stays."""
+def test_exif_appended_to_a_tiff_can_be_parsed_and_pillow_reads_the_image(exif):
     data = exif.append_to(TIFF)
     assert np.array_equal(np.asarray(opened(data)), pixels(48, 64))
-    found = parse(data)
+    parsed = parse(data)
     as_numbers = exif if exif.order == "<" else parse(exif.append_to(TIFF))
-    assert (found.settings, found.position) == (as_numbers.settings, as_numbers.position)
-    assert {tag: e for tag, e in found.main.items() if tag in exif.main}.keys() == exif.main.keys()
+    assert (parsed.settings, parsed.position) == (as_numbers.settings, as_numbers.position)
+    assert {tag: e for tag, e in parsed.main.items() if tag in exif.main}.keys() == exif.main.keys()
 
 
 TIFF = encoded(pixels(48, 64), "TIFF")
 
 
 @given(BLOCKS, st.data())
-def test_damaged_blocks_are_read_as_far_as_they_go(exif, data):
+def test_the_valid_entries_of_damaged_blocks_are_parsed(exif, data):
     block = bytearray(exif.to_block())
     for _ in range(4):
         block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
-    found = parse(bytes(block[: data.draw(st.integers(0, len(block)))]))
-    if found:
-        assert parse(found.to_block()) is not None
-        assert 1 <= found.orientation <= 8
+    parsed = parse(bytes(block[: data.draw(st.integers(0, len(block)))]))
+    if parsed:
+        assert parse(parsed.to_block()) is not None
+        assert 1 <= parsed.orientation <= 8
 
 
 def jpeg_with(main, order="<"):
     return encoded(pixels(120, 200), exif=Exif(order, main, {}, {}).to_block())
 
 
-def test_text_in_any_encoding_stays_the_bytes_it_was():
+def test_text_in_any_encoding_is_kept_byte_by_byte():
     name = "Jürgen Müller ©\0".encode()
     for kind in ("jpeg", "png", "webp", "avif", "tiff"):
         again = encode(decode(jpeg_with({ARTIST: Entry(2, len(name), name)})), format=kind)
@@ -77,8 +76,8 @@ def test_text_in_any_encoding_stays_the_bytes_it_was():
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_an_odd_tag_costs_neither_the_orientation_nor_the_others(order):
-    """ResolutionUnit as a rational, Make as a number: Pillow cannot write such, and would lose everything."""
+def test_a_tag_of_an_unusual_type_does_not_affect_the_others(order):
+    """ResolutionUnit as a rational and Make as a number, which Pillow cannot write."""
     main = {
         ORIENTATION: Entry(3, 1, struct.pack(f"{order}H", 6)),
         RESOLUTION_UNIT: Entry(5, 1, struct.pack(f"{order}II", 2, 1)),
@@ -91,8 +90,8 @@ def test_an_odd_tag_costs_neither_the_orientation_nor_the_others(order):
     assert again.orientation == 1
 
 
-def test_what_told_how_the_old_file_lay_does_not_reach_the_new_one():
-    """Some cameras write a width and a height into the first directory; in a TIFF they would be believed."""
+def test_tags_about_the_layout_of_the_old_file_are_dropped():
+    """Some cameras write a width and a height into the main directory; in a TIFF they would be used."""
     main = {0x0100: Entry(4, 1, struct.pack("<I", 4000)), 0x0101: Entry(4, 1, struct.pack("<I", 3000))}
     main |= {0x0106: Entry(3, 1, struct.pack("<H", 6)), ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}
     for kind in ("tiff", "png", "jpeg"):
@@ -112,7 +111,7 @@ COMPRESSED.remove(("jpeg", "CMYK"))  # Pillow cannot write it
 
 
 @pytest.mark.parametrize(("compression", "mode"), COMPRESSED)
-def test_exif_and_xmp_are_kept_whatever_the_compression_of_a_tiff(compression, mode):
+def test_exif_and_xmp_are_kept_for_every_compression_of_a_tiff(compression, mode):
     image = Image.fromarray(pixels()).convert(mode)
     tagged = {"icc_profile": profile("cmyk")} if mode == "CMYK" else {}
     plain = encoded(image, "TIFF", compression=compression, **tagged)
@@ -124,7 +123,7 @@ def test_exif_and_xmp_are_kept_whatever_the_compression_of_a_tiff(compression, m
     assert b"dc:format" in again.info["xmp"]
 
 
-def test_metadata_too_long_for_a_jpeg_are_left_out_of_a_cmyk_one_too():
+def test_metadata_too_long_for_a_jpeg_are_dropped_from_a_cmyk_jpeg_too():
     image = Image.fromarray(pixels()).convert("CMYK")
     data = encoded(image, "TIFF", icc_profile=profile("cmyk"))
     long = dataclasses.replace(decode(data), metadata=Metadata(None, b" " * 70_000))
@@ -133,12 +132,12 @@ def test_metadata_too_long_for_a_jpeg_are_left_out_of_a_cmyk_one_too():
     assert "xmp" not in again.info
 
 
-def renewed(packet, *, gps):
+def updated(packet, *, gps):
     return Metadata(None, packet).updated(width=1, height=1, gps=gps).xmp
 
 
 SPACES = 'xmlns:r="r" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
-PLACES = {
+POSITIONS = {
     "attribute": f'<r:D {SPACES} exif:GPSLatitude="48,8N" exif:X="1"/>'.encode(),
     "spaces": f'<r:D {SPACES} exif:GPSLatitude  =  "48,8N" exif:X="1"/>'.encode(),
     "prefix": f'<r:D {SPACES.replace("exif=", "e=")} e:GPSLatitude="48,8N" e:X="1"/>'.encode(),
@@ -147,17 +146,17 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("packet", PLACES.values(), ids=PLACES)
-def test_the_place_goes_however_it_is_written(packet):
-    stripped = renewed(packet, gps=False)
+@pytest.mark.parametrize("packet", POSITIONS.values(), ids=POSITIONS)
+def test_a_position_in_any_notation_is_removed(packet):
+    stripped = updated(packet, gps=False)
     assert b"GPS" not in stripped
     assert b':X="1"' in stripped
-    assert renewed(packet, gps=True) == packet
+    assert updated(packet, gps=True) == packet
 
 
-def test_the_packet_around_it_stays():
+def test_the_xpacket_wrapper_is_kept():
     wrapped = b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>' + XMP + b'<?xpacket end="w"?>'
-    stripped = renewed(wrapped, gps=False)
+    stripped = updated(wrapped, gps=False)
     assert stripped.startswith(b"<?xpacket begin")
     assert stripped.endswith(b'<?xpacket end="w"?>')
 
@@ -167,32 +166,32 @@ def test_the_packet_around_it_stays():
     [b"<not xml", b"<a>" * 200_000, b'<!DOCTYPE a [<!ENTITY b "bbbb">]><a>&b;</a>' + b" " * 3_000_000],
     ids=["damaged", "deep", "long"],
 )
-def test_what_cannot_be_looked_into_goes_if_the_place_has_to(packet):
-    assert renewed(packet, gps=False) is None
-    assert renewed(packet, gps=True) == packet
+def test_a_packet_that_cannot_be_parsed_is_dropped_if_the_position_is_stripped(packet):
+    assert updated(packet, gps=False) is None
+    assert updated(packet, gps=True) == packet
 
 
 @pytest.mark.parametrize("filling", [b" " * 1_000_000, b"<exif:GPSa>" * 80_000], ids=["spaces", "open elements"])
-def test_a_packet_made_to_keep_us_busy_does_not(filling):
-    """A regular expression that backtracks takes minutes over these; the test's time limit would end it."""
+def test_a_crafted_packet_is_processed_in_a_short_time(filling):
+    """A regular expression that backtracks would take minutes, beyond the time limit of a test."""
     data = encoded(pixels(48, 64), "WEBP", xmp=b"<x>" + filling + b"</x>")
     assert opened(encode(decode(data), gps=False)).size == (64, 48)
 
 
-def test_a_profile_as_large_as_a_presss_travels_in_a_png():
+def test_a_profile_for_printing_is_kept_in_a_png():
     large = profile("p3")[:128] + profile("p3")[128:] + bytes(1_500_000)
     photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
     assert photograph.space.profile == large
     assert decode(encode(photograph, format="png")).space.profile == large
 
 
-def test_a_profile_too_large_for_a_jpeg_is_left_out():
+def test_a_profile_too_large_for_a_jpeg_is_dropped():
     large = profile("p3") + bytes(17_000_000)
     photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
     assert "icc_profile" not in opened(encode(photograph, format="jpeg")).info
 
 
-def test_the_resolution_for_print_stays():
+def test_the_print_resolution_is_kept():
     exif = Image.Exif()
     exif[0x011A], exif[0x011B], exif[RESOLUTION_UNIT] = 300.0, 300.0, 2
     for kind in ("jpeg", "png", "tiff"):
@@ -200,8 +199,8 @@ def test_the_resolution_for_print_stays():
         assert (again[0x011A], again[RESOLUTION_UNIT]) == (300.0, 2)
 
 
-def test_deep_files_in_either_order_turn_too():
-    """16-bit TIFF, its own directory turned: the tag is in the file's, not in an embedded block."""
+def test_the_orientation_of_a_16_bit_tiff_is_applied():
+    """The tag is in the main directory of the file, not in an embedded block."""
     turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).append_to(deep("TIFF", deep_pixels()))
     photograph = decode(turned)
     assert np.array_equal(photograph.pixels, np.rot90(deep_pixels(), -1))

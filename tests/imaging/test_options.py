@@ -1,4 +1,4 @@
-"""Request parameters: what they may say, and what they do."""
+"""Request parameters: valid values and their effect."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_every_table_of_formats_is_complete(text, row):
     assert [name for name in named if name != "FORMAT"] == ["HEIC" if kind == "HEIF" else kind for kind in FORMATS]
 
 
-def test_nothing_asked_is_the_default():
+def test_no_parameters_mean_the_defaults():
     assert Options.from_parameters({}) == Options()
 
 
@@ -61,7 +61,7 @@ def test_nothing_asked_is_the_default():
         ({"triton_enable_empty_final_response": True}, Options()),
     ],
 )
-def test_numbers_and_their_text_mean_the_same(parameters, expected):
+def test_parameters_may_be_numbers_or_text(parameters, expected):
     assert Options.from_parameters(parameters) == expected
 
 
@@ -81,7 +81,7 @@ def test_numbers_and_their_text_mean_the_same(parameters, expected):
         ({"gps": "yes"}, "gps is 'yes'"),
     ],
 )
-def test_what_is_wrong_is_said(parameters, reason):
+def test_an_invalid_parameter_is_named(parameters, reason):
     with pytest.raises(InvalidOption, match=reason):
         Options.from_parameters(parameters)
 
@@ -91,7 +91,7 @@ JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # the first text loads Unicode's tables
 @given(st.dictionaries(st.sampled_from(["format", "quality", "size", "strength", "gps", "other"]), JSON))
-def test_whatever_is_sent_is_parsed_or_refused(parameters):
+def test_all_parameters_are_parsed_or_rejected(parameters):
     try:
         options = Options.from_parameters(parameters)
     except InvalidOption:
@@ -111,7 +111,7 @@ def test_strength_blends_with_the_photograph():
     assert (whole - none).mean() > 10
 
 
-def test_the_small_size_is_the_networks_own_result():
+def test_size_512_is_the_networks_own_result():
     small = opened(enhanced(size="512", format="png"))
     assert small.size == (512, 384)
     expected = resize(np.ascontiguousarray(BRIGHT.transpose(1, 2, 0)), (384, 512))
@@ -128,25 +128,25 @@ def test_the_small_size_is_the_networks_own_result():
     ],
     ids=["alpha", "16 bits", "grey", "P3"],
 )
-def test_the_small_size_keeps_depth_alpha_and_space(data):
+def test_size_512_keeps_depth_alpha_and_space(data):
     core = core_from_file(data)
     before, after = decode(data), decode(enhanced(data, core, core, size="512"))
     assert after.pixels.shape == (384, 512, before.pixels.shape[2])
     assert (after.pixels.dtype, after.space) == (before.pixels.dtype, before.space)
 
 
-def test_options_go_together():
+def test_options_can_be_combined():
     result = opened(enhanced(format="webp", quality=50, size="512", strength=0.3))
     assert (result.format, result.size) == ("WEBP", (512, 384))
 
 
-def test_an_output_that_is_not_finite_is_no_photograph():
+def test_an_output_that_is_not_finite_is_an_error():
     broken = BRIGHT.copy()
     broken[1, 200, 200] = np.nan
     with pytest.raises(ArithmeticError, match="must not be served"):
         enhanced(restored=broken)
 
 
-def test_a_bad_photograph_is_refused_here_too():
+def test_a_truncated_photograph_is_rejected():
     with pytest.raises(InvalidPhotograph):
         enhanced(PHOTO[:-50])

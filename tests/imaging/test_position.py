@@ -1,4 +1,4 @@
-"""gps=strip leaves no position in any block of metadata; gps=keep leaves every byte."""
+"""gps=strip removes the position from all metadata; gps=keep keeps every byte."""
 
 import dataclasses
 import struct
@@ -19,7 +19,7 @@ NAMED = [  # properties of drones, telephones and applications
     "HomeLongitude", "AbsoluteAltitude", "RelativeAltitude", "LRFTargetLon", "LRFTargetLat", "LRFTargetAlt", "lat",
     "long", "LatLng", "Coordinates", "CameraPosition", "geotag", "GeoHash", "UTMNorthing", "location.ISO6709",
 ]  # fmt: skip
-OTHERS = [  # ones that have to stay
+OTHERS = [  # properties that must stay
     "Orientation", "YCbCrPositioning", "Composition", "relation", "AltTextAccessibility", "LongExposureNoiseReduction",
     "AutoLateralCA", "PoseHeadingDegrees", "FullPanoWidthPixels", "GeometricDistortion", "City", "Flat", "Alternates",
 ]  # fmt: skip
@@ -36,18 +36,18 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("names", "expected"), [(NAMED, True), (OTHERS, False)])
-def test_names_of_positions_are_told_from_others(names, expected):
+def test_names_of_positions_are_recognized(names, expected):
     assert {name: is_named_position(name) for name in names} == dict.fromkeys(names, expected)
 
 
 @pytest.mark.parametrize(("texts", "expected"), [(POSITIONS, True), (TEXTS, False)])
-def test_texts_that_hold_positions_are_told_from_others(texts, expected):
+def test_texts_that_hold_positions_are_recognized(texts, expected):
     assert {text: may_hold_position(text) for text in texts} == dict.fromkeys(texts, expected)
 
 
 @pytest.mark.parametrize("unit", ["1", "+1.1", "48.13715 ", "A", "lat ", "4° 8", "1,", "gps_", " "])
-def test_no_text_keeps_the_search_busy(unit):
-    """An expression that backtracks takes minutes over these; the test's time limit would end it."""
+def test_every_text_is_searched_in_a_short_time(unit):
+    """A regular expression that backtracks would take minutes, beyond the time limit of a test."""
     is_named_position(unit * (200_000 // len(unit)))
     may_hold_position(unit * (10_000 // len(unit)))
     assert may_hold_position(unit * 20_000)
@@ -76,7 +76,7 @@ PACKETS = {
     "character data": described(f"<drone:Where><![CDATA[{LATITUDE},]]>{LONGITUDE}</drone:Where>"),
     "comment": described(f"<!-- {LATITUDE} -->"),
     "instruction": described(f"<?drone {LATITUDE}?>"),
-    "behind the packet": described("") + f"<!-- {LATITUDE} --><?drone {LATITUDE}?>",
+    "after the packet": described("") + f"<!-- {LATITUDE} --><?drone {LATITUDE}?>",
     "entity": f'<!DOCTYPE x [<!ENTITY where "{LATITUDE}">]>' + described("<drone:Latitude>&where;</drone:Latitude>"),
 }
 
@@ -105,12 +105,12 @@ BLOCK = Exif(
      COMMENT: marked(b"ASCII\0\0\0" + f"GPS: {LATITUDE}".encode()), PRIVATE: marked(b"<place 48.1371540>")},
     {2: Entry(5, 3, struct.pack("<6I", 48, 1, 8, 1, 13, 1))},
 )  # fmt: skip
-TELLING = [LATITUDE.encode(), LATITUDE.encode("utf-16-le"), LONGITUDE.encode(), struct.pack("<d", 48.137)]
-TELLING += [BLOCK.position[2].value]
+TRACES = [LATITUDE.encode(), LATITUDE.encode("utf-16-le"), LONGITUDE.encode(), struct.pack("<d", 48.137)]
+TRACES += [BLOCK.position[2].value]
 
 
 def photograph(kind):
-    """One that came in a file of this kind, with a position in every place."""
+    """Return a photograph from a file of this kind, with a position in every block."""
     depth = "16 bits" in kind
     data = deep(kind.split()[0], deep_pixels()) if depth else encoded(pixels(), kind)
     metadata = Metadata(BLOCK, PACKETS["attribute"].encode())
@@ -118,10 +118,10 @@ def photograph(kind):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "PNG 16 bits", "TIFF 16 bits"])
-def test_files_of_every_kind_lose_the_position_and_keep_the_rest(kind):
+def test_the_position_is_stripped_from_every_format_and_the_rest_kept(kind):
     kept, stripped = (encode(photograph(kind), gps=gps) for gps in (True, False))
-    assert all(text in kept for text in TELLING)
-    assert not [text for text in TELLING if text in stripped]
+    assert all(text in kept for text in TRACES)
+    assert not [text for text in TRACES if text in stripped]
     exif = opened(stripped).getexif()
     assert exif[0x010F] == "DJI"
     assert exif.get_ifd(0x8769)[EXPOSURE] == pytest.approx(1 / 250)
@@ -138,7 +138,7 @@ def png_chunk(kind, body):
 
 
 def files_with_other_blocks():
-    """Blocks of files in which others write positions, beside EXIF and XMP."""
+    """Yield files with positions in other blocks than EXIF and XMP."""
     position = LATITUDE.encode()
     plain = encoded(pixels())
     segments = {
@@ -149,7 +149,7 @@ def files_with_other_blocks():
     }
     for name, (marker, body) in segments.items():
         yield name, plain[:2] + jpeg_segment(marker, body) + plain[2:]
-    yield "behind the end", plain + position
+    yield "after the end", plain + position
     exif = struct.pack("<d", 48.137) + position
     texts = {
         "text": (b"tEXt", b"GPSLatitude\0" + position),
@@ -168,7 +168,7 @@ OTHER_BLOCKS = dict(files_with_other_blocks())
 
 
 @pytest.mark.parametrize("data", OTHER_BLOCKS.values(), ids=OTHER_BLOCKS)
-def test_no_other_block_carries_a_position(data):
+def test_a_position_in_another_block_is_not_kept(data):
     stripped = encode(decode(data), gps=False)
     forms = (LATITUDE.encode(), LATITUDE.encode().hex().encode(), struct.pack("<d", 48.137))
     assert any(form in data for form in forms) or b"zTXt" in data
@@ -176,9 +176,9 @@ def test_no_other_block_carries_a_position(data):
     assert b"TXt" not in stripped
 
 
-def test_a_position_among_the_settings_goes_too():
-    """Both pointers of some files lead to one directory, so that the position is read as settings."""
+def test_a_position_among_the_settings_is_stripped_too():
+    """In some files both pointers lead to one directory, so the position is parsed as settings."""
     shared = Exif("<", {}, {**BLOCK.settings, **BLOCK.position}, BLOCK.position)
-    renewed = parse(Metadata(shared).updated(width=1, height=1, gps=False).exif.to_block())
-    assert renewed.settings.keys() == {EXPOSURE}
-    assert not renewed.position
+    stripped = parse(Metadata(shared).updated(width=1, height=1, gps=False).exif.to_block())
+    assert stripped.settings.keys() == {EXPOSURE}
+    assert not stripped.position

@@ -1,4 +1,4 @@
-"""Tiles: they cover everything, weigh one in sum, leave no seam, and keep the tone of the whole."""
+"""Tiles cover the photograph, their weights sum to one, and their results have no seams and one tone."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from tests.photographs import deep, deep_pixels, encoded, pixels, profile
 
 
 @given(st.integers(1, 20_000))
-def test_tiles_cover_a_side_with_the_overlap_and_no_more_of_them_than_needed(length):
+def test_the_fewest_tiles_with_the_overlap_cover_a_side(length):
     begins = starts(length)
     assert begins[0] == 0
     assert begins[-1] == max(length - SIDE, 0)
@@ -24,7 +24,7 @@ def test_tiles_cover_a_side_with_the_overlap_and_no_more_of_them_than_needed(len
 
 
 @given(st.integers(1, 20_000))
-def test_weights_sum_to_one_over_every_pixel(length):
+def test_weights_sum_to_one_at_every_pixel(length):
     total = np.zeros(length)
     for start, window in zip(starts(length), windows(length), strict=True):
         assert window.min() > 0
@@ -33,7 +33,7 @@ def test_weights_sum_to_one_over_every_pixel(length):
 
 
 def run(canvas, network):
-    """All tiles through ``network``, one band after the other."""
+    """Run ``network`` over all tiles, one band after the other."""
     for band in canvas.bands():
         for index in range(len(band)):
             tile = band.cut(index)
@@ -46,7 +46,7 @@ def run(canvas, network):
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(16, 1500), st.integers(16, 1500))
-def test_a_network_that_changes_nothing_gives_the_photograph_back(height, width):
+def test_a_network_that_changes_nothing_returns_the_photograph(height, width):
     photograph = decode(encoded(pixels(max(height, -(-width // 32)), max(width, -(-height // 32))), "PNG"))
     before = photograph.pixels.copy()
     assert np.array_equal(run(Canvas(photograph, None), lambda tile: tile.core), before)
@@ -69,13 +69,13 @@ def test_depth_alpha_and_colours_outside_srgb_are_kept(data):
 
 
 def uneven(tile):
-    """A network whose tone depends on the tile, as global attention's may: 1.0 to 1.3 times as bright."""
+    """Act as a network whose tone depends on the tile, as with global attention: 1.0 to 1.3 times as bright."""
     number = tile.top // 400 + tile.left // 400
     return np.clip(tile.core * np.float32(1 + 0.1 * (number % 4)), 0, 1)
 
 
 def seam(result, begins):
-    """The mean gradient where windows meet, over the mean gradient elsewhere."""
+    """Return the ratio of the mean gradient where tiles overlap to that elsewhere."""
     steps = np.abs(np.diff(result.astype(float), axis=1)).mean(axis=(0, 2))
     borders = np.zeros(len(steps), bool)
     for start in begins[1:]:
@@ -83,8 +83,8 @@ def seam(result, begins):
     return steps[borders].mean() / steps[~borders].mean()
 
 
-def test_no_seam_at_the_borders_of_tiles_and_the_tone_of_the_whole_everywhere():
-    """Against a smooth scene, where a seam would be seen; the tiles disagree by up to 30 %."""
+def test_anchored_tiles_have_no_seams_and_the_tone_of_the_look():
+    """On a smooth scene, where a seam is visible; the tiles differ by up to 30 %."""
     y, x = np.mgrid[0:1200, 0:1600]
     scene = np.clip(np.stack([60 + x / 40, 90 + y / 30, 120 - x / 60], 2), 0, 255).astype(np.uint8)
     data = encoded(scene, "PNG")
@@ -92,19 +92,19 @@ def test_no_seam_at_the_borders_of_tiles_and_the_tone_of_the_whole_everywhere():
     look = Look.between(small, small * np.float32(1.15))
     expected = decode(data)
     look.apply(expected.pixels)
-    wild, anchored = (run(Canvas(decode(data), given), uneven) for given in (None, look))
+    loose, anchored = (run(Canvas(decode(data), given), uneven) for given in (None, look))
     begins = starts(1600)
-    assert seam(wild, begins) > 1.3  # the test sees a seam where there is one
+    assert seam(loose, begins) > 1.3  # the measure detects a seam
     assert seam(anchored, begins) < 1.05
     error = {
         name: np.abs(to_unit(r) - to_unit(expected.pixels)).mean()
-        for name, r in (("wild", wild), ("anchored", anchored))
+        for name, r in (("loose", loose), ("anchored", anchored))
     }
-    assert error["anchored"] < 0.1 * error["wild"]
+    assert error["anchored"] < 0.1 * error["loose"]
 
 
 def test_detail_comes_from_the_tiles():
-    """The anchor replaces what is coarse; what the network does to fine detail stays."""
+    """The anchor replaces the coarse part; the network's fine detail stays."""
     grain = np.random.default_rng(1).normal(0, 0.05, (3, SIDE, SIDE)).astype(np.float32)
     scene = np.full((700, 900, 3), 128, np.uint8)
     small = resize(scene, (512, 512))
@@ -125,7 +125,6 @@ def test_strength_blends():
     assert np.abs(half - (none + whole) / 2).max() <= 1
 
 
-def test_a_band_is_all_that_is_held():
-    """The sums are as tall as a tile, whatever the photograph's height."""
+def test_memory_does_not_grow_with_the_height():
     canvas = Canvas(decode(encoded(pixels(1600, 600), "PNG")), None)
     assert canvas.sums.shape == (SIDE, 600, 3)

@@ -1,4 +1,4 @@
-"""The transfer: exact where it must be, close to the truth elsewhere, and it keeps the photograph's own detail."""
+"""The transfer reproduces a look at full size and keeps the photograph's own detail."""
 
 import numpy as np
 import pytest
@@ -20,58 +20,58 @@ def transfer(full, small_in, small_out):
 
 
 def shrunk(array, factor=4):
-    """The small version, [0, 1] float32."""
+    """Return the image at reduced size, float32 in [0, 1]."""
     height, width = array.shape[:2]
     image = Image.fromarray(array).resize((width // factor, height // factor), Image.Resampling.BOX)
     return np.asarray(image, np.float32) / 255
 
 
 def detail(array):
-    """Energy of what is finer than four pixels, along rows."""
+    """Return the energy of the differences between neighbours along rows."""
     values = array.astype(np.float64)
     return float(np.mean((values[:, 1:] - values[:, :-1]) ** 2))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 4))
-def test_keeps_the_size_whatever_it_is(height, width, factor):
+def test_every_size_is_kept(height, width, factor):
     full = pixels(height * factor, width * factor)
     small = shrunk(full, factor)
     assert transfer(full, small, small).shape == full.shape
 
 
-def test_no_change_stays_no_change():
+def test_an_identical_output_changes_nothing():
     full = pixels(480, 640)
     small = shrunk(full)
     assert np.abs(transfer(full, small, small).astype(int) - full).max() <= 1
 
 
 @pytest.mark.parametrize(("slope", "offset"), [(0.5, 0.25), (0.8, 0.0), (1.2, -0.1)])
-def test_an_affine_look_is_reproduced_where_the_picture_has_contrast(slope, offset):
+def test_an_affine_look_is_reproduced_where_there_is_contrast(slope, offset):
     coarse = np.random.default_rng(0).integers(20, 200, (60, 80, 3), np.uint8)
     full = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC))
     small = shrunk(full)
     expected = np.clip(full / 255 * slope + offset, 0, 1)
-    found = transfer(full, small, small * np.float32(slope) + np.float32(offset)) / 255
-    assert psnr(found, expected) > 38
+    result = transfer(full, small, small * np.float32(slope) + np.float32(offset)) / 255
+    assert psnr(result, expected) > 38
 
 
-def test_full_resolution_detail_survives_where_enlarging_loses_it():
+def test_full_resolution_detail_is_kept():
     full = pixels(480, 640) // 2
     small = shrunk(full)
-    # Another exposure, growing from left to right: a gain in the rendered picture, nearly.
+    # An exposure that grows from left to right: nearly a gain in the rendered image.
     look = small * np.linspace(1, 2, small.shape[1], dtype=np.float32)[:, None]
     expected = full / 255 * np.linspace(1, 2, full.shape[1])[:, None]
     enlarged = np.asarray(Image.fromarray((look * 255).astype(np.uint8)).resize((640, 480), Image.Resampling.BICUBIC))
-    carried = transfer(full, small, look)
+    transferred = transfer(full, small, look)
     assert detail(enlarged) < 0.1 * detail(expected * 255)
-    assert 0.9 < detail(carried) / detail(expected * 255) < 1.1
-    assert psnr(carried / 255, expected) > psnr(enlarged / 255, expected) + 3
+    assert 0.9 < detail(transferred) / detail(expected * 255) < 1.1
+    assert psnr(transferred / 255, expected) > psnr(enlarged / 255, expected) + 3
 
 
 @pytest.mark.parametrize("name", ["balcony.jpg", "valley-view.jpg"])
-def test_a_real_look_is_carried_better_than_enlarging_it(name):
-    """With the true fused target, shrunk, as the look: what comes out at full size is near the full-size target."""
+def test_the_transfer_of_a_real_look_is_better_than_enlarging(name):
+    """The look is the fused target at reduced size; compare the result with the target at full size."""
     photo, target = (np.asarray(Image.open(f"demo/{kind}/{name}")) for kind in ("photos", "targets"))
     small_photo, look = shrunk(photo), shrunk(target)
     enlarged = Image.fromarray(np.rint(look * 255).astype(np.uint8)).resize(
@@ -85,8 +85,8 @@ def test_a_real_look_is_carried_better_than_enlarging_it(name):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_every_layout_is_carried_as_rgb_is(channels, kind):
-    """Grey, alpha and 16 bits: the compiled loop against NumPy's own interpolation."""
+def test_the_look_is_applied_to_every_layout(channels, kind):
+    """Compare the compiled loop with Pillow's interpolation, for grey, alpha and 16 bits."""
     rng = np.random.default_rng(0)
     white = np.iinfo(kind).max
     full = rng.integers(0, white, (90, 120, channels), kind, endpoint=True)
@@ -99,14 +99,14 @@ def test_every_layout_is_carried_as_rgb_is(channels, kind):
             for m in (look.slope, look.offset)
         )
         expected[..., c] = np.clip(np.rint(slope * full[..., c] + offset * white), 0, white)
-    found = full.copy()
-    look.apply(found)
-    assert np.abs(found - expected).max() <= (1 if kind == np.uint8 else 2)
+    result = full.copy()
+    look.apply(result)
+    assert np.abs(result - expected).max() <= (1 if kind == np.uint8 else 2)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_a_window_is_carried_as_the_whole_is(data):
+def test_a_window_gets_the_same_look_as_the_whole(data):
     full = pixels(150, 210)
     small = shrunk(full, 5)
     look = Look.between(small, small**0.7)
@@ -118,8 +118,8 @@ def test_a_window_is_carried_as_the_whole_is(data):
     assert np.array_equal(part, whole[top : top + 64, left : left + 64])
 
 
-def test_the_fit_is_the_ridge_regression_it_says():
-    """The compiled fit against the formula, written out with NumPy for one window."""
+def test_the_fit_is_the_documented_ridge_regression():
+    """Compare the compiled fit with the formula in NumPy, for one window."""
     rng = np.random.default_rng(3)
     before, after = rng.random((2, 20, 24, 3), np.float32)
     x, z = before[8:13, 9:14, 1].astype(float), after[8:13, 9:14, 1].astype(float)
@@ -141,7 +141,7 @@ def test_strength_scales_the_look():
 
 
 def test_a_smooth_ramp_stays_smooth():
-    """No blocks and no bands: a sky that brightens evenly has no step larger than its own."""
+    """No blocks or bands: an even gradient gets no larger steps."""
     ramp = np.broadcast_to(np.linspace(6_000, 56_000, 1100)[:, None, None], (1100, 64, 3)).astype(np.uint16)
     small = resize(ramp, (275, 16))
     result = ramp.copy()

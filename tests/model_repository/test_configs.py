@@ -1,4 +1,4 @@
-"""Every config.pbtxt parses with the official protobuf, and says what the code says."""
+"""Every config.pbtxt parses with Triton's schema and agrees with the code and the other configs."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def parsed(path):
 
 
 def config(name):
-    """``model`` or ``model/configs/x.pbtxt``, parsed."""
+    """Return the parsed config of ``model`` or ``model/configs/x.pbtxt``."""
     return parsed(REPOSITORY / name / "config.pbtxt" if "/" not in name else REPOSITORY / name)
 
 
@@ -44,7 +44,7 @@ def signature(config):
 
 
 def policies(config):
-    """The queue policy of each priority level."""
+    """Return the queue policy of each priority level."""
     batcher = config.dynamic_batching
     return {1: batcher.default_queue_policy, 2: batcher.priority_queue_policy[2]}
 
@@ -62,13 +62,13 @@ def test_parses_and_is_named_as_its_folder(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_every_number_that_was_chosen_has_its_reason_beside_it(path):
+def test_every_chosen_number_has_a_comment(path):
     """A comment stands above, in the same paragraph of fields."""
-    chosen = ("max_inflight_requests", "max_queue_delay", "default_queue_policy", "instance_group", "parameters")
+    fields = ("max_inflight_requests", "max_queue_delay", "default_queue_policy", "instance_group", "parameters")
     text = path.read_text(encoding="utf-8")
-    for name in chosen:
-        if found := re.search(rf"^ *{name}", text, re.MULTILINE):
-            above = text[: found.start()].splitlines()[-8:]
+    for name in fields:
+        if match := re.search(rf"^ *{name}", text, re.MULTILINE):
+            above = text[: match.start()].splitlines()[-8:]
             assert any(line.lstrip().startswith("#") for line in above), name
 
 
@@ -94,8 +94,8 @@ def test_every_queue_is_bounded_rejects_in_time_and_has_two_levels(path):
 
 
 @pytest.mark.parametrize("core", CORE_CONFIGS)
-def test_whoever_waits_is_rejected_before_his_client_gives_up(core):
-    """The steps' queues one after the other: the server's own answer comes first."""
+def test_a_waiting_request_is_rejected_before_its_client_times_out(core):
+    """The time limits of all queues together are shorter than the client's."""
     prepares = "preprocess/configs/cpu.pbtxt" if core == "configs/cpu.pbtxt" else "preprocess"
     steps = (config(prepares), parsed(REPOSITORY / "restormer" / core), config("postprocess"))
     waits = sum(policies(step)[1].default_timeout_microseconds for step in steps)
@@ -106,7 +106,7 @@ def test_whoever_waits_is_rejected_before_his_client_gives_up(core):
     "name",
     [f"{model}{own}" for model in ("preprocess", "enhance") for own in ("", "/configs/cpu.pbtxt")] + ["postprocess"],
 )
-def test_what_works_one_by_one_takes_one_at_a_time(name):
+def test_models_without_batching_take_one_photograph_a_call(name):
     assert config(name).max_batch_size == 1
 
 
@@ -221,13 +221,13 @@ def test_the_local_ensemble_differs_only_in_what_its_server_does_not_know():
     assert full == local
 
 
-def test_the_local_tiles_differ_only_in_how_many_are_on_the_way():
+def test_the_local_enhance_tiled_differs_only_in_tiles_in_flight():
     full, local = (config(name) for name in ("enhance_tiled", "enhance_tiled/configs/cpu.pbtxt"))
     del full.parameters["tiles_in_flight"], local.parameters["tiles_in_flight"]
     assert full == local
 
 
-def test_preprocess_on_a_cpu_differs_only_in_who_waits_there():
+def test_preprocess_on_a_cpu_differs_only_in_queue_and_rate_limiter():
     usual, local = (config(name) for name in ("preprocess", "preprocess/configs/cpu.pbtxt"))
     for loaded in (usual, local):
         loaded.instance_group[0].count = 1
@@ -238,7 +238,7 @@ def test_preprocess_on_a_cpu_differs_only_in_who_waits_there():
 
 
 def test_preprocess_and_the_network_take_turns_on_a_cpu_host_only():
-    """Both hold the same resource, and a prepared photograph goes on before the next is decoded."""
+    """Both hold the same resource, and a decoded photograph goes on before the next is decoded."""
     prepares, core = (
         config(f"{name}/configs/cpu.pbtxt").instance_group[0].rate_limiter for name in ("preprocess", "restormer")
     )
@@ -250,8 +250,8 @@ def test_preprocess_and_the_network_take_turns_on_a_cpu_host_only():
             assert not any(group.HasField("rate_limiter") for group in parsed(path).instance_group)
 
 
-def test_backpressure_ends_at_preprocess():
-    """max_inflight_requests is never reached in preprocess, and restormer's queues hold what it lets through."""
+def test_excess_requests_are_rejected_by_preprocess():
+    """preprocess never reaches max_inflight_requests, and the queues of the other steps hold as many."""
     limit = config("enhance").ensemble_scheduling.max_inflight_requests
     most_processes = 96
     assert sum(policy.max_queue_size for policy in policies(config("preprocess")).values()) + most_processes <= limit
@@ -268,6 +268,6 @@ def test_what_the_local_server_loads_has_no_field_it_does_not_know(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_answers_are_kept_nowhere_unless_asked_for(path):
+def test_no_config_enables_the_response_cache(path):
     """The cache's key ignores request parameters; only the served copy of restormer may have it."""
     assert not parsed(path).response_cache.enable

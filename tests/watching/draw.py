@@ -1,6 +1,6 @@
-"""The dashboard's panels as one picture, from a running Prometheus: what Grafana would show, drawn without it.
+"""Draw the panels of the Grafana dashboard into one image, from the data of a running Prometheus.
 
-``python -m tests.watching.draw URL PICTURE [MINUTES]``
+``python -m tests.watching.draw URL IMAGE [MINUTES]``
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ DASHBOARD = Path(__file__).parents[2] / "docker/grafana/dashboards/restormer.jso
 
 
 def series(url, expression, legend, minutes, step=1):
-    """``(name, [times], [values])`` for each series of a query over the last minutes; what is no number is left out."""
+    """Return ``(name, [times], [values])`` for each series of a query over the last minutes, without NaN."""
     end = time.time()
     query = urlencode({"query": expression, "start": end - 60 * minutes, "end": end, "step": step})
     with urlopen(f"{url}/api/v1/query_range?{query}", timeout=30) as answer:
         document = json.load(answer)
     if document["status"] != "success":
         raise ValueError(f"{expression}: {document}")
-    found = []
-    for one in document["data"]["result"]:
-        points = [(float(when), float(value)) for when, value in one["values"] if math.isfinite(float(value))]
-        # As Grafana: a label that a series has not is nothing.
-        name = re.sub(r"{{(\w+)}}", lambda match, labels=one["metric"]: labels.get(match[1], ""), legend)
-        found.append((name, [when - end for when, _ in points], [value for _, value in points]))
-    return found
+    lines = []
+    for result in document["data"]["result"]:
+        points = [(float(when), float(value)) for when, value in result["values"] if math.isfinite(float(value))]
+        # As in Grafana, a label that the series does not have is empty.
+        name = re.sub(r"{{(\w+)}}", lambda match, labels=result["metric"]: labels.get(match[1], ""), legend)
+        lines.append((name, [when - end for when, _ in points], [value for _, value in points]))
+    return lines
 
 
-def draw(url, picture, *, minutes=5, step=1):
-    """Writes the picture; returns how many numbers each panel showed, by title."""
+def draw(url, path, *, minutes=5, step=1):
+    """Write the image to ``path``; return the number of values in each panel, by title."""
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = pyplot.figure(figsize=(20, height * 0.42))
@@ -58,7 +58,7 @@ def draw(url, picture, *, minutes=5, step=1):
         ]
         shown[panel["title"]] = sum(len(values) for _, _, values in lines)
         if "stacking" in defaults["custom"] and lines:
-            # One axis of times for all: a gap counts as nothing.
+            # All series share the times; a gap counts as zero.
             times = sorted({when for _, whens, _ in lines for when in (round(w) for w in whens)})
             rows = [dict(zip((round(w) for w in whens), values, strict=True)) for _, whens, values in lines]
             axes.stackplot(
@@ -74,7 +74,7 @@ def draw(url, picture, *, minutes=5, step=1):
         if lines:
             axes.legend(loc="upper left", fontsize=7)
         axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=80)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
     return shown
 

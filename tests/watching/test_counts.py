@@ -1,4 +1,4 @@
-"""What docs/watching.md says that Triton counts, on a real one whose network breaks on white photographs."""
+"""What Triton counts (docs/watching.md), on a real server whose network fails on white photographs."""
 
 import asyncio
 import io
@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 from traffic.server import Server, run_server
 
 PHOTOGRAPH = (ROOT / "demo/photos/coffee-table.jpg").read_bytes()
-#: A model that breaks on white photographs, and otherwise notes that it has begun and runs the published one.
-BREAKING = """
+#: A model that fails on white photographs; for others it creates a file and runs the published model.
+FAILING = """
 import runpy
 from pathlib import Path
 
@@ -29,30 +29,30 @@ class TritonPythonModel(Published):
         for request in requests:
             if pb_utils.get_input_tensor_by_name(request, "input").as_numpy().min() == 1:
                 raise RuntimeError("the engine fails")
-        Path({begun!r}).touch()
+        Path({started!r}).touch()
         return super().execute(requests)
 """
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A file that the network makes when it begins with a photograph."""
-    return tmp_path_factory.mktemp("begun") / "photograph"
+def started(tmp_path_factory):
+    """Return the file that the network creates when it starts on a photograph."""
+    return tmp_path_factory.mktemp("started") / "photograph"
 
 
 @pytest.fixture(scope="module")
-def server(triton, begun, tmp_path_factory) -> Iterator[Server]:
+def server(triton, started, tmp_path_factory) -> Iterator[Server]:
     models = tmp_path_factory.mktemp("breaking") / "models"
     shutil.copytree(triton.repository, models, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     model = models / "restormer/1/model.py"
     model.rename(model.with_name("network.py"))
-    model.write_text(BREAKING.format(begun=str(begun)), encoding="utf-8")
+    model.write_text(FAILING.format(started=str(started)), encoding="utf-8")
     with run_server(models) as running:
         yield running
 
 
 def failures(server):
-    """Failures so far, by model and reason."""
+    """Return the number of failures by model and reason."""
     return {
         (model, reason): server.read_metric("nv_inference_request_failure", model=model, reason=reason)
         for model in ("enhance", "enhance_tiled", "preprocess", "restormer", "postprocess")
@@ -61,7 +61,7 @@ def failures(server):
 
 
 def counted_since(server, before, wanted):
-    """What was counted since then; waits for it, because an answer is counted after it was sent."""
+    """Return what was counted since then; wait for it, because Triton counts an answer after sending it."""
     until = time.monotonic() + 60
     while (found := {k: n - before[k] for k, n in failures(server).items() if n != before[k]}) != wanted:
         if time.monotonic() > until:
@@ -70,7 +70,7 @@ def counted_since(server, before, wanted):
     return found
 
 
-def test_an_engine_that_fails_is_counted_as_the_engines_fault(server):
+def test_a_failing_engine_is_counted_as_a_backend_failure(server):
     before = failures(server)
     white = io.BytesIO()
     Image.new("RGB", (64, 48), "white").save(white, "PNG")
@@ -79,17 +79,17 @@ def test_an_engine_that_fails_is_counted_as_the_engines_fault(server):
             enhancer.enhance(white.getvalue())
         wanted = {("restormer", "BACKEND"): 1, ("enhance", "OTHER"): 2}
         assert counted_since(server, before, wanted) == wanted
-        assert enhancer.enhance(PHOTOGRAPH, timeout=60)  # and the process goes on
+        assert enhancer.enhance(PHOTOGRAPH, timeout=60)  # the process goes on
 
 
-def test_a_sender_who_goes_away_is_counted_as_that(server, begun):
+def test_a_cancelled_request_is_counted_as_cancelled(server, started):
     before = failures(server)
-    begun.unlink(missing_ok=True)
+    started.unlink(missing_ok=True)
 
     async def cancelled():
         async with AsyncEnhancer(server.url) as enhancer:
             task = asyncio.create_task(enhancer.enhance(PHOTOGRAPH, timeout=60))
-            while not begun.exists():
+            while not started.exists():
                 await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana watch what is there: names, labels and numbers held to a live server and to the configs."""
+"""Compare the names, labels and thresholds of rules and dashboard with a running server and with the configs."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from tests.watching.draw import DASHBOARD, draw
 
 RULES = ROOT / "docker/prometheus/rules.yml"
 PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
-#: Names that this CPU server has no reason to show: those of a GPU, and those of the response cache, which is off here.
+#: Metrics that this CPU server does not have: those of a GPU, and those of the response cache, which is off.
 #: From Triton's documentation (docs/user_guide/metrics.md).
 ELSEWHERE = {
     "nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_power_usage",
     "nv_cache_num_hits_per_model", "nv_cache_num_misses_per_model",
 }  # fmt: skip
-#: Panels that have nothing to show on a CPU host whose cache is off and whose server is well.
+#: Panels that are empty for a healthy server on a CPU host without the cache.
 EMPTY = {"Alerts", "Response cache", "GPU utilization", "GPU memory", "GPU power"}
 
 
 def needs(command):
-    """Skips where the command is not, unless CI is set: there it fails."""
+    """Skip without the command, unless CI is set: then the test fails."""
     missing = shutil.which(command) is None and not os.environ.get("CI")
     return pytest.mark.skipif(missing, reason=f"{command} is not on PATH (Debian, Ubuntu: apt-get install prometheus)")
 
@@ -44,7 +44,7 @@ def panels():
 
 
 def expressions():
-    """Everything that is asked of Prometheus, rules and panels."""
+    """Return all queries of rules and panels."""
     return [rule["expr"] for rule in rules()] + [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
@@ -54,31 +54,31 @@ def names(text):
 
 @pytest.fixture(scope="module")
 def live(triton):
-    """The text of a live /metrics."""
+    """Return the text of /metrics of a running server."""
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         return answer.read().decode()
 
 
-def test_every_metric_that_is_asked_for_exists(live):
-    there = set(re.findall(r"^([a-z_:0-9]+)[{ ]", live, re.MULTILINE))
+def test_every_queried_metric_exists(live):
+    existing = set(re.findall(r"^([a-z_:0-9]+)[{ ]", live, re.MULTILINE))
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    asked = set().union(*map(names, expressions()))
-    assert asked - there - recorded - ELSEWHERE == set()
-    assert asked >= ELSEWHERE, "a name that nobody asks for needs no exception"
-    assert not ELSEWHERE & there, "a name that is there needs no exception"
-    assert recorded <= asked, "a rule that nobody uses"
+    queried = set().union(*map(names, expressions()))
+    assert queried - existing - recorded - ELSEWHERE == set()
+    assert queried >= ELSEWHERE, "an exception for a metric that no query uses"
+    assert not ELSEWHERE & existing, "an exception for a metric that exists"
+    assert recorded <= queried, "a recording rule that no query uses"
 
 
-def test_every_label_that_is_asked_for_exists(live):
-    asked = [
+def test_every_queried_label_exists(live):
+    queried = [
         pair for text in expressions() for pair in re.findall(r'(model|reason|quantile|outcome)=~?"([^"]*)"', text)
     ]
-    assert asked
-    there = {(label, value) for label, value in re.findall(r'(model|reason|quantile|outcome)="([^"]*)"', live)}
-    assert {(label, one) for label, values in asked for one in values.split("|")} - there == set()
+    assert queried
+    existing = {(label, value) for label, value in re.findall(r'(model|reason|quantile|outcome)="([^"]*)"', live)}
+    assert {(label, one) for label, values in queried for one in values.split("|")} - existing == set()
 
 
-def test_what_is_missing_is_no_excuse_in_ci(monkeypatch):
+def test_a_missing_command_fails_in_ci(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     assert needs("no-such-command").args == (True,)
     monkeypatch.setenv("CI", "1")
@@ -87,7 +87,7 @@ def test_what_is_missing_is_no_excuse_in_ci(monkeypatch):
 
 
 @needs_promtool
-def test_promtool_takes_rules_and_configuration(tmp_path):
+def test_promtool_accepts_rules_and_configuration(tmp_path):
     subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
     local = tmp_path / "prometheus.yml"
     local.write_text(PROMETHEUS.read_text().replace("/etc/prometheus/", f"{RULES.parent}/"))
@@ -95,7 +95,7 @@ def test_promtool_takes_rules_and_configuration(tmp_path):
 
 
 @needs_promtool
-def test_the_alerts_fire_on_what_they_are_for():
+def test_the_alerts_fire_as_intended():
     done = subprocess.run(
         ["promtool", "test", "rules", "tests/watching/rules_test.yml"], capture_output=True, text=True
     )
@@ -104,15 +104,15 @@ def test_the_alerts_fire_on_what_they_are_for():
 
 @needs_promtool
 def test_every_query_of_the_dashboard_is_promql(tmp_path):
-    asked = [{"record": f"panel:{i}", "expr": text} for i, text in enumerate(expressions())]
-    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": asked}]}))
-    subprocess.run(["promtool", "check", "rules", str(tmp_path / "asked.yml")], check=True)
+    queries = [{"record": f"panel:{i}", "expr": text} for i, text in enumerate(expressions())]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": queries}]}))
+    subprocess.run(["promtool", "check", "rules", str(tmp_path / "queries.yml")], check=True)
 
 
-def test_every_alert_is_tried_says_what_to_do_and_is_in_the_manual():
+def test_every_alert_is_tested_documented_and_says_what_to_do():
     alerts = {rule["alert"]: rule for rule in rules() if "alert" in rule}
-    tried = set(re.findall(r"alertname: (\w+)", (ROOT / "tests/watching/rules_test.yml").read_text()))
-    assert tried == set(alerts)
+    tested = set(re.findall(r"alertname: (\w+)", (ROOT / "tests/watching/rules_test.yml").read_text()))
+    assert tested == set(alerts)
     manual = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
     for name, rule in alerts.items():
         assert set(rule["annotations"]) == {"summary", "do"}, name
@@ -124,37 +124,37 @@ def config(model, name="config.pbtxt"):
 
 
 def reachable(text):
-    """What one level alone can bring to wait at a model: its shorter queue, or what ``enhance`` lets through."""
+    """Return how many requests of one level can wait at a model: its shorter queue, or the limit of ``enhance``."""
     sizes = [int(n) for n in re.findall(r"^ +max_queue_size: (\d+)", text, re.MULTILINE)]
     assert len(sizes) == 2
     return min(*sizes, int(re.search(r"max_inflight_requests: (\d+)", config("enhance"))[1]))
 
 
-def patience(text):
-    """Seconds that an interactive photograph may wait at a model."""
+def time_limit(text):
+    """Return the seconds that an interactive request may wait at a model."""
     return int(re.search(r"default_timeout_microseconds: (\d+)", text)[1]) / 1e6
 
 
 def thresholds(alert, model):
-    """The numbers that an alert compares a model with: on processors alone or on GPUs alone, and everywhere."""
+    """Return the thresholds of an alert for a model, by whether they apply to one kind of host only."""
     expression = next(rule["expr"] for rule in rules() if rule.get("alert") == alert)
     lines = [line for line in expression.splitlines() if re.search(rf'"[^"]*\b{model}\b', line)]
-    found = {"on()" in line: int(re.search(r"> (\d+)", line)[1]) for line in lines}
-    assert len(found) == len(lines)
-    return found
+    numbers = {"on()" in line: int(re.search(r"> (\d+)", line)[1]) for line in lines}
+    assert len(numbers) == len(lines)
+    return numbers
 
 
-def test_the_alerts_numbers_are_those_of_the_configs():
+def test_the_thresholds_match_the_configs():
     cpu = config("restormer", "configs/cpu.pbtxt")
     for model in ("preprocess", "postprocess", "enhance_tiled"):
         assert thresholds("Backlog", model) == {False: int(reachable(config(model)) * 0.8)}
-        assert thresholds("QueueOverBudget", model) == {False: patience(config(model))}
+        assert thresholds("QueueOverBudget", model) == {False: time_limit(config(model))}
     gpu = config("restormer")
     assert thresholds("Backlog", "restormer") == {False: int(reachable(gpu) * 0.8), True: int(reachable(cpu) * 0.8)}
-    assert thresholds("QueueOverBudget", "restormer") == {True: patience(gpu), False: patience(cpu)}
+    assert thresholds("QueueOverBudget", "restormer") == {True: time_limit(gpu), False: time_limit(cpu)}
 
 
-def test_an_alert_on_a_backlog_can_be_reached_by_one_level():
+def test_one_level_alone_can_cause_the_backlog_alert():
     for model, name in (("preprocess", "config.pbtxt"), ("postprocess", "config.pbtxt"), ("restormer", "config.pbtxt"),
                         ("restormer", "configs/cpu.pbtxt"), ("enhance_tiled", "configs/cpu.pbtxt")):  # fmt: skip
         assert thresholds("Backlog", model)[name == "configs/cpu.pbtxt" and model == "restormer"] < reachable(
@@ -162,7 +162,7 @@ def test_an_alert_on_a_backlog_can_be_reached_by_one_level():
         )
 
 
-def test_the_dashboard_is_in_order():
+def test_the_dashboard_is_consistent():
     ids = [panel["id"] for panel in panels()]
     assert len(ids) == len(set(ids))
     cells = [
@@ -181,8 +181,8 @@ def test_the_dashboard_is_in_order():
 
 
 @needs("prometheus")
-def test_every_panel_shows_numbers_of_a_real_prometheus(triton, tmp_path, client_command):
-    """The project's own configuration, the server's address and the pace aside; photographs, and one that is none."""
+def test_every_panel_shows_data_of_a_real_prometheus(triton, tmp_path, client_command):
+    """With the project's configuration, except for address and intervals; send valid and invalid photographs."""
     port = free_port()
     text = (
         PROMETHEUS.read_text()
@@ -202,8 +202,8 @@ def test_every_panel_shows_numbers_of_a_real_prometheus(triton, tmp_path, client
         bad = tmp_path / "bad.jpg"
         bad.write_bytes((ROOT / "demo/photos/balcony.jpg").read_bytes()[:5000])
         for photograph, code in ((ROOT / "demo/photos/balcony.jpg", 0), (bad, 1)) * 6:
-            asked = [*client_command, "enhance", str(photograph), str(tmp_path / "out.jpg"), "--url", triton.url]
-            assert subprocess.run(asked, capture_output=True, check=False).returncode == code
+            command = [*client_command, "enhance", str(photograph), str(tmp_path / "out.jpg"), "--url", triton.url]
+            assert subprocess.run(command, capture_output=True, check=False).returncode == code
             time.sleep(1)
         shown = draw(f"http://127.0.0.1:{port}", tmp_path / "dashboard.png", minutes=0.5)
     finally:
