@@ -6,8 +6,8 @@ another's. Candidates take turns, round after round, so that a drift of the mach
 PyTorch eager in float32, written as in the paper (``benchmarks.network.paper``), and decibels are PSNR against it: with
 random weights they show that a form computes the same, not how photographs look.
 
-The record also has the ladder of rewrites in the engine's own runtime, steps that were tried and left out
-(docs/decisions/cpu-engine.md), threads, streams, the first call, and what the processor reaches at best.
+The record also has the ladder of rewrites in the engine's own runtime, threads, streams, the first
+call, and what the processor reaches at best.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ SLOWEST = 30.0  #: seconds a call may take: a slower candidate is timed once, th
 BASE_TURNS = 2
 COMPILED = 256  #: the largest side of a random network that torch.compile is tried at
 TOO_LONG = f"compiling takes minutes at every size: tried at {COMPILED}x{COMPILED} and on the package's network"
-MOST_TRIES = 3  #: rounds of the steps that were tried and left out
 CALIBRATION = 8  #: photographs for the INT8 ranges of a trained network
 
 
@@ -426,63 +425,6 @@ def measure_ladder(
     return steps_of(compare(found, folder, rounds), folder)
 
 
-def measure_tries(network: Restormer, image: Tensor, folder: Path, rounds: int, precision: str) -> list[dict[str, Any]]:
-    """Measure the engine and each step that was tried and left out, alone. Needs the engine of `write_inputs`."""
-    from benchmarks.network.tried import fold_centring, without_temperature
-    from export.network.cpu_form import channels_last
-    from export.network.rewrites import rewrite_network
-
-    form = channels_last(rewrite_network(network), side=image.shape[-1])
-    show_progress("steps that were left out: exporting ...")
-    export = partial(_export_step, image=image, folder=folder, precision=precision)
-    engine = partial(Candidate, kind="openvino", graph="engine", precision=precision)
-    found = [
-        engine("the engine as it is"),
-        engine("two images a call", batch=2),
-        engine("four images a call", batch=4),
-        export("no temperature: the most that folding it into q can bring", without_temperature(form), "bare"),
-        export("LayerNorm's centring folded into the next convolution", fold_centring(form), "centred"),
-        engine("OpenVINO's hint for throughput", options=(("PERFORMANCE_HINT", "THROUGHPUT"),)),
-        engine("OpenVINO without its graph pass that compiles elementwise work (snippets)",
-               options=(("SNIPPETS_MODE", "DISABLE"),)),
-    ]  # fmt: skip
-    return steps_of(compare(found, folder, min(rounds, MOST_TRIES)), folder)
-
-
-def measure_int8_tries(
-    network: Restormer, image: Tensor, other: Tensor, folder: Path, rounds: int
-) -> list[dict[str, Any]]:
-    """Measure the INT8 engine with more convolutions in INT8, whose ranges come from ``other``; nothing if this CPU
-    does not run INT8. Needs the engine of `write_inputs`."""
-    import onnx
-    import torch
-
-    from export.network import int8
-    from export.network.cpu_form import channels_last
-    from export.network.graph import onnx_bytes
-    from export.network.rewrites import rewrite_network
-    from export.targets import cpu
-
-    if cpu.why_not(PRECISIONS["int8"]):
-        return []
-    show_progress("steps that were left out in INT8: quantizing ...")
-    form = channels_last(rewrite_network(network), side=image.shape[-1])
-    inner = {name: each for name, each in form.named_modules() if isinstance(each, torch.nn.Conv2d)}
-    ranges = int8.calibrate(form, {"other": other}, "minmax", lambda: None, inner)
-    engine = onnx.load(folder / "int8 engine.onnx")
-    more = {
-        "the feed-forward's output projections in INT8 too": (".ffn.project_out",),
-        "the feed-forward's depthwise convolutions in INT8 too": (".ffn.dwconv.",),
-        "every depthwise convolution in INT8 too": (".ffn.dwconv.", ".attn.qkv_dwconv."),
-    }
-    found = [Candidate("the INT8 engine as it is", "openvino", "int8 engine", "int8")]
-    for number, (name, parts) in enumerate(more.items()):
-        taken = {module: largest for module, largest in ranges.items() if any(part in module for part in parts)}
-        (folder / f"more{number}.onnx").write_bytes(onnx_bytes(int8.quantize_graph(engine, taken)))
-        found.append(Candidate(name, "openvino", f"more{number}", "int8"))
-    return steps_of(compare(found, folder, min(rounds, MOST_TRIES)), folder)
-
-
 def _export_step(name: str, form: Any, graph: str, image: Tensor, folder: Path, precision: str) -> Candidate:
     """Write the graph of a form of the network; return it as a candidate in the engine's runtime."""
     from export.network.graph import onnx_bytes, onnx_from_network
@@ -595,12 +537,10 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
             folder = Path(temporary, name)
             document["networks"][name] = measure_network(name, network, image, weights, images, folder, rounds)
             document["peak"] = higher_of(document["peak"], measured_peaks())
-        small, (image, other) = Path(temporary, "standard 256"), noise[256]
+        small, image = Path(temporary, "standard 256"), noise[256][0]
         precision = "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
         document["ladder_of"] = f"standard network at 256, OpenVINO in {precision}"
         document["ladder"] = measure_ladder(standard, image, small, rounds, precision)
-        document["tried"] = measure_tries(standard, image, small, rounds, precision)
-        document["tried_in_int8"] = measure_int8_tries(standard, image, other, small, rounds)
         document["settings"] = measure_settings(small, rounds, precision)
     return document
 
@@ -611,8 +551,6 @@ def print_tables(document: Mapping[str, Any]) -> None:
         print(f"\n{name}: {network['parameters']:,} parameters, {network['gflop']:.0f} GFLOP an image, "
               f"{network['weights']} weights\n{tables.network_table(network, document['peak'])}")  # fmt: skip
     print(f"\nladder, {document['ladder_of']}\n{tables.steps_table(document['ladder'])}")
-    for key in ("tried", "tried_in_int8"):
-        print(f"\nsteps that were left out ({key})\n{tables.steps_table(document[key], against_first=True)}")
     print(f"\n{tables.settings_table(document['settings'])}")
 
 

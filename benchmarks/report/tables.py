@@ -151,11 +151,8 @@ def network_table(network: Record, peak: Mapping[str, float | None]) -> str:
                  ("first answer (s)", "first"), ("not run", "not_run"))  # fmt: skip
 
 
-def steps_table(steps: Sequence[Record], *, against_first: bool = False) -> str:
-    """Compare rewrites of the network; a note marks those that the rounds cannot tell from the step before.
-
-    ``against_first``: each step stands alone, so the note compares it with the first.
-    """
+def steps_table(steps: Sequence[Record]) -> str:
+    """Compare rewrites of the network; a note marks those that the rounds cannot tell from the step before."""
     rows: list[list[Any]] = []
     before: Record | None = None
     for step in steps:
@@ -164,13 +161,8 @@ def steps_table(steps: Sequence[Record], *, against_first: bool = False) -> str:
             continue
         note = "within the spread" if before and is_within_spread(step, before) else ""
         rows.append([step["step"], step["median_s"], span(step), f"{step['speedup']:.2f}", decibels(step), note])
-        before = before if before and against_first else step
+        before = step
     return table(("step", "s", "least–most", "×", "dB", "note"), rows)
-
-
-def tried_table(key: str, document: Record) -> str:
-    """Compare the steps that were tried beyond the rewrites with the engine as it is, each alone."""
-    return steps_table(document[key], against_first=True)
 
 
 def settings_table(settings: Record) -> str:
@@ -559,10 +551,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "limits": _from(limits_table, "roofline"),
         "layer-limits": _from(layer_limits_table, "roofline"),
         "records": records_table,
-    },
-    "docs/decisions/cpu-engine.md": {
-        "tried": _from(partial(tried_table, "tried"), "core"),
-        "tried-in-int8": _from(partial(tried_table, "tried_in_int8"), "core"),
     },
     "docs/photographs.md": {
         "nearness": _from(nearness_table, "frame"),
