@@ -110,8 +110,9 @@ demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance dem
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)
 
+# Two workers, a thread each: OpenMP's threads wait by spinning, and would take the cores from each other.
 test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
-	@$(BUILD) -m pytest --numprocesses 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BUILD) -m pytest --numprocesses 2
 
 ##@ Engines
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: install TensorRT and onnxruntime-gpu

@@ -1,14 +1,17 @@
 """Fixtures for all tests: one real engine and one real Triton for each session, in temporary folders."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from export import machine as build_machine
 from export.build import build
@@ -77,11 +80,22 @@ def _published(path: str, names: list[str]) -> list[str]:
     return [n for n in names if n == "__pycache__" or (is_restormer and (n[0].isdigit() or n.startswith(".")))]
 
 
-def pytest_collection_modifyitems(items):
-    """Give tests that share an expensive fixture to one worker, so that each is made once: `make test` runs two."""
-    for item in items:
-        shared = next((name for name in ("repository", "published") if name in item.fixturenames), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(shared))
+class Scheduler(LoadScopeScheduling):
+    """Give a worker of `make test` whole files, and all that need the session's repository or server to one worker."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.partition("::")[0]
+        return "server" if _needs_server(path) else path
+
+
+@cache
+def _needs_server(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return bool(re.search(r"^def \w+\([^)]*\b(?:repository|triton|fortress)\b", text, re.MULTILINE))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
