@@ -39,7 +39,7 @@ def test_the_completion_rate_is_between_two_answers():
 
 
 def test_good_figures_meet_all_goals():
-    assert missed(load.overload_goals(GOOD, in_flight=5)) == []
+    assert missed(load.overload_goals(GOOD, timeout=6.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,13 @@ def test_good_figures_meet_all_goals():
     ],
 )
 def test_each_goal_can_be_missed(changes, name):
-    (goal,) = missed(load.overload_goals({**GOOD, **changes}, in_flight=5))
+    (goal,) = missed(load.overload_goals({**GOOD, **changes}, timeout=6.0))
     assert goal.startswith(name)
 
 
-def test_requests_in_flight_are_read_from_the_configs():
-    """Those of the queue, one that preprocess has taken, and one in the network."""
-    size = int(re.search(r"max_queue_size: (\d+)", (REPOSITORY / load.QUEUE_CONFIG).read_text())[1])
-    assert load.queue_size(REPOSITORY) == size
-    assert load.requests_in_flight(REPOSITORY) == size + 1 + 1
+def test_the_timeout_is_read_from_the_config():
+    timeout = int(re.search(r"default_timeout_microseconds: (\d+)", (REPOSITORY / load.QUEUE_CONFIG).read_text())[1])
+    assert load.queue_timeout(REPOSITORY) == timeout / 1e6
 
 
 @pytest.mark.parametrize("changed", [load.QUEUE_CONFIG, load.CORE_CONFIG])
