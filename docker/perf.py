@@ -1,11 +1,11 @@
-"""Loads a server with photographs through NVIDIA's ``perf_analyzer``, which has to be on PATH (the SDK image has it).
+"""Load a server with photographs, using NVIDIA's ``perf_analyzer``, which must be on PATH (the SDK image has it).
 
     docker compose run --rm perf                                    inside the compose network, against `triton`
     python docker/perf.py --url 127.0.0.1:8001 --photographs demo/photos -- --concurrency-range 1:8
 
-What follows ``--`` goes to perf_analyzer as it is. It asks for statistics, which are closed to everybody without the
-key: ``--key-file``, the file that the server was given as RESTORMER_ADMIN_KEY_FILE. A server with TLS wants
-``--tls-ca``, and with mutual TLS ``--tls-cert`` and ``--tls-key`` too. Standard library only.
+Arguments after ``--`` are passed to perf_analyzer. It reads the server's statistics, which need the admin key: pass the
+file of RESTORMER_ADMIN_KEY_FILE as ``--key-file``. For a server with TLS pass ``--tls-ca``, and for mutual TLS also
+``--tls-cert`` and ``--tls-key``. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 KEY_FILE = Path("/run/secrets/admin-key")
-#: As root, because the key is the server's (user 10001) and nobody else's.
+#: Needs root, because the file belongs to the server's user (10001).
 MAKE_KEY = "openssl rand -hex 24 | install -m 0400 -o 10001 /dev/stdin docker/secrets/admin-key"
 TLS = {
     "tls_ca": "--ssl-grpc-root-certifications-file",
@@ -31,7 +31,7 @@ RANGE = ["--concurrency-range", "1:32:4", "--measurement-interval", "10000"]
 
 
 def main(arguments: list[str]) -> int:
-    """Becomes perf_analyzer; returns only if it cannot."""
+    """Replace this process with perf_analyzer; return 1 if that fails."""
     parser = argparse.ArgumentParser(prog="perf.py", description="perf_analyzer with photographs")
     parser.add_argument("--url", default="127.0.0.1:8001")
     parser.add_argument("--model", default="enhance")
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         key = options.key_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         print(
-            f"error: no key in {options.key_file} ({error.strerror}), and perf_analyzer asks for statistics: as root,\n"
+            f"error: cannot read the admin key {options.key_file} ({error.strerror}): as root, run\n"
             f"  {MAKE_KEY}\nand start the server with RESTORMER_ADMIN_KEY_FILE=/run/secrets/admin-key",
             file=sys.stderr,
         )
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def encoded(photograph: bytes) -> str:
-    """A BYTES element as perf_analyzer wants it: its length in four bytes before it, all in base64."""
+    """Encode a BYTES element for perf_analyzer: a length of four bytes, then the photograph, all in base64."""
     return base64.b64encode(struct.pack("<I", len(photograph)) + photograph).decode()
 
 

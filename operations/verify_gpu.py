@@ -1,8 +1,7 @@
-"""Runs docs/gpu-checklist.md on a host with a GPU, and writes one JSON object with every figure (``make verify-gpu``).
+"""Run the container checks of docs/gpu-checklist.md on a GPU host; record their figures (``make verify-gpu``).
 
-Nothing is judged by thresholds of its own here: a step has passed when its command has, and the commands carry their
-own gates (`make engine` its fidelity, the client its answer). A step that fails does not keep the others from being
-tried. Not run on a GPU yet.
+A step passes if its command exits with 0: the commands have their own gates (`make engine` checks fidelity). After a
+failed step the others still run. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ QUERY = "name,compute_cap,driver_version,memory.total"
 
 @dataclass(frozen=True)
 class Step:
-    """One row of the checklist: its command, and what is read off afterwards (nothing: only that it passed)."""
+    """A row of the checklist: its command, and a function that reads figures from the command's output."""
 
     name: str
     command: str
@@ -42,17 +41,17 @@ class Step:
 
 
 def steps() -> list[Step]:
-    """The rows in their order. A test holds every command to the page."""
+    """Return the rows in order. A test compares every command with the page."""
     building = [
         Step(
             f"plan, {precision}",
             f"docker compose run --rm builder make engine TARGET=tensorrt PRECISION={precision} VERSION={version}",
-            lambda output, version=version: engine(version),  # type: ignore[misc]
+            lambda output, version=version: read_provenance(version),  # type: ignore[misc]
         )
         for version, precision in reversed(list(enumerate(PRECISIONS, 1)))
     ]
     only_fp16 = [
-        Step(f"serve fp16 alone: {version} away", f"docker compose run --rm builder make rollback VERSION={version}")
+        Step(f"remove version {version}", f"docker compose run --rm builder make rollback VERSION={version}")
         for version in range(2, len(PRECISIONS) + 1)
     ]
     return [
@@ -67,8 +66,8 @@ def steps() -> list[Step]:
         Step("enhance", f"{ENHANCE} out/gpu.jpg --timeout 120"),
         Step("enhance_tiled", f"{ENHANCE} out/gpu-tiled.jpg --tiled --timeout 120"),
         Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", gpu_metrics),
-        Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", sweep),
-        Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", batches),
+        Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", csv_rows),
+        Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", mean_batch),
         Step("down", "docker compose down"),
     ]  # fmt: skip
 
@@ -77,55 +76,53 @@ TENSORRT = "dpkg-query -W 'libnvinfer*' | head -1"
 METRICS = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8002/metrics').read().decode())"
 
 
-def engine(version: int) -> Any:
-    """What the engine's own JSON says: precision, fidelity, versions, time."""
-    found = sorted((ENGINES / str(version)).glob("*.plan.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+def read_provenance(version: int) -> Any:
+    """Return the JSON beside the engine: precision, fidelity, versions, time."""
+    paths = sorted((ENGINES / str(version)).glob("*.plan.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def gpu_metrics(output: str) -> dict[str, float]:
-    """The ``nv_gpu_`` samples."""
-    return samples(output, "nv_gpu_")
+    """Return the samples of the ``nv_gpu_`` metrics."""
+    return read_samples(output, "nv_gpu_")
 
 
-def batches(output: str) -> dict[str, float]:
-    """Inferences and executions of restormer; their ratio is the mean batch."""
-    found = samples(output, 'nv_inference_count{model="restormer"') | samples(
-        output, 'nv_inference_exec_count{model="restormer"'
-    )
+def mean_batch(output: str) -> dict[str, float]:
+    """Return the inferences and executions of restormer, and their ratio, the mean batch."""
     total, runs = (
-        sum(v for k, v in found.items() if name in k) for name in ("nv_inference_count", "nv_inference_exec_count")
+        sum(read_samples(output, f'nv_inference_{name}{{model="restormer"').values())
+        for name in ("count", "exec_count")
     )
     return {"inferences": total, "executions": runs, "mean": total / runs if runs else 0.0}
 
 
-def samples(text: str, prefix: str) -> dict[str, float]:
-    """``name{labels}`` to value of Prometheus' text format."""
+def read_samples(text: str, prefix: str) -> dict[str, float]:
+    """Map ``name{labels}`` to the value, for the metrics in Prometheus' text format that start with the prefix."""
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(prefix))
     return {name: float(value) for name, value in lines}
 
 
-def sweep(output: str) -> list[dict[str, str]]:
-    """perf_analyzer's own table, a row a concurrency."""
+def csv_rows(output: str) -> list[dict[str, str]]:
+    """Return the rows of perf_analyzer's CSV file, one per concurrency."""
     with SWEEP.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def gpus() -> list[str]:
-    """The GPUs of this host; raises `SystemExit` with one line if there is none."""
+    """Return the GPUs of this host; exit with one line if there are none."""
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         raise SystemExit(
-            "error: no NVIDIA GPU answers here (nvidia-smi): run this on the host of docs/gpu-checklist.md"
+            "error: nvidia-smi finds no NVIDIA GPU: run this on a GPU host, as described in docs/gpu-checklist.md"
         ) from None
     return done.stdout.strip().splitlines()
 
 
 def run(step: Step) -> dict[str, Any]:
-    """Runs one step from the repository's root; the clients are those of the build environment."""
+    """Run one step in the root of the repository, with the client of the build environment."""
     began = time.monotonic()
     path = f"{ROOT / '.envs/build/bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     done = subprocess.run(
@@ -137,27 +134,27 @@ def run(step: Step) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
     }
     if not row["passed"]:
-        return {**row, "said": (done.stdout + done.stderr)[-2000:]}
+        return {**row, "output": (done.stdout + done.stderr)[-2000:]}
     try:
         return {**row, "figures": step.figures(done.stdout)}
     except (OSError, ValueError, KeyError) as error:
-        return {**row, "passed": False, "said": f"its figures cannot be read: {error}"}
+        return {**row, "passed": False, "output": f"cannot read the figures: {error}"}
 
 
 def main() -> int:
-    """Runs all steps; the last line is the JSON object, which ``--record`` also writes."""
+    """Run all steps; print a JSON object as the last line, and write it to ``--record``."""
     parser = argparse.ArgumentParser(prog="python -m operations.verify_gpu", description=str(__doc__).splitlines()[0])
     add_record_option(parser)
     options = parser.parse_args()
     document: dict[str, Any] = {"gpus": gpus(), "steps": {}}
     if os.geteuid():
-        raise SystemExit(f"error: {KEY} is made for user 10001 and read by nobody else: run this as root")
+        raise SystemExit(f"error: only user 10001 may read {KEY}: run this as root")
     (ROOT / "out").mkdir(exist_ok=True)
     for step in steps():
         print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
         document["steps"][step.name] = row = run(step)
         print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
-        write_record(document, options.record)  # after every step: a host that is lost leaves what was found
+        write_record(document, options.record)  # after every step, so that a lost host keeps its figures
     finish_run(document, options.record)
     return int(not all(row["passed"] for row in document["steps"].values()))
 
