@@ -1,18 +1,16 @@
-"""Which settings meet a service-level objective on this machine: `make tune SLO_P99_MS=2000 RATE=0.5`.
+"""Find the server settings that meet a service-level objective on this machine: `make tune SLO_P99_MS=2000 RATE=0.5`.
 
-Each setting is really served and loaded with real photographs. With a rate, photographs arrive at it (Poisson, given
-their number), and the setting with the shortest 99th percentile is best; without one, more and more are sent at a time,
-as long as that gains, and the setting that does the most a second within the objective is best. A photograph that was
-turned away misses it.
+Each setting is served and loaded with real photographs. With a rate, photographs arrive at that rate (Poisson), and the
+setting with the lowest 99th percentile wins. Without one, concurrency doubles while throughput grows, and the highest
+throughput within the objective wins. A setting that loses a photograph misses the objective.
 
-The search goes along one setting at a time and keeps the best, from what the server would choose by itself, until a
-whole round brings nothing: processes of the steps around the network, instances of the network, photographs a batch and
-how long an idle network waits for one, and which of the published versions (its precision) is served. The best of many
-is lucky too, so the best two and the server's own choice are loaded again, in turns; that choice stays unless another
-is better by a twentieth then. What is written is a file of the server's own settings, for ``make serve``, Compose and
-Kubernetes alike.
+The search starts from the server's own choice and changes one setting at a time, until a whole round finds nothing
+better: processes of the other steps, instances of the network, its batch size and queue delay, and the published
+version. A best of many is partly luck, so the best two and the server's choice are loaded again in turns; the server's
+choice stays unless another is better by 5 % then. The result is a file of settings for ``make serve``, Compose and
+Kubernetes.
 
-Of fewer than a hundred photographs the 99th percentile is little less than the slowest.
+With fewer than a hundred photographs, the 99th percentile is close to the slowest one.
 """
 
 from __future__ import annotations
@@ -46,14 +44,14 @@ from traffic.server import run_server
 
 MODEL = "restormer"
 MOST_AT_A_TIME = 64
-FINALISTS, ROUNDS = 2, 2  #: how many are loaded again beside the server's own choice, in turns, and how often
-ARRIVALS, LEAST = 30, 15.0  #: photographs of a load, and its seconds, at the least
-GAIN = 1.05  #: what another setting has to bring; less may be chance
+FINALISTS, ROUNDS = 2, 2  #: settings that are loaded again beside the server's choice, and how often
+ARRIVALS, MIN_SECONDS = 30, 15.0  #: minimum photographs and seconds of a load
+GAIN = 1.05  #: minimum gain over the server's choice; less may be chance
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of the server, by their names in server/settings.py; ``versions`` is one."""
+    """Settings of the server, by their names in server/settings.py; ``versions`` is a single version."""
 
     versions: int
     preprocess_instances: int
@@ -63,17 +61,17 @@ class Choice:
     core_delay_us: int
 
     def flags(self) -> list[str]:
-        """For the server's command line."""
+        """Return the flags for the server's command line."""
         return [part for name, value in asdict(self).items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
     def variables(self) -> list[str]:
-        """For its environment."""
+        """Return the variables for the server's environment."""
         return [f"RESTORMER_{name.upper()}={value}" for name, value in asdict(self).items()]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a setting did: photographs a second, percentiles in ms, and how many came back and did not."""
+class Result:
+    """Figures of a load: photographs per second, percentiles in ms, enhanced and lost photographs."""
 
     rate: float
     p50_ms: float
@@ -84,20 +82,20 @@ class Found:
     message: str = ""
 
     def meets(self, slo: float) -> bool:
-        """All came back, and 99 of 100 within so many ms."""
+        """Return whether no photograph was lost and the 99th percentile is within ``slo`` ms."""
         return self.photographs > 0 and not self.lost and self.p99_ms <= slo
 
     def worth(self, slo: float, rate: float) -> tuple[bool, float]:
-        """More is better: within the objective the photographs a second, or at a given rate the time that is left."""
+        """Return a sort key: settings that meet the objective first, then by throughput, or latency at a rate."""
         meets = self.meets(slo)
         return meets, self.rate if meets and not rate else -self.p99_ms
 
 
-FAILED = Found(0.0, 0.0, math.inf, 0, 0)
+FAILED = Result(0.0, 0.0, math.inf, 0, 0)
 
 
-def start_of(settings: Settings, version: int) -> Choice:
-    """What the server chooses by itself on this machine, read off the configs it would serve."""
+def server_choice(settings: Settings, version: int) -> Choice:
+    """Return the server's own choice on this machine, from the configs that it would serve."""
     core = assemble.served_config(settings, settings.repository / MODEL)
     batcher = core.dynamic_batching
     around = {f"{name}_instances": count for name, count in assemble.instance_counts(settings).items()}
@@ -111,12 +109,12 @@ def start_of(settings: Settings, version: int) -> Choice:
 
 
 def dimensions(start: Choice, candidates: Sequence[int], count: int, *, on_gpu: bool) -> dict[str, list[int]]:
-    """The values each setting may take on so many cores; the most telling first."""
+    """Return the values to try for each setting on ``count`` cores, those with the largest effect first."""
     around = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assemble.WORK_MS}
     twice = {name: sorted({max(1, n // 2), n, 2 * n}) for name, n in around.items()}
     if on_gpu:
         core = {"core_instances": [1, 2, 3], "core_batch": [2, 4, 8], "core_delay_us": [0, 500, 1000, 2000, 5000]}
-    else:  # a CPU runs the photographs of a batch one by one: two tell whether company pays at all
+    else:  # a CPU runs the photographs of a batch one by one: two show whether batches help at all
         halves = [2**n for n in range(count.bit_length()) if 2**n <= count]
         core = {"core_instances": halves, "core_batch": [1, 2], "core_delay_us": [0, 2000]}
     return {"versions": list(candidates), **core, **twice}
@@ -125,17 +123,17 @@ def dimensions(start: Choice, candidates: Sequence[int], count: int, *, on_gpu: 
 def search(
     start: Choice,
     allowed: Mapping[str, Iterable[int]],
-    measure: Callable[[Choice], Found],
-    worth: Callable[[Found], tuple[bool, float]],
-) -> dict[Choice, Found]:
-    """All that was tried, in that order, from ``start`` along one setting at a time until nothing is better."""
+    measure: Callable[[Choice], Result],
+    worth: Callable[[Result], tuple[bool, float]],
+) -> dict[Choice, Result]:
+    """Change one setting at a time from ``start`` until nothing is better; return all that was tried, in order."""
     tried = {start: measure(start)}
     best, before = start, None
     while best != before:
         before = best
         for name, values in allowed.items():
             if name == "core_delay_us" and best.core_batch == 1:
-                continue  # nobody waits for a batch of one
+                continue  # a batch of one does not wait
             for value in values:
                 choice = replace(best, **{name: value})
                 if choice not in tried:
@@ -144,7 +142,7 @@ def search(
     return tried
 
 
-def measured(
+def measure_choice(
     repository: Path,
     choice: Choice,
     photographs: Sequence[bytes],
@@ -153,33 +151,33 @@ def measured(
     rate: float,
     seconds: float,
     many: int,
-) -> Found:
-    """The setting, served and loaded: with so many at a time, or with 0 as many as gain something, if there is no rate.
+) -> Result:
+    """Serve and load a setting: at ``rate``, or with ``many`` requests in flight; 0 searches for the best number.
 
-    One that cannot be served is told, and counts as one that meets nothing.
+    A failed start counts as a miss and keeps the server's message.
     """
     try:
         with run_server(repository, *choice.flags()) as server:
             if rate:
                 answers = asyncio.run(run_open_loop(server.url, photographs, rate=rate, seconds=seconds))
-                return found_of(answers, seconds, 0)
+                return result_from_answers(answers, seconds, 0)
 
-            def load(workers: int) -> Found:
+            def load(workers: int) -> Result:
                 answers = asyncio.run(run_closed_loop(server.url, photographs, workers=workers, seconds=seconds))
-                return found_of(answers, seconds, workers)
+                return result_from_answers(answers, seconds, workers)
 
-            return load(many) if many else climbed(load, slo)
+            return load(many) if many else find_concurrency(load, slo)
     except SystemExit as error:  # the server's own line
         return replace(FAILED, message=str(error.code))
 
 
-def enough(rate: float) -> float:
-    """Seconds of a load that tell two settings apart: `ARRIVALS` photographs at this rate, and `LEAST` at the least."""
-    return max(LEAST, ARRIVALS / rate if rate else 0.0)
+def load_seconds(rate: float) -> float:
+    """Return the seconds of a load: enough for `ARRIVALS` photographs at this rate, at minimum `MIN_SECONDS`."""
+    return max(MIN_SECONDS, ARRIVALS / rate if rate else 0.0)
 
 
-def climbed(load: Callable[[int], Found], slo: float) -> Found:
-    """The best of twice as many photographs at a time, and again, until the objective is missed or it gains nothing."""
+def find_concurrency(load: Callable[[int], Result], slo: float) -> Result:
+    """Double the requests in flight until the objective is missed or nothing is gained; return the best load."""
     best, many = load(1), 2
     while best.at_a_time * 2 == many <= MOST_AT_A_TIME and best.meets(slo):
         best = max(best, load(many), key=lambda each: each.worth(slo, 0))
@@ -187,11 +185,11 @@ def climbed(load: Callable[[int], Found], slo: float) -> Found:
     return best
 
 
-def found_of(answers: Sequence[Answer], seconds: float, many: int) -> Found:
-    """What became of the photographs of one load."""
+def result_from_answers(answers: Sequence[Answer], seconds: float, many: int) -> Result:
+    """Summarize the answers of one load."""
     done = count_outcomes(answers)["ok"]
     last = max((each.sent + each.seconds for each in answers), default=seconds)
-    return Found(
+    return Result(
         rate=throughput(answers, max(seconds, last) + 1e-9),
         p50_ms=1e3 * latency_percentile(answers, 50),
         p99_ms=1e3 * latency_percentile(answers, 99) if done else math.inf,
@@ -201,8 +199,8 @@ def found_of(answers: Sequence[Answer], seconds: float, many: int) -> Found:
     )
 
 
-def published(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
-    """The published versions of the network that the highest is of, which this hardware serves, and their JSON."""
+def published_engines(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
+    """Return the JSON of the versions that this hardware serves, of the same network as the highest version."""
     documents = {}
     for version in versions(repository / MODEL):
         folder = repository / MODEL / str(version)
@@ -220,26 +218,26 @@ def published(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
     }
 
 
-def candidates_of(documents: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
-    """The precision of each."""
+def precision_by_version(documents: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """Return the precision of each version."""
     return {version: str(document["precision"]) for version, document in documents.items()}
 
 
-def row(choice: Choice, found: Found, precision: str, slo: float) -> dict[str, Any]:
-    """As the JSON line has it; what did not come back has no percentile."""
+def row(choice: Choice, found: Result, precision: str, slo: float) -> dict[str, Any]:
+    """Return a setting and its figures for JSON; without enhanced photographs the percentile is None."""
     numbers = {key: None if value == math.inf else value for key, value in asdict(found).items()}
     return {**asdict(choice), "precision": precision, **numbers, "meets": found.meets(slo)}
 
 
 def line(made: dict[str, Any]) -> str:
-    """A row for people."""
+    """Format a row as one line of text."""
     what = (
         f"version {made['versions']} ({made['precision']}), processes {made['preprocess_instances']}+"
         f"{made['postprocess_instances']}, network {made['core_instances']}, batch {made['core_batch']}, "
         f"delay {made['core_delay_us']} us"
     )
     if made["p99_ms"] is None:
-        return f"{what}: {made['message'] or 'nothing came back'}"
+        return f"{what}: {made['message'] or 'no photograph was enhanced'}"
     many = f" at {made['at_a_time']} at a time" if made["at_a_time"] else ""
     lost = f", {made['lost']} lost" if made["lost"] else ""
     return (
@@ -248,21 +246,21 @@ def line(made: dict[str, Any]) -> str:
     )
 
 
-def written(path: Path, choice: Choice, comments: Sequence[str]) -> None:
-    """The settings as a file of variables, whole or not at all."""
+def write_settings(path: Path, choice: Choice, comments: Sequence[str]) -> None:
+    """Write the settings as a file of variables, whole or not at all."""
     text = "\n".join([*(f"# {comment}" for comment in comments), *choice.variables()]) + "\n"
     write_bytes(path, text.encode())
 
 
-def finalists(tried: Mapping[Choice, Found], start: Choice, slo: float, rate: float) -> list[Choice]:
-    """What is loaded again: what the server would choose by itself, and the best of those that meet the objective."""
+def finalists(tried: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> list[Choice]:
+    """Return the settings to load again: the server's choice, and the best of those that meet the objective."""
     meeting = sorted((each for each in tried if tried[each].meets(slo)), key=lambda each: tried[each].worth(slo, rate))
     return list(dict.fromkeys([start, *reversed(meeting)]))[: FINALISTS + 1] if meeting else []
 
 
-def merged(rounds: Sequence[Found]) -> Found:
-    """One finding of several loads of a setting: the mean rate, the longest times."""
-    return Found(
+def merge_results(rounds: Sequence[Result]) -> Result:
+    """Merge several loads of a setting: the mean rate, the longest times."""
+    return Result(
         rate=sum(each.rate for each in rounds) / len(rounds),
         p50_ms=max(each.p50_ms for each in rounds),
         p99_ms=max(each.p99_ms for each in rounds),
@@ -273,8 +271,8 @@ def merged(rounds: Sequence[Found]) -> Found:
     )
 
 
-def winner(found: Mapping[Choice, Found], start: Choice, slo: float, rate: float) -> Choice | None:
-    """The best that meets the objective; ``start`` unless another is better by more than `GAIN`. None if none meets."""
+def choose_winner(found: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> Choice | None:
+    """Return the best setting that meets the objective, or None; ``start`` unless another gains more than `GAIN`."""
     meeting = [choice for choice in found if found[choice].meets(slo)]
     if not meeting:
         return None
@@ -286,37 +284,37 @@ def winner(found: Mapping[Choice, Found], start: Choice, slo: float, rate: float
     return best if gained > GAIN else start
 
 
-def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
-    """The search, as the JSON line has it; what was chosen is written to ``options.output``, with the command."""
+def run_search(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
+    """Search, write the chosen settings to ``options.output`` with the command, and return the record."""
     _, settings = server_settings(["--repository", str(options.repository), "start"])
     slo, rate, on_gpu = options.slo_p99_ms, options.rate, assemble.resolve_hardware(settings) != "cpu"
-    documents = published(options.repository, on_gpu=on_gpu)
-    precisions = candidates_of(documents)
+    documents = published_engines(options.repository, on_gpu=on_gpu)
+    precisions = precision_by_version(documents)
     where = describe_circumstances(command)
 
-    def loaded(choice: Choice, many: int) -> Found:
-        found = measured(
+    def loaded(choice: Choice, many: int) -> Result:
+        found = measure_choice(
             options.repository, choice, photographs, slo=slo, rate=rate, seconds=options.seconds, many=many
         )
-        if choice == start and found.message:  # not the setting's fault
+        if choice == start and found.message:  # the server does not start at all
             raise SystemExit(found.message)
         print_status(line(as_row(choice, found)))
         return found
 
-    def as_row(choice: Choice, found: Found) -> dict[str, Any]:
+    def as_row(choice: Choice, found: Result) -> dict[str, Any]:
         return row(choice, found, precisions[choice.versions], slo)
 
-    start = start_of(settings, max(precisions))
+    start = server_choice(settings, max(precisions))
     allowed = dimensions(start, sorted(precisions), cores(), on_gpu=on_gpu)
     tried = search(start, allowed, lambda choice: loaded(choice, 0), lambda found: found.worth(slo, rate))
     best = max(tried, key=lambda choice: tried[choice].worth(slo, rate))
-    again: dict[Choice, list[Found]] = {choice: [] for choice in finalists(tried, start, slo, rate)}
+    again: dict[Choice, list[Result]] = {choice: [] for choice in finalists(tried, start, slo, rate)}
     for turn in range(ROUNDS if again else 0):
-        print_status(f"the best once more, round {turn + 1}/{ROUNDS}:")
+        print_status(f"loading the best again, round {turn + 1}/{ROUNDS}:")
         for choice, rounds in again.items():
             rounds.append(loaded(choice, tried[choice].at_a_time))
-    last = {choice: merged(rounds) for choice, rounds in again.items()}
-    chosen = winner(last, start, slo, rate)
+    last = {choice: merge_results(rounds) for choice, rounds in again.items()}
+    chosen = choose_winner(last, start, slo, rate)
     document = {
         "circumstances": where,
         "checkpoint_sha256": documents[max(documents)]["package"]["checkpoint_sha256"],
@@ -329,19 +327,21 @@ def tuned(options: argparse.Namespace, photographs: Sequence[bytes], command: st
     }
     if chosen:
         comments = [where["command"], f"{where['cpu']}, {cores()} cores, {where['time']}", line(document["chosen"])]
-        written(options.output, chosen, comments)
+        write_settings(options.output, chosen, comments)
     return document
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slo-p99-ms", type=float, required=True, help="99 of 100 photographs within this, ms")
-    parser.add_argument("--rate", type=float, default=0.0, help="photographs a second that arrive; 0: as many as may")
+    parser.add_argument("--slo-p99-ms", type=float, required=True, help="maximum 99th percentile, in ms")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="photographs that arrive per second; 0: find the maximum"
+    )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"), help="folder of JPEGs")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of each load; 0: until some 30 photographs arrived")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each load; 0: enough for about 30 photographs")
     parser.add_argument(
-        "--output", type=parse_output_path, default=Path("tuned.env"), help="file of the settings found"
+        "--output", type=parse_output_path, default=Path("tuned.env"), help="file for the chosen settings"
     )
     add_record_option(parser)
     options = parser.parse_args()
@@ -349,9 +349,9 @@ def main() -> int:
         parser.error("--slo-p99-ms: above 0; --rate and --seconds: 0 or more")
     photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
     command = format_make_command("tune", parser, options, "output", "record")
-    options.seconds = options.seconds or enough(options.rate)
+    options.seconds = options.seconds or load_seconds(options.rate)
     try:
-        found = tuned(options, photographs, command)
+        found = run_search(options, photographs, command)
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was written") from None
     print("\n".join(line(each) for each in found["tried"]))
@@ -361,7 +361,7 @@ def main() -> int:
         print(f"written to {options.output}; to serve it: (set -a; . {path}; make serve)")
     else:
         best = line(found["best"])
-        print(f"error: nothing meets {found['slo_p99_ms']:g} ms here; the best: {best}", file=sys.stderr)
+        print(f"error: no setting meets {found['slo_p99_ms']:g} ms on this machine; the best: {best}", file=sys.stderr)
     finish_run(found, options.record)
     return int(not found["chosen"])
 

@@ -70,7 +70,7 @@ CHOICE = tune.Choice(1, 2, 3, 2, 4, 500)
 def tuned(overlay, folder):
     """Copy an overlay and add the settings written by `make tune`."""
     copy = with_line(overlay, folder, "envs: [tuned.env]")
-    tune.written(copy / "tuned.env", CHOICE, ["make tune SLO_P99_MS=4000", "a machine"])
+    tune.write_settings(copy / "tuned.env", CHOICE, ["make tune SLO_P99_MS=4000", "a machine"])
     return copy
 
 

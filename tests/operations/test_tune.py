@@ -1,4 +1,4 @@
-"""The search of `make tune`, what it writes, and that a server takes it; the loads themselves are not run here."""
+"""Test the search of `make tune`, the file that it writes, and that a server accepts it, without real loads."""
 
 import math
 import subprocess
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from operations import tune
-from operations.tune import Choice, Found
+from operations.tune import Choice, Result
 from server import assemble
 from server.settings import Settings
 from tests.conftest import ROOT, server_command
@@ -20,7 +20,7 @@ ALLOWED = {"versions": [1, 2], "core_instances": [1, 2], "core_batch": [1, 2, 4]
 
 
 def found(rate=1.0, p99_ms=1000.0, lost=0):
-    return Found(rate, p99_ms / 2, p99_ms, 20, lost)
+    return Result(rate, p99_ms / 2, p99_ms, 20, lost)
 
 
 def test_within_the_objective_the_faster_wins_and_outside_the_nearer():
@@ -30,7 +30,7 @@ def test_within_the_objective_the_faster_wins_and_outside_the_nearer():
     assert max([found(3, 1500), found(3, 1400)], key=lambda each: each.worth(1000, 0)).p99_ms == 1400
 
 
-def test_whoever_was_turned_away_misses_the_objective():
+def test_a_lost_photograph_misses_the_objective():
     assert found(p99_ms=10).meets(1000)
     assert not found(p99_ms=10, lost=1).meets(1000)
     assert not tune.FAILED.meets(1000)
@@ -49,7 +49,7 @@ def test_the_search_finds_two_settings_that_pay_only_together():
     assert next(iter(tried)) == START
 
 
-def test_nobody_waits_for_a_batch_of_one():
+def test_a_batch_of_one_does_not_wait():
     tried = tune.search(START, ALLOWED, lambda choice: found(), lambda each: each.worth(2000, 0))
     assert all(choice.core_delay_us == 0 for choice in tried)
 
@@ -77,7 +77,7 @@ def test_the_best_are_loaded_again_beside_the_servers_own_choice():
 
 
 def test_of_several_loads_the_longest_times_count():
-    once = tune.merged([found(2, 900), found(4, 1100, lost=1)])
+    once = tune.merge_results([found(2, 900), found(4, 1100, lost=1)])
     assert (once.rate, once.p99_ms, once.photographs, once.lost) == (3, 1100, 40, 1)
 
 
@@ -94,25 +94,25 @@ def test_of_several_loads_the_longest_times_count():
     ],
 )
 def test_the_servers_own_choice_stays_unless_another_is_clearly_better(ours, theirs, rate, chosen):
-    assert tune.winner({START: theirs, FASTER: ours}, START, 1000, rate) == chosen
+    assert tune.choose_winner({START: theirs, FASTER: ours}, START, 1000, rate) == chosen
 
 
 def test_answers_become_a_finding():
     answers = [Answer(0, 1, "ok"), Answer(1, 2, "ok"), Answer(2, 0.01, "rejected")]
-    made = tune.found_of(answers, 2.0, 4)
+    made = tune.result_from_answers(answers, 2.0, 4)
     assert (made.photographs, made.lost, made.at_a_time) == (2, 1, 4)
     assert made.rate == pytest.approx(2 / 3)
     assert made.p50_ms == 1500
-    nothing = tune.found_of([Answer(0, 1, "failed")], 2.0, 1)
+    nothing = tune.result_from_answers([Answer(0, 1, "failed")], 2.0, 1)
     assert nothing.p99_ms == math.inf
     assert tune.row(START, nothing, "fp32", 1000)["p99_ms"] is None
-    assert "nothing came back" in tune.line(tune.row(START, nothing, "fp32", 1000))
+    assert "no photograph was enhanced" in tune.line(tune.row(START, nothing, "fp32", 1000))
 
 
 def test_the_search_starts_at_what_the_server_would_choose(repository):
-    on_cpu = tune.start_of(Settings(repository=repository, hardware="cpu"), 1)
+    on_cpu = tune.server_choice(Settings(repository=repository, hardware="cpu"), 1)
     assert (on_cpu.core_instances, on_cpu.core_batch, on_cpu.core_delay_us) == (1, 1, 0)
-    on_gpu = tune.start_of(Settings(repository=repository, hardware="h100"), 3)
+    on_gpu = tune.server_choice(Settings(repository=repository, hardware="h100"), 3)
     assert (on_gpu.versions, on_gpu.core_instances, on_gpu.core_batch, on_gpu.core_delay_us) == (3, 2, 8, 1500)
 
 
@@ -125,26 +125,26 @@ def test_a_gpu_is_searched_by_precision_and_delay():
 
 
 def test_only_versions_of_one_network_are_compared(repository):
-    assert tune.candidates_of(tune.published(repository, on_gpu=False)) == {1: "fp32"}
+    assert tune.precision_by_version(tune.published_engines(repository, on_gpu=False)) == {1: "fp32"}
     with pytest.raises(SystemExit, match="make engine PRECISION=fp16 TARGET=tensorrt"):
-        tune.published(repository, on_gpu=True)
+        tune.published_engines(repository, on_gpu=True)
 
 
 def test_the_hardware_is_that_of_the_server_which_is_tuned(gpu_host, monkeypatch, tmp_path):
     """Beside a GPU the wheel still serves on the CPU; NVIDIA's installation comes from the environment."""
     options = Namespace(slo_p99_ms=1000.0, rate=0.0, repository=tmp_path)
     with pytest.raises(SystemExit, match="TARGET=cpu"):
-        tune.tuned(options, [], "")
+        tune.run_search(options, [], "")
     monkeypatch.setenv("RESTORMER_TRITON", "/opt/tritonserver")
     with pytest.raises(SystemExit, match="TARGET=tensorrt"):
-        tune.tuned(options, [], "")
+        tune.run_search(options, [], "")
 
 
 def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):
     """By its preflight, through the environment, as `make serve` passes it on."""
     path = tmp_path / "tuned.env"
     choice = replace(START, core_instances=2, core_batch=4, core_delay_us=500)
-    tune.written(path, replace(choice, preprocess_instances=5, postprocess_instances=7), ["why"])  # no machine's own
+    tune.write_settings(path, replace(choice, preprocess_instances=5, postprocess_instances=7), ["why"])
     assert [each.name for each in tmp_path.iterdir()] == ["tuned.env"]
     command = " ".join(server_command("preflight", repository=repository, state=tmp_path, grpc_port=1, metrics_port=2))
     done = subprocess.run(
@@ -175,18 +175,18 @@ def test_more_and_more_are_sent_at_a_time_until_the_objective_is_missed():
         asked.append(many)
         return replace(found(rate=min(many, 3), p99_ms=p99[many]), at_a_time=many)
 
-    assert tune.climbed(load, 1000).at_a_time == 4
+    assert tune.find_concurrency(load, 1000).at_a_time == 4
     assert asked == [1, 2, 4, 8]
-    assert tune.climbed(load, 100).at_a_time == 1
-    assert tune.climbed(lambda many: replace(found(rate=1, p99_ms=10), at_a_time=many), 1000).at_a_time == 1
+    assert tune.find_concurrency(load, 100).at_a_time == 1
+    assert tune.find_concurrency(lambda many: replace(found(rate=1, p99_ms=10), at_a_time=many), 1000).at_a_time == 1
 
 
-def test_a_setting_that_cannot_be_served_is_told_and_meets_nothing(tmp_path):
-    failed = tune.measured(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
+def test_a_failed_start_keeps_its_message_and_misses(tmp_path):
+    failed = tune.measure_choice(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
 
 
 def test_a_load_lasts_until_there_are_enough_to_tell():
-    assert tune.enough(0) == tune.LEAST
-    assert tune.enough(0.3) == pytest.approx(100)
+    assert tune.load_seconds(0) == tune.MIN_SECONDS
+    assert tune.load_seconds(0.3) == pytest.approx(100)
