@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -132,27 +134,63 @@ def _run_with_ray(job: Job, output: storage.Folder, todo: list[plan.Photograph],
     # Turn off Ray's usage reports, which are on by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # By default, a thread of Ray Data that still runs after ray.shutdown() starts another Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not job.verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    _start_ray(job)
-    try:
-        dataset = _build_dataset(job, output, todo)
-        started = time.monotonic()
-        with Progress(len(todo)) as progress:
-            for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                block = rows.to_pylist()
-                summary.count(block)
-                for row in block:
-                    progress.advance(failed=row["status"] == manifest.FAILED)
-                    if row["status"] == manifest.FAILED:
-                        progress.print_line(f"failed: {row['source']}: {row['error']}")
-        return time.monotonic() - started
-    except (BulkError, ray.exceptions.RayError) as error:
-        raise _bulk_error(error) from error
-    finally:
-        ray.shutdown()
+    with Interrupt() as interrupt:
+        _start_ray(job)
+        try:
+            return _process_blocks(_build_dataset(job, output, todo), Progress(len(todo)), summary, interrupt)
+        except (BulkError, ray.exceptions.RayError) as error:
+            raise _bulk_error(error) from error
+        finally:
+            ray.shutdown()
+
+
+def _process_blocks(dataset: Any, progress: Progress, summary: Summary, interrupt: Interrupt) -> float:
+    """Process the dataset block by block and return the duration in seconds."""
+    started = time.monotonic()
+    blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    # Closing the iterator ends the threads of Ray Data, which must not outlive Ray.
+    with progress, contextlib.closing(blocks):
+        for rows in blocks:
+            interrupt.check()
+            block = rows.to_pylist()
+            summary.count(block)
+            for row in block:
+                progress.advance(failed=row["status"] == manifest.FAILED)
+                if row["status"] == manifest.FAILED:
+                    progress.print_line(f"failed: {row['source']}: {row['error']}")
+    return time.monotonic() - started
+
+
+class Interrupt:
+    """A context in which Ctrl-C always ends in `KeyboardInterrupt`.
+
+    Python discards an exception that a signal handler raises in a destructor, and clean-up code may replace it by
+    another. So the signal is recorded too.
+    """
+
+    def __enter__(self) -> Interrupt:
+        self._is_received = False
+        self._previous = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+        self.check()
+
+    def _receive(self, *_: object) -> None:
+        self._is_received = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if Ctrl-C was pressed."""
+        if self._is_received:
+            raise KeyboardInterrupt
 
 
 def _start_ray(job: Job) -> None:
