@@ -7,10 +7,10 @@ import json
 import re
 import sys
 from dataclasses import asdict
-from typing import NoReturn
 
 from restormer_client import EnhanceError
 from restormer_client.cli import (
+    Parser,
     add_enhance_options,
     add_server_options,
     enhance_arguments,
@@ -64,15 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if summary.failed else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print a usage error as one line and exit with code 2."""
-        self.exit(2, f"error: {message} (python -m bulk enhance --help)\n")
-
-
 def _build_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
+    parser = Parser(
         prog="python -m bulk", description="Enhance photographs by the million.", epilog=_EXAMPLES,
         formatter_class=formatter,
     )  # fmt: skip

@@ -44,14 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports a usage error in one line."""
+
     def error(self, message: str) -> NoReturn:
-        """Print a usage error as one line and exit with code 2."""
-        self.exit(2, f"error: {message} (restormer-client --help)\n")
+        """Print the error and exit with code 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser(
+def _build_parser() -> Parser:
+    parser = Parser(
         prog="restormer-client", description="Enhance photographs on a restormer-triton server.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -129,7 +131,7 @@ def enhancer_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return {"url": options.url, "tls": TLS(**paths) if any(paths.values()) else None, "token": token}
 
 
-def _run_enhance(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
+def _run_enhance(enhancer: Enhancer, options: argparse.Namespace, parser: Parser) -> int:
     source, target = options.input or options.positional_input, options.output or options.positional_output
     arguments = {**enhance_arguments(options), "timeout": options.timeout}
     one, many = (source, target), (options.input_dir, options.output_dir)
@@ -175,7 +177,7 @@ def _enhance_folder(enhancer: Enhancer, options: argparse.Namespace, arguments: 
     return 1 if failures else 0
 
 
-def _run_status(enhancer: Enhancer, options: argparse.Namespace, parser: _Parser) -> int:
+def _run_status(enhancer: Enhancer, options: argparse.Namespace, parser: Parser) -> int:
     timeout = options.timeout
     if options.wait:
         started = time.monotonic()

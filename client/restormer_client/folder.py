@@ -162,10 +162,8 @@ class Progress:
 
     def print_line(self, line: str) -> None:
         """Print a separate line, above the bar on a terminal."""
-        line = line.encode("ascii" if sys.stderr.encoding is None else sys.stderr.encoding, "backslashreplace").decode(
-            sys.stderr.encoding or "ascii"
-        )
-        line = line.replace("\n", "\\n")
+        encoding = sys.stderr.encoding or "ascii"
+        line = line.replace("\n", "\\n").encode(encoding, "backslashreplace").decode(encoding)
         sys.stderr.write(f"\r\033[K{line}\n" if self._is_terminal else f"{line}\n")
 
     def _show(self, *, last: bool = False) -> None:
