@@ -135,14 +135,6 @@ def _engine(options: dict[str, Any]) -> None:
     build(Request(**options, options=Options(**build_options)))
 
 
-def _engines(options: dict[str, Any]) -> None:
-    print(engines_table(**options))
-
-
-def _rollback(options: dict[str, Any]) -> None:
-    rollback(**options)
-
-
 def _inspect(options: dict[str, Any]) -> None:
     from export.inspection import describe_package
     from export.package.model_package import package_from_folder  # PyTorch: only where it is needed
@@ -180,9 +172,13 @@ def _evaluate(options: dict[str, Any]) -> None:
 
 
 _VERBS: dict[str, Callable[[dict[str, Any]], int | None]] = {
-    "engine": _engine, "engines": _engines, "rollback": _rollback, "inspect": _inspect, "enhance": _enhance,
+    "engine": _engine,
+    "engines": lambda options: print(engines_table(**options)),
+    "rollback": lambda options: rollback(**options),
+    "inspect": _inspect,
+    "enhance": _enhance,
     "evaluate": _evaluate,
-}  # fmt: skip
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,13 +17,12 @@ from pathlib import Path
 from export import machine
 from export import onnx_runtime as ort
 from export.errors import ExportError, GateError
-from export.files import write_bytes
+from export.files import read_json, write_bytes
 from export.fingerprint import fingerprint
-from export.location import EngineLocation
 from export.names import MODEL
 from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
-from export.publish import provenance, versions
+from export.publish import EngineLocation, provenance, versions
 from export.request import AUTO, Request, make_command, require_valid
 from export.targets import TARGETS
 from export.targets.base import Target
@@ -73,7 +72,7 @@ def _build_fastest(request: Request) -> list[Path]:
     ort.require_one()
     key = hashlib.sha256(json.dumps(fingerprint(request, TARGETS["cpu"])).encode()).hexdigest()[:16]
     cache = request.engines / ".cache" / f"auto-{key}.json"
-    if cached := _read_choice(cache):
+    if (cached := read_json(cache).get("precision")) in PRECISIONS:
         say(f"--precision auto: {cached}, as measured before ({cache})")
         return build(replace(request, precision=cached, target="cpu"))
     from export.fastest import rank_precisions  # imports PyTorch
@@ -87,15 +86,6 @@ def _build_fastest(request: Request) -> list[Path]:
             write_bytes(cache, json.dumps({"precision": name}).encode())
             return engines
     raise ExportError("--precision auto: every precision that this CPU executes misses its gate; see above")
-
-
-def _read_choice(cache: Path) -> str:
-    """Return the precision that was chosen before; empty if there is none, or the file is damaged."""
-    try:
-        name = json.loads(cache.read_text(encoding="utf-8"))["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return name if name in PRECISIONS else ""
 
 
 def _publish_engines(

@@ -15,10 +15,9 @@ from export.errors import GateError
 from export.fidelity import Fidelity, Stage
 from export.files import sha256
 from export.fingerprint import tool_versions
-from export.location import EngineLocation
 from export.network.graph import onnx_bytes
 from export.progress import say
-from export.publish import keep_siblings, replace_version, write_json
+from export.publish import EngineLocation, keep_siblings, replace_version, write_json
 from export.request import make_command
 from export.targets.base import Target
 from imaging import FRAME

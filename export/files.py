@@ -1,11 +1,13 @@
-"""Checksums, atomic writes and the path of a package's checkpoint, without PyTorch."""
+"""Checksums, JSON, atomic writes and the path of a package's checkpoint, without PyTorch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from export.errors import ExportError
 
@@ -30,6 +32,15 @@ def files_digest(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing, damaged, or holds something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export import fidelity
 from export.errors import ExportError
-from export.files import folder_digest, write_bytes
+from export.files import folder_digest, read_json, write_bytes
 from export.network import int8
 from export.network.cost import network_convolutions
 from export.network.coverage import Convolution
@@ -60,14 +60,10 @@ def _ranges_and_errors(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return range and cost of each candidate, cached by the content of everything they depend on."""
     cache = request.engines / ".cache" / f"int8-{_cache_key(request, checkpoint)}.json"
-    try:
-        cached = json.loads(cache.read_text(encoding="utf-8"))
-        ranges, errors = cached["ranges"], cached["errors"]
-    except (OSError, ValueError, KeyError):
-        pass  # not measured yet, or a damaged file
-    else:
+    cached = read_json(cache)
+    if {"ranges", "errors"} <= cached.keys():
         say(f"    calibration of these photographs is cached ({cache})")
-        return ranges, errors
+        return cached["ranges"], cached["errors"]
     images = calibration_images(request.calibration, SIDE, MAX_CALIBRATION)
     with count_steps(f"calibrating on {len(images)} photographs ({request.calibrator})", len(images)) as tick:
         ranges = int8.calibrate(network, images, request.calibrator, tick)

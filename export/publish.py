@@ -1,4 +1,4 @@
-"""Publish a finished engine into the model repository, whole or not at all.
+"""Where an engine is published, and how: into the model repository, whole or not at all.
 
 The version is prepared in a folder of its own and moved into place by rename; a failed build never touches the one in
 service. If the machine dies between the two renames, the next build finds the old version set aside and restores it.
@@ -12,11 +12,26 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.files import sha256
+from export.files import read_json, sha256
+
+
+@dataclass(frozen=True)
+class EngineLocation:
+    """The engine file ``model/<version>/engine``."""
+
+    model: Path
+    version: int
+    engine: str
+
+    @property
+    def path(self) -> Path:
+        """The engine file."""
+        return self.model / str(self.version) / self.engine
 
 
 @contextlib.contextmanager
@@ -112,7 +127,7 @@ def documents(folder: Path) -> list[dict[str, Any]]:
     """Read the JSON of every engine in a version folder whose engine file exists."""
     described = []
     for path in sorted(folder.glob("*.json")):
-        document = _read_document(path)
+        document = read_json(path)
         if (
             "engine" in document
             and path.name == f"{document['engine']}.json"
@@ -124,17 +139,9 @@ def documents(folder: Path) -> list[dict[str, Any]]:
 
 def provenance(path: Path) -> dict[str, Any]:
     """Read the JSON beside a published engine; empty if there is none, or it describes another or incomplete engine."""
-    document = _read_document(path.with_name(f"{path.name}.json"))
+    document = read_json(path.with_name(f"{path.name}.json"))
     is_whole = path.is_file() and all((path.parent / name).is_file() for name in document.get("files", []))
     return document if is_whole and document.get("sha256") == sha256(path) else {}
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def write_json(path: Path, document: object) -> None:

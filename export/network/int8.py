@@ -127,22 +127,15 @@ def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
     return layers
 
 
-def calibrate(
-    network: Restormer,
-    images: Images,
-    method: str,
-    tick: Callable[[], None],
-    layers: Mapping[str, nn.Conv2d] | None = None,
-) -> dict[str, float]:
-    """Return the largest input magnitude that each layer represents, from photographs ``[1, 3, S, S]``.
+def calibrate(network: Restormer, images: Images, method: str, tick: Callable[[], None]) -> dict[str, float]:
+    """Return the largest input magnitude that INT8 represents for each candidate, from photographs ``[1, 3, S, S]``.
 
     ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
-    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph. ``layers`` are layers
-    of the network by name, by default its `candidates`.
+    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    layers = candidates(network) if layers is None else layers
+    layers = candidates(network)
     largest = dict.fromkeys(layers, 0.0)
     collector = HistogramCollector(method if method != "minmax" else "percentile", True, 2048, 128, PERCENTILE, "same")
 
@@ -177,8 +170,9 @@ def errors_alone(
         references = [network(image) for image in inputs]
     errors = {}
     for name in candidates(network):
-        with quantize_in_place(network, {name: ranges[name]}), torch.inference_mode():
-            squares = [(network(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
+        candidate = fake_quantize(network, {name: ranges[name]})
+        with torch.inference_mode():
+            squares = [(candidate(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
         errors[name] = float(torch.stack(squares).mean())
         tick()
     return errors
@@ -202,17 +196,6 @@ def fake_quantize(network: Restormer, ranges: Mapping[str, float]) -> Restormer:
     for name, largest in ranges.items():
         _quantize(result.get_submodule(name), largest)
     return result
-
-
-@contextlib.contextmanager
-def quantize_in_place(network: Restormer, ranges: Mapping[str, float]) -> Any:
-    """Do what `fake_quantize` does within a block, without copying the network."""
-    undo = [_quantize(network.get_submodule(name), largest) for name, largest in ranges.items()]
-    try:
-        yield
-    finally:
-        for restore in undo:
-            restore()
 
 
 def quantize_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
@@ -262,24 +245,18 @@ def quantize_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.
     return result
 
 
-def _quantize(layer: nn.Module, largest: float) -> Callable[[], None]:
-    """Round a convolution's weights and inputs to the INT8 grid; return a function that undoes it."""
+def _quantize(layer: nn.Module, largest: float) -> None:
+    """Round a convolution's weights and inputs to the INT8 grid."""
     assert isinstance(layer, nn.Conv2d)
-    before, scale = layer.weight.data, _scale(largest)
-    integers, scales = _integer_weights(before.numpy())
+    scale = _scale(largest)
+    integers, scales = _integer_weights(layer.weight.detach().numpy())
     layer.weight.data = torch.from_numpy(integers * scales.reshape(-1, 1, 1, 1))
 
     def round_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0]
         return ((x.float() / scale).round().clamp(-LEVELS, LEVELS) * scale).to(x.dtype)
 
-    hook = layer.register_forward_pre_hook(round_input)
-
-    def undo() -> None:
-        hook.remove()
-        layer.weight.data = before
-
-    return undo
+    layer.register_forward_pre_hook(round_input)
 
 
 def _integer_weights(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:

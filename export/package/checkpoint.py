@@ -162,16 +162,13 @@ def _checkpoint(candidate: _Candidate, content: Any, eps: float | None) -> Check
         convention=convention,
         location=candidate.path,
         scalars=_scalars(content),
-        remarks=(*_counter_remarks(candidate, len(tensors)), *_outside_remarks(candidate)),
+        remarks=tuple(_dropped_remarks(candidate, len(tensors))),
     )
 
 
-def _counter_remarks(candidate: _Candidate, kept: int) -> Iterator[str]:
+def _dropped_remarks(candidate: _Candidate, kept: int) -> Iterator[str]:
     if count := len(candidate.tensors) - kept:
         yield f"{count} profiler counters (total_ops, total_params) are dropped"
-
-
-def _outside_remarks(candidate: _Candidate) -> Iterator[str]:
     if outside := candidate.outside:
         more = f" and {len(outside) - 1} more tensors" if outside[1:] else ""
         yield f"{outside[0]}{more} in the checkpoint are not part of the network and are left out"

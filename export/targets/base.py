@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.location import EngineLocation
 from export.precision import Precision
+from export.publish import EngineLocation
 from export.request import Options, Request
 from imaging import SIDE
 

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from export import machine
 from export.errors import ExportError
 from export.files import sha256
-from export.location import EngineLocation
 from export.names import ADAPTER, MODEL
 from export.network.coverage import Convolution, convolutions, describe_shares, shares
 from export.precision import PRECISIONS, Precision
 from export.progress import say, step
-from export.publish import write_json
+from export.publish import EngineLocation, write_json
 from export.request import Options, Request
 from export.targets.base import Target, register
 from imaging import FRAME, SIDE

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from export import machine
 from export.errors import ExportError
-from export.location import EngineLocation
 from export.names import MODEL
 from export.precision import Precision
+from export.publish import EngineLocation
 from export.request import Options, Request
 from export.targets.base import register
 from export.targets.nvidia import NvidiaTarget, Plan

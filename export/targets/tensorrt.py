@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from export import machine
 from export import onnx_runtime as ort
 from export.errors import ExportError
-from export.location import EngineLocation
 from export.names import INPUT, MODEL
 from export.precision import Precision
 from export.progress import step
+from export.publish import EngineLocation
 from export.request import COMPATIBILITY, Options, Request
 from export.targets.base import register
 from export.targets.nvidia import NvidiaTarget, Plan, make_logger
