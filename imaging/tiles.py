@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.arrays import Core, Pixels, Unit, to_integers, to_unit
-from imaging.frame import SIDE, resize
+from imaging.frame import SIDE, core_from_pixels, pixels_from_core, resize
 from imaging.photograph import Photograph
 from imaging.transfer import Look
 
@@ -107,16 +107,14 @@ class Canvas:
         part = np.ascontiguousarray(self._part(top, left))
         srgb = to_unit(self.photograph.space.to_srgb(part))
         missing = [(0, SIDE - side) for side in srgb.shape[:2]]
-        return np.ascontiguousarray(np.pad(srgb, (*missing, (0, 0)), mode="symmetric").transpose(2, 0, 1))
+        return core_from_pixels(np.pad(srgb, (*missing, (0, 0)), mode="symmetric"))
 
     def result_of(self, tile: Tile, restored: Core) -> Unit:
         """Return the anchored result of a tile in the photograph's colour space, HxWxC float32."""
         part = np.ascontiguousarray(self._part(tile.top, tile.left))
         rows, columns = part.shape[:2]
         before, after = (
-            self.photograph.space.from_srgb(
-                np.ascontiguousarray(np.clip(tensor[:, :rows, :columns], 0, 1).transpose(1, 2, 0))
-            )
+            self.photograph.space.from_srgb(pixels_from_core(tensor[:, :rows, :columns]))
             for tensor in (tile.core, restored)
         )
         # The change is added, so that colours outside sRGB stay outside.
