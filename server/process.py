@@ -117,17 +117,10 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
     if server:
         _send_signal(server.pid, signal.SIGTERM)
         grace = settings.exit_timeout if at_most is None else min(settings.exit_timeout, at_most)
-        deadline = time.monotonic() + grace + STOP_SECONDS
-        while running_server(settings) == server and time.monotonic() < deadline:
-            _reap(server.pid)
-            time.sleep(0.1)
-        if running_server(settings) == server:
+        if not _wait_until_gone(settings, server, grace + STOP_SECONDS):
             _send_signal(server.pid, signal.SIGKILL)
             # The kernel needs time to remove a process that holds gigabytes; until then it still looks alive.
-            deadline = time.monotonic() + KILLED_SECONDS
-            while running_server(settings) == server and time.monotonic() < deadline:
-                _reap(server.pid)
-                time.sleep(0.05)
+            _wait_until_gone(settings, server, KILLED_SECONDS)
         # Stubs that were still starting do not notice that their parent exited; they are in its process group.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, signal.SIGKILL)
@@ -263,13 +256,11 @@ def _locked(settings: Settings) -> Iterator[None]:
 
 def _write_record(settings: Settings, pid: int, engine: Engine) -> RunningServer:
     """Record the server of this state folder."""
-    chosen = {name: getattr(settings, name) for name in assemble.SERVED_SETTINGS} | {
-        "repository": str(settings.repository.absolute())
-    }
+    chosen = {name: getattr(settings, name) for name in assemble.SERVED_SETTINGS}
+    chosen["repository"] = str(settings.repository.absolute())
     server = RunningServer(
-        pid=pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256,
-        chosen={**chosen, "versions": list(settings.versions)},
-    )  # fmt: skip
+        pid=pid, url=settings.url, engine=str(engine.path), engine_sha256=engine.sha256, chosen=chosen
+    )
     record_path(settings).write_text(json.dumps(asdict(server)) + "\n", encoding="utf-8")
     return server
 
@@ -284,7 +275,13 @@ def _send_signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _reap(pid: int) -> None:
-    """Collect the exit status if the process is a child of this one; it is not if `stop` is a command of its own."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+def _wait_until_gone(settings: Settings, server: RunningServer, seconds: float) -> bool:
+    """Wait until this server no longer runs; return False if it still does after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while running_server(settings) == server:
+        if time.monotonic() >= deadline:
+            return False
+        with contextlib.suppress(ChildProcessError):  # not a child of this process if `stop` is a command of its own
+            os.waitpid(server.pid, os.WNOHANG)
+        time.sleep(0.1)
+    return True
