@@ -19,7 +19,7 @@ from export.request import AUTO, CALIBRATORS, COMPATIBILITY, Options, Request
 from export.targets import TARGETS
 from imaging.options import NATIVE, SMALL
 
-DEFAULT = Request(package=Path())  # the command line has its defaults
+DEFAULT = Request(package=Path())  # its defaults are those of the flags
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,10 +90,12 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     model.add_argument("--package", type=Path, help="folder of the model package")
     model.add_argument("--checkpoint", type=Path, help="checkpoint file alone, without the JSON files of a package")
     enhance.add_argument("--input", type=Path, help="photograph to read")
-    enhance.add_argument("--output", type=Path, help="file to write; its ending decides the format")
+    enhance.add_argument("--output", type=Path, help="file to write; its suffix selects the format")
     enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
     enhance.add_argument("--output_dir", type=Path, help="folder to write into")
-    enhance.add_argument("--suffix", default="", help="part of every name in --output_dir, as _hdr")
+    enhance.add_argument(
+        "--suffix", default="", help="added to the stem of every name in --output_dir, for example _hdr"
+    )
     enhance.add_argument(
         "--size", choices=(NATIVE, SMALL), default=NATIVE,
         help="512: the network's own result in the photograph's aspect ratio, the longer side at 512 pixels, "

@@ -2,9 +2,9 @@
 
     package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
 
-This file chooses the targets and finds out whether there is anything to do, without importing PyTorch; the work itself
-is in ``export.factory``. An engine that misses the gate of its precision is not published, and the one in service
-stays as it was.
+This module chooses the targets and skips those whose engine is up to date, without importing PyTorch;
+``export.factory`` builds the others. An engine that misses the gate of its precision is not published, and the one in
+service stays as it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from export.targets.base import Target
 
 
 def build(request: Request) -> list[Path]:
-    """Build and publish the engines asked for, or find them up to date; return them. Raises `ExportError`."""
+    """Build and publish the requested engines, except those that are up to date; return all. Raises `ExportError`."""
     if request.target not in (AUTO, *TARGETS):
         raise ExportError(f"--target {request.target} is unknown: choose one of {', '.join((AUTO, *TARGETS))}")
     if request.precision == AUTO:
@@ -56,9 +56,9 @@ def build(request: Request) -> list[Path]:
 
 
 def _build_fastest(request: Request) -> list[Path]:
-    """Build in the precision that is fastest here: measured on a CPU, and if it misses its gate the next.
+    """Build in the fastest precision that passes its gate; on a CPU the order is measured.
 
-    The choice is cached in ``engines/.cache`` by everything it depends on: with nothing changed nothing is measured.
+    The choice is cached in ``engines/.cache`` under a hash of everything it depends on.
     """
     require_valid(request)
     if request.target == "tensorrt" or (request.target == AUTO and machine.gpus()):
@@ -119,7 +119,7 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
             raise ExportError(f"{reason}: use --target auto, or --precision fp32, which every CPU executes")
         return [target]
     has_gpu = bool(machine.gpus())
-    # What Triton serves comes last: what is reported about it then follows.
+    # The target that Triton serves is built last, so that its report ends the output.
     candidates = sorted((t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: target.is_served)
     reasons = {target: target.why_not(precision) for target in candidates}
     parts = [_report_choice(target, reason) for target, reason in reasons.items()]

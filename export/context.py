@@ -33,8 +33,8 @@ RANGE_PHOTOGRAPHS = 4  #: photographs that float16 ranges are measured on
 class BuildContext:
     """One package in one precision. Raises `ExportError` for a package that cannot become an engine.
 
-    ``network`` is the rewritten network in float32, ``reference`` what the network as it was trained makes of the
-    photographs, ``gate`` the minimum PSNR against that.
+    ``network`` is the rewritten network in float32. ``reference`` holds the photographs and the outputs of the network
+    before any rewrite; ``gate`` is the minimum PSNR against these.
     """
 
     def __init__(self, request: Request, precision: Precision) -> None:

@@ -1,7 +1,7 @@
 """Measure a package on pairs as its authors do: PyTorch, then every published version behind a real Triton.
 
-The network's own stages see each image resized to the square by itself; ``enhance`` is measured at the photographs' own
-resolution. Nothing is written before everything is measured.
+The network alone is measured at 512x512, input and target each resized to the square; ``enhance`` is measured at the
+photographs' own resolution. Results are written only after all measurements succeeded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make one engine: build it, measure it, hold it against the gate, and publish it."""
+"""Make one engine: build it, measure its fidelity, check that against the gate, and publish the engine."""
 
 from __future__ import annotations
 

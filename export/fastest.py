@@ -1,7 +1,7 @@
 """Measure which precision is fastest on this CPU.
 
-That is bfloat16 with AMX tiles or AVX512_BF16, it may be INT8 with VNNI alone, and AVX2 executes only float32. Whether
-the fastest is also faithful enough is decided by the fidelity gate when it is built.
+With AMX or AVX512_BF16 it is bfloat16; with VNNI alone it may be INT8; a CPU with AVX2 executes only float32. The
+fidelity gate decides later whether an engine in that precision is published.
 """
 
 from __future__ import annotations

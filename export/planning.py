@@ -19,8 +19,9 @@ from export.request import Request
 from imaging import SIDE
 
 MAX_CALIBRATION = 32  #: photographs that activations are calibrated on
-#: What quantizing one layer costs is measured small: on the largest side whose work (multiply-accumulates over all
-#: layers and photographs) keeps the 176 candidates of the standard network to minutes instead of hours.
+#: The error of quantizing one layer is measured on small images, so that the 176 candidates of the standard network
+#: take minutes instead of hours: on the largest of these sides whose multiply-accumulates, over all layers and
+#: photographs, are at most ``COST_WORK``.
 COST_SIDES, COST_PHOTOGRAPHS, COST_WORK = (256, 128, 64), 2, 4e12
 
 

@@ -1,4 +1,4 @@
-"""Where an engine is published, and how: into the model repository, whole or not at all.
+"""Locate a published engine, and publish a finished one into the model repository, whole or not at all.
 
 The version is prepared in a folder of its own and moved into place by rename; a failed build never touches the one in
 service. If the machine dies between the two renames, the next build finds the old version set aside and restores it.

@@ -43,7 +43,7 @@ class Request:
     ``repository`` is Triton's; engines that Triton does not serve go to ``engines``. Fidelity is measured on
     ``photos``; ``ground_truth`` holds their targets under the same names. ``pairs``, a file of pairs whose paths are
     relative to ``data``, replaces both folders. Float16 ranges and INT8 scales are measured on the photographs in
-    ``calibration``. ``plan`` is an INT8 plan to use again. ``gate`` replaces the precision's minimum PSNR, in dB.
+    ``calibration``. ``plan`` is an earlier build's INT8 plan. ``gate`` replaces the precision's minimum PSNR, in dB.
     ``server_python`` is the interpreter of the server's environment, which the last stage of the ladder needs.
     ``side_override`` builds for this side although the network was trained at another.
     """

@@ -105,7 +105,7 @@ def _encode_with_pillow(
         case "AVIF":
             sampling = "4:2:0" if photograph.sampling == "440" else ":".join(photograph.sampling)
             options |= {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1, "subsampling": sampling}
-            if exif:  # if the tag is there, even as 1, Pillow rewrites the whole block
+            if exif:  # Pillow rewrites the whole block if it has this tag, even with the value 1
                 exif = replace(exif, main={tag: e for tag, e in exif.main.items() if tag != ORIENTATION})
         case "TIFF":
             options["compression"] = photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]

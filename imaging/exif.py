@@ -96,7 +96,7 @@ class Exif:
 
         Nothing else moves, so the offsets in the old entries stay valid; they take precedence (TIFF 6.0, section 2).
         """
-        old = _read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", most_bytes=len(tiff))
+        old = _read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", max_bytes=len(tiff))
         start = len(tiff) + len(tiff) % 2  # directories begin on a word
         added = self._to_little_endian()
         new = replace(added, main={**added.main, **old})._to_directory(start)
@@ -164,23 +164,23 @@ def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
 
 
 #: Limits of one directory, beyond those of cameras; without them a crafted file could repeat one large value.
-_MOST_ENTRIES, _MOST_BYTES = 500, 4_000_000
+_MAX_ENTRIES, _MAX_BYTES = 500, 4_000_000
 
 
-def _read_directory(data: bytes, start: int, order: str, *, most_bytes: int = _MOST_BYTES) -> Directory:
+def _read_directory(data: bytes, start: int, order: str, *, max_bytes: int = _MAX_BYTES) -> Directory:
     """Return the entries of the directory at ``start`` that lie inside the data."""
     if start + 2 > len(data):
         return {}
     entries: Directory = {}
     total = 0
     count = struct.unpack_from(f"{order}H", data, start)[0]
-    for at in range(start + 2, start + 2 + 12 * min(count, _MOST_ENTRIES), 12):
+    for at in range(start + 2, start + 2 + 12 * min(count, _MAX_ENTRIES), 12):
         if at + 12 > len(data):
             break
         tag, kind, number = struct.unpack_from(f"{order}HHI", data, at)
         length = _SIZES.get(kind, 0) * number
         value_at = at + 8 if length <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
         total += length
-        if length > 0 and value_at + length <= len(data) and total <= most_bytes:
+        if length > 0 and value_at + length <= len(data) and total <= max_bytes:
             entries.setdefault(tag, Entry(kind, number, data[value_at : value_at + length]))
     return entries

@@ -20,7 +20,7 @@ from imaging.metadata import Metadata
 #: cameras write. libjpeg reports only the first warning, so a file with an unusual header is decoded by Pillow, which
 #: rejects truncated files. All other warnings count as damage.
 _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
-_MOST_STRAY = 16
+_MAX_STRAY = 16
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
 #: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100
@@ -45,7 +45,7 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
     try:
         pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        pixels = _decode_despite(data, image, str(error), options)
+        pixels = _decode_again(data, image, str(error), options)
         if pixels is None:
             raise
     if not any(at_least) and pixels.shape[1::-1] != image.size:
@@ -54,10 +54,10 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
     return result
 
 
-def _decode_despite(data: bytes, image: Image.Image, warning: str, options: dict[str, Any]) -> NDArray[np.uint8] | None:
+def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[str, Any]) -> NDArray[np.uint8] | None:
     """Return the pixels if libjpeg's warning affects none of them, else None."""
     stray = _STRAY.search(warning)
-    if stray and int(stray[1]) > _MOST_STRAY:
+    if stray and int(stray[1]) > _MAX_STRAY:
         return None
     if stray and stray[2].lower() == "d9":  # the end: nothing can follow
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=False, **options)

@@ -24,12 +24,12 @@ _TIFF = "http://ns.adobe.com/tiff/1.0/"
 _RDF_ALTERNATIVES = ("Alt", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
 _XMLNS = "http://www.w3.org/2000/xmlns/"
 #: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if the position is stripped.
-_MOST_XMP = 2_000_000
+_MAX_XMP = 2_000_000
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata of a file, unchanged."""
+    """The EXIF and XMP of a file, as stored there."""
 
     exif: Exif | None = None
     xmp: bytes | None = None
@@ -39,7 +39,7 @@ class Metadata:
         """The orientation in EXIF, else in XMP: 1 to 8."""
         if self.exif and exif.ORIENTATION in self.exif.main:
             return self.exif.orientation
-        match = _ORIENTATION.search(self.xmp[:_MOST_XMP]) if self.xmp else None
+        match = _ORIENTATION.search(self.xmp[:_MAX_XMP]) if self.xmp else None
         return int(match[1]) if match else 1
 
     def updated(self, *, width: int, height: int, gps: bool) -> Metadata:
@@ -65,10 +65,10 @@ def read_metadata(image: Image.Image, data: bytes) -> Metadata:
 
 def _update_xmp(packet: bytes, *, gps: bool) -> bytes | None:
     """Return the packet unchanged if nothing needs to change; None if something does and it cannot be parsed."""
-    orientation = _ORIENTATION.search(packet[:_MOST_XMP])
+    orientation = _ORIENTATION.search(packet[:_MAX_XMP])
     if gps and (orientation is None or orientation[1] == b"1"):
         return packet
-    if len(packet) > _MOST_XMP:
+    if len(packet) > _MAX_XMP:
         return None
     try:
         document = minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))

@@ -1,7 +1,7 @@
 """Recognize positions in metadata, under any name that camera and drone makers give them.
 
-EXIF has one directory for the position; drones, telephones and applications also write it under names of their own and
-in texts. The rules prefer false alarms: one costs a single entry, and only with `gps=strip`; a miss can publish a home
+EXIF has one directory for the position; drones, phones and applications also write it under names of their own and in
+texts. The rules prefer false alarms: one costs a single entry, and only with `gps=strip`; a miss can publish a home
 address.
 """
 
@@ -16,7 +16,7 @@ _NAME = re.compile(
     r"|(?:^|_|(?<=[a-z]))(?:L(?:at|on|ng|ong)|Alt)$|(?:^|_)(?:lat|lon|lng|long|alt)$"
 )
 #: Longest text to search: cameras and people write shorter ones, and a longer one is more likely an embedded file.
-_MOST_TEXT = 10_000
+_MAX_TEXT = 10_000
 _DEGREES = r"[+-]?\d{1,3}\.\d{3,}"
 #: Texts that are a position under any name, and embedded files, which may hold one. Repetitions are bounded, so that a
 #: crafted text cannot make the search slow.
@@ -38,4 +38,4 @@ def is_named_position(name: str) -> bool:
 
 def may_hold_position(text: str) -> bool:
     """Whether a text contains a position, or a file in which one could be, or is too long to be searched."""
-    return len(text) > _MOST_TEXT or _TEXT.search(text) is not None
+    return len(text) > _MAX_TEXT or _TEXT.search(text) is not None

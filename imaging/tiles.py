@@ -117,7 +117,7 @@ class Canvas:
             self.photograph.space.from_srgb(pixels_from_core(tensor[:, :rows, :columns]))
             for tensor in (tile.core, restored)
         )
-        # The change is added, so that colours outside sRGB stay outside.
+        # The network's change is added to the pixels, so that colours outside sRGB are kept.
         result = to_unit(part) + self.strength * (after - before)
         if self.look is None:
             return result

@@ -23,7 +23,7 @@ from imaging.compiled import apply_affine, box_mean, fit_affine
 
 #: The ridge: the variance below which a window counts as flat, and the slope follows the local gain.
 EPSILON = 1e-4
-#: Keeps the gain finite in black.
+#: Added to both means, so that the gain stays finite in black.
 BLACK = 0.02
 
 

@@ -26,7 +26,7 @@ LARGEST = 65504.0  #: the largest float16
 HEADROOM = 2.0  #: minimum bits between the largest magnitude of a float16 tensor and `LARGEST`
 _HALVES = (torch.float16, torch.bfloat16)
 _SUMS = {torch.ops.aten.convolution.default, torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
-#: Operations besides the views that move numbers and compute none.
+#: Operations, besides views, that only move values.
 _MOVES = {"cat", "clone", "copy_", "_unsafe_view", "pixel_unshuffle"}
 
 
@@ -125,7 +125,7 @@ def format_ranges(ranges: list[Range], rows: int = 10) -> list[str]:
 
 
 def emulation(network: nn.Module, *, tf32: bool = False) -> Any:
-    """Return the context that a network runs in on a CPU: `Half` for half precision, `Tf32` if asked, else nothing."""
+    """Return the context that a network runs in on a CPU: `Tf32` if requested, `Half` for half precision, else none."""
     if tf32:
         return Tf32()  # type: ignore[no-untyped-call]
     is_half = any(p.dtype in _HALVES and p.device.type == "cpu" for p in network.parameters())

@@ -22,8 +22,8 @@ _LOCATIONS = (
     ("config.json", ("performance", "validation"), "", "validation"),
     ("training_info.json", (), "val_", "validation"),
 )
-_MOST = {"l1": Decimal("0.999"), "psnr": Decimal(100), "ssim": Decimal(1)}  # "L1 1.0" is the weight of a loss
-_FINEST = {"l1": -4, "psnr": -2, "ssim": -4}  # the last decimal place that is compared
+_MAX = {"l1": Decimal("0.999"), "psnr": Decimal(100), "ssim": Decimal(1)}  # "L1 1.0" is the weight of a loss
+_LAST_EXPONENT = {"l1": -4, "psnr": -2, "ssim": -4}  # the last decimal place that is compared
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _DEVIATION = rf"(?:±|\+/-|\ufffd)\s*{_NUMBER}"  # \ufffd: ± in another encoding than UTF-8
 _MEAN = re.compile(rf"\b(L1|PSNR|SSIM)\b(?:[\s=:|(*)]|dB)*{_NUMBER}(?:[\s*]|dB)*(?:{_DEVIATION})?", re.IGNORECASE)
@@ -52,7 +52,7 @@ class Claim:
         return not (self._rounds(self.mean, other.mean) or self._rounds(other.mean, self.mean))
 
     def _rounds(self, value: float | Decimal, stated: Decimal) -> bool:
-        unit = Decimal(10) ** max(_exponent(stated), _FINEST[self.metric])
+        unit = Decimal(10) ** max(_exponent(stated), _LAST_EXPONENT[self.metric])
         return abs(Decimal(value) - stated) <= unit / 2
 
 
@@ -93,7 +93,7 @@ def _claims_from_json(folder: Path, remarks: list[str]) -> Iterator[Claim]:
         if not isinstance(values, dict):
             remarks.append(f"{source}: {'.'.join(keys) or 'the whole'} is not an object: its claims are unknown")
             continue
-        for metric in _MOST:
+        for metric in _MAX:
             if (key := prefix + metric) in values and values[key] != 0:  # zeros are placeholders
                 number, complaint = _parse_claim(values[key], metric)
                 if complaint:
@@ -115,7 +115,7 @@ def _parse_claim(value: object, metric: str) -> tuple[Decimal, str]:
     """Return the number, and why it is not a claim if it is not."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         return Decimal(0), "not a number"
-    return Decimal(value), "" if 0 < value <= _MOST[metric] else f"not a mean {metric.upper()}"
+    return Decimal(value), "" if 0 < value <= _MAX[metric] else f"not a mean {metric.upper()}"
 
 
 def _claims_from_text(path: Path) -> list[Claim]:
@@ -125,15 +125,15 @@ def _claims_from_text(path: Path) -> list[Claim]:
         if word := re.search(r"\b(?:val|validation|test)\b", line, re.IGNORECASE):
             split = "test" if word[0].lower() == "test" else "validation"
         for name, mean, deviation in _MEAN.findall(line):
-            if 0 < Decimal(mean) <= _MOST[name.lower()]:
+            if 0 < Decimal(mean) <= _MAX[name.lower()]:
                 stated = Decimal(deviation) if deviation else None
                 claim = Claim(split=split, metric=name.lower(), mean=Decimal(mean), deviation=stated, source=path.name)
                 claims.append(claim)
-    tested, loose = [claim for claim in claims if claim.split == "test"], re.findall(_DEVIATION, text)
-    if len(loose) != len(tested) or any(claim.deviation for claim in claims):
+    tested, deviations = [claim for claim in claims if claim.split == "test"], re.findall(_DEVIATION, text)
+    if len(deviations) != len(tested) or any(claim.deviation for claim in claims):
         return claims
-    apart = [replace(claim, deviation=Decimal(text)) for claim, text in zip(tested, loose, strict=True)]
-    return apart + [claim for claim in claims if claim.split != "test"]
+    completed = [replace(claim, deviation=Decimal(text)) for claim, text in zip(tested, deviations, strict=True)]
+    return completed + [claim for claim in claims if claim.split != "test"]
 
 
 def _exponent(value: Decimal) -> int:

@@ -1,4 +1,4 @@
-"""The interface of a target. Its modules are imported for every build, so they import heavy libraries in functions."""
+"""The interface of a target. Every build imports all target modules, so they import heavy libraries in functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target(ABC):
     """A kind of engine: the graph it is made of, how it is built, where it is published and what it runs on.
 
     ``distributions`` are the packages whose versions an engine depends on. ``is_served``: the last stage of the ladder
-    asks a Triton. ``is_emulated``: no machine that builds the engine runs it, so its gate is held against emulation.
+    runs the engine in Triton. ``is_emulated``: the engine cannot run where it is built; the gate applies to emulation.
     """
 
     name: ClassVar[str]

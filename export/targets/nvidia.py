@@ -3,8 +3,8 @@
 Both libraries have the same Python API. Networks are strongly typed: the ONNX graph states every type, and TF32 is the
 only flag that touches precision. Only API that TensorRT 11 kept is used.
 
-Why not Polygraphy's loaders: they choose between the two libraries by an environment variable before import, once a
-process.
+Polygraphy's loaders are not used, because they choose between the two libraries only once per process, by an
+environment variable that must be set before the import.
 """
 
 from __future__ import annotations
