@@ -19,7 +19,7 @@ class Cancelled(Exception):
 
 
 class Overloaded(Exception):
-    """The queue of the network stayed full."""
+    """The queue of the network stayed full for as long as the caller retried."""
 
 
 class Step:
@@ -54,7 +54,7 @@ class Answer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if error is not None and not isinstance(error, Exception):
-            return False  # the process or the event loop ends
+            return False  # KeyboardInterrupt or cancellation: the process or the event loop is ending
         pb_utils = self._step.pb_utils
         if error is None:
             outcome, self.response = "done", pb_utils.InferenceResponse(self.outputs)

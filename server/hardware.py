@@ -29,7 +29,7 @@ class Values:
 GPUS = {
     # 2.04 TB/s: 18.9 ms a photograph, 151 ms a batch of eight. The delay is a fifth of a photograph. One instance:
     # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a seventieth of its run time, and a 40 GB card
-    # keeps its memory. A second would compute while the first one's next batch is formed; `make tune` tries it.
+    # keeps its memory. A second instance would compute while the first waits for its next batch; `make tune` tries it.
     "a100": Values(delay_us=4000, instances=1),
     # 3.35 TB/s: 10.6 ms a photograph, 85 ms a batch of eight. The delay is a seventh of a photograph. A longer one
     # gains little: a batch shares only the weights, 52 MB of the 35 GB that a photograph moves. Two instances: copying

@@ -5,7 +5,7 @@ container unhealthy without replacing it. So a failed check stops the server: it
 unless-stopped`` starts a new one. A server that was never healthy gets `START_SECONDS` first.
 
 Overload is not a failure: a rejection or a timeout while the queues move proves that the server works. After such an
-answer Triton's counters decide: were photographs finished since the last check?
+answer the check passes if Triton's counters show that photographs were finished since the last check.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from server import process
 from server.errors import ServerError
 from server.settings import Settings
 
-#: Longer than an interactive photograph may wait in the queues of the three steps (5 s each, 10 s at a CPU restormer).
-#: Failures are retried every second until then.
+#: Seconds during which a failed check is repeated. Longer than an interactive photograph may wait in the queues of the
+#: three steps (5 s each; on a CPU 10 s in restormer's).
 SECONDS = 30.0
 #: Seconds after its start when a server that was never healthy is stopped: longer than compose's start period.
 START_SECONDS = 300.0
@@ -68,7 +68,7 @@ def has_progressed(before: dict[str, float], now: dict[str, float]) -> bool:
 
 
 def _try_until_deadline(settings: Settings, seconds: float) -> str:
-    """Try until the deadline; return "" after a success, else the last message, one other than overload if any."""
+    """Try until the deadline; return "" after a success, else the last message, if possible not one of overload."""
     deadline, failure = time.monotonic() + seconds, ""
     while True:
         remaining = max(deadline - time.monotonic(), 1.0)

@@ -256,7 +256,7 @@ def _check_handshake(settings: Settings, cert: Path, key: Path) -> None:
         client.wrap_bio(to_client, to_server, server_hostname=name),
         server.wrap_bio(to_server, to_client, server_side=True),
     ]
-    for end in ends * 4:  # enough turns for the handshake and the answer to the client's certificate
+    for end in ends * 4:  # enough turns for the handshake and for the server's answer to the client's certificate
         try:
             with contextlib.suppress(ssl.SSLWantReadError):
                 end.do_handshake()

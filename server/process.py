@@ -133,8 +133,8 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
 def kill_orphans(settings: Settings) -> int:
     """Kill the Python stubs of this state folder whose Triton was killed; return their number.
 
-    They notice it only after a while, and hold the network's memory until then. A killed Triton also leaves its regions
-    in /dev/shm, which are removed. Call it only while no server of this state folder runs.
+    A stub notices only after a while that its Triton is gone, and holds the network's memory until then. The regions
+    that a killed Triton leaves in /dev/shm are removed too. Call this only while no server of this state folder runs.
     """
     served, killed = f"{settings.served.absolute()}/".encode(), 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -211,8 +211,8 @@ def _wait_until_ready(settings: Settings, triton: subprocess.Popen[bytes], secon
 def deep_check_command(settings: Settings, seconds: float) -> list[str]:
     """Return the client's command that sends a tiny photograph through ``enhance`` within ``seconds``.
 
-    It trusts only the server's own certificate, because ``tls_ca`` is the authority of the clients. Under mutual TLS it
-    also presents that certificate, which must therefore be valid for a client.
+    The client trusts only the server's own certificate, because ``tls_ca`` is the clients' authority. With mutual TLS
+    it also presents that certificate, which must therefore be valid for clients too.
     """
     command = [str(Path(sys.executable).with_name("restormer-client")), "status", "--url", settings.local_url]
     command += ["--wait", str(seconds), "--timeout", str(seconds)]

@@ -1,4 +1,4 @@
-"""Hold the settings of one server, and make Triton's command line from them."""
+"""Define the settings of a server, and make Triton's command line from them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Settings:
     ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
     ``hardware`` selects the configs: cpu, gpu (any) or one of `hardware.GPUS`; ``auto`` means cpu with the wheel,
     which has no TensorRT backend.
-    0 instances: computed from this machine's cores. ``core_`` settings are the network's: 0 instances, a batch of 0 or
-    no delay leaves the value of its config. 0 turns a port, the connection age or the cache off. Times are in seconds,
-    ``core_delay_us`` is in microseconds.
+    0 preprocess or postprocess instances means that the number is computed from the cores. ``core_`` settings are the
+    network's: 0 instances, a batch of 0 or no delay means the value of its config. 0 turns a port, the connection age
+    or the cache off. Times are in seconds, except ``core_delay_us`` (microseconds).
     """
 
     repository: Path = Path("model_repository")

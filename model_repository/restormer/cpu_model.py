@@ -14,8 +14,8 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        # The network takes every core for a second, decoding or encoding a photograph a twentieth of that, so they go
-        # first. OpenVINO's threads, created below, inherit the priority.
+        # A lower priority than preprocess and postprocess: the network takes every core for a second, they need a
+        # twentieth of that. OpenVINO's threads, created below, inherit it.
         os.nice(10)
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]

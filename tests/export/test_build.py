@@ -316,7 +316,7 @@ def test_every_precision_is_published_with_its_figures(published):
     assert documents["bf16"]["onnx"]["opset"] == 22
 
 
-#: Where INT8 is built here: a CPU without VNNI is refused, TensorRT for RTX builds anywhere.
+#: Target that can be built here in INT8: a CPU without VNNI is rejected, TensorRT for RTX needs no hardware.
 INT8_TARGET = "rtx" if why_not(PRECISIONS["int8"]) else "cpu"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-#: Modules that know nothing of the pipeline: everything may import them.
+#: Modules that import nothing of the pipeline; every module may import them.
 FOUNDATION = {f"export.{name}" for name in ("errors", "files", "metrics", "names", "precision", "progress")}
 
 

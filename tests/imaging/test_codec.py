@@ -70,7 +70,7 @@ def bitmap(kind):
     return header + struct.pack("<4I", *masks) + bytes(52) + palette + body
 
 
-#: Files, and what encoding them again yields: format, Pillow's mode, bits a channel.
+#: Files, and the result of encoding them again: format, Pillow's mode, bits a channel.
 FILES = {
     "JPEG": (encoded(pixels()), "JPEG", "RGB", 8),
     "JPEG progressive": (encoded(pixels(), progressive=True), "JPEG", "RGB", 8),

@@ -82,7 +82,7 @@ def test_every_queue_is_bounded_rejects_in_time_and_has_two_levels(path):
         len(calls.PRIORITIES),
         calls.PRIORITIES["interactive"],
     )
-    # NVIDIA advises against it for anything but this: on a CPU no batch is formed, and a sender's own is taken.
+    # NVIDIA advises against preferred sizes. On a CPU size 1 stops the batcher; a client's own batches pass.
     assert list(batcher.preferred_batch_size) == ([1] if path.parts[-3:] == CPU_CORE else [])
     for policy in policies(loaded).values():
         assert policy.timeout_action == REJECT

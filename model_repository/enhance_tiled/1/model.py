@@ -55,7 +55,7 @@ class TritonPythonModel:
         look = await asyncio.to_thread(look_between, photograph, core, restored, options)
         canvas = tiles.Canvas(photograph, look, strength=options.strength)
         for band in canvas.bands():
-            # All tiles end before an error is raised: none may outlive its request.
+            # Wait for all tiles before raising an error: no tile may still use a request that has been answered.
             ends = await asyncio.gather(
                 *(self._add(band, index, request, slots) for index in range(len(band))), return_exceptions=True
             )
