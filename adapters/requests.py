@@ -33,10 +33,6 @@ class Step:
         self.name = args["model_name"]
         self.pb_utils = pb_utils
 
-    def answer(self) -> Answer:
-        """Return the answer to a request that starts now."""
-        return Answer(self)
-
 
 class Answer:
     """The answer to one request: set ``outputs`` in a ``with`` block, and return ``response`` after it.
