@@ -120,7 +120,9 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
         return [target]
     has_gpu = bool(machine.gpus())
     # The target that Triton serves is built last, so that its report ends the output.
-    candidates = sorted((t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: target.is_served)
+    candidates = sorted(
+        (t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: target.is_measured_in_triton
+    )
     reasons = {target: target.why_not(precision) for target in candidates}
     parts = [_report_choice(target, reason) for target, reason in reasons.items()]
     say(f"--target auto: {'' if has_gpu else 'no GPU here, so '}{' and '.join(parts)}")

@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 from export.markdown import table
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
-from imaging import InvalidRequest, Options, core_from_file, file_from_core
+from imaging import SUFFIXES, InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, finish_run
 from traffic.server import run_server
 
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--url", help="running server that serves both versions (default: start one)")
     add_record_option(parser)
     options = parser.parse_args()
-    photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in (".jpg", ".png", ".tif"))
+    photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in SUFFIXES)
     versions = (options.baseline, options.candidate)
     if not photographs:
         sys.exit(f"error: no photograph in {options.photos}: name a folder with --photos")

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class Target(ABC):
     """A kind of engine: the graph it is made of, how it is built, where it is published and what it runs on.
 
-    ``distributions`` are the packages whose versions an engine depends on. ``is_served``: the last stage of the ladder
-    runs the engine in Triton. ``is_emulated``: the engine cannot run where it is built; the gate applies to emulation.
+    ``distributions`` are the packages whose versions an engine depends on. ``is_measured_in_triton``: the last stage of
+    the ladder runs the engine in Triton. ``is_emulated``: the engine cannot run where it is built; the gate applies to
+    emulation. Stages that run the engine have titles that begin with "engine" or "served".
     """
 
     name: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
-    is_served: ClassVar[bool] = False
+    is_measured_in_triton: ClassVar[bool] = False
     is_emulated: ClassVar[bool] = False
     #: Whether ``--target auto`` builds it on hosts with a GPU (True), without one (False), or never (None).
     automatic: ClassVar[bool | None] = None

@@ -53,7 +53,7 @@ class Cpu(Target):
 
     name = "cpu"
     distributions = ("openvino",)
-    is_served = True
+    is_measured_in_triton = True
     automatic = False
 
     def why_not(self, precision: Precision) -> str:

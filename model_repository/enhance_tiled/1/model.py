@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from adapters.requests import Answer, Cancelled, Overloaded, Step, options_from_request
 from imaging import core_from_file, decode, tiles
+from imaging.options import SMALL
 from imaging.pipeline import encode_by_options, look_between, require_finite, small_result
 
 #: Tiles share restormer's queue with all other requests: a tile that is rejected there, or waits too long, is sent
@@ -50,7 +51,7 @@ class TritonPythonModel:
         async with slots:
             restored = await self._restored(core, request)
         photograph = await asyncio.to_thread(decode, file, limits)
-        if options.size == "512":
+        if options.size == SMALL:
             return encode_by_options(small_result(photograph, core, restored, options), options)
         look = await asyncio.to_thread(look_between, photograph, core, restored, options)
         canvas = tiles.Canvas(photograph, look, strength=options.strength)
