@@ -261,5 +261,5 @@ test-docker: setup $(ENVS)/dev.done  ## Build, start, call, break and stop the c
 	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
 	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/acceptance/docker.py --timeout 1800 -p no:cacheprovider
 
-clean: stop  ## Remove environments, outputs and published engines
-	@rm -rf $(ENVS) .run out engines/* engines/.cache model_repository/restormer/[0-9]*
+clean: stop  ## Remove environments and outputs; published engines stay
+	@rm -rf "$(ENVS)" "$(STATE)" "$(OUTPUT)"

@@ -21,7 +21,7 @@ from typing import Any
 from operations.recording import add_record_option, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
-ENGINES = ROOT / "model_repository/restormer"
+ENGINES = ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"  #: as in compose.yaml
 SWEEP = ROOT / "out/perf.csv"
 #: Versions 1 to 5, built from the last to the first; 2 to 5 are then removed, and fp16 is served alone.
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "int8")
@@ -149,6 +149,11 @@ def main() -> int:
     document: dict[str, Any] = {"gpus": gpus(), "steps": {}}
     if os.geteuid():
         raise SystemExit(f"error: only user 10001 may read {KEY}: run this as root")
+    if published := sorted(path.name for path in ENGINES.glob("[0-9]*")):
+        raise SystemExit(
+            f"error: {ENGINES} holds version {', '.join(published)}, and this replaces versions 1 to {len(PRECISIONS)}: "
+            "run it in a clone of its own"
+        )
     (ROOT / "out").mkdir(exist_ok=True)
     for step in steps():
         print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)

@@ -139,10 +139,9 @@ def test_the_readme_links_every_page_of_the_docs():
 
 
 def test_the_load_was_measured_with_the_config_that_is_served():
-    """Older records do not have the checksum."""
     recorded = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
     served = load.hash_configs(ROOT / "model_repository")
-    assert recorded.get("config_sha256", served) == served, "make test-load RECORD=benchmarks/results/load.json"
+    assert recorded["config_sha256"] == served, "make test-load RECORD=benchmarks/results/load.json"
 
 
 def test_every_setting_of_the_server_is_on_the_production_page():

@@ -32,6 +32,19 @@ def test_without_a_gpu_it_exits_with_one_line(tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
+def test_published_engines_are_not_replaced(tmp_path, monkeypatch, capsys):
+    version = tmp_path / "restormer/1"
+    version.mkdir(parents=True)
+    monkeypatch.setattr(verify_gpu, "ENGINES", version.parent)
+    monkeypatch.setattr(verify_gpu, "gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(verify_gpu.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(verify_gpu, "run", lambda step: pytest.fail(f"{step.name} ran"))
+    monkeypatch.setattr(sys, "argv", ["verify_gpu"])
+    with pytest.raises(SystemExit, match="version 1"):
+        verify_gpu.main()
+    assert version.is_dir()
+
+
 def test_a_failed_step_is_recorded_with_its_output(tmp_path):
     row = verify_gpu.run(verify_gpu.Step("fails", "echo because >&2; exit 3"))
     assert (row["passed"], row["output"]) == (False, "because\n")
