@@ -21,7 +21,9 @@ from typing import Any
 from operations.recording import add_record_option, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
-ENGINES = ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"  #: as in compose.yaml
+ENGINES = (
+    ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"
+)  #: as in compose.yaml
 SWEEP = ROOT / "out/perf.csv"
 #: Versions 1 to 5, built from the last to the first; 2 to 5 are then removed, and fp16 is served alone.
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "int8")
