@@ -21,9 +21,8 @@ from typing import Any
 from operations.recording import add_record_option, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
-ENGINES = (
-    ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"
-)  #: as in compose.yaml
+#: Of the repository that docker/compose.yaml mounts.
+ENGINES = ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"
 SWEEP = ROOT / "out/perf.csv"
 #: Versions 1 to 5, built from the last to the first; 2 to 5 are then removed, and fp16 is served alone.
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "int8")
@@ -153,7 +152,7 @@ def main() -> int:
         raise SystemExit(f"error: only user 10001 may read {KEY}: run this as root")
     if published := sorted(path.name for path in ENGINES.glob("[0-9]*")):
         raise SystemExit(
-            f"error: {ENGINES} holds version {', '.join(published)}, and this replaces versions 1 to {len(PRECISIONS)}: "
+            f"error: {ENGINES} holds version {', '.join(published)}; versions 1 to {len(PRECISIONS)} would be replaced: "
             "run it in a clone of its own"
         )
     (ROOT / "out").mkdir(exist_ok=True)
