@@ -152,7 +152,7 @@ def main() -> int:
         raise SystemExit(f"error: only user 10001 may read {KEY}: run this as root")
     if published := sorted(path.name for path in ENGINES.glob("[0-9]*")):
         raise SystemExit(
-            f"error: {ENGINES} holds version {', '.join(published)}; versions 1 to {len(PRECISIONS)} would be replaced: "
+            f"error: {ENGINES} holds version {', '.join(published)}; this replaces 1 to {len(PRECISIONS)}: "
             "run it in a clone of its own"
         )
     (ROOT / "out").mkdir(exist_ok=True)
