@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ __all__ = ["ROOT", "SERVER_PYTHON", "Triton", "bare_repository", "copied", "coun
 
 #: The tests are those of a host without a GPU, also on one that has some.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+#: A shell starts background jobs with Ctrl-C ignored, which the commands under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 SERVER_PYTHON = ROOT / ".envs/server/bin/python"
 
