@@ -20,7 +20,16 @@ from export.request import Request
 from server import host as server_machine
 from traffic.ports import free_port
 
-__all__ = ["ROOT", "SERVER_PYTHON", "Triton", "bare_repository", "copied", "counted", "free_port", "server_command"]
+__all__ = [
+    "ROOT",
+    "SERVER_PYTHON",
+    "Triton",
+    "bare_repository",
+    "copy_repository",
+    "free_port",
+    "read_counter",
+    "server_command",
+]
 
 #: The tests are those of a host without a GPU, also on one that has some.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -60,7 +69,7 @@ def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
     return [str(python), "-m", "server", *flags, verb]
 
 
-def counted(triton: Triton, name: str, model: str = "restormer") -> float:
+def read_counter(triton: Triton, name: str, model: str = "restormer") -> float:
     """Read a counter of one model from Triton's metrics."""
     with urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
@@ -73,7 +82,7 @@ def bare_repository(folder: Path) -> Path:
     return folder
 
 
-def copied(repository: Path, folder: Path) -> Path:
+def copy_repository(repository: Path, folder: Path) -> Path:
     """Copy a model repository with its engines, for a test that changes it."""
     return Path(shutil.copytree(repository, folder, ignore=shutil.ignore_patterns("__pycache__")))
 

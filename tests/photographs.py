@@ -32,36 +32,38 @@ def pixels(height=240, width=320, seed=0):
     return np.clip((smooth + rng.normal(0, 0.03, smooth.shape)) * 255, 0, 255).astype(np.uint8)
 
 
-def encoded(array, kind="JPEG", **options):
+def encode_image(array, kind="JPEG", **options):
+    """Encode pixels or a Pillow image; ``options`` are those of Pillow's ``save``."""
     buffer = io.BytesIO()
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
     image.save(buffer, kind, **({"quality": 95} | options if kind in ("JPEG", "WEBP", "AVIF") else options))
     return buffer.getvalue()
 
 
-def bilinear(values, shape):
+def resize_bilinear(values, shape):
     """Resize HxWxC values with Pillow's bilinear filter, plane by plane in float32."""
     planes = [Image.fromarray(np.ascontiguousarray(values[..., c], np.float32)) for c in range(values.shape[2])]
     return np.stack([np.asarray(plane.resize(shape[::-1], Image.Resampling.BILINEAR)) for plane in planes], axis=2)
 
 
-def deep(kind, array, *, compressed=False):
+def encode_16_bits(kind, array, *, compressed=False):
     """Encode a PNG or TIFF of 16 bits per channel with OpenCV, independently of the code under test."""
     array = array[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]]
     options = [cv2.IMWRITE_TIFF_COMPRESSION, 5 if compressed else 1] if kind == "TIFF" else []
-    done, data = cv2.imencode(f".{kind.lower()}", array, options)
-    assert done
+    succeeded, data = cv2.imencode(f".{kind.lower()}", array, options)
+    assert succeeded
     return data.tobytes()
 
 
-def deep_pixels(channels=3, height=240, width=320):
+def pixels_16_bits(channels=3, height=240, width=320):
     """Make a ramp that needs more than 8 bits, HxWxC uint16."""
     y, x = np.mgrid[0:height, 0:width]
     planes = [10_000 + 97 * x + 31 * y * (c + 1) for c in range(channels)]
     return np.stack(planes, axis=2).astype(np.uint16)
 
 
-def exif_with(orientation, **gps):
+def make_exif(orientation, **gps):
+    """Return the EXIF of a camera, with a position if any keyword is given."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x010F] = "Camera maker"
@@ -72,7 +74,7 @@ def exif_with(orientation, **gps):
     return exif.tobytes()
 
 
-def opened(data):
+def open_image(data):
     return Image.open(io.BytesIO(data))
 
 

@@ -24,7 +24,7 @@ from bulk.__main__ import IN_FLIGHT
 from server.assemble import read_config
 from tests.acceptance.leftovers import expect_no_leftovers
 from tests.acceptance.load import QUEUE_CONFIG
-from tests.conftest import ROOT, copied, free_port
+from tests.conftest import ROOT, copy_repository, free_port
 from traffic.server import Server, kill_process, run_server
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
@@ -78,7 +78,7 @@ def output(tmp_path):
 @pytest.fixture(scope="session")
 def waiting(repository, tmp_path_factory):
     """Return a model repository whose ``enhance`` only waits."""
-    folder = copied(repository, tmp_path_factory.mktemp("waiting") / "model_repository")
+    folder = copy_repository(repository, tmp_path_factory.mktemp("waiting") / "model_repository")
     shutil.rmtree(folder / "enhance")
     shutil.copytree(ROOT / "tests/bulk/waiting", folder / "enhance")
     return folder

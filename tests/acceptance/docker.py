@@ -22,7 +22,7 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from tests.conftest import ROOT, free_port
-from tests.photographs import encoded, exif_with, pixels
+from tests.photographs import encode_image, make_exif, pixels
 
 PROJECT = "restormer-test"
 CONTAINER = f"{PROJECT}-triton-cpu-1"
@@ -236,7 +236,7 @@ def test_metrics_are_scraped_and_not_published(server, ports, client_command, tm
 
 def test_the_log_holds_no_photograph(server, client_command, ports, tmp_path):
     """After photographs with a place and a name in them, whole, damaged, and none at all, one by one and in tiles."""
-    whole = encoded(pixels(240, 320), exif=exif_with(1, place=True), comment=b"Wilhelmina Undset")
+    whole = encode_image(pixels(240, 320), exif=make_exif(1, place=True), comment=b"Wilhelmina Undset")
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "Wilhelmina Undset")
     png = io.BytesIO()

@@ -29,11 +29,11 @@ from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, finish_run, show_progress
 from tests.acceptance.leftovers import expect_no_leftovers
 from tests.imaging.test_codec import FILES, TAGGED
-from tests.photographs import encoded, opened, pixels
+from tests.photographs import encode_image, open_image, pixels
 from traffic.server import Server, run_server
 
 GOOD = [data for data, *_ in FILES.values()] + list(TAGGED.values())
-GOOD += [encoded(pixels(24, 32), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")]
+GOOD += [encode_image(pixels(24, 32), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")]
 SECONDS_PER_MEGAPIXEL, MINIMUM_SECONDS = 1.0, 2.0
 FORMATS = ("", "jpeg", "png", "webp", "tiff", "bmp")
 CHUNK = 100
@@ -74,7 +74,7 @@ def try_in_process(seeds: range) -> tuple[dict[str, int], list[str], float]:
         try:
             core = core_from_file(data)
             result = file_from_core(data, core, core**0.7, Options(format=FORMATS[seed % len(FORMATS)], strength=0.9))
-            size = opened(result).size
+            size = open_image(result).size
             megapixels = size[0] * size[1] / 1e6
             counts["enhanced"] += 1
         except InvalidRequest as error:
@@ -127,11 +127,11 @@ def run_in_process(count: int, first: int, jobs: int) -> dict[str, object]:
 def run_through_server(count: int, first: int, server: Server) -> dict[str, object]:
     """Send ``count`` files to a server, with good photographs after every hundred."""
     totals, failures, memory = {"enhanced": 0, "refused": 0}, [], []
-    good, started = encoded(pixels(64, 64)), time.monotonic()
+    good, started = encode_image(pixels(64, 64)), time.monotonic()
     with Enhancer(server.url) as enhancer:
         for number, seed in enumerate(range(first, first + count), 1):
             try:
-                opened(enhancer.enhance(damaged(seed), tiled=seed % 4 == 0, timeout=30))
+                open_image(enhancer.enhance(damaged(seed), tiled=seed % 4 == 0, timeout=30))
                 totals["enhanced"] += 1
             except InvalidPhotograph:
                 totals["refused"] += 1

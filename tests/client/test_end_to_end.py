@@ -19,9 +19,9 @@ from export.metrics import psnr
 from export.package.model_package import package_from_folder
 from imaging import decode
 from imaging.tiles import starts
-from tests.conftest import ROOT, counted, free_port
+from tests.conftest import ROOT, free_port, read_counter
 from tests.imaging.test_codec import BAD, FILES, bits
-from tests.photographs import encoded, exif_with, opened, pixels
+from tests.photographs import encode_image, make_exif, open_image, pixels
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def enhancer(triton):
 
 def test_served_pixels_equal_pytorch_in_process(enhancer):
     """Compare the server with the package in PyTorch and `imaging` in this process, on lossless PNG."""
-    image = np.asarray(opened((ROOT / "demo/photos/coffee-table.jpg").read_bytes()))
-    data = encoded(image, "PNG")
+    image = np.asarray(open_image((ROOT / "demo/photos/coffee-table.jpg").read_bytes()))
+    data = encode_image(image, "PNG")
     served = decode(enhancer.enhance(data, timeout=120)).pixels
     run = runner_from_package(package_from_folder(ROOT / "demo/package"))
     expected = decode(enhance(data, run)).pixels
@@ -45,7 +45,7 @@ def test_served_pixels_equal_pytorch_in_process(enhancer):
 def test_enhancing_improves_psnr_against_the_target(enhancer, name):
     before, target = ((ROOT / "demo" / kind / name).read_bytes() for kind in ("photos", "targets"))
     after = enhancer.enhance(before, timeout=120)
-    unit = [np.asarray(opened(data), np.float32) / 255 for data in (before, after, target)]
+    unit = [np.asarray(open_image(data), np.float32) / 255 for data in (before, after, target)]
     assert unit[1].shape == unit[0].shape
     assert psnr(unit[1], unit[2]) > psnr(unit[0], unit[2]) + 1
 
@@ -53,20 +53,20 @@ def test_enhancing_improves_psnr_against_the_target(enhancer, name):
 @pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
 @pytest.mark.parametrize("size", [(333, 500), (64, 48), (16, 16)])
 def test_output_has_the_input_size(enhancer, size, tiled):
-    after = opened(enhancer.enhance(encoded(pixels(*size)), tiled=tiled))
+    after = open_image(enhancer.enhance(encode_image(pixels(*size)), tiled=tiled))
     assert after.size == (size[1], size[0])
 
 
 @pytest.mark.parametrize(("data", "kind", "mode", "depth"), FILES.values(), ids=FILES)
 def test_every_format_is_kept(enhancer, data, kind, mode, depth):
     result = enhancer.enhance(data)
-    image = opened(result)
+    image = open_image(result)
     assert (image.format, image.mode, bits(result)) == (kind, mode, depth)
 
 
 def test_options_take_effect(enhancer):
-    data = encoded(pixels(600, 800), exif=exif_with(1, gps=True))
-    small = opened(enhancer.enhance(data, format="webp", quality=60, size=512, gps="strip"))
+    data = encode_image(pixels(600, 800), exif=make_exif(1, gps=True))
+    small = open_image(enhancer.enhance(data, format="webp", quality=60, size=512, gps="strip"))
     assert (small.format, small.size) == ("WEBP", (512, 384))
     assert not small.getexif().get_ifd(0x8825)
     unchanged, full = (decode(enhancer.enhance(data, strength=s, format="png")).pixels for s in (0, 1))
@@ -77,16 +77,16 @@ def test_options_take_effect(enhancer):
 @pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
 def test_invalid_option_raises(enhancer, tiled):
     with pytest.raises(InvalidOption, match="strength"):
-        enhancer.enhance(encoded(pixels()), strength=2, tiled=tiled)
+        enhancer.enhance(encode_image(pixels()), strength=2, tiled=tiled)
 
 
 def test_tiled_output_is_close_and_each_tile_runs_once(triton, enhancer):
     """Tiles are close to `enhance`, which anchors their tone. A CPU server runs them without batching."""
     data = (ROOT / "demo/photos/brook.jpg").read_bytes()
-    whole = opened(enhancer.enhance(data, timeout=120))
-    before = [counted(triton, name) for name in ("nv_inference_count", "nv_inference_exec_count")]
-    tiled = opened(enhancer.enhance(data, tiled=True, timeout=240))
-    after = [counted(triton, name) for name in ("nv_inference_count", "nv_inference_exec_count")]
+    whole = open_image(enhancer.enhance(data, timeout=120))
+    before = [read_counter(triton, name) for name in ("nv_inference_count", "nv_inference_exec_count")]
+    tiled = open_image(enhancer.enhance(data, tiled=True, timeout=240))
+    after = [read_counter(triton, name) for name in ("nv_inference_count", "nv_inference_exec_count")]
     assert tiled.size == whole.size
     assert psnr(np.asarray(tiled) / 255, np.asarray(whole) / 255) > 20
     images, runs = (now - then for now, then in zip(after, before, strict=True))
@@ -100,25 +100,25 @@ def test_cancelled_task_stops_its_tiles(triton):
     async def cancel_after_first_tiles():
         async with AsyncEnhancer(triton.url) as enhancer:
             task = asyncio.create_task(enhancer.enhance(photograph, tiled=True, timeout=120))
-            while counted(triton, "nv_inference_count") < start + 3:
+            while read_counter(triton, "nv_inference_count") < start + 3:
                 await asyncio.sleep(0.05)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    start = counted(triton, "nv_inference_count")
+    start = read_counter(triton, "nv_inference_count")
     asyncio.run(cancel_after_first_tiles())
     last = -1
-    while (now := counted(triton, "nv_inference_count")) != last:  # until no more tiles run
+    while (now := read_counter(triton, "nv_inference_count")) != last:  # until no more tiles run
         last = now
         time.sleep(3)
     assert last - start < 40
     with Enhancer(triton.url) as enhancer:
-        assert enhancer.enhance(encoded(pixels(64, 64)), tiled=True)
+        assert enhancer.enhance(encode_image(pixels(64, 64)), tiled=True)
 
 
 def test_rotated_photograph_comes_back_upright(enhancer):
-    after = opened(enhancer.enhance(encoded(pixels(120, 200), exif=exif_with(6))))
+    after = open_image(enhancer.enhance(encode_image(pixels(120, 200), exif=make_exif(6))))
     assert after.size == (120, 200)
     assert after.getexif()[0x0112] == 1
 
@@ -137,20 +137,20 @@ def test_server_survives_every_bad_photograph(enhancer, tiled):
         with pytest.raises(InvalidPhotograph):
             enhancer.enhance(data, tiled=tiled)
     for seed in range(5):
-        assert enhancer.enhance(encoded(pixels(64, 64, seed=seed)), tiled=tiled)
+        assert enhancer.enhance(encode_image(pixels(64, 64, seed=seed)), tiled=tiled)
 
 
 def test_bad_photographs_do_not_affect_concurrent_good_ones(triton):
     """Send all at once over separate connections (tests/model_repository forces them into one batch)."""
     # Bulk priority, whose queue on a CPU server holds more than these.
-    photographs = [encoded(pixels(60, 80, seed=i)) if i % 3 else b"bad %d" % i for i in range(9)]
+    photographs = [encode_image(pixels(60, 80, seed=i)) if i % 3 else b"bad %d" % i for i in range(9)]
     barrier = threading.Barrier(len(photographs))
 
     def send(data):
         with Enhancer(triton.url) as enhancer:
             barrier.wait()
             try:
-                return opened(enhancer.enhance(data, priority="bulk", timeout=120)).size
+                return open_image(enhancer.enhance(data, priority="bulk", timeout=120)).size
             except InvalidPhotograph:
                 return "rejected"
 
@@ -161,7 +161,7 @@ def test_bad_photographs_do_not_affect_concurrent_good_ones(triton):
 
 def test_unreachable_server_prints_one_line(tmp_path, client_command):
     photograph = tmp_path / "in.jpg"
-    photograph.write_bytes(encoded(pixels()))
+    photograph.write_bytes(encode_image(pixels()))
     command = [*client_command, "enhance", photograph, tmp_path / "out.jpg", "--url", f"127.0.0.1:{free_port()}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -179,20 +179,20 @@ def test_loopback_ignores_http_proxy(triton, client_command):
 def test_unknown_model_is_not_reported_as_unavailable(triton, monkeypatch):
     monkeypatch.setattr("restormer_client.calls.MODEL", "no_such_model")
     with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="no_such_model") as caught:
-        enhancer.enhance(encoded(pixels(32, 32)))
+        enhancer.enhance(encode_image(pixels(32, 32)))
     assert not isinstance(caught.value, ServerUnavailable)
 
 
 def test_every_input_form_gives_the_same_output(enhancer, tmp_path):
-    data = encoded(pixels(48, 64))
+    data = encode_image(pixels(48, 64))
     path = tmp_path / "in.jpg"
     path.write_bytes(data)
     forms = (bytearray(data), memoryview(data), path, str(path), io.BytesIO(data))
     assert {enhancer.enhance(form) for form in forms} == {enhancer.enhance(data)}
-    array = np.asarray(opened(data))
+    array = np.asarray(open_image(data))
     from_array = enhancer.enhance(array)
     assert enhancer.enhance(Image.fromarray(array)) == from_array
-    assert opened(from_array).format == "PNG"
+    assert open_image(from_array).format == "PNG"
 
 
 def test_command_line(tmp_path, triton, client_command):
@@ -200,7 +200,7 @@ def test_command_line(tmp_path, triton, client_command):
     photograph = ROOT / "demo/photos/coffee-table.jpg"
     command = [*client_command, "enhance", photograph, out, "--url", triton.url]
     subprocess.run(command, check=True)
-    assert opened(out.read_bytes()).size == (600, 400)
+    assert open_image(out.read_bytes()).size == (600, 400)
     assert out.stat().st_mode & 0o044  # readable by others, like any new file
     status = subprocess.run(
         [*client_command, "status", "--url", triton.url], capture_output=True, text=True, check=True
@@ -221,7 +221,7 @@ def test_command_line_errors_print_one_line_and_write_nothing(
     tmp_path, triton, client_command, photograph, output, message
 ):
     (tmp_path / "in.txt").write_text("a letter")
-    (tmp_path / "in.jpg").write_bytes(encoded(pixels(32, 32)))
+    (tmp_path / "in.jpg").write_bytes(encode_image(pixels(32, 32)))
     command = [*client_command, "enhance", tmp_path / photograph, tmp_path / output, "--url", triton.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -240,7 +240,7 @@ def example_folder(tmp_path, monkeypatch):
     """Create the files that the README's examples use and change to their folder."""
     for name in ("before.jpg", "photos/one.jpg", "photos/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(encoded(pixels(48, 64)))
+        (tmp_path / name).write_bytes(encode_image(pixels(48, 64)))
     (tmp_path / "enhanced").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -250,8 +250,8 @@ def test_python_examples_of_the_readme_run(example_folder, triton):
     names = {}
     for block in readme_blocks("python"):
         exec(compile(block.replace("127.0.0.1:8001", triton.url), "README", "exec"), names)
-    assert opened((example_folder / "after.jpg").read_bytes()).size == (64, 48)
-    assert (opened(names["small"]).format, opened(names["small"]).size) == ("WEBP", (512, 384))
+    assert open_image((example_folder / "after.jpg").read_bytes()).size == (64, 48)
+    assert (open_image(names["small"]).format, open_image(names["small"]).size) == ("WEBP", (512, 384))
     assert sorted(path.name for path in (example_folder / "enhanced").iterdir()) == ["one.jpg", "two.jpg"]
     assert names["restored"].shape == (2, 3, 512, 512)
 
@@ -260,11 +260,11 @@ def test_the_call_in_the_readme_runs(example_folder, triton, client_command):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     photograph = "demo/photos/balcony.jpg"
     (example_folder / photograph).parent.mkdir(parents=True)
-    (example_folder / photograph).write_bytes(encoded(pixels(48, 64)))
+    (example_folder / photograph).write_bytes(encode_image(pixels(48, 64)))
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     exec(compile(block.replace("127.0.0.1:8001", triton.url), "README", "exec"), {})
     first = (example_folder / "out.jpg").read_bytes()
-    assert opened(first).size == (64, 48)
+    assert open_image(first).size == (64, 48)
     (example_folder / "out.jpg").unlink()
     words = re.search(r"^\.envs/build/bin/restormer-client (.*)$", text, re.MULTILINE)[1].split()
     subprocess.run([*client_command, *words, "--url", triton.url], check=True, capture_output=True)
@@ -283,4 +283,4 @@ def test_commands_of_the_readme_run(example_folder, triton, client_command):
 def test_response_of_another_model_is_an_error(triton, monkeypatch):
     monkeypatch.setattr("restormer_client.calls.MODEL", "preprocess")
     with Enhancer(triton.url) as enhancer, pytest.raises(EnhanceError, match="preprocess"):
-        enhancer.enhance(encoded(pixels(32, 32)))
+        enhancer.enhance(encode_image(pixels(32, 32)))

@@ -15,8 +15,8 @@ from tritonclient.utils import InferenceServerException
 from export.__main__ import main
 from export.enhance import runner_from_package
 from export.package.model_package import package_from_folder
-from tests.conftest import ROOT, counted
-from tests.photographs import opened
+from tests.conftest import ROOT, read_counter
+from tests.photographs import open_image
 
 PAGE = (ROOT / "client/docs/coming-from-your-own-backend.md").read_text(encoding="utf-8")
 CHECKPOINT = ROOT / "demo/package/model_checkpoint.pt"
@@ -70,7 +70,7 @@ def test_all_steps_give_the_same_result(run, example_folder):
         assert np.abs(tensor - expected).max() < 1e-3
     assert names["config"]["name"] == "restormer"
     assert names["after_http"] == names["after_grpc"] == names["after"]
-    assert opened(names["after"]).size == opened((example_folder / "before.jpg").read_bytes()).size
+    assert open_image(names["after"]).size == open_image((example_folder / "before.jpg").read_bytes()).size
 
 
 @pytest.mark.parametrize("protocol", [httpclient, grpcclient])
@@ -94,7 +94,7 @@ def test_timeout_is_in_microseconds(triton):
     with grpcclient.InferenceServerClient(triton.url) as others, http:
         for _ in range(3):
             others.async_infer("restormer", inputs(grpcclient), lambda result, error: completed.append(error))
-        while not counted(triton, "nv_inference_pending_request_count"):
+        while not read_counter(triton, "nv_inference_pending_request_count"):
             time.sleep(0.05)
         with pytest.raises(InferenceServerException) as caught:
             http.infer("restormer", inputs(httpclient), timeout=30)
@@ -115,8 +115,8 @@ def test_commands_of_the_page_run(example_folder):
     for words in commands:
         assert words[:3] == [".envs/build/bin/python", "-m", "export"]
         assert main(words[3:]) == 0
-    assert opened((example_folder / "after.png").read_bytes()).size == (600, 400)
-    assert opened((example_folder / "out/one_hdr.jpg").read_bytes()).size == (512, 341)
+    assert open_image((example_folder / "after.png").read_bytes()).size == (600, 400)
+    assert open_image((example_folder / "out/one_hdr.jpg").read_bytes()).size == (512, 341)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from restormer_client.photo import photo_bytes
 
-from tests.photographs import encoded, exif_with, opened, pixels
+from tests.photographs import encode_image, make_exif, open_image, pixels
 
-JPEG = encoded(pixels(20, 30))
+JPEG = encode_image(pixels(20, 30))
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
@@ -35,14 +35,14 @@ def test_paths_and_open_files(tmp_path):
 
 def test_arrays_are_encoded_without_loss():
     array = pixels(20, 30)
-    assert np.array_equal(np.asarray(opened(photo_bytes(array))), array)
+    assert np.array_equal(np.asarray(open_image(photo_bytes(array))), array)
 
 
 def test_pillow_images_keep_pixels_exif_and_profile():
-    exif = exif_with(6)
-    image = Image.open(io.BytesIO(encoded(pixels(20, 30), exif=exif)))
+    exif = make_exif(6)
+    image = Image.open(io.BytesIO(encode_image(pixels(20, 30), exif=exif)))
     image.info["icc_profile"] = b"a profile"
-    encoded_image = opened(photo_bytes(image))
+    encoded_image = open_image(photo_bytes(image))
     assert np.array_equal(np.asarray(encoded_image), np.asarray(image))
     assert encoded_image.getexif()[0x0112] == 6
     assert encoded_image.info["icc_profile"] == b"a profile"

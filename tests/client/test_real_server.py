@@ -35,10 +35,10 @@ from restormer_client.testing import FakeTriton
 
 from server.process import running_server
 from server.settings import Settings
-from tests.conftest import ROOT, Triton, copied, free_port
-from tests.photographs import encoded, opened, pixels
+from tests.conftest import ROOT, Triton, copy_repository, free_port
+from tests.photographs import encode_image, open_image, pixels
 
-PHOTO = encoded(pixels(48, 64))
+PHOTO = encode_image(pixels(48, 64))
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Restartable(Triton):
 @pytest.fixture(scope="module")
 def own(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    models = copied(repository, folder / "model_repository")
+    models = copy_repository(repository, folder / "model_repository")
     for path in models.rglob("*.pbtxt"):
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 4", text), encoding="utf-8")
@@ -111,7 +111,9 @@ def test_fifty_threads_on_one_client(enhancer):
     def send(seed):
         barrier.wait()
         try:
-            outcomes[opened(enhancer.enhance(encoded(pixels(40, 50 + seed)), timeout=120)).size == (50 + seed, 40)] += 1
+            outcomes[
+                open_image(enhancer.enhance(encode_image(pixels(40, 50 + seed)), timeout=120)).size == (50 + seed, 40)
+            ] += 1
         except Overloaded:
             outcomes["overloaded"] += 1
 
@@ -137,7 +139,7 @@ def test_curl_example_of_the_readme(own, tmp_path, photo):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     if photo is PHOTO:
         assert done.returncode == 0, done.stderr
-        assert opened((tmp_path / "out.jpg").read_bytes()).size == (64, 48)
+        assert open_image((tmp_path / "out.jpg").read_bytes()).size == (64, 48)
     else:
         assert done.returncode == 1
         assert "HTTP 400" in done.stderr
@@ -145,7 +147,7 @@ def test_curl_example_of_the_readme(own, tmp_path, photo):
 
 
 def _size(enhancer):
-    return opened(enhancer.enhance(PHOTO, timeout=120)).size
+    return open_image(enhancer.enhance(PHOTO, timeout=120)).size
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -182,7 +184,7 @@ def test_folder_survives_a_killed_server(own, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(16):
-        (photos / f"{number:02}.jpg").write_bytes(encoded(pixels(300, 400, seed=number)))
+        (photos / f"{number:02}.jpg").write_bytes(encode_image(pixels(300, 400, seed=number)))
     writes = Counter()
 
     def write(path, data):
@@ -209,7 +211,7 @@ def test_folder_survives_a_killed_server(own, tmp_path, monkeypatch):
     assert failures == []
     assert sorted(writes.items()) == [(path.name, 1) for path in sorted(photos.iterdir())]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(writes)
-    assert all(opened(path.read_bytes()).size == (400, 300) for path in (tmp_path / "out").iterdir())
+    assert all(open_image(path.read_bytes()).size == (400, 300) for path in (tmp_path / "out").iterdir())
 
 
 def test_map_survives_an_orderly_restart(own):

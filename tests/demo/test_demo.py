@@ -22,7 +22,7 @@ from export.package.model_package import package_from_folder
 from export.package.naming import OWNER
 from tests.conftest import ROOT, SERVER_PYTHON, free_port
 from tests.export.conftest import TINY
-from tests.photographs import encoded, exif_with, opened, pixels
+from tests.photographs import encode_image, make_exif, open_image, pixels
 
 PACKAGE = ROOT / "demo/package"
 
@@ -141,7 +141,12 @@ def test_the_fitted_curve_is_the_known_cubic():
 def test_the_page_is_one_file_with_a_slider_for_each_photograph():
     shown = [
         PagePhotograph(
-            name=name, before=encoded(pixels()), after=encoded(pixels(seed=1)), pixels="320x240", credit="", seconds=1.0
+            name=name,
+            before=encode_image(pixels()),
+            after=encode_image(pixels(seed=1)),
+            pixels="320x240",
+            credit="",
+            seconds=1.0,
         )
         for name in ("one", "<two>")
     ]
@@ -179,8 +184,8 @@ def check_demo(done, output, precision="fp32"):
     assert figures["precision"] == precision
     assert (output / "index.html").read_text(encoding="utf-8").count('type="range"') == len(names)
     for name in names:
-        both = opened((output / f"{name}-before-after.jpg").read_bytes())
-        one = opened((output / f"{name}.jpg").read_bytes())
+        both = open_image((output / f"{name}-before-after.jpg").read_bytes())
+        one = open_image((output / f"{name}.jpg").read_bytes())
         assert both.height == one.height
         assert both.width > 2 * one.width
 
@@ -202,7 +207,7 @@ def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path)
     """The server's own record counts, not the port of the flags."""
     photos = tmp_path / "photos"
     photos.mkdir()
-    (photos / "sideways.JPG").write_bytes(encoded(pixels(60, 90), exif=exif_with(6)))
+    (photos / "sideways.JPG").write_bytes(encode_image(pixels(60, 90), exif=make_exif(6)))
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"src": "photos/sideways.JPG", "tar": "photos/sideways.JPG"}))
     command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--photos", str(photos)]
@@ -220,7 +225,7 @@ def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "using the server that is running" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["psnr_out"] is None  # there is no target
-    both = opened((tmp_path / "out/sideways-before-after.jpg").read_bytes())
+    both = open_image((tmp_path / "out/sideways-before-after.jpg").read_bytes())
     assert both.height == 90  # upright, before and after
     assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
 
@@ -238,7 +243,7 @@ def test_a_running_server_with_an_older_engine_is_rejected(triton, tmp_path):
 
 
 def test_at_least_two_photographs_have_six_megapixels():
-    sizes = [opened(path.read_bytes()).size for path in (ROOT / "demo/photos").glob("*.jpg")]
+    sizes = [open_image(path.read_bytes()).size for path in (ROOT / "demo/photos").glob("*.jpg")]
     assert sum(width * height >= 6_000_000 for width, height in sizes) >= 2
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.__main__ import main
-from tests.photographs import HEIC, encoded, opened, pixels
+from tests.photographs import HEIC, encode_image, open_image, pixels
 
 PACKAGE = ["--package", "demo/package"]
 
@@ -15,29 +15,29 @@ PACKAGE = ["--package", "demo/package"]
 def test_a_folder_with_a_bad_photograph_in_it(tiny, tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
-    (photos / "a.jpg").write_bytes(encoded(pixels(60, 80)))
+    (photos / "a.jpg").write_bytes(encode_image(pixels(60, 80)))
     (photos / "b.png").write_bytes(b"a letter")
     (photos / "notes.txt").write_text("not a photograph, and not asked for")
     flags = ["--input_dir", str(photos), "--output_dir", str(out), "--precision", "bf16"]
     assert main(["enhance", "--package", str(tiny["package"]), *flags]) == 1
     assert [path.name for path in out.iterdir()] == ["a.jpg"]
-    assert opened((out / "a.jpg").read_bytes()).size == (80, 60)
+    assert open_image((out / "a.jpg").read_bytes()).size == (80, 60)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "b.png" in errors[0]
 
 
 def test_one_photograph(tmp_path):
-    (tmp_path / "in.png").write_bytes(encoded(pixels(48, 64), "PNG"))
+    (tmp_path / "in.png").write_bytes(encode_image(pixels(48, 64), "PNG"))
     given = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
     assert main(["enhance", *PACKAGE, *given]) == 0
-    assert opened((tmp_path / "out.png").read_bytes()).size == (64, 48)
+    assert open_image((tmp_path / "out.png").read_bytes()).size == (64, 48)
 
 
 def test_remarks_on_the_package_are_printed(tiny, tmp_path, capsys):
     package = shutil.copytree(tiny["package"], tmp_path / "package")
     (package / "architecture.json").write_text('{"dim": 48}')
-    (tmp_path / "in.png").write_bytes(encoded(pixels(48, 64), "PNG"))
+    (tmp_path / "in.png").write_bytes(encode_image(pixels(48, 64), "PNG"))
     files = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]
     assert main(["enhance", "--package", str(package), *files]) == 0
     assert "remark: architecture.json says dim = 48" in capsys.readouterr().err
@@ -49,13 +49,13 @@ def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
     checkpoint.write_bytes((tiny["package"] / "model_checkpoint.pt").read_bytes())
     photos, out, one = tmp_path / "photos", tmp_path / "out", tmp_path / "one.png"
     photos.mkdir()
-    (photos / "a.TIFF").write_bytes(encoded(pixels(48, 64), "TIFF"))
-    (photos / "b.bmp").write_bytes(encoded(pixels(48, 64), "BMP"))
+    (photos / "a.TIFF").write_bytes(encode_image(pixels(48, 64), "TIFF"))
+    (photos / "b.bmp").write_bytes(encode_image(pixels(48, 64), "BMP"))
     (photos / "c.heic").write_bytes(HEIC.read_bytes())
     asked = ["--device", "cpu", "--size", "512"]
     files = ["--input_dir", str(photos), "--output_dir", str(out), "--suffix", "_hdr"]
     assert main(["enhance", "--checkpoint", str(checkpoint), *asked, *files]) == 0
-    made = {path.name: opened(path.read_bytes()) for path in out.iterdir()}
+    made = {path.name: open_image(path.read_bytes()) for path in out.iterdir()}
     assert {name: (image.format, image.size) for name, image in made.items()} == {
         "a_hdr.TIFF": ("TIFF", (512, 384)),
         "b_hdr.bmp": ("BMP", (512, 384)),
@@ -63,8 +63,8 @@ def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
     }
     files = ["--input", str(photos / "b.bmp"), "--output", str(one)]
     assert main(["enhance", "--package", str(tiny["package"]), *asked, *files]) == 0
-    assert opened(one.read_bytes()).format == "PNG"  # from its name
-    assert np.array_equal(opened(one.read_bytes()), made["b_hdr.bmp"])
+    assert open_image(one.read_bytes()).format == "PNG"  # from its name
+    assert np.array_equal(open_image(one.read_bytes()), made["b_hdr.bmp"])
 
 
 def test_photographs_and_other_results_are_not_overwritten(tmp_path, capsys):

@@ -21,7 +21,7 @@ from export.targets import TARGETS
 from tests.conftest import ROOT, bare_repository
 from tests.export.conftest import save_package
 from tests.export.test_build import request_for
-from tests.photographs import encoded, exif_with, pixels
+from tests.photographs import encode_image, make_exif, pixels
 
 KEYS = [("input", "target"), ("src", "tar"), ("source", "target"), ("input", "gt")]
 COLUMNS = ("l1", "psnr", "ssim_windowed", "ssim_global")
@@ -40,7 +40,7 @@ def ten(tmp_path_factory) -> Path:
                 cut = image.crop((10 * number, 0, 200 + 10 * number, 180 + 10 * number))
             name = f"{number}_{kind}.{'png' if number % 2 else 'jpg'}"
             cut = cut.resize((150, 120)) if (number, kind) == (3, "targets") else cut
-            cut.save(folder / name, exif=exif_with(6) if number == 4 else b"")
+            cut.save(folder / name, exif=make_exif(6) if number == 4 else b"")
             names.append(name)
         lines.append(json.dumps(dict(zip(KEYS[number % 4], names, strict=True))))
     (folder / "test.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
@@ -117,7 +117,9 @@ def test_ten_pairs_recomputed(tiny, ten, tmp_path, capsys, monkeypatch):
 
 def test_a_published_version_and_enhance_behind_triton(tiny, triton, repository, ten, tmp_path, capsys):
     """The session's server, with the demo's engine: the same figures from calls of the client."""
-    (tmp_path / "small.png").write_bytes(encoded(pixels(8, 8), "PNG"))  # the network accepts it, `enhance` rejects it
+    (tmp_path / "small.png").write_bytes(
+        encode_image(pixels(8, 8), "PNG")
+    )  # the network accepts it, `enhance` rejects it
     names = ["3_photos.png", "4_photos.jpg", str(tmp_path / "small.png")]
     lines = [json.dumps({"input": name, "gt": name.replace("photos", "targets")}) for name in names]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -176,7 +178,7 @@ def test_pairs_as_ground_truth_of_a_build(tiny, ten, tmp_path, capsys):
     ],
 )
 def test_invalid_pairs_print_one_error_line(tiny, tmp_path, capsys, text, keywords):
-    (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode_image(pixels(), "PNG"))
     (tmp_path / "letter.png").write_bytes(b"a letter")
     if text is not None:
         (tmp_path / "pairs.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -209,7 +211,7 @@ def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
     ],
 )
 def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path, capsys, flags, keywords):
-    (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode_image(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
     require_one_line(tmp_path, capsys, ["--package", tiny["package"], "--repository", repository, *flags], keywords)
 
@@ -217,7 +219,7 @@ def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path,
 def test_a_version_that_the_running_server_does_not_serve(tiny, triton, repository, tmp_path, capsys):
     both = shutil.copytree(repository, tmp_path / "models", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(both / "restormer/1", both / "restormer/2")
-    (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode_image(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
     flags = ["--package", tiny["package"], "--repository", both, "--url", triton.url]
     require_one_line(tmp_path, capsys, flags, ["version 2"])
@@ -227,7 +229,7 @@ def test_an_output_that_is_not_finite_writes_nothing(tiny_network, tmp_path, cap
     network = type(tiny_network)(tiny_network.architecture)
     with torch.no_grad():
         next(network.parameters()).fill_(3e38)
-    (tmp_path / "a.png").write_bytes(encoded(pixels(), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode_image(pixels(), "PNG"))
     (tmp_path / "pairs.jsonl").write_text('{"input": "a.png", "target": "a.png"}', encoding="utf-8")
     flags = ["--package", save_package(tmp_path / "package", network), "--repository", bare_repository(tmp_path / "r")]
     require_one_line(tmp_path, capsys, flags, ["NaN or infinity"])

@@ -20,11 +20,22 @@ from imaging.codec import FORMATS, shrink_factor
 from imaging.exif import parse
 from imaging.jpeg import add_segments
 from imaging.metadata import NO_METADATA, Metadata
-from tests.photographs import HEIC, XMP, bilinear, deep, deep_pixels, encoded, exif_with, opened, pixels, profile
+from tests.photographs import (
+    HEIC,
+    XMP,
+    encode_16_bits,
+    encode_image,
+    make_exif,
+    open_image,
+    pixels,
+    pixels_16_bits,
+    profile,
+    resize_bilinear,
+)
 
 
 def converted(mode, kind, **options):
-    return encoded(Image.fromarray(pixels()).convert(mode), kind, **options)
+    return encode_image(Image.fromarray(pixels()).convert(mode), kind, **options)
 
 
 def multi_image():
@@ -36,18 +47,18 @@ def multi_image():
 
 def with_alpha(kind, channels=4):
     array = np.dstack([pixels()[..., : channels - 1], np.arange(240 * 320).reshape(240, 320) % 256])
-    return encoded(array.astype(np.uint8), kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    return encode_image(array.astype(np.uint8), kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
 
 
 def palette_with_transparency():
     image = Image.fromarray(pixels()).quantize(64)
     image.info["transparency"] = 3
-    return encoded(image, "PNG", transparency=3)
+    return encode_image(image, "PNG", transparency=3)
 
 
 def deep_planes():
     """Return a TIFF of three separate planes (PlanarConfiguration 2)."""
-    return imagecodecs.tiff_encode(deep_pixels().transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    return imagecodecs.tiff_encode(pixels_16_bits().transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
 
 
 def bitmap(kind):
@@ -72,40 +83,40 @@ def bitmap(kind):
 
 #: Files, and the result of encoding them again: format, Pillow's mode, bits a channel.
 FILES = {
-    "JPEG": (encoded(pixels()), "JPEG", "RGB", 8),
-    "JPEG progressive": (encoded(pixels(), progressive=True), "JPEG", "RGB", 8),
+    "JPEG": (encode_image(pixels()), "JPEG", "RGB", 8),
+    "JPEG progressive": (encode_image(pixels(), progressive=True), "JPEG", "RGB", 8),
     "JPEG grey": (converted("L", "JPEG"), "JPEG", "L", 8),
     "JPEG CMYK without a profile": (converted("CMYK", "JPEG"), "JPEG", "RGB", 8),
     "JPEG CMYK with a profile": (converted("CMYK", "JPEG", icc_profile=profile("cmyk")), "JPEG", "CMYK", 8),
-    "JPEG in RGB": (encoded(pixels(), keep_rgb=True), "JPEG", "RGB", 8),
+    "JPEG in RGB": (encode_image(pixels(), keep_rgb=True), "JPEG", "RGB", 8),
     "MPO": (multi_image(), "JPEG", "RGB", 8),
-    "PNG": (encoded(pixels(), "PNG"), "PNG", "RGB", 8),
-    "PNG palette": (encoded(Image.fromarray(pixels()).quantize(64), "PNG"), "PNG", "RGB", 8),
+    "PNG": (encode_image(pixels(), "PNG"), "PNG", "RGB", 8),
+    "PNG palette": (encode_image(Image.fromarray(pixels()).quantize(64), "PNG"), "PNG", "RGB", 8),
     "PNG palette with transparency": (palette_with_transparency(), "PNG", "RGBA", 8),
     "PNG one bit": (converted("1", "PNG"), "PNG", "L", 8),
     "PNG grey": (converted("L", "PNG"), "PNG", "L", 8),
     "PNG grey and alpha": (with_alpha("PNG", 2), "PNG", "LA", 8),
     "PNG alpha": (with_alpha("PNG"), "PNG", "RGBA", 8),
-    "PNG 16 bits": (deep("PNG", deep_pixels()), "PNG", "RGB", 16),
-    "PNG 16 bits grey": (deep("PNG", deep_pixels(1)), "PNG", "I;16", 16),
-    "PNG 16 bits grey and alpha": (imagecodecs.png_encode(deep_pixels(2)), "PNG", "RGBA", 16),
-    "PNG 16 bits alpha": (deep("PNG", deep_pixels(4)), "PNG", "RGBA", 16),
-    "WebP": (encoded(pixels(), "WEBP"), "WEBP", "RGB", 8),
-    "WebP lossless": (encoded(pixels(), "WEBP", lossless=True), "WEBP", "RGB", 8),
+    "PNG 16 bits": (encode_16_bits("PNG", pixels_16_bits()), "PNG", "RGB", 16),
+    "PNG 16 bits grey": (encode_16_bits("PNG", pixels_16_bits(1)), "PNG", "I;16", 16),
+    "PNG 16 bits grey and alpha": (imagecodecs.png_encode(pixels_16_bits(2)), "PNG", "RGBA", 16),
+    "PNG 16 bits alpha": (encode_16_bits("PNG", pixels_16_bits(4)), "PNG", "RGBA", 16),
+    "WebP": (encode_image(pixels(), "WEBP"), "WEBP", "RGB", 8),
+    "WebP lossless": (encode_image(pixels(), "WEBP", lossless=True), "WEBP", "RGB", 8),
     "WebP alpha": (with_alpha("WEBP"), "WEBP", "RGBA", 8),
-    "TIFF": (encoded(pixels(), "TIFF"), "TIFF", "RGB", 8),
+    "TIFF": (encode_image(pixels(), "TIFF"), "TIFF", "RGB", 8),
     "TIFF grey": (converted("L", "TIFF"), "TIFF", "L", 8),
     "TIFF alpha": (with_alpha("TIFF"), "TIFF", "RGBA", 8),
     "TIFF CMYK": (converted("CMYK", "TIFF", icc_profile=profile("cmyk")), "TIFF", "CMYK", 8),
-    "TIFF 16 bits": (deep("TIFF", deep_pixels()), "TIFF", "RGB", 16),
-    "TIFF 16 bits grey": (deep("TIFF", deep_pixels(1)), "TIFF", "I;16", 16),
+    "TIFF 16 bits": (encode_16_bits("TIFF", pixels_16_bits()), "TIFF", "RGB", 16),
+    "TIFF 16 bits grey": (encode_16_bits("TIFF", pixels_16_bits(1)), "TIFF", "I;16", 16),
     "TIFF 16 bits by planes": (deep_planes(), "TIFF", "RGB", 16),
-    "TIFF 16 bits compressed": (deep("TIFF", deep_pixels(), compressed=True), "TIFF", "RGB", 16),
-    "BMP": (encoded(pixels(), "BMP"), "BMP", "RGB", 8),
-    "BMP palette": (encoded(Image.fromarray(pixels()).quantize(64), "BMP"), "BMP", "RGB", 8),
+    "TIFF 16 bits compressed": (encode_16_bits("TIFF", pixels_16_bits(), compressed=True), "TIFF", "RGB", 16),
+    "BMP": (encode_image(pixels(), "BMP"), "BMP", "RGB", 8),
+    "BMP palette": (encode_image(Image.fromarray(pixels()).quantize(64), "BMP"), "BMP", "RGB", 8),
     "BMP grey": (converted("L", "BMP"), "BMP", "L", 8),
     "BMP of 16 bits a pixel": (bitmap("16 bits"), "BMP", "RGB", 8),
-    "AVIF": (encoded(pixels(), "AVIF"), "AVIF", "RGB", 8),
+    "AVIF": (encode_image(pixels(), "AVIF"), "AVIF", "RGB", 8),
     "AVIF alpha": (with_alpha("AVIF"), "AVIF", "RGBA", 8),
     "HEIC": (HEIC.read_bytes(), "JPEG", "RGB", 8),
 }
@@ -114,7 +125,7 @@ FILES = {
 def bits(data):
     if data[:4] == b"\x89PNG":
         return data[24]
-    image = opened(data)
+    image = open_image(data)
     return max(image.tag_v2[258]) if image.format == "TIFF" else 8
 
 
@@ -122,7 +133,7 @@ def bits(data):
 def test_a_file_keeps_its_format_mode_and_depth(data, kind, mode, depth):
     photograph = decode(data)
     result = encode(photograph)
-    again = opened(result)
+    again = open_image(result)
     assert (again.format, again.mode, bits(result)) == (kind, mode, depth)
     assert again.size == photograph.pixels.shape[1::-1]
     twice = decode(result).pixels
@@ -132,7 +143,7 @@ def test_a_file_keeps_its_format_mode_and_depth(data, kind, mode, depth):
 
 
 def test_every_format_has_a_file():
-    assert {opened(data).format for data, *_ in FILES.values()} == {*FORMATS, "MPO"}
+    assert {open_image(data).format for data, *_ in FILES.values()} == {*FORMATS, "MPO"}
 
 
 @pytest.mark.parametrize("data", [v[0] for v in FILES.values()], ids=FILES)
@@ -142,24 +153,24 @@ def test_decode_small_matches_a_full_decode_that_is_resized(data):
     srgb = photograph.space.to_srgb(photograph.pixels[..., : photograph.space.channels])
     whole = srgb.astype(np.float64) / (np.iinfo(srgb.dtype).max if srgb.dtype.kind == "u" else 1)
     assert small.shape == (64, 64, 3)
-    assert np.abs(to_unit(small) - bilinear(whole, (64, 64))).mean() < 0.01
+    assert np.abs(to_unit(small) - resize_bilinear(whole, (64, 64))).mean() < 0.01
 
 
 def test_sixteen_bits_are_exact():
     for kind, channels in (("PNG", 1), ("PNG", 3), ("PNG", 4), ("TIFF", 1), ("TIFF", 3)):
-        photograph = decode(deep(kind, deep_pixels(channels)))
-        assert np.array_equal(photograph.pixels, deep_pixels(channels))
+        photograph = decode(encode_16_bits(kind, pixels_16_bits(channels)))
+        assert np.array_equal(photograph.pixels, pixels_16_bits(channels))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_alpha_is_kept_to_the_bit(kind):
     data = with_alpha(kind)
-    assert np.array_equal(decode(encode(decode(data))).pixels[..., 3], np.asarray(opened(data))[..., 3])
+    assert np.array_equal(decode(encode(decode(data))).pixels[..., 3], np.asarray(open_image(data))[..., 3])
 
 
 def sampled(data):
     """Return the sampling factors of luma; those of chroma are one."""
-    return opened(data).layer[0][1:3]
+    return open_image(data).layer[0][1:3]
 
 
 @pytest.mark.parametrize("sampling", ["444", "422", "440", "420"])
@@ -176,25 +187,25 @@ def test_rare_subsampling_becomes_420():
 def test_an_avif_keeps_its_subsampling(sampling):
     """Also at the highest quality, of colour noise."""
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    once = decode(encoded(noise, "AVIF", subsampling=sampling, quality=100))
+    once = decode(encode_image(noise, "AVIF", subsampling=sampling, quality=100))
     assert once.sampling == sampling.replace(":", "")
     assert decode(encode(once)).sampling == once.sampling
-    assert decode(encode(decode(encoded(noise, "PNG")), format="avif")).sampling == "444"
+    assert decode(encode(decode(encode_image(noise, "PNG")), format="avif")).sampling == "444"
 
 
 def test_lossless_webp_stays_lossless():
-    data = encoded(pixels(), "WEBP", lossless=True)
+    data = encode_image(pixels(), "WEBP", lossless=True)
     assert np.array_equal(decode(encode(decode(data))).pixels, pixels())
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
 def test_a_tiff_keeps_its_lossless_compression(compression):
-    again = opened(encode(decode(encoded(pixels(), "TIFF", compression=compression))))
+    again = open_image(encode(decode(encode_image(pixels(), "TIFF", compression=compression))))
     assert again.info["compression"] == compression
 
 
 def test_a_tiff_compressed_as_jpeg_becomes_lossless():
-    again = opened(encode(decode(encoded(pixels(), "TIFF", compression="jpeg"))))
+    again = open_image(encode(decode(encode_image(pixels(), "TIFF", compression="jpeg"))))
     assert again.info["compression"] == "tiff_adobe_deflate"
 
 
@@ -205,7 +216,7 @@ OUT = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP
 @pytest.mark.parametrize("data", [v[0] for v in FILES.values()], ids=FILES)
 def test_every_file_can_be_encoded_in_every_format(data, name):
     photograph = decode(data)
-    again = opened(encode(photograph, format=name))
+    again = open_image(encode(photograph, format=name))
     again.load()
     assert (again.format, again.size) == (OUT[name], photograph.pixels.shape[1::-1])
 
@@ -213,7 +224,7 @@ def test_every_file_can_be_encoded_in_every_format(data, name):
 @pytest.mark.parametrize("name", ["jpeg", "bmp"])
 def test_alpha_becomes_white_where_a_format_has_none(name):
     clear = np.zeros((64, 64, 4), np.uint8)
-    assert decode(encode(decode(encoded(clear, "PNG")), format=name)).pixels.min() > 250
+    assert decode(encode(decode(encode_image(clear, "PNG")), format=name)).pixels.min() > 250
 
 
 def test_the_alpha_of_a_bmp_is_read_and_blended_over_white():
@@ -232,7 +243,7 @@ def test_a_bmp_is_written_in_srgb_because_it_has_no_profile(mode, kind):
 
 
 def test_quality_makes_a_smaller_file():
-    photograph = decode(encoded(pixels()))
+    photograph = decode(encode_image(pixels()))
     assert len(encode(photograph, quality=40)) < 0.6 * len(encode(photograph, quality=92))
 
 
@@ -247,15 +258,15 @@ TURNS = {
 @pytest.mark.parametrize("orientation", TURNS)
 def test_orientation_is_applied_and_its_tag_reset(orientation, kind):
     if kind == "PNG 16 bits":
-        stored = deep_pixels(3, 120, 200)
-        plain = deep("PNG", stored)
-        chunk = b"eXIf" + exif_with(orientation)[6:]
+        stored = pixels_16_bits(3, 120, 200)
+        plain = encode_16_bits("PNG", stored)
+        chunk = b"eXIf" + make_exif(orientation)[6:]
         chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
         data = plain[:33] + chunk + plain[33:]
     else:
-        plain, data = (encoded(pixels(120, 200), kind, exif=exif) for exif in (b"", exif_with(orientation)))
+        plain, data = (encode_image(pixels(120, 200), kind, exif=exif) for exif in (b"", make_exif(orientation)))
     assert np.array_equal(decode(data).pixels, TURNS[orientation](decode(plain).pixels))
-    again = opened(encode(decode(data)))
+    again = open_image(encode(decode(data)))
     assert again.getexif().get(0x0112, 1) == 1
     assert again.getexif()[0x010F] == "Camera maker"
     small, upright = (to_unit(decode_small(file, side=64)) for file in (data, plain))
@@ -263,23 +274,23 @@ def test_orientation_is_applied_and_its_tag_reset(orientation, kind):
 
 
 def test_a_turned_422_becomes_440_and_keeps_its_detail():
-    data = encoded(pixels(120, 200), subsampling="4:2:2", exif=exif_with(6))
-    again = opened(encode(decode(data)))
+    data = encode_image(pixels(120, 200), subsampling="4:2:2", exif=make_exif(6))
+    again = open_image(encode(decode(data)))
     assert again.layer[0][1:3] == (1, 2)  # 4:4:0
     back = encoded_turned_back(encode(decode(data)))
-    assert opened(encode(decode(back))).layer[0][1:3] == (2, 1)
+    assert open_image(encode(decode(back))).layer[0][1:3] == (2, 1)
 
 
 def encoded_turned_back(data):
     """Return the JPEG with an orientation that turns it back."""
-    return add_segments(data[:2] + data[20:], None, Metadata(parse(exif_with(8)), None))
+    return add_segments(data[:2] + data[20:], None, Metadata(parse(make_exif(8)), None))
 
 
 def test_orientation_in_xmp_alone_is_applied_and_reset():
-    data = encoded(pixels(120, 200), xmp=XMP.replace(b'tiff:Orientation="1"', b'tiff:Orientation="6"'))
+    data = encode_image(pixels(120, 200), xmp=XMP.replace(b'tiff:Orientation="1"', b'tiff:Orientation="6"'))
     photograph = decode(data)
     assert photograph.pixels.shape == (200, 120, 3)
-    assert b'tiff:Orientation="1"' in opened(encode(photograph)).info["xmp"]
+    assert b'tiff:Orientation="1"' in open_image(encode(photograph)).info["xmp"]
 
 
 def xmp_of(image):
@@ -288,16 +299,16 @@ def xmp_of(image):
 
 
 def files_with_metadata():
-    exif = exif_with(1, gps=True)
+    exif = make_exif(1, gps=True)
     for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
-        yield name, encode(decode(encoded(pixels(), exif=exif, xmp=XMP)), format=name.lower())
+        yield name, encode(decode(encode_image(pixels(), exif=exif, xmp=XMP)), format=name.lower())
     for name in ("PNG", "TIFF"):
         yield f"{name} 16 bits", deep_with_metadata(name, exif)
 
 
 def deep_with_metadata(name, exif):
     metadata = Metadata(parse(exif), XMP)
-    return encode(dataclasses.replace(decode(deep(name, deep_pixels())), metadata=metadata))
+    return encode(dataclasses.replace(decode(encode_16_bits(name, pixels_16_bits())), metadata=metadata))
 
 
 TAGGED = dict(files_with_metadata())
@@ -305,7 +316,7 @@ TAGGED = dict(files_with_metadata())
 
 @pytest.mark.parametrize("data", TAGGED.values(), ids=TAGGED)
 def test_exif_and_xmp_are_kept_and_the_position_is_stripped_on_request(data):
-    kept, stripped = (opened(encode(decode(data), gps=gps)) for gps in (True, False))
+    kept, stripped = (open_image(encode(decode(data), gps=gps)) for gps in (True, False))
     for image in (kept, stripped):
         assert image.getexif()[0x010F] == "Camera maker"
         assert image.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
@@ -318,38 +329,38 @@ def test_exif_and_xmp_are_kept_and_the_position_is_stripped_on_request(data):
 
 
 def test_metadata_longer_than_a_jpeg_segment_are_dropped_and_the_profile_is_kept():
-    photograph = decode(encoded(pixels(), "PNG", icc_profile=profile("p3")))
+    photograph = decode(encode_image(pixels(), "PNG", icc_profile=profile("p3")))
     large = dataclasses.replace(photograph, metadata=Metadata(None, b" " * 70_000))
-    again = opened(encode(large, format="jpeg"))
+    again = open_image(encode(large, format="jpeg"))
     assert "xmp" not in again.info
     assert again.info["icc_profile"] == profile("p3")
 
 
 def test_a_long_profile_is_split_into_segments():
     body = bytes(range(256)) * 700
-    again = opened(add_segments(encoded(pixels()), body, NO_METADATA))
+    again = open_image(add_segments(encode_image(pixels()), body, NO_METADATA))
     assert again.info["icc_profile"] == body
 
 
 @pytest.mark.parametrize("size", [(3000, 2000), (512, 512), (90, 60), (16, 16), (16, 512), (2000, 100)])
 def test_decode_small_returns_a_square_for_every_shape(size):
-    assert decode_small(encoded(pixels(*size), "PNG")).shape == (512, 512, 3)
+    assert decode_small(encode_image(pixels(*size), "PNG")).shape == (512, 512, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_damaged_exif_is_dropped_and_the_photograph_accepted(kind):
-    whole = encoded(pixels(), kind, exif=exif_with(6))
+    whole = encode_image(pixels(), kind, exif=make_exif(6))
     start = whole.index(b"Exif\0\0") if kind == "JPEG" else whole.index(b"EXIF")
     damaged = bytearray(whole)
     damaged[start + 14 : start + 30] = b"\xff" * 16
     assert decode(bytes(damaged)).pixels.size == 240 * 320 * 3
     assert decode_small(bytes(damaged)).size
-    assert opened(encode(decode(bytes(damaged)))).size == (320, 240)
+    assert open_image(encode(decode(bytes(damaged)))).size == (320, 240)
 
 
 def forged(height, width):
     """Return a small PNG whose header claims another size, for which no memory may be allocated."""
-    small = encoded(np.zeros((1, 1, 3), np.uint8), "PNG")
+    small = encode_image(np.zeros((1, 1, 3), np.uint8), "PNG")
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + small[24:29]
     return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
 
@@ -362,7 +373,7 @@ def animated(kind):
 
 
 def bad_files():
-    whole = encoded(pixels())
+    whole = encode_image(pixels())
     return {
         "empty": (b"", "0 bytes"),
         "text": (b"this is a letter, not a photograph", "not a photograph"),
@@ -378,20 +389,20 @@ def bad_files():
             f"truncated {k}": (FILES[k][0][: len(FILES[k][0]) * 2 // 3], "complete|cut off") for k in FILES if "16" in k
         },
         "header only": (whole[:200], "complete"),
-        "gif": (encoded(pixels(), "GIF"), "not a photograph"),
+        "gif": (encode_image(pixels(), "GIF"), "not a photograph"),
         "wrong magic": (b"\x89PNG\r\n\x1a\n" + whole, "complete|not a photograph"),
         "polyglot: a photograph after a PDF": (b"%PDF-1.7\n" + whole, "not a photograph"),
-        "1x1": (encoded(pixels(1, 1), "PNG"), "at least 16"),
-        "1x20000": (encoded(pixels(1, 20_000), "PNG"), "at least 16"),
-        "20x20000": (encoded(pixels(20, 20_000), "PNG"), "32 times"),
+        "1x1": (encode_image(pixels(1, 1), "PNG"), "at least 16"),
+        "1x20000": (encode_image(pixels(1, 20_000), "PNG"), "at least 16"),
+        "20x20000": (encode_image(pixels(20, 20_000), "PNG"), "32 times"),
         "decompression bomb": (forged(50_000, 50_000), "50000x50000 pixels; at most 100,000,000|too large"),
         "just too large": (forged(10_001, 10_000), "10000x10001 pixels; at most 100,000,000"),
         "animated WebP": (animated("WEBP"), "more than one image"),
         "animated PNG": (animated("PNG"), "more than one image"),
         "animated AVIF": (animated("AVIF"), "more than one image"),
         "TIFF of two pages": (animated("TIFF"), "more than one image"),
-        "floating point": (encoded(np.zeros((32, 32), np.float32), "TIFF"), "8 or 16 bits"),
-        "Lab": (encoded(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
+        "floating point": (encode_image(np.zeros((32, 32), np.float32), "TIFF"), "8 or 16 bits"),
+        "Lab": (encode_image(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
         "run-length encoded BMP": (bitmap("run lengths"), "run-length encoded"),
         "too many scans": (scan_bomb(), "scans"),
     }
@@ -416,7 +427,7 @@ def test_invalid_files_are_rejected_in_one_line(decoder, data, reason):
 
 
 def test_limits_are_exact():
-    data = encoded(pixels())
+    data = encode_image(pixels())
     with pytest.raises(InvalidPhotograph, match="320x240 pixels; at most 76,799"):
         decode(data, Limits(pixels=76_799))
     with pytest.raises(InvalidPhotograph, match=f"{len(data):,} bytes; at most"):
@@ -427,12 +438,12 @@ def test_limits_are_exact():
 def test_data_after_a_photograph_is_not_returned():
     """A JPEG followed by an archive is decoded as a JPEG."""
     payload = b"PK\x03\x04 payload of the archive"
-    assert payload not in encode(decode(encoded(pixels()) + payload))
+    assert payload not in encode(decode(encode_image(pixels()) + payload))
 
 
 def with_odd_header(kind):
     """Return a JPEG as some cameras write it: libjpeg warns, but every pixel can be decoded."""
-    whole = encoded(pixels())
+    whole = encode_image(pixels())
     start = whole.index(b"\xff\xda")
     scan = start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
     return {
@@ -449,7 +460,7 @@ ODD = ["a stray byte before the end", "stray bytes before a header", "JFIF of an
 
 @pytest.mark.parametrize("kind", ODD)
 def test_unusual_headers_do_not_count_as_damage(kind):
-    assert np.array_equal(decode(with_odd_header(kind)).pixels, decode(encoded(pixels())).pixels)
+    assert np.array_equal(decode(with_odd_header(kind)).pixels, decode(encode_image(pixels())).pixels)
 
 
 @pytest.mark.parametrize("kind", ODD[1:])
@@ -460,7 +471,7 @@ def test_a_truncated_file_with_an_unusual_header_is_rejected(kind):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_bytes_inserted_into_the_scan_count_as_damage(seed):
-    whole = encoded(pixels(600, 800))
+    whole = encode_image(pixels(600, 800))
     dice = np.random.default_rng(seed)
     at = int(dice.integers(len(whole) // 4, len(whole) // 2))
     with pytest.raises(InvalidPhotograph):
@@ -469,7 +480,7 @@ def test_bytes_inserted_into_the_scan_count_as_damage(seed):
 
 def test_contradictory_headers_are_rejected():
     """Pillow reads one size of a crafted file, libjpeg another."""
-    whole = bytearray(encoded(pixels()))
+    whole = bytearray(encode_image(pixels()))
     start = whole.index(b"\xff\xc0")
     fake = bytes(whole[start : start + 19]).replace((240).to_bytes(2, "big"), (16).to_bytes(2, "big"))
     with pytest.raises(InvalidPhotograph):
@@ -489,7 +500,7 @@ def test_too_many_scans_are_rejected_in_cmyk_too():
 
 def test_a_tiff_of_many_pages_is_rejected_without_counting_them():
     """Reading a chain of a hundred thousand directories would take minutes, beyond the time limit of a test."""
-    tiff = bytearray(encoded(pixels(32, 32), "TIFF"))
+    tiff = bytearray(encode_image(pixels(32, 32), "TIFF"))
     link = int.from_bytes(tiff[4:8], "little")
     at = link + 2 + 12 * int.from_bytes(tiff[link : link + 2], "little")
     start = len(tiff) + len(tiff) % 2
@@ -515,14 +526,14 @@ def test_colours_are_divided_by_associated_alpha():
 
 
 def test_an_extra_channel_of_unspecified_meaning_is_dropped():
-    array = np.dstack([deep_pixels(3), np.zeros((240, 320))]).astype(np.uint16)
+    array = np.dstack([pixels_16_bits(3), np.zeros((240, 320))]).astype(np.uint16)
     photograph = decode(deep_tiff(array, photometric="rgb", extrasample="unspecified"))
-    assert np.array_equal(photograph.pixels, deep_pixels(3))
+    assert np.array_equal(photograph.pixels, pixels_16_bits(3))
 
 
 def test_white_is_zero_is_inverted():
-    data = deep_tiff(65_535 - deep_pixels(1)[..., 0], photometric="miniswhite")
-    assert np.array_equal(decode(data).pixels, deep_pixels(1))
+    data = deep_tiff(65_535 - pixels_16_bits(1)[..., 0], photometric="miniswhite")
+    assert np.array_equal(decode(data).pixels, pixels_16_bits(1))
 
 
 def test_cmyk_of_sixteen_bits_is_rejected():
@@ -532,7 +543,7 @@ def test_cmyk_of_sixteen_bits_is_rejected():
 
 
 def test_deep_grey_with_alpha_can_become_a_tiff():
-    again = decode(encode(decode(imagecodecs.png_encode(deep_pixels(2))), format="tiff"))
+    again = decode(encode(decode(imagecodecs.png_encode(pixels_16_bits(2))), format="tiff"))
     assert (again.pixels.shape[2], again.pixels.dtype) == (4, np.uint16)
 
 
@@ -553,7 +564,7 @@ def test_damaged_16_bit_pngs_leak_no_memory():
 
 
 def test_sixteen_bits_with_a_transparent_colour():
-    array = deep_pixels(3)
+    array = pixels_16_bits(3)
     plain = imagecodecs.png_encode(array)
     chunk = b"tRNS" + array[10, 10].astype(">u2").tobytes()
     chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
@@ -563,7 +574,7 @@ def test_sixteen_bits_with_a_transparent_colour():
 
 
 def test_an_error_while_encoding_does_not_make_the_photograph_invalid(monkeypatch):
-    photograph = decode(encoded(pixels()))
+    photograph = decode(encode_image(pixels()))
     monkeypatch.setattr("simplejpeg.encode_jpeg", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encode(photograph)
@@ -584,16 +595,16 @@ def test_damaged_files_of_every_format_are_decoded_and_encoded_or_rejected():
             photograph = decode(bytes(damaged))
         except InvalidPhotograph:
             return
-        assert opened(encode(photograph)).size == photograph.pixels.shape[1::-1]
+        assert open_image(encode(photograph)).size == photograph.pixels.shape[1::-1]
 
     run()
 
 
 SEEDS = [
-    encoded(pixels(24, 32), kind, **({"exif": exif_with(6)} if tagged else {}))
+    encode_image(pixels(24, 32), kind, **({"exif": make_exif(6)} if tagged else {}))
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
     for tagged in (False, True)
-] + [deep("PNG", deep_pixels(3, 24, 32)), deep("TIFF", deep_pixels(3, 24, 32))]
+] + [encode_16_bits("PNG", pixels_16_bits(3, 24, 32)), encode_16_bits("TIFF", pixels_16_bits(3, 24, 32))]
 
 
 @pytest.mark.parametrize(("shorter", "factor"), [(768, 1), (1791, 1), (1792, 2), (3583, 2), (3584, 4), (7168, 8)])

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from imaging import Options, core_from_file, decode, decode_small, encode, file_from_core
 from imaging.arrays import to_unit
 from imaging.colour import SRGB, Space
-from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
+from tests.photographs import encode_16_bits, encode_image, open_image, pixels, pixels_16_bits, profile
 
 P3 = Space("RGB", profile("p3"))
 #: The most saturated green of Display P3, which is outside sRGB.
@@ -76,15 +76,15 @@ def test_a_damaged_profile_or_one_of_another_model_is_ignored(model, found):
 @pytest.mark.parametrize("name", ["p3", "srgb"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_the_profile_is_kept(kind, name):
-    assert opened(encode(decode(encoded(pixels(), kind, icc_profile=profile(name))))).info["icc_profile"] == profile(
-        name
-    )
+    assert open_image(encode(decode(encode_image(pixels(), kind, icc_profile=profile(name))))).info[
+        "icc_profile"
+    ] == profile(name)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_the_profile_is_kept_with_sixteen_bits(kind):
-    photograph = decode(encoded(pixels(), "PNG", icc_profile=profile("p3")))
-    deep_one = dataclasses.replace(photograph, pixels=deep_pixels())
+    photograph = decode(encode_image(pixels(), "PNG", icc_profile=profile("p3")))
+    deep_one = dataclasses.replace(photograph, pixels=pixels_16_bits())
     again = decode(encode(deep_one, format=kind.lower()))
     assert again.pixels.dtype == np.uint16
     assert again.space.profile == profile("p3")
@@ -92,8 +92,8 @@ def test_the_profile_is_kept_with_sixteen_bits(kind):
 
 def test_the_profile_of_grey_is_kept_and_used():
     image = Image.fromarray(pixels()).convert("L")
-    plain, tagged = (decode(encoded(image, "PNG", **o)) for o in ({}, {"icc_profile": profile("grey")}))
-    assert opened(encode(tagged)).info["icc_profile"] == profile("grey")
+    plain, tagged = (decode(encode_image(image, "PNG", **o)) for o in ({}, {"icc_profile": profile("grey")}))
+    assert open_image(encode(tagged)).info["icc_profile"] == profile("grey")
     assert np.abs(tagged.space.to_srgb(tagged.pixels)[..., 0] / 65535 - plain.pixels[..., 0] / 255).mean() > 0.02
     back = tagged.space.from_srgb(tagged.space.to_srgb(tagged.pixels).astype(np.float32) / 65535)
     assert np.abs(back * 255 - tagged.pixels).max() < 1
@@ -101,8 +101,8 @@ def test_the_profile_of_grey_is_kept_and_used():
 
 def test_cmyk_is_converted_back():
     inks = Space("CMYK", profile("cmyk")).convert_from_srgb(pixels(), np.uint8)
-    data = encoded(Image.frombytes("CMYK", (320, 240), inks.tobytes()), "TIFF", icc_profile=profile("cmyk"))
-    again = opened(encode(decode(data)))
+    data = encode_image(Image.frombytes("CMYK", (320, 240), inks.tobytes()), "TIFF", icc_profile=profile("cmyk"))
+    again = open_image(encode(decode(data)))
     assert again.info["icc_profile"] == profile("cmyk")
     assert np.abs(np.asarray(again, int) - inks.astype(int)).mean() < 4
     assert np.abs(decode(data).pixels.astype(int) - decode(encode(decode(data))).pixels).mean() < 2
@@ -111,13 +111,13 @@ def test_cmyk_is_converted_back():
 def test_cmyk_without_a_profile_becomes_rgb():
     """Its colours are undefined; keep what a viewer shows."""
     image = Image.fromarray(pixels()).convert("CMYK")
-    again = opened(encode(decode(encoded(image, "TIFF"))))
+    again = open_image(encode(decode(encode_image(image, "TIFF"))))
     assert again.mode == "RGB"
     assert np.array_equal(np.asarray(again), np.asarray(image.convert("RGB")))
 
 
 def test_colours_outside_srgb_stay_without_a_look():
-    data = encoded(GREEN, "PNG", icc_profile=profile("p3"))
+    data = encode_image(GREEN, "PNG", icc_profile=profile("p3"))
     core = core_from_file(data)
     assert np.array_equal(decode(file_from_core(data, core, core, Options())).pixels, GREEN)
     assert P3.to_srgb(GREEN)[0, 0, 0] == 0  # clipped: sRGB has no such green
@@ -129,7 +129,7 @@ def test_a_look_is_the_same_in_every_space():
     in_p3 = np.rint(P3.from_srgb(scene.astype(np.float32) / 255) * 255).astype(np.uint8)
     results = []
     for array, tag in ((scene, {}), (in_p3, {"icc_profile": profile("p3")})):
-        data = encoded(array, "PNG", **tag)
+        data = encode_image(array, "PNG", **tag)
         core = core_from_file(data)
         photograph = decode(file_from_core(data, core, core ** np.float32(0.7), Options()))
         results.append(
@@ -140,7 +140,7 @@ def test_a_look_is_the_same_in_every_space():
 
 
 def test_decode_small_keeps_16_bits():
-    small = decode_small(deep("PNG", deep_pixels()))
+    small = decode_small(encode_16_bits("PNG", pixels_16_bits()))
     assert len(np.unique(np.round(small * 65535))) > 256
 
 
@@ -149,7 +149,7 @@ def test_srgb_is_the_default():
 
 
 def test_grey_with_a_profile_becomes_rgb_in_a_format_without_grey():
-    data = encoded(Image.fromarray(pixels()).convert("L"), "PNG", icc_profile=profile("grey"))
+    data = encode_image(Image.fromarray(pixels()).convert("L"), "PNG", icc_profile=profile("grey"))
     photograph = decode(data)
     expected = to_unit(photograph.space.to_srgb(photograph.pixels))
     again = decode(encode(photograph, format="webp", quality=100))

@@ -12,7 +12,7 @@ from export.metrics import psnr
 from imaging import SIDE, core_from_file, core_from_pixels, decode, pixels_from_core
 from imaging.frame import resize, small_shape
 from tests.conftest import ROOT
-from tests.photographs import bilinear, encoded
+from tests.photographs import encode_image, resize_bilinear
 
 lengths = st.integers(1, 90)
 seeds = st.integers(0, 2**32 - 1)
@@ -32,7 +32,7 @@ def test_resize_equals_pillows_for_every_layout(height, width, rows, columns, ch
     given_pixels = (rng.random((height, width, channels)) * white).astype(kind)
     result = resize(given_pixels, (rows, columns))
     assert result.dtype == np.float32
-    assert np.allclose(result, bilinear(given_pixels, (rows, columns)) / white, atol=2e-5)
+    assert np.allclose(result, resize_bilinear(given_pixels, (rows, columns)) / white, atol=2e-5)
 
 
 @settings(deadline=None)
@@ -69,7 +69,7 @@ def test_the_whole_photograph_fills_the_square():
     """The four quarters of a wide image are the quarters of the core tensor."""
     quarters = np.zeros((600, 1800, 3), np.uint8)
     quarters[300:, :900, 0] = quarters[:300, 900:, 1] = quarters[300:, 900:, 2] = 255
-    core = core_from_file(encoded(quarters, "PNG"))
+    core = core_from_file(encode_image(quarters, "PNG"))
     half = SIDE // 2
     for channel, (top, left) in enumerate([(half, 0), (0, half), (half, half)]):
         expected = np.zeros((SIDE, SIDE))
@@ -84,12 +84,12 @@ def test_a_jpeg_decoded_small_is_near_the_resize_of_the_training(name, cut):
     """The goal is 45 dB for every photograph (docs/photographs.md); these two have little grain and are closer."""
     data = (ROOT / f"demo/photos/{name}.jpg").read_bytes()
     if cut:
-        data = encoded(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
+        data = encode_image(decode(data).pixels[: -cut or None, : -cut or None], quality=92)
     decibels = psnr(core_from_file(data), trained_core(data))
     print(f"{name}: {decibels:.1f} dB")
     assert decibels >= 55
 
 
 def test_a_full_decode_differs_by_one_step_of_eight_bits_at_most():
-    data = encoded(decode((ROOT / "demo/photos/coffee-table.jpg").read_bytes()).pixels, "PNG")
+    data = encode_image(decode((ROOT / "demo/photos/coffee-table.jpg").read_bytes()).pixels, "PNG")
     assert np.abs(core_from_file(data) - trained_core(data)).max() <= 1.01 / 255

@@ -12,7 +12,7 @@ from PIL import Image
 from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
-from tests.photographs import XMP, deep, deep_pixels, encoded, exif_with, opened, pixels, profile
+from tests.photographs import XMP, encode_16_bits, encode_image, make_exif, open_image, pixels, pixels_16_bits, profile
 
 ARTIST, ORIENTATION, RESOLUTION_UNIT = 0x013B, 0x0112, 0x0128
 
@@ -43,14 +43,14 @@ def test_a_block_that_is_parsed_again_is_the_same(exif):
 @given(BLOCKS)
 def test_exif_appended_to_a_tiff_can_be_parsed_and_pillow_reads_the_image(exif):
     data = exif.append_to(TIFF)
-    assert np.array_equal(np.asarray(opened(data)), pixels(48, 64))
+    assert np.array_equal(np.asarray(open_image(data)), pixels(48, 64))
     parsed = parse(data)
     as_numbers = exif if exif.order == "<" else parse(exif.append_to(TIFF))
     assert (parsed.settings, parsed.position) == (as_numbers.settings, as_numbers.position)
     assert {tag: e for tag, e in parsed.main.items() if tag in exif.main}.keys() == exif.main.keys()
 
 
-TIFF = encoded(pixels(48, 64), "TIFF")
+TIFF = encode_image(pixels(48, 64), "TIFF")
 
 
 @given(BLOCKS, st.data())
@@ -65,7 +65,7 @@ def test_the_valid_entries_of_damaged_blocks_are_parsed(exif, data):
 
 
 def jpeg_with(main, order="<"):
-    return encoded(pixels(120, 200), exif=Exif(order, main, {}, {}).to_block())
+    return encode_image(pixels(120, 200), exif=Exif(order, main, {}, {}).to_block())
 
 
 def test_text_in_any_encoding_is_kept_byte_by_byte():
@@ -95,12 +95,12 @@ def test_tags_about_the_layout_of_the_old_file_are_dropped():
     main = {0x0100: Entry(4, 1, struct.pack("<I", 4000)), 0x0101: Entry(4, 1, struct.pack("<I", 3000))}
     main |= {0x0106: Entry(3, 1, struct.pack("<H", 6)), ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}
     for kind in ("tiff", "png", "jpeg"):
-        again = opened(encode(decode(jpeg_with(main)), format=kind))
+        again = open_image(encode(decode(jpeg_with(main)), format=kind))
         assert (again.size, again.mode) == ((120, 200), "RGB")
         again.load()
         assert 0x0100 not in again.getexif() or again.getexif()[0x0100] == 120
-    photograph = dataclasses.replace(decode(jpeg_with(main)), pixels=deep_pixels())
-    again = opened(encode(photograph, format="tiff"))
+    photograph = dataclasses.replace(decode(jpeg_with(main)), pixels=pixels_16_bits())
+    again = open_image(encode(photograph, format="tiff"))
     assert again.size == (320, 240)
 
 
@@ -114,9 +114,9 @@ COMPRESSED.remove(("jpeg", "CMYK"))  # Pillow cannot write it
 def test_exif_and_xmp_are_kept_for_every_compression_of_a_tiff(compression, mode):
     image = Image.fromarray(pixels()).convert(mode)
     tagged = {"icc_profile": profile("cmyk")} if mode == "CMYK" else {}
-    plain = encoded(image, "TIFF", compression=compression, **tagged)
-    data = encode(dataclasses.replace(decode(plain), metadata=Metadata(parse(exif_with(1, gps=True)), XMP)))
-    again = opened(encode(decode(data)))
+    plain = encode_image(image, "TIFF", compression=compression, **tagged)
+    data = encode(dataclasses.replace(decode(plain), metadata=Metadata(parse(make_exif(1, gps=True)), XMP)))
+    again = open_image(encode(decode(data)))
     assert again.getexif()[0x010F] == "Camera maker"
     assert again.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
     assert again.getexif().get_ifd(0x8825)[1] == "N"
@@ -125,9 +125,9 @@ def test_exif_and_xmp_are_kept_for_every_compression_of_a_tiff(compression, mode
 
 def test_metadata_too_long_for_a_jpeg_are_dropped_from_a_cmyk_jpeg_too():
     image = Image.fromarray(pixels()).convert("CMYK")
-    data = encoded(image, "TIFF", icc_profile=profile("cmyk"))
+    data = encode_image(image, "TIFF", icc_profile=profile("cmyk"))
     long = dataclasses.replace(decode(data), metadata=Metadata(None, b" " * 70_000))
-    again = opened(encode(long, format="jpeg"))
+    again = open_image(encode(long, format="jpeg"))
     assert (again.mode, again.info["icc_profile"]) == ("CMYK", profile("cmyk"))
     assert "xmp" not in again.info
 
@@ -174,34 +174,36 @@ def test_a_packet_that_cannot_be_parsed_is_dropped_if_the_position_is_stripped(p
 @pytest.mark.parametrize("filling", [b" " * 1_000_000, b"<exif:GPSa>" * 80_000], ids=["spaces", "open elements"])
 def test_a_crafted_packet_is_processed_in_a_short_time(filling):
     """A regular expression that backtracks would take minutes, beyond the time limit of a test."""
-    data = encoded(pixels(48, 64), "WEBP", xmp=b"<x>" + filling + b"</x>")
-    assert opened(encode(decode(data), gps=False)).size == (64, 48)
+    data = encode_image(pixels(48, 64), "WEBP", xmp=b"<x>" + filling + b"</x>")
+    assert open_image(encode(decode(data), gps=False)).size == (64, 48)
 
 
 def test_a_profile_for_printing_is_kept_in_a_png():
     large = profile("p3")[:128] + profile("p3")[128:] + bytes(1_500_000)
-    photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
+    photograph = decode(encode_image(pixels(), "TIFF", icc_profile=large))
     assert photograph.space.profile == large
     assert decode(encode(photograph, format="png")).space.profile == large
 
 
 def test_a_profile_too_large_for_a_jpeg_is_dropped():
     large = profile("p3") + bytes(17_000_000)
-    photograph = decode(encoded(pixels(), "TIFF", icc_profile=large))
-    assert "icc_profile" not in opened(encode(photograph, format="jpeg")).info
+    photograph = decode(encode_image(pixels(), "TIFF", icc_profile=large))
+    assert "icc_profile" not in open_image(encode(photograph, format="jpeg")).info
 
 
 def test_the_print_resolution_is_kept():
     exif = Image.Exif()
     exif[0x011A], exif[0x011B], exif[RESOLUTION_UNIT] = 300.0, 300.0, 2
     for kind in ("jpeg", "png", "tiff"):
-        again = opened(encode(decode(encoded(pixels(), exif=exif.tobytes())), format=kind)).getexif()
+        again = open_image(encode(decode(encode_image(pixels(), exif=exif.tobytes())), format=kind)).getexif()
         assert (again[0x011A], again[RESOLUTION_UNIT]) == (300.0, 2)
 
 
 def test_the_orientation_of_a_16_bit_tiff_is_applied():
     """The tag is in the main directory of the file, not in an embedded block."""
-    turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).append_to(deep("TIFF", deep_pixels()))
+    turned = Exif("<", {ORIENTATION: Entry(3, 1, struct.pack("<H", 6))}, {}, {}).append_to(
+        encode_16_bits("TIFF", pixels_16_bits())
+    )
     photograph = decode(turned)
-    assert np.array_equal(photograph.pixels, np.rot90(deep_pixels(), -1))
+    assert np.array_equal(photograph.pixels, np.rot90(pixels_16_bits(), -1))
     assert decode(encode(photograph)).pixels.shape == photograph.pixels.shape

@@ -12,9 +12,9 @@ from imaging.codec import FORMATS
 from imaging.frame import resize
 from imaging.options import OUTPUTS
 from tests.conftest import ROOT
-from tests.photographs import deep, deep_pixels, encoded, opened, pixels, profile
+from tests.photographs import encode_16_bits, encode_image, open_image, pixels, pixels_16_bits, profile
 
-PHOTO = encoded(pixels(600, 800))
+PHOTO = encode_image(pixels(600, 800))
 CORE = core_from_file(PHOTO)
 BRIGHT = CORE ** np.float32(0.7)
 
@@ -112,7 +112,7 @@ def test_strength_blends_with_the_photograph():
 
 
 def test_size_512_is_the_networks_own_result():
-    small = opened(enhanced(size="512", format="png"))
+    small = open_image(enhanced(size="512", format="png"))
     assert small.size == (512, 384)
     expected = resize(np.ascontiguousarray(BRIGHT.transpose(1, 2, 0)), (384, 512))
     assert np.abs(np.asarray(small) / 255 - expected).max() < 0.003
@@ -121,10 +121,10 @@ def test_size_512_is_the_networks_own_result():
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(np.dstack([pixels(), pixels()[..., 0]]), "PNG"),
-        deep("PNG", deep_pixels(4)),
-        encoded(pixels()[..., 0], "PNG"),
-        encoded(pixels(), icc_profile=profile("p3")),
+        encode_image(np.dstack([pixels(), pixels()[..., 0]]), "PNG"),
+        encode_16_bits("PNG", pixels_16_bits(4)),
+        encode_image(pixels()[..., 0], "PNG"),
+        encode_image(pixels(), icc_profile=profile("p3")),
     ],
     ids=["alpha", "16 bits", "grey", "P3"],
 )
@@ -136,7 +136,7 @@ def test_size_512_keeps_depth_alpha_and_space(data):
 
 
 def test_options_can_be_combined():
-    result = opened(enhanced(format="webp", quality=50, size="512", strength=0.3))
+    result = open_image(enhanced(format="webp", quality=50, size="512", strength=0.3))
     assert (result.format, result.size) == ("WEBP", (512, 384))
 
 

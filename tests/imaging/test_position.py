@@ -10,7 +10,7 @@ from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
 from imaging.position import is_named_position, may_hold_position
-from tests.photographs import deep, deep_pixels, encoded, opened, pixels
+from tests.photographs import encode_16_bits, encode_image, open_image, pixels, pixels_16_bits
 
 MAKER_NOTE, COMMENT, PRIVATE, EXPOSURE, DESCRIPTION, WINDOWS_COMMENT = 0x927C, 0x9286, 0x9AAA, 0x829A, 0x010E, 0x9C9C
 LATITUDE, LONGITUDE = "48.1371540", "11.5761240"
@@ -112,7 +112,7 @@ TRACES += [BLOCK.position[2].value]
 def photograph(kind):
     """Return a photograph from a file of this kind, with a position in every block."""
     depth = "16 bits" in kind
-    data = deep(kind.split()[0], deep_pixels()) if depth else encoded(pixels(), kind)
+    data = encode_16_bits(kind.split()[0], pixels_16_bits()) if depth else encode_image(pixels(), kind)
     metadata = Metadata(BLOCK, PACKETS["attribute"].encode())
     return decode(encode(dataclasses.replace(decode(data), metadata=metadata)))
 
@@ -122,7 +122,7 @@ def test_the_position_is_stripped_from_every_format_and_the_rest_kept(kind):
     kept, stripped = (encode(photograph(kind), gps=gps) for gps in (True, False))
     assert all(text in kept for text in TRACES)
     assert not [text for text in TRACES if text in stripped]
-    exif = opened(stripped).getexif()
+    exif = open_image(stripped).getexif()
     assert exif[0x010F] == "DJI"
     assert exif.get_ifd(0x8769)[EXPOSURE] == pytest.approx(1 / 250)
     assert not exif.get_ifd(0x8825)
@@ -140,7 +140,7 @@ def png_chunk(kind, body):
 def files_with_other_blocks():
     """Yield files with positions in other blocks than EXIF and XMP."""
     position = LATITUDE.encode()
-    plain = encoded(pixels())
+    plain = encode_image(pixels())
     segments = {
         "IPTC": (0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(position)) + position + b"\0"),
         "comment": (0xFE, b"GPS: " + position),
@@ -158,10 +158,10 @@ def files_with_other_blocks():
         "a private chunk": (b"drNe", position),
     }
     for name, (kind, body) in texts.items():
-        png = encoded(pixels(), "PNG")
+        png = encode_image(pixels(), "PNG")
         yield name, png[:33] + png_chunk(kind, body) + png[33:]
     private = {33550: (0.1, 0.1, 0.0), 33922: (0.0, 0.0, 0.0, 48.137, 11.576, 0.0), 34737: LATITUDE, 42112: LATITUDE}
-    yield "GeoTIFF", encoded(pixels(), "TIFF", tiffinfo=private)
+    yield "GeoTIFF", encode_image(pixels(), "TIFF", tiffinfo=private)
 
 
 OTHER_BLOCKS = dict(files_with_other_blocks())

@@ -11,7 +11,7 @@ from imaging import Look, decode
 from imaging.arrays import to_unit
 from imaging.frame import resize
 from imaging.tiles import OVERLAP, SIDE, Canvas, starts, windows
-from tests.photographs import deep, deep_pixels, encoded, pixels, profile
+from tests.photographs import encode_16_bits, encode_image, pixels, pixels_16_bits, profile
 
 
 @given(st.integers(1, 20_000))
@@ -47,7 +47,7 @@ def run(canvas, network):
 @settings(max_examples=12, deadline=None)
 @given(st.integers(16, 1500), st.integers(16, 1500))
 def test_a_network_that_changes_nothing_returns_the_photograph(height, width):
-    photograph = decode(encoded(pixels(max(height, -(-width // 32)), max(width, -(-height // 32))), "PNG"))
+    photograph = decode(encode_image(pixels(max(height, -(-width // 32)), max(width, -(-height // 32))), "PNG"))
     before = photograph.pixels.copy()
     assert np.array_equal(run(Canvas(photograph, None), lambda tile: tile.core), before)
 
@@ -55,10 +55,12 @@ def test_a_network_that_changes_nothing_returns_the_photograph(height, width):
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(np.dstack([pixels(700, 900), pixels(700, 900)[..., 0]]), "PNG"),
-        deep("PNG", deep_pixels(3, 600, 700)),
-        encoded(pixels(600, 700)[..., 0], "PNG"),
-        encoded(np.zeros((600, 700, 3), np.uint8) + np.array([0, 255, 0], np.uint8), "PNG", icc_profile=profile("p3")),
+        encode_image(np.dstack([pixels(700, 900), pixels(700, 900)[..., 0]]), "PNG"),
+        encode_16_bits("PNG", pixels_16_bits(3, 600, 700)),
+        encode_image(pixels(600, 700)[..., 0], "PNG"),
+        encode_image(
+            np.zeros((600, 700, 3), np.uint8) + np.array([0, 255, 0], np.uint8), "PNG", icc_profile=profile("p3")
+        ),
     ],
     ids=["alpha", "16 bits", "grey", "green outside sRGB"],
 )
@@ -87,7 +89,7 @@ def test_anchored_tiles_have_no_seams_and_the_tone_of_the_look():
     """On a smooth scene, where a seam is visible; the tiles differ by up to 30 %."""
     y, x = np.mgrid[0:1200, 0:1600]
     scene = np.clip(np.stack([60 + x / 40, 90 + y / 30, 120 - x / 60], 2), 0, 255).astype(np.uint8)
-    data = encoded(scene, "PNG")
+    data = encode_image(scene, "PNG")
     small = resize(scene, (512, 512))
     look = Look.between(small, small * np.float32(1.15))
     expected = decode(data)
@@ -108,7 +110,7 @@ def test_detail_comes_from_the_tiles():
     grain = np.random.default_rng(1).normal(0, 0.05, (3, SIDE, SIDE)).astype(np.float32)
     scene = np.full((700, 900, 3), 128, np.uint8)
     small = resize(scene, (512, 512))
-    photograph = decode(encoded(scene, "PNG"))
+    photograph = decode(encode_image(scene, "PNG"))
     result = run(Canvas(photograph, Look.between(small, small)), lambda tile: tile.core + grain)
     assert 0.03 < to_unit(result)[100:400, 100:400].std() < 0.06
 
@@ -116,9 +118,9 @@ def test_detail_comes_from_the_tiles():
 def test_strength_blends():
     scene = pixels(600, 900) // 2
     none, half, whole = (
-        run(Canvas(decode(encoded(scene, "PNG")), None, strength=s), lambda tile: tile.core * np.float32(1.5)).astype(
-            int
-        )
+        run(
+            Canvas(decode(encode_image(scene, "PNG")), None, strength=s), lambda tile: tile.core * np.float32(1.5)
+        ).astype(int)
         for s in (0, 0.5, 1)
     )
     assert np.array_equal(none, scene)
@@ -126,5 +128,5 @@ def test_strength_blends():
 
 
 def test_memory_does_not_grow_with_the_height():
-    canvas = Canvas(decode(encoded(pixels(1600, 600), "PNG")), None)
+    canvas = Canvas(decode(encode_image(pixels(1600, 600), "PNG")), None)
     assert canvas.sums.shape == (SIDE, 600, 3)

@@ -17,7 +17,7 @@ from restormer_client import errors
 
 from adapters.metrics import OUTCOMES
 from imaging import SIDE
-from tests.photographs import encoded, opened, pixels
+from tests.photographs import encode_image, open_image, pixels
 from traffic import loops
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -152,7 +152,7 @@ def load(monkeypatch):
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess"])
 def test_an_invalid_request_fails_alone_and_is_counted(load, name):
-    good = encoded(pixels(60, 80))
+    good = encode_image(pixels(60, 80))
     model = load(name)
     responses = model.execute(
         [
@@ -169,7 +169,7 @@ def test_an_invalid_request_fails_alone_and_is_counted(load, name):
 
 @pytest.mark.parametrize("name", ["preprocess", "postprocess"])
 def test_an_unexpected_error_fails_its_own_request_alone(load, name):
-    good = encoded(pixels(60, 80))
+    good = encode_image(pixels(60, 80))
     model = load(name)
     broken = Request({**request_for(good), "IMAGE": np.array([[7]])}, {})
     first, second = model.execute([request_for(good), broken])
@@ -180,26 +180,26 @@ def test_an_unexpected_error_fails_its_own_request_alone(load, name):
 
 
 def test_a_limit_of_the_config_is_enforced(load):
-    (response,) = load("preprocess", max_pixels="4799").execute([request_for(encoded(pixels(60, 80)))])
+    (response,) = load("preprocess", max_pixels="4799").execute([request_for(encode_image(pixels(60, 80)))])
     assert "80x60 pixels; at most 4,799" in str(response.error)
 
 
 def test_preprocess_returns_a_core_tensor(load):
-    (response,) = load("preprocess").execute([request_for(encoded(pixels(60, 80)))])
+    (response,) = load("preprocess").execute([request_for(encode_image(pixels(60, 80)))])
     core = response.tensors[0].as_numpy()
     assert (core.shape, core.dtype) == ((1, 3, SIDE, SIDE), np.float32)
 
 
 def test_postprocess_returns_a_photograph(load):
-    (response,) = load("postprocess").execute([request_for(encoded(pixels(60, 80)))])
-    assert opened(response.tensors[0].as_numpy()[0, 0]).size == (80, 60)
+    (response,) = load("postprocess").execute([request_for(encode_image(pixels(60, 80)))])
+    assert open_image(response.tensors[0].as_numpy()[0, 0]).size == (80, 60)
 
 
 def test_a_signal_that_ends_the_process_is_not_turned_into_a_response(load, monkeypatch):
     model = load("preprocess")
     monkeypatch.setitem(type(model)._response.__globals__, "core_from_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        model.execute([request_for(encoded(pixels(60, 80)))])
+        model.execute([request_for(encode_image(pixels(60, 80)))])
 
 
 def interrupted(*_):
@@ -215,7 +215,7 @@ def tiled(load, monkeypatch, *requests, error=None):
 
 
 def test_enhance_tiled_counts_the_outcome_of_each_request(load, monkeypatch):
-    good, cancelled = encoded(pixels(60, 80)), request_for(encoded(pixels(60, 80)))
+    good, cancelled = encode_image(pixels(60, 80)), request_for(encode_image(pixels(60, 80)))
     cancelled.cancelled = True
     model, responses = tiled(load, monkeypatch, request_for(good), request_for(b"a letter"), cancelled)
     assert [response.error and response.error.code for response in responses] == [
@@ -226,10 +226,10 @@ def test_enhance_tiled_counts_the_outcome_of_each_request(load, monkeypatch):
 
 
 def test_enhance_tiled_takes_as_many_photographs_a_request_as_its_config_allows(load, monkeypatch):
-    pair = request_for(encoded(pixels(60, 80)))
-    pair["IMAGE"] = np.concatenate([pair["IMAGE"], [[encoded(pixels(40, 50))]]])
+    pair = request_for(encode_image(pixels(60, 80)))
+    pair["IMAGE"] = np.concatenate([pair["IMAGE"], [[encode_image(pixels(40, 50))]]])
     _, (response,) = tiled(load, monkeypatch, pair)
-    assert [opened(file).size for (file,) in response.tensors[0].as_numpy()] == [(80, 60), (50, 40)]
+    assert [open_image(file).size for (file,) in response.tensors[0].as_numpy()] == [(80, 60), (50, 40)]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_enhance_tiled_takes_as_many_photographs_a_request_as_its_config_allows(
     ],
 )
 def test_enhance_tiled_distinguishes_overload_from_a_broken_engine(load, monkeypatch, error, outcome, code):
-    model, (response,) = tiled(load, monkeypatch, request_for(encoded(pixels(60, 80))), error=error)
+    model, (response,) = tiled(load, monkeypatch, request_for(encode_image(pixels(60, 80))), error=error)
     assert response.error.code == code
     assert outcomes(model) == {outcome: 1}
 

@@ -10,7 +10,7 @@ import pytest
 from imaging import FRAME
 from server import engines, host
 from server.errors import ServerError
-from tests.conftest import copied
+from tests.conftest import copy_repository
 from tests.server.conftest import rows
 
 
@@ -25,7 +25,7 @@ def test_a_version_without_an_engine_for_the_cpu_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no json", '{"sha256": 1}'])
 def test_an_invalid_engine_json_is_reported_in_one_line(tmp_path, repository, content):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     (copy / "restormer/1/model.onnx.json").write_text(content)
     with pytest.raises(ServerError, match="make engine"):
         engines.check_engines(copy)
@@ -38,7 +38,7 @@ def test_server_imaging_and_engines_name_the_same_frame(repository):
 
 @pytest.mark.parametrize("frame", [{}, {"frame": "letterbox-512"}], ids=["none recorded", "another"])
 def test_an_engine_of_another_frame_is_rejected_with_the_command_that_builds_it(tmp_path, repository, frame):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     path = copy / "restormer/1/model.onnx.json"
     document = json.loads(path.read_text())
     del document["frame"]
@@ -48,14 +48,14 @@ def test_an_engine_of_another_frame_is_rejected_with_the_command_that_builds_it(
 
 
 def test_the_highest_version_is_served(tmp_path, repository):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     for version in ("2", "10"):
         shutil.copytree(copy / "restormer/1", copy / "restormer" / version)
     assert engines.check_engines(copy).path == copy / "restormer/10/model.onnx"
 
 
 def test_two_precisions_of_one_graph_are_different_engines(tmp_path, repository):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     document = copy / "restormer/1/model.onnx.json"
     document.write_text(json.dumps({**json.loads(document.read_text()), "precision": "bf16"}))
     assert engines.check_engines(copy).sha256 != engines.check_engines(repository).sha256

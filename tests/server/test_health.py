@@ -17,7 +17,7 @@ from server import health, process
 from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, free_port, server_command
-from tests.photographs import encoded, pixels
+from tests.photographs import encode_image, pixels
 from tests.server.test_secured import enhance
 from traffic import loops
 from traffic import server as traffic_server
@@ -109,7 +109,7 @@ def test_an_overloaded_server_that_enhances_is_not_stopped(triton, tmp_path, sto
     healthy.write_text(json.dumps(_counts_at_rest(settings)))
     with grpc.InferenceServerClient(triton.url, channel_args=[("grpc.enable_http_proxy", 0)]) as connection:
         for _ in range(2):
-            enhance(connection, encoded(pixels(48, 64)))
+            enhance(connection, encode_image(pixels(48, 64)))
             _counts_at_rest(settings)
             health.check(settings)
     assert not stopped
@@ -158,7 +158,7 @@ def test_overload_does_not_stop_a_server_but_a_killed_stub_does(repository, tmp_
     settings = Settings(state=tmp_path, exit_timeout=2, **ports)
     try:
         health.check(settings)
-        load = loops.run_closed_loop(settings.url, [encoded(pixels(48, 64))], workers=24, seconds=50, priority=1)
+        load = loops.run_closed_loop(settings.url, [encode_image(pixels(48, 64))], workers=24, seconds=50, priority=1)
         answers = []
         flood = threading.Thread(target=lambda: answers.extend(asyncio.run(load)))
         flood.start()

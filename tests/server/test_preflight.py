@@ -17,7 +17,7 @@ import trustme
 from server import host, preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
-from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, copied, free_port, server_command
+from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, copy_repository, free_port, server_command
 from tests.server.conftest import rows
 
 
@@ -56,7 +56,7 @@ def test_a_repository_without_engines_is_rejected(tmp_path):
 
 
 def test_a_changed_engine_is_rejected(tmp_path, repository):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     with (copy / "restormer/1/model.onnx").open("ab") as file:
         file.write(b"!")
     code, errors = start(tmp_path, repository=copy)
@@ -88,7 +88,7 @@ def test_a_missing_triton_is_reported(tmp_path, repository):
 
 
 def test_the_reason_of_a_model_that_fails_to_load_comes_from_tritons_log(tmp_path, repository):
-    copy = copied(repository, tmp_path / "copy")
+    copy = copy_repository(repository, tmp_path / "copy")
     document = copy / "restormer/1/model.onnx.json"
     engine = json.loads(document.read_text())
     engine["runtime"]["settings"]["NO_SUCH_SETTING"] = "1"

@@ -16,7 +16,7 @@ from server import process
 from server.process import kill_orphans, running_server
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
-from tests.photographs import encoded, pixels
+from tests.photographs import encode_image, pixels
 
 
 def test_a_second_start_is_rejected_and_the_first_server_goes_on(triton):
@@ -143,7 +143,7 @@ def test_a_stop_answers_every_request_in_flight(repository, tmp_path):
     subprocess.run(command, cwd=ROOT, check=True)
     done = queue.SimpleQueue()
     image = grpc.InferInput("IMAGE", [1, 1], "BYTES")
-    image.set_data_from_numpy(np.array([[encoded(pixels(48, 64))]], dtype=np.object_))
+    image.set_data_from_numpy(np.array([[encode_image(pixels(48, 64))]], dtype=np.object_))
     channel = [("grpc.enable_http_proxy", 0)]
     try:
         with grpc.InferenceServerClient(f"127.0.0.1:{port}", channel_args=channel) as client:

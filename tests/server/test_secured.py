@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from server.settings import RESTRICTED
 from tests.conftest import ROOT, free_port, server_command
-from tests.photographs import encoded, opened, pixels
+from tests.photographs import encode_image, open_image, pixels
 from tests.server.conftest import KEY, KEY_HEADER, client
 
 LATITUDE = (48.0, 51.0, 29.59)
@@ -60,7 +60,7 @@ def jpeg_with_private_exif(width=64, height=48):
 
 def test_a_client_with_a_certificate_is_served(secured):
     with secured.client() as connection:
-        assert opened(enhance(connection, encoded(pixels(48, 64)))).size == (64, 48)
+        assert open_image(enhance(connection, encode_image(pixels(48, 64)))).size == (64, 48)
 
 
 def test_the_deep_check_accepts_a_certificate_for_a_name(repository, tmp_path):
@@ -161,7 +161,7 @@ def test_http_serves_health_without_a_key_and_statistics_with_it(secured):
 
 def test_the_cache_keeps_only_the_output_of_the_network(secured):
     """For one photograph at two strengths, the network runs once and the answers differ."""
-    photograph = encoded(pixels(90, 120))
+    photograph = encode_image(pixels(90, 120))
     name = r'nv_cache_num_{}_per_model\{{model="{}",version="1"\}}'
     with secured.client() as connection:
         hits, misses = (metric(secured.metrics_port, name.format(what, "restormer")) for what in ("hits", "misses"))
@@ -211,14 +211,14 @@ def test_histograms_count_photographs(triton):
     name = r'restormer_photograph_ms_count\{{model="{}",version="1"\}}'
     before = {step: metric(triton.metrics_port, name.format(step)) for step in ("preprocess", "postprocess")}
     with client(triton.url) as connection:
-        enhance(connection, encoded(pixels(48, 64)))
+        enhance(connection, encode_image(pixels(48, 64)))
     for step, count in before.items():
         assert metric(triton.metrics_port, name.format(step)) == count + 1
 
 
 def test_an_interactive_request_overtakes_bulk(triton):
     """A photograph of level 1 arrives while four bulk photographs wait, and is served next."""
-    done, photograph = [], encoded(pixels(48, 64))
+    done, photograph = [], encode_image(pixels(48, 64))
     pending = r'nv_inference_pending_request_count\{{model="{}",version="1"\}}'
 
     def send(connection, name, priority):

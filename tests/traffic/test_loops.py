@@ -8,7 +8,7 @@ import pytest
 from restormer_client import errors
 
 from tests.conftest import ROOT
-from tests.photographs import encoded, pixels
+from tests.photographs import encode_image, pixels
 from traffic import loops
 from traffic.loops import Answer
 
@@ -56,7 +56,7 @@ def test_outcomes_of_a_real_server(triton):
 
     async def send_all():
         async with loops.connect(triton.url) as client, loops.connect("127.0.0.1:9") as unreachable:
-            good = await loops.send_photograph(client, encoded(pixels(48, 64)), 0.0)
+            good = await loops.send_photograph(client, encode_image(pixels(48, 64)), 0.0)
             bad = await loops.send_photograph(client, b"a letter", 0.0)
             lost = await loops.send_photograph(unreachable, b"", 0.0, timeout=5)
         return good, bad, lost
