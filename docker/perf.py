@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     data = Path(tempfile.mkdtemp()) / "photographs.json"
-    data.write_text(json.dumps({"data": [{"IMAGE": {"b64": encoded(path.read_bytes())}} for path in files]}))
+    elements = [{"IMAGE": {"b64": encode_bytes_element(path.read_bytes())}} for path in files]
+    data.write_text(json.dumps({"data": elements}))
     command = ["perf_analyzer", "-m", options.model, "-u", options.url, "-i", "grpc", "--input-data", str(data)]
     command += ["-H", f"triton-grpc-protocol-admin-key:{key}"]
     tls = [part for name, flag in TLS.items() if (path := getattr(options, name)) for part in (flag, path)]
@@ -63,14 +64,12 @@ def main(arguments: list[str]) -> int:
     try:
         os.execvp(command[0], [*command, *(rest or RANGE)])
     except FileNotFoundError:
-        print(
-            "error: perf_analyzer is not on PATH: pip install perf-analyzer, or docker compose run --rm perf",
-            file=sys.stderr,
-        )
+        error = "error: perf_analyzer is not on PATH: pip install perf-analyzer, or docker compose run --rm perf"
+        print(error, file=sys.stderr)
     return 1
 
 
-def encoded(photograph: bytes) -> str:
+def encode_bytes_element(photograph: bytes) -> str:
     """Encode a BYTES element for perf_analyzer: a length of four bytes, then the photograph, all in base64."""
     return base64.b64encode(struct.pack("<I", len(photograph)) + photograph).decode()
 

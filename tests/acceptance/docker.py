@@ -1,8 +1,9 @@
-"""The containers, really: a clean clone is built, started, asked, watched, hurt and stopped (``make test-docker``).
+"""Build, start, call, break and stop the containers of a clean clone with a real Docker (``make test-docker``).
 
 Needs a Docker engine with compose v2, the base image python:3.11-slim-bookworm (or CPU_BASE=another) and an engine
-published for the CPU. Where prom/prometheus cannot be pulled, Debian's Prometheus stands in for it. ``RECORD=file``
-writes how large the image is and why, and how long it took until a new server answered after a Python process had died.
+published for the CPU. Where prom/prometheus cannot be pulled, Debian's Prometheus replaces it. ``RECORD=file`` writes
+the size of the image and of its parts, and the seconds from the death of a Python process to the first photograph of
+the new server.
 """
 
 import io
@@ -13,7 +14,6 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -29,25 +29,25 @@ CONTAINER = f"{PROJECT}-triton-cpu-1"
 BASE = os.environ.get("CPU_BASE", "python:3.11-slim-bookworm")
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))
 PROMETHEUS = re.fullmatch(r"\$\{PROMETHEUS_IMAGE:-(.*)\}", COMPOSE["services"]["prometheus"]["image"])[1]
-WAY_OUT = ("-f", "docker/compose.yaml", "-f", "docker/egress.yaml")
-#: A repository with a CPU engine of the demo package; `make test-docker` builds one of its own.
+WITH_EGRESS = ("-f", "docker/compose.yaml", "-f", "docker/egress.yaml")
+#: Model repository with a CPU engine of the demo package; `make test-docker` builds its own.
 ENGINES = Path(os.environ.get("ENGINES_FOR_TEST", ROOT / "model_repository"))
 PHOTOGRAPH = ROOT / "demo/photos/balcony.jpg"
 RECORD = {}
 
-#: Run inside the server's container: what a process there may do.
-INSIDE = """
+#: Runs in the server's container; prints the rights of a process there.
+RIGHTS = """
 import json, os, socket, pathlib
-def tried(action):
+def attempt(action):
     try: action()
     except OSError as error: return error.strerror or type(error).__name__
     return "possible"
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
 print(json.dumps({
     "uid": os.getuid(), "capabilities": int(status["CapBnd"], 16), "no_new_privileges": status["NoNewPrivs"].strip(),
-    "root": tried(lambda: pathlib.Path("/x").touch()), "models": tried(lambda: pathlib.Path("/models/x").touch()),
-    "python": tried(lambda: pathlib.Path("/opt/venv/x").touch()),
-    "out": tried(lambda: socket.create_connection(("%s", %s), timeout=3)),
+    "root": attempt(lambda: pathlib.Path("/x").touch()), "models": attempt(lambda: pathlib.Path("/models/x").touch()),
+    "python": attempt(lambda: pathlib.Path("/opt/venv/x").touch()),
+    "outbound": attempt(lambda: socket.create_connection(("%s", %s), timeout=3)),
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
 }))
 """
@@ -64,36 +64,36 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 """
 
 
-def docker(*arguments, check=True, seconds=600.0, **options):
+def run_docker(*arguments, check=True, seconds=600.0, **options):
     return subprocess.run(
         ["docker", *map(str, arguments)], check=check, capture_output=True, text=True, timeout=seconds, **options
     )
 
 
-def image(tag, dockerfile, folder, base=BASE):
-    """Build an image on another base than its own; return its tag."""
-    docker("build", "-q", "-t", tag, "--build-arg", f"BASE={base}", "-f", folder / dockerfile, folder, seconds=1700)
+def build_image(tag, dockerfile, folder, base=BASE):
+    """Build an image on a base other than its own; return its tag."""
+    run_docker("build", "-q", "-t", tag, "--build-arg", f"BASE={base}", "-f", folder / dockerfile, folder, seconds=1700)
     return tag
 
 
-def inspected(field):
-    return json.loads(docker("inspect", CONTAINER, "--format", f"{{{{json {field}}}}}").stdout)
+def inspect_server(field):
+    """Return a field of ``docker inspect`` of the server's container."""
+    return json.loads(run_docker("inspect", CONTAINER, "--format", f"{{{{json {field}}}}}").stdout)
 
 
-def eventually(wanted, seconds, what):
-    """Waits for ``wanted()`` to be true, and says what was waited for when it is not."""
+def wait_until(condition, seconds, description):
+    """Wait until ``condition()`` is true; fail with the description and the server's log after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := wanted()):
+    while not condition():
         assert time.monotonic() < deadline, (
-            f"{what}: not within {seconds:.0f} s\n{docker('logs', '--tail', 40, CONTAINER, check=False)}"
+            f"{description}: not within {seconds:.0f} s\n{run_docker('logs', '--tail', 40, CONTAINER, check=False)}"
         )
         time.sleep(1)
-    return found
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """What is committed, and the engine of this working tree: engines are built, not committed."""
+    """Clone the commit and add the engine of this working tree, because engines are not committed."""
     folder = tmp_path_factory.mktemp("clone") / "restormer-triton"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     published = [p for p in (ENGINES / "restormer").iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()]
@@ -102,7 +102,7 @@ def clone(tmp_path_factory):
     shutil.copytree(
         engine, folder / "model_repository/restormer" / engine.name, ignore=shutil.ignore_patterns("__pycache__")
     )
-    # The folders above belong to whoever runs the tests; the container's user only reads.
+    # Only the user who runs the tests can read the folders above; the container's user has to read them too.
     for path in (folder, *folder.parents[:2]):
         path.chmod(0o755)
     return folder
@@ -115,51 +115,40 @@ def ports():
 
 @pytest.fixture(scope="module")
 def compose(clone, ports):
-    """``docker compose`` as a user calls it in the clone; everything is taken down at the end."""
+    """Return a function that calls ``docker compose`` in the clone; remove all containers at the end."""
     environment = {**os.environ, "COMPOSE_PROJECT_NAME": PROJECT, **{name: str(port) for name, port in ports.items()}}
-    if (
-        docker("image", "inspect", PROMETHEUS, check=False).returncode
-        and docker("pull", PROMETHEUS, check=False).returncode
-    ):
-        stand_in = "restormer-test-prometheus:2"
-        environment["PROMETHEUS_IMAGE"] = image(stand_in, "prometheus.Dockerfile", ROOT / "tests/docker")
+    commands = (("image", "inspect", PROMETHEUS), ("pull", PROMETHEUS))
+    if all(run_docker(*command, check=False).returncode for command in commands):
+        substitute = "restormer-test-prometheus:2"
+        environment["PROMETHEUS_IMAGE"] = build_image(substitute, "prometheus.Dockerfile", ROOT / "tests/docker")
 
     def call(*arguments, **options):
-        return docker("compose", *arguments, cwd=clone, env=environment, **options)
+        return run_docker("compose", *arguments, cwd=clone, env=environment, **options)
 
-    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WITH_EGRESS, "--profile", "*", "down", "--volumes", "--timeout", "5")
     call("build", "triton-cpu")
     yield call
-    call(*WAY_OUT, "--profile", "*", "down", "--volumes", "--timeout", "5")
+    call(*WITH_EGRESS, "--profile", "*", "down", "--volumes", "--timeout", "5")
     if path := os.environ.get("RECORD"):
         Path(path).write_text(json.dumps(RECORD, indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def server(compose):
-    """A healthy ``triton-cpu`` and its Prometheus, started by the owner's own words."""
+    """Start a healthy ``triton-cpu`` and its Prometheus with the commands of the manual."""
     compose("--profile", "cpu", "up", "-d", "triton-cpu")
     compose("--profile", "watch", "up", "-d", "prometheus")
-    eventually(lambda: inspected(".State.Health.Status") == "healthy", 300, "healthy")
+    wait_until(lambda: inspect_server(".State.Health.Status") == "healthy", 300, "the server is healthy")
     return compose
 
 
 def enhance(client_command, ports, output, photograph=PHOTOGRAPH, *more):
-    asked = [
-        *client_command,
-        "enhance",
-        str(photograph),
-        str(output),
-        "--url",
-        f"127.0.0.1:{ports['GRPC_PORT']}",
-        "--timeout",
-        "60",
-        *more,
-    ]
-    return subprocess.run(asked, check=False, capture_output=True, text=True)
+    url = f"127.0.0.1:{ports['GRPC_PORT']}"
+    command = [*client_command, "enhance", str(photograph), str(output), "--url", url, "--timeout", "60", *more]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
-def test_a_photograph_goes_through(server, client_command, ports, tmp_path):
+def test_a_photograph_is_enhanced(server, client_command, ports, tmp_path):
     done = enhance(client_command, ports, tmp_path / "out.jpg")
     assert done.returncode == 0, done.stderr
     with Image.open(PHOTOGRAPH) as before, Image.open(tmp_path / "out.jpg") as after:
@@ -168,93 +157,76 @@ def test_a_photograph_goes_through(server, client_command, ports, tmp_path):
 
 @pytest.fixture(scope="module")
 def outside():
-    """A listener beyond this host that a container of the default bridge reaches: OUTSIDE=host:port, or the name server
-    that this host asks (TCP)."""
-    named = re.findall(r"^nameserver (?!127\.)([\d.]+)", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
-    listener = tuple(os.environ.get("OUTSIDE", f"{(*named, '9.9.9.9')[0]}:53").rsplit(":", 1))
-    if docker("run", "--rm", BASE, "python", "-c", CONNECT % listener).stdout.strip() != "possible":
-        pytest.skip(
-            f"no container here reaches {':'.join(listener)}: give a listener beyond this host, OUTSIDE=host:port"
-        )
+    """Return a listener beyond this host that containers of the default bridge reach: ``OUTSIDE=host:port``, or the
+    name server of this host (TCP)."""
+    servers = re.findall(r"^nameserver (?!127\.)([\d.]+)", Path("/etc/resolv.conf").read_text(), re.MULTILINE)
+    listener = tuple(os.environ.get("OUTSIDE", f"{(*servers, '9.9.9.9')[0]}:53").rsplit(":", 1))
+    if run_docker("run", "--rm", BASE, "python", "-c", CONNECT % listener).stdout.strip() != "possible":
+        pytest.skip(f"no container reaches {':'.join(listener)}: set OUTSIDE=host:port to a listener beyond this host")
     return listener
 
 
-def test_the_way_out_is_opened_by_its_own_file_alone(compose, outside):
-    """The server, without it and with it: a trace collector is reached with it only."""
-    asked = (
-        "--profile",
-        "cpu",
-        "run",
-        "--rm",
-        "--no-deps",
-        "--entrypoint",
-        "python",
-        "triton-cpu",
-        "-c",
-        CONNECT % outside,
-    )
-    assert compose(*asked).stdout.strip() != "possible"
-    assert compose(*WAY_OUT, *asked).stdout.strip() == "possible"
+def test_only_the_egress_file_lets_the_server_reach_other_hosts(compose, outside):
+    """A trace collector is reached with the file and not without it."""
+    command = ["--profile", "cpu", "run", "--rm", "--no-deps", "--entrypoint", "python", "triton-cpu"]
+    command += ["-c", CONNECT % outside]
+    assert compose(*command).stdout.strip() != "possible"
+    assert compose(*WITH_EGRESS, *command).stdout.strip() == "possible"
 
 
-def test_a_process_inside_may_do_nothing_but_serve(server, outside):
-    found = json.loads(docker("exec", CONTAINER, "python", "-c", INSIDE % outside).stdout)
+def test_a_process_in_the_container_cannot_write_or_connect(server, outside):
+    found = json.loads(run_docker("exec", CONTAINER, "python", "-c", RIGHTS % outside).stdout)
     assert found["uid"] == 10001
     assert found["capabilities"] == 0
     assert found["no_new_privileges"] == "1"
     assert found["root"] == found["models"] == "Read-only file system"
     assert found["python"] in ("Read-only file system", "Permission denied")
-    assert found["out"] != "possible"
+    assert found["outbound"] != "possible"
     assert found["shm"] == int(re.fullmatch(r"\$\{SHM_SIZE:-(\d+)g\}", COMPOSE["x-server"]["shm_size"])[1]) << 30
     for command in (["python", "-m", "pip"], ["sh", "-c", "command -v gcc"]):
-        assert docker("exec", CONTAINER, *command, check=False).returncode
+        assert run_docker("exec", CONTAINER, *command, check=False).returncode
 
 
 def test_metrics_are_scraped_and_not_published(server, ports, client_command, tmp_path):
-    def asked(query):
-        with urlopen(
-            f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?{urlencode({'query': query})}", timeout=5
-        ) as answer:
-            return [float(one["value"][1]) for one in json.load(answer)["data"]["result"]]
-
-    def there(query):
+    def query(expression):
+        url = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?{urlencode({'query': expression})}"
         try:
-            return asked(query)
-        except (URLError, OSError):
+            with urlopen(url, timeout=5) as answer:
+                return [float(sample["value"][1]) for sample in json.load(answer)["data"]["result"]]
+        except OSError:  # not started yet
             return []
 
-    eventually(lambda: there('up{job="triton"}') == [1.0], 60, "Prometheus reaches the server")
+    wait_until(lambda: query('up{job="triton"}') == [1.0], 60, "Prometheus reaches the server")
     done = enhance(client_command, ports, tmp_path / "out.jpg")
     assert done.returncode == 0, done.stderr
-    eventually(lambda: max(there("restormer:enhanced:rate1m"), default=0) > 0, 60, "the photograph is counted")
+    wait_until(lambda: max(query("restormer:enhanced:rate1m"), default=0) > 0, 60, "Prometheus counts the photograph")
     state = ("inspect", f"{PROJECT}-prometheus-1", "--format", "{{.State.Health.Status}}")
-    eventually(lambda: docker(*state).stdout.strip() == "healthy", 90, "Prometheus is healthy")
-    bindings = inspected(".HostConfig.PortBindings")
+    wait_until(lambda: run_docker(*state).stdout.strip() == "healthy", 90, "Prometheus is healthy")
+    bindings = inspect_server(".HostConfig.PortBindings")
     assert set(bindings) == {"8001/tcp"}
     assert bindings["8001/tcp"][0]["HostIp"] == "127.0.0.1"
 
 
-def test_the_log_holds_no_photograph(server, client_command, ports, tmp_path):
-    """After photographs with a place and a name in them, whole, damaged, and none at all, one by one and in tiles."""
+def test_the_log_contains_nothing_of_a_photograph(server, client_command, ports, tmp_path):
+    """Send whole and damaged photographs with a position and a name, and text, to `enhance` and `enhance_tiled`."""
     whole = encode_image(pixels(240, 320), exif=make_exif(1, place=True), comment=b"Wilhelmina Undset")
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "Wilhelmina Undset")
     png = io.BytesIO()
     Image.fromarray(pixels(240, 320)).save(png, "PNG", pnginfo=text)
-    sent = {
+    files = {
         "whole.jpg": whole, "cut.jpg": whole[: len(whole) // 2], "broken.jpg": whole[:200] + b"Wilhelmina" * 20,
         "whole.png": png.getvalue(), "cut.png": png.getvalue()[:2000], "letter.jpg": b"Wilhelmina Undset" * 9,
     }  # fmt: skip
     codes = {}
-    for name, data in sent.items():
+    for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         for more in ((), ("--tiled",)):
-            codes[name, more] = enhance(
-                client_command, ports, tmp_path / f"out-{name}", tmp_path / name, *more
-            ).returncode
+            output, path = tmp_path / f"out-{name}", tmp_path / name
+            codes[name, more] = enhance(client_command, ports, output, path, *more).returncode
     assert {name for (name, _), code in codes.items() if code == 0} >= {"whole.jpg", "whole.png"}
     assert {name for (name, _), code in codes.items() if code} >= {"cut.png", "broken.jpg", "letter.jpg"}
-    log = docker("logs", CONTAINER)
+    log = run_docker("logs", CONTAINER)
     text = log.stdout + log.stderr
     assert "READY" in text
     assert not [word for word in ("JFIF", "Exif", "/9j/", "GPS") if word in text]
@@ -262,37 +234,29 @@ def test_the_log_holds_no_photograph(server, client_command, ports, tmp_path):
     assert len(max(text.splitlines(), key=len)) < 2000
 
 
-def test_a_dead_python_process_ends_in_a_new_server(server, client_command, ports, tmp_path):
+def test_the_server_restarts_after_a_python_process_died(server, client_command, ports, tmp_path):
     began = time.monotonic()
-    assert docker("exec", CONTAINER, "python", "-c", KILL).stdout.split()
-    assert enhance(client_command, ports, tmp_path / "out.jpg").returncode == 1
-    eventually(lambda: inspected(".RestartCount") == 1, 150, "the health check ends the server")
-    eventually(
-        lambda: enhance(client_command, ports, tmp_path / "out.jpg").returncode == 0, 120, "the new server enhances"
-    )
+    assert run_docker("exec", CONTAINER, "python", "-c", KILL).stdout.split()
+    output = tmp_path / "out.jpg"
+    assert enhance(client_command, ports, output).returncode == 1
+    wait_until(lambda: inspect_server(".RestartCount") == 1, 150, "the health check stops the server")
+    wait_until(lambda: enhance(client_command, ports, output).returncode == 0, 120, "the new server enhances")
     RECORD["dead_process_seconds"] = round(time.monotonic() - began)
 
 
-def test_it_stops_in_time_and_in_order(server):
+def test_the_server_stops_in_time_with_exit_code_0(server):
     began = time.monotonic()
     server("--profile", "cpu", "stop", "triton-cpu")
     assert time.monotonic() - began < 45
-    assert inspected(".State.ExitCode") == 0
+    assert inspect_server(".State.ExitCode") == 0
 
 
-def test_how_large_the_image_is(compose):
-    image = compose("--profile", "cpu", "config", "--images", "triton-cpu").stdout.split()
-    name = next(line for line in image if "triton-cpu" in line)
-    size = {what: int(docker("image", "inspect", what, "--format", "{{.Size}}").stdout) for what in (name, BASE)}
-    listed = docker(
-        "run",
-        "--rm",
-        "--entrypoint",
-        "sh",
-        name,
-        "-c",
-        "du -sm /opt/triton /opt/numba /opt/venv/lib/python3*/site-packages/*",
-    ).stdout
+def test_the_image_is_small(compose):
+    names = compose("--profile", "cpu", "config", "--images", "triton-cpu").stdout.split()
+    name = next(each for each in names if "triton-cpu" in each)
+    size = {each: int(run_docker("image", "inspect", each, "--format", "{{.Size}}").stdout) for each in (name, BASE)}
+    du = "du -sm /opt/triton /opt/numba /opt/venv/lib/python3*/site-packages/*"
+    listed = run_docker("run", "--rm", "--entrypoint", "sh", name, "-c", du).stdout
     parts = {line.split("\t")[1].rsplit("/", 1)[-1]: int(line.split("\t")[0]) for line in listed.splitlines()}
     RECORD["image"] = {
         "total_mb": round(size[name] / 1e6),
@@ -304,30 +268,32 @@ def test_how_large_the_image_is(compose):
     assert (size[name] - size[BASE]) / 1e6 < 800
 
 
-def test_the_gpu_images_lines_run_on_another_base(clone):
-    """The lines that install are run, and what they made is asked, on Debian's Python in place of NVIDIA's image."""
-    made = image("restormer-test-gpu:1", "docker/triton.Dockerfile", clone)
-    asked = docker("run", "--rm", made, "--triton", "/opt/tritonserver", "preflight", check=False)
-    assert asked.returncode == 1
-    assert "/opt/tritonserver" in asked.stdout + asked.stderr
-    assert "Traceback" not in asked.stdout + asked.stderr
-    docker("run", "--rm", "--entrypoint", "python", made, "-c", "import imaging, restormer_client")
+def test_the_gpu_image_builds_on_another_base(clone):
+    """Run the Dockerfile on Debian's Python instead of NVIDIA's image, and call the installed packages."""
+    tag = build_image("restormer-test-gpu:1", "docker/triton.Dockerfile", clone)
+    preflight = run_docker("run", "--rm", tag, "--triton", "/opt/tritonserver", "preflight", check=False)
+    assert preflight.returncode == 1
+    assert "/opt/tritonserver" in preflight.stdout + preflight.stderr
+    assert "Traceback" not in preflight.stdout + preflight.stderr
+    run_docker("run", "--rm", "--entrypoint", "python", tag, "-c", "import imaging, restormer_client")
 
 
-def test_the_builders_lines_run_on_another_base(clone):
-    """On Debian's Python and make in place of NVIDIA's image; what was installed then works as compose runs it."""
-    base = image("restormer-test-tensorrt:1", "tensorrt.Dockerfile", ROOT / "tests/docker")
-    made = image("restormer-test-builder:1", "docker/builder.Dockerfile", clone, base)
+def test_the_builder_image_builds_on_another_base(clone):
+    """Use Debian's Python and make instead of NVIDIA's image, and run the result as compose does."""
+    base = build_image("restormer-test-tensorrt:1", "tensorrt.Dockerfile", ROOT / "tests/docker")
+    tag = build_image("restormer-test-builder:1", "docker/builder.Dockerfile", clone, base)
     locked = ("--rm", "--read-only", "--network", "none", "--tmpfs", "/tmp", "--user", "1000:1000")
-    assert "model package demo/package" in docker("run", *locked, made, "make", "inspect").stdout
-    installed = docker("run", *locked, made, "python3", "-m", "pip", "--python", "/opt/envs/build/bin/python", "list")
+    assert "model package demo/package" in run_docker("run", *locked, tag, "make", "inspect").stdout
+    installed = run_docker(
+        "run", *locked, tag, "python3", "-m", "pip", "--python", "/opt/envs/build/bin/python", "list"
+    )
     names = {line.split()[0] for line in installed.stdout.splitlines()}
     assert {"onnxruntime-gpu", "polygraphy", "restormer-triton", "restormer-client"} <= names
     assert not names & {"onnxruntime", "tensorrt"}
 
 
-def test_the_gpu_images_lock_has_wheels_for_its_python(tmp_path):
-    """3.12, of Ubuntu 24.04, where this machine may have another."""
+def test_the_gpu_image_has_wheels_for_python_3_12(tmp_path):
+    """Its Python is that of Ubuntu 24.04; this machine may have another."""
     subprocess.run(
         ["python3", "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", tmp_path,
          "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",

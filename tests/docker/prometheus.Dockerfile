@@ -1,4 +1,4 @@
-# Stands in for prom/prometheus where no public registry is reached: Debian's Prometheus, at the paths of the image.
+# Debian's Prometheus at the paths of the image prom/prometheus, for hosts that cannot pull it.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus \
