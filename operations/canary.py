@@ -29,7 +29,7 @@ from export.markdown import table
 from export.metrics import psnr
 from export.names import INPUT, OUTPUT
 from imaging import SUFFIXES, InvalidRequest, Options, core_from_file, file_from_core
-from operations.recording import add_record_option, finish_run
+from operations.recording import add_record_option, exit_on_interrupt, finish_run
 from traffic.server import run_server
 
 Core = NDArray[np.float32]
@@ -136,4 +136,4 @@ def _pixels_from_file(file: bytes) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

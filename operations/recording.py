@@ -88,10 +88,10 @@ def print_status(line: str) -> None:
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
-def exit_on_interrupt(main: Callable[[], None]) -> None:
-    """Run a command line and exit with one word on Ctrl-C."""
+def exit_on_interrupt(main: Callable[[], int | None]) -> None:
+    """Run a command line and exit with its code, or with one line after Ctrl-C."""
     try:
-        main()
+        sys.exit(main())
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
 

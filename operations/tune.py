@@ -4,10 +4,10 @@ Each setting is served and loaded with real photographs. With a rate, photograph
 setting with the lowest 99th percentile wins. Without one, concurrency doubles while throughput grows, and the highest
 throughput within the objective wins. A setting that loses a photograph misses the objective.
 
-The search starts from the server's own choice and changes one setting at a time, until a whole round finds nothing
+The search starts from the server's defaults and changes one setting at a time, until a whole round finds nothing
 better: processes of the other steps, instances of the network, its batch size and queue delay, and the published
-version. A best of many is partly luck, so the best two and the server's choice are loaded again in turns; the server's
-choice stays unless another is better by 5 % then. The result is a file of settings for ``make serve``, Compose and
+version. The best of many is partly luck, so the best two and the defaults are then loaded again in turns; the defaults
+stay unless another setting is better by 5 %. The result is a file of settings for ``make serve``, Compose and
 Kubernetes.
 
 With fewer than a hundred photographs, the 99th percentile is close to the slowest one.
@@ -29,6 +29,7 @@ from export.publish import provenance, versions
 from operations.recording import (
     add_record_option,
     describe_circumstances,
+    exit_on_interrupt,
     find_jpegs,
     finish_run,
     format_make_command,
@@ -36,17 +37,17 @@ from operations.recording import (
     print_status,
 )
 from server import assemble
-from server.__main__ import parse_arguments as server_settings
+from server.__main__ import parse_arguments
 from server.host import cores
 from server.settings import Settings
 from traffic.loops import Answer, count_outcomes, latency_percentile, run_closed_loop, run_open_loop, throughput
 from traffic.server import run_server
 
 MODEL = "restormer"
-MOST_AT_A_TIME = 64
-FINALISTS, ROUNDS = 2, 2  #: settings that are loaded again beside the server's choice, and how often
+MAX_IN_FLIGHT = 64
+FINALISTS, ROUNDS = 2, 2  #: settings that are loaded again beside the defaults, and how often
 ARRIVALS, MIN_SECONDS = 30, 15.0  #: minimum photographs and seconds of a load
-GAIN = 1.05  #: minimum gain over the server's choice; less may be chance
+GAIN = 1.05  #: minimum gain over the defaults; less may be chance
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Result:
         """Return whether no photograph was lost and the 99th percentile is within ``slo`` ms."""
         return self.photographs > 0 and not self.lost and self.p99_ms <= slo
 
-    def worth(self, slo: float, rate: float) -> tuple[bool, float]:
+    def sort_key(self, slo: float, rate: float) -> tuple[bool, float]:
         """Return a sort key: settings that meet the objective first, then by throughput, or latency at a rate."""
         meets = self.meets(slo)
         return meets, self.rate if meets and not rate else -self.p99_ms
@@ -94,39 +95,39 @@ class Result:
 FAILED = Result(0.0, 0.0, math.inf, 0, 0)
 
 
-def server_choice(settings: Settings, version: int) -> Choice:
-    """Return the server's own choice on this machine, from the configs that it would serve."""
+def choice_from_settings(settings: Settings, version: int) -> Choice:
+    """Return the values that the server uses on this machine, from the configs that it would serve."""
     core = assemble.served_config(settings, settings.repository / MODEL)
     batcher = core.dynamic_batching
-    around = {f"{name}_instances": count for name, count in assemble.instance_counts(settings).items()}
+    instances = {f"{name}_instances": count for name, count in assemble.instance_counts(settings).items()}
     return Choice(
         version,
-        **around,
+        **instances,
         core_instances=core.instance_group[0].count,
         core_batch=max(batcher.preferred_batch_size, default=core.max_batch_size),
         core_delay_us=batcher.max_queue_delay_microseconds,
     )
 
 
-def dimensions(start: Choice, candidates: Sequence[int], count: int, *, on_gpu: bool) -> dict[str, list[int]]:
+def list_values(start: Choice, candidates: Sequence[int], count: int, *, on_gpu: bool) -> dict[str, list[int]]:
     """Return the values to try for each setting on ``count`` cores, those with the largest effect first."""
-    around = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assemble.WORK_MS}
-    twice = {name: sorted({max(1, n // 2), n, 2 * n}) for name, n in around.items()}
+    instances = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assemble.WORK_MS}
+    processes = {name: sorted({max(1, n // 2), n, 2 * n}) for name, n in instances.items()}
     if on_gpu:
         core = {"core_instances": [1, 2, 3], "core_batch": [2, 4, 8], "core_delay_us": [0, 500, 1000, 2000, 5000]}
-    else:  # a CPU runs the photographs of a batch one by one: two show whether batches help at all
+    else:  # a CPU runs the photographs of a batch one by one: a batch of two shows whether batches help
         halves = [2**n for n in range(count.bit_length()) if 2**n <= count]
         core = {"core_instances": halves, "core_batch": [1, 2], "core_delay_us": [0, 2000]}
-    return {"versions": list(candidates), **core, **twice}
+    return {"versions": list(candidates), **core, **processes}
 
 
 def search(
     start: Choice,
     allowed: Mapping[str, Iterable[int]],
     measure: Callable[[Choice], Result],
-    worth: Callable[[Result], tuple[bool, float]],
+    sort_key: Callable[[Result], tuple[bool, float]],
 ) -> dict[Choice, Result]:
-    """Change one setting at a time from ``start`` until nothing is better; return all that was tried, in order."""
+    """Change one setting at a time from ``start`` until nothing is better; return all results in order."""
     tried = {start: measure(start)}
     best, before = start, None
     while best != before:
@@ -138,7 +139,7 @@ def search(
                 choice = replace(best, **{name: value})
                 if choice not in tried:
                     tried[choice] = measure(choice)
-            best = max(tried, key=lambda choice: worth(tried[choice]))
+            best = max(tried, key=lambda choice: sort_key(tried[choice]))
     return tried
 
 
@@ -150,9 +151,9 @@ def measure_choice(
     slo: float,
     rate: float,
     seconds: float,
-    many: int,
+    in_flight: int,
 ) -> Result:
-    """Serve and load a setting: at ``rate``, or with ``many`` requests in flight; 0 searches for the best number.
+    """Serve and load a setting, at ``rate`` or with ``in_flight`` requests; 0 searches for the best number.
 
     A failed start counts as a miss and keeps the server's message.
     """
@@ -166,40 +167,40 @@ def measure_choice(
                 answers = asyncio.run(run_closed_loop(server.url, photographs, workers=workers, seconds=seconds))
                 return result_from_answers(answers, seconds, workers)
 
-            return load(many) if many else find_concurrency(load, slo)
-    except SystemExit as error:  # the server's own line
+            return load(in_flight) if in_flight else find_concurrency(load, slo)
+    except SystemExit as error:  # the server's message
         return replace(FAILED, message=str(error.code))
 
 
-def load_seconds(rate: float) -> float:
-    """Return the seconds of a load: enough for `ARRIVALS` photographs at this rate, at minimum `MIN_SECONDS`."""
+def choose_seconds(rate: float) -> float:
+    """Return the seconds of a load: enough for `ARRIVALS` photographs at this rate, and at least `MIN_SECONDS`."""
     return max(MIN_SECONDS, ARRIVALS / rate if rate else 0.0)
 
 
 def find_concurrency(load: Callable[[int], Result], slo: float) -> Result:
     """Double the requests in flight until the objective is missed or nothing is gained; return the best load."""
-    best, many = load(1), 2
-    while best.at_a_time * 2 == many <= MOST_AT_A_TIME and best.meets(slo):
-        best = max(best, load(many), key=lambda each: each.worth(slo, 0))
-        many *= 2
+    best, in_flight = load(1), 2
+    while best.at_a_time * 2 == in_flight <= MAX_IN_FLIGHT and best.meets(slo):
+        best = max(best, load(in_flight), key=lambda each: each.sort_key(slo, 0))
+        in_flight *= 2
     return best
 
 
-def result_from_answers(answers: Sequence[Answer], seconds: float, many: int) -> Result:
+def result_from_answers(answers: Sequence[Answer], seconds: float, in_flight: int) -> Result:
     """Summarize the answers of one load."""
-    done = count_outcomes(answers)["ok"]
+    enhanced = count_outcomes(answers)["ok"]
     last = max((each.sent + each.seconds for each in answers), default=seconds)
     return Result(
         rate=throughput(answers, max(seconds, last) + 1e-9),
         p50_ms=1e3 * latency_percentile(answers, 50),
-        p99_ms=1e3 * latency_percentile(answers, 99) if done else math.inf,
-        photographs=done,
-        lost=len(answers) - done,
-        at_a_time=many,
+        p99_ms=1e3 * latency_percentile(answers, 99) if enhanced else math.inf,
+        photographs=enhanced,
+        lost=len(answers) - enhanced,
+        at_a_time=in_flight,
     )
 
 
-def published_engines(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
+def read_engines(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, Any]]:
     """Return the JSON of the versions that this hardware serves, of the same network as the highest version."""
     documents = {}
     for version in versions(repository / MODEL):
@@ -218,31 +219,26 @@ def published_engines(repository: Path, *, on_gpu: bool) -> dict[int, dict[str, 
     }
 
 
-def precision_by_version(documents: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
-    """Return the precision of each version."""
-    return {version: str(document["precision"]) for version, document in documents.items()}
-
-
-def row(choice: Choice, found: Result, precision: str, slo: float) -> dict[str, Any]:
+def row_from_result(choice: Choice, result: Result, precision: str, slo: float) -> dict[str, Any]:
     """Return a setting and its figures for JSON; without enhanced photographs the percentile is None."""
-    numbers = {key: None if value == math.inf else value for key, value in asdict(found).items()}
-    return {**asdict(choice), "precision": precision, **numbers, "meets": found.meets(slo)}
+    numbers = {key: None if value == math.inf else value for key, value in asdict(result).items()}
+    return {**asdict(choice), "precision": precision, **numbers, "meets": result.meets(slo)}
 
 
-def line(made: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Format a row as one line of text."""
-    what = (
-        f"version {made['versions']} ({made['precision']}), processes {made['preprocess_instances']}+"
-        f"{made['postprocess_instances']}, network {made['core_instances']}, batch {made['core_batch']}, "
-        f"delay {made['core_delay_us']} us"
+    setting = (
+        f"version {row['versions']} ({row['precision']}), processes {row['preprocess_instances']}+"
+        f"{row['postprocess_instances']}, network {row['core_instances']}, batch {row['core_batch']}, "
+        f"delay {row['core_delay_us']} us"
     )
-    if made["p99_ms"] is None:
-        return f"{what}: {made['message'] or 'no photograph was enhanced'}"
-    many = f" at {made['at_a_time']} at a time" if made["at_a_time"] else ""
-    lost = f", {made['lost']} lost" if made["lost"] else ""
+    if row["p99_ms"] is None:
+        return f"{setting}: {row['message'] or 'no photograph was enhanced'}"
+    in_flight = f" with {row['at_a_time']} in flight" if row["at_a_time"] else ""
+    lost = f", {row['lost']} lost" if row["lost"] else ""
     return (
-        f"{what}: {made['rate']:.3f} a second{many}, p50 {made['p50_ms']:.0f} ms, p99 {made['p99_ms']:.0f} ms of "
-        f"{made['photographs']}{lost}: {'meets' if made['meets'] else 'misses'}"
+        f"{setting}: {row['rate']:.3f} a second{in_flight}, p50 {row['p50_ms']:.0f} ms, p99 {row['p99_ms']:.0f} ms of "
+        f"{row['photographs']}{lost}: {'meets' if row['meets'] else 'misses'}"
     )
 
 
@@ -252,9 +248,10 @@ def write_settings(path: Path, choice: Choice, comments: Sequence[str]) -> None:
     write_bytes(path, text.encode())
 
 
-def finalists(tried: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> list[Choice]:
-    """Return the settings to load again: the server's choice, and the best of those that meet the objective."""
-    meeting = sorted((each for each in tried if tried[each].meets(slo)), key=lambda each: tried[each].worth(slo, rate))
+def select_finalists(tried: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> list[Choice]:
+    """Return the settings to load again: ``start``, and the best of those that meet the objective."""
+    meeting = [choice for choice in tried if tried[choice].meets(slo)]
+    meeting.sort(key=lambda choice: tried[choice].sort_key(slo, rate))
     return list(dict.fromkeys([start, *reversed(meeting)]))[: FINALISTS + 1] if meeting else []
 
 
@@ -271,67 +268,67 @@ def merge_results(rounds: Sequence[Result]) -> Result:
     )
 
 
-def choose_winner(found: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> Choice | None:
+def choose_winner(results: Mapping[Choice, Result], start: Choice, slo: float, rate: float) -> Choice | None:
     """Return the best setting that meets the objective, or None; ``start`` unless another gains more than `GAIN`."""
-    meeting = [choice for choice in found if found[choice].meets(slo)]
+    meeting = [choice for choice in results if results[choice].meets(slo)]
     if not meeting:
         return None
-    best = max(meeting, key=lambda choice: found[choice].worth(slo, rate))
+    best = max(meeting, key=lambda choice: results[choice].sort_key(slo, rate))
     if start not in meeting:
         return best
-    ours, theirs = found[best], found[start]
-    gained = theirs.p99_ms / ours.p99_ms if rate else ours.rate / theirs.rate
-    return best if gained > GAIN else start
+    winner, default = results[best], results[start]
+    gain = default.p99_ms / winner.p99_ms if rate else winner.rate / default.rate
+    return best if gain > GAIN else start
 
 
 def run_search(options: argparse.Namespace, photographs: Sequence[bytes], command: str) -> dict[str, Any]:
     """Search, write the chosen settings to ``options.output`` with the command, and return the record."""
-    _, settings = server_settings(["--repository", str(options.repository), "start"])
+    _, settings = parse_arguments(["--repository", str(options.repository), "start"])
     slo, rate, on_gpu = options.slo_p99_ms, options.rate, assemble.resolve_hardware(settings) != "cpu"
-    documents = published_engines(options.repository, on_gpu=on_gpu)
-    precisions = precision_by_version(documents)
-    where = describe_circumstances(command)
+    engines = read_engines(options.repository, on_gpu=on_gpu)
+    circumstances = describe_circumstances(command)
 
-    def loaded(choice: Choice, many: int) -> Result:
-        found = measure_choice(
-            options.repository, choice, photographs, slo=slo, rate=rate, seconds=options.seconds, many=many
+    def measure(choice: Choice, in_flight: int) -> Result:
+        result = measure_choice(
+            options.repository, choice, photographs, slo=slo, rate=rate, seconds=options.seconds, in_flight=in_flight
         )
-        if choice == start and found.message:  # the server does not start at all
-            raise SystemExit(found.message)
-        print_status(line(as_row(choice, found)))
-        return found
+        if choice == start and result.message:  # the server does not start at all
+            raise SystemExit(result.message)
+        print_status(format_row(as_row(choice, result)))
+        return result
 
-    def as_row(choice: Choice, found: Result) -> dict[str, Any]:
-        return row(choice, found, precisions[choice.versions], slo)
+    def as_row(choice: Choice, result: Result) -> dict[str, Any]:
+        return row_from_result(choice, result, engines[choice.versions]["precision"], slo)
 
-    start = server_choice(settings, max(precisions))
-    allowed = dimensions(start, sorted(precisions), cores(), on_gpu=on_gpu)
-    tried = search(start, allowed, lambda choice: loaded(choice, 0), lambda found: found.worth(slo, rate))
-    best = max(tried, key=lambda choice: tried[choice].worth(slo, rate))
-    again: dict[Choice, list[Result]] = {choice: [] for choice in finalists(tried, start, slo, rate)}
-    for turn in range(ROUNDS if again else 0):
+    start = choice_from_settings(settings, max(engines))
+    allowed = list_values(start, sorted(engines), cores(), on_gpu=on_gpu)
+    tried = search(start, allowed, lambda choice: measure(choice, 0), lambda result: result.sort_key(slo, rate))
+    best = max(tried, key=lambda choice: tried[choice].sort_key(slo, rate))
+    rounds: dict[Choice, list[Result]] = {choice: [] for choice in select_finalists(tried, start, slo, rate)}
+    for turn in range(ROUNDS if rounds else 0):
         print_status(f"loading the best again, round {turn + 1}/{ROUNDS}:")
-        for choice, rounds in again.items():
-            rounds.append(loaded(choice, tried[choice].at_a_time))
-    last = {choice: merge_results(rounds) for choice, rounds in again.items()}
-    chosen = choose_winner(last, start, slo, rate)
+        for choice, results in rounds.items():
+            results.append(measure(choice, tried[choice].at_a_time))
+    final = {choice: merge_results(results) for choice, results in rounds.items()}
+    chosen = choose_winner(final, start, slo, rate)
     document = {
-        "circumstances": where,
-        "checkpoint_sha256": documents[max(documents)]["package"]["checkpoint_sha256"],
+        "circumstances": circumstances,
+        "checkpoint_sha256": engines[max(engines)]["package"]["checkpoint_sha256"],
         "slo_p99_ms": slo,
         "rate": rate or None,
-        "tried": [as_row(choice, found) for choice, found in tried.items()],
+        "tried": [as_row(choice, result) for choice, result in tried.items()],
         "best": as_row(best, tried[best]),
-        "again": [as_row(choice, found) for choice, found in last.items()],
-        "chosen": chosen and as_row(chosen, last[chosen]),
+        "again": [as_row(choice, result) for choice, result in final.items()],
+        "chosen": chosen and as_row(chosen, final[chosen]),
     }
     if chosen:
-        comments = [where["command"], f"{where['cpu']}, {cores()} cores, {where['time']}", line(document["chosen"])]
-        write_settings(options.output, chosen, comments)
+        machine = f"{circumstances['cpu']}, {cores()} cores, {circumstances['time']}"
+        write_settings(options.output, chosen, [circumstances["command"], machine, format_row(document["chosen"])])
     return document
 
 
 def main() -> int:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slo-p99-ms", type=float, required=True, help="maximum 99th percentile, in ms")
     parser.add_argument(
@@ -349,22 +346,19 @@ def main() -> int:
         parser.error("--slo-p99-ms: above 0; --rate and --seconds: 0 or more")
     photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
     command = format_make_command("tune", parser, options, "output", "record")
-    options.seconds = options.seconds or load_seconds(options.rate)
-    try:
-        found = run_search(options, photographs, command)
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: nothing was written") from None
-    print("\n".join(line(each) for each in found["tried"]))
-    if found["chosen"]:
-        print(f"chosen: {line(found['chosen'])}")
+    options.seconds = options.seconds or choose_seconds(options.rate)
+    record = run_search(options, photographs, command)
+    print("\n".join(map(format_row, record["tried"])))
+    if record["chosen"]:
+        print(f"chosen: {format_row(record['chosen'])}")
         path = options.output if options.output.is_absolute() else f"./{options.output}"
         print(f"written to {options.output}; to serve it: (set -a; . {path}; make serve)")
     else:
-        best = line(found["best"])
-        print(f"error: no setting meets {found['slo_p99_ms']:g} ms on this machine; the best: {best}", file=sys.stderr)
-    finish_run(found, options.record)
-    return int(not found["chosen"])
+        best = format_row(record["best"])
+        print(f"error: no setting meets {options.slo_p99_ms:g} ms on this machine; the best: {best}", file=sys.stderr)
+    finish_run(record, options.record)
+    return int(not record["chosen"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

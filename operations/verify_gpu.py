@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from operations.recording import add_record_option, finish_run, write_record
+from operations.recording import add_record_option, exit_on_interrupt, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
 #: Of the repository that docker/compose.yaml mounts.
@@ -166,4 +166,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

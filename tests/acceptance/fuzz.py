@@ -26,7 +26,7 @@ from restormer_client import EnhanceError, Enhancer, InvalidPhotograph
 
 from export.markdown import table
 from imaging import InvalidRequest, Options, core_from_file, file_from_core
-from operations.recording import add_record_option, finish_run, show_progress
+from operations.recording import add_record_option, exit_on_interrupt, finish_run, show_progress
 from tests.acceptance.leftovers import expect_no_leftovers
 from tests.imaging.test_codec import FILES, TAGGED
 from tests.photographs import encode_image, open_image, pixels
@@ -171,4 +171,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

@@ -22,14 +22,13 @@ import argparse
 import asyncio
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from export.machine import cpu_name
-from operations.recording import add_record_option, find_jpegs, finish_run, print_status, read_record
+from operations.recording import add_record_option, exit_on_interrupt, find_jpegs, finish_run, print_status, read_record
 from server.assemble import read_config
 from tests.acceptance import faults
 from tests.acceptance.goals import Goal, report_goals
@@ -207,4 +206,4 @@ async def sample_memory(server: Server, seconds: float, every: float) -> list[fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

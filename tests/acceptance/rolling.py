@@ -44,7 +44,7 @@ from PIL import Image
 from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
-from operations.recording import add_record_option, finish_run, print_status, read_record
+from operations.recording import add_record_option, exit_on_interrupt, finish_run, print_status, read_record
 from tests.acceptance.goals import Goal, report_goals
 from tests.acceptance.leftovers import expect_no_leftovers
 from traffic.ports import free_ports
@@ -344,4 +344,4 @@ def make_response(query: bytes, addresses: set[str]) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

@@ -1,4 +1,4 @@
-"""The canary: compares two versions through a real server; wrong options exit with one line."""
+"""Test the canary: compare two versions through a real server; reject wrong options with one line."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from operations import canary
 from tests.conftest import ROOT
 
 
-def test_two_equal_versions_are_equal(repository, tmp_path):
+def test_equal_versions_give_equal_results(repository, tmp_path):
     copy = tmp_path / "models"
     shutil.copytree(repository, copy)
     shutil.copytree(copy / "restormer/1", copy / "restormer/2")

@@ -1,4 +1,4 @@
-"""Command lines of measurements: wrong options exit with one line before anything is measured or written."""
+"""Test the command lines of measurements: wrong options exit with one line before anything is measured or written."""
 
 import importlib
 import sys

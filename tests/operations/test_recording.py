@@ -1,4 +1,4 @@
-"""Records of runs: circumstances, noise of the machine, and files that keep the figures of earlier runs."""
+"""Test records of runs: circumstances, noise of the machine, and figures kept from earlier runs."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from operations import recording
 
 
-def probes(*seconds, stolen=0.0):
+def make_probes(*seconds, stolen=0.0):
     return {"seconds": list(seconds), "stolen_shares": [stolen]}
 
 
@@ -15,14 +15,14 @@ def test_probes_are_timed_and_their_spread_is_relative_to_the_median():
     measured = recording.run_probes()
     assert len(measured["seconds"]) == recording.PROBES
     assert min(measured["seconds"]) > 0
-    assert recording.noise_from_probes(probes(1.0, 1.1, 1.2))["spread"] == pytest.approx(0.2 / 1.1)
+    assert recording.noise_from_probes(make_probes(1.0, 1.1, 1.2))["spread"] == pytest.approx(0.2 / 1.1)
 
 
-@pytest.mark.parametrize(("later", "warns"), [(probes(1.0, 1.1), False), (probes(1.3, 1.3), True)])
+@pytest.mark.parametrize(("later", "warns"), [(make_probes(1.0, 1.1), False), (make_probes(1.3, 1.3), True)])
 def test_drift_during_the_run_is_noise(monkeypatch, tmp_path, capsys, later, warns):
     """The machine may be steady before and after the run, and yet slower after it."""
     monkeypatch.setattr(recording, "run_probes", lambda: later)
-    circumstances = {"noise": recording.noise_from_probes(probes(1.0, 1.0))}
+    circumstances = {"noise": recording.noise_from_probes(make_probes(1.0, 1.0))}
     assert not recording.is_noisy(circumstances["noise"])
     recording.finish_run({"circumstances": circumstances}, tmp_path / "record.json")
     assert circumstances["noise"]["seconds"] == [1.0, 1.0, *later["seconds"]]
@@ -30,7 +30,7 @@ def test_drift_during_the_run_is_noise(monkeypatch, tmp_path, capsys, later, war
 
 
 def test_stolen_time_is_noise():
-    assert recording.is_noisy(recording.noise_from_probes(probes(1.0, stolen=0.2)))
+    assert recording.is_noisy(recording.noise_from_probes(make_probes(1.0, stolen=0.2)))
 
 
 def test_calculations_are_not_probed(monkeypatch, tmp_path):

@@ -19,119 +19,125 @@ ALLOWED = {"versions": [1, 2], "core_instances": [1, 2], "core_batch": [1, 2, 4]
            "preprocess_instances": [1, 2]}  # fmt: skip
 
 
-def found(rate=1.0, p99_ms=1000.0, lost=0):
+def make_result(rate=1.0, p99_ms=1000.0, lost=0):
     return Result(rate, p99_ms / 2, p99_ms, 20, lost)
 
 
-def test_within_the_objective_the_faster_wins_and_outside_the_nearer():
-    slow, fast, late = found(1, 900), found(2, 990), found(3, 1500)
-    assert max([slow, fast, late], key=lambda each: each.worth(1000, 0)) == fast
-    assert max([slow, fast, late], key=lambda each: each.worth(1000, 0.5)) == slow
-    assert max([found(3, 1500), found(3, 1400)], key=lambda each: each.worth(1000, 0)).p99_ms == 1400
+def test_results_within_the_objective_rank_by_rate_and_others_by_latency():
+    slow, fast, late = make_result(1, 900), make_result(2, 990), make_result(3, 1500)
+    assert max([slow, fast, late], key=lambda each: each.sort_key(1000, 0)) == fast
+    assert max([slow, fast, late], key=lambda each: each.sort_key(1000, 0.5)) == slow
+    assert max([make_result(3, 1500), make_result(3, 1400)], key=lambda each: each.sort_key(1000, 0)).p99_ms == 1400
 
 
 def test_a_lost_photograph_misses_the_objective():
-    assert found(p99_ms=10).meets(1000)
-    assert not found(p99_ms=10, lost=1).meets(1000)
+    assert make_result(p99_ms=10).meets(1000)
+    assert not make_result(p99_ms=10, lost=1).meets(1000)
     assert not tune.FAILED.meets(1000)
 
 
-def test_the_search_finds_two_settings_that_pay_only_together():
-    """A second instance pays only once two photographs are prepared at a time: the second round finds it."""
+def test_the_search_finds_two_settings_that_are_faster_only_together():
+    """A second instance is faster only with a second preprocess instance, so only the second round finds it."""
 
     def measure(choice):
         both = choice.core_instances == 2 and choice.preprocess_instances == 2
-        return found(rate=3 if both else 1 + 0.5 * (choice.preprocess_instances == 2) + 0.1 * (choice.core_batch == 2))
+        return make_result(
+            rate=3 if both else 1 + 0.5 * (choice.preprocess_instances == 2) + 0.1 * (choice.core_batch == 2)
+        )
 
-    tried = tune.search(START, ALLOWED, measure, lambda each: each.worth(2000, 0))
-    best = max(tried, key=lambda choice: tried[choice].worth(2000, 0))
+    tried = tune.search(START, ALLOWED, measure, lambda each: each.sort_key(2000, 0))
+    best = max(tried, key=lambda choice: tried[choice].sort_key(2000, 0))
     assert (best.core_instances, best.preprocess_instances) == (2, 2)
     assert next(iter(tried)) == START
 
 
 def test_a_batch_of_one_does_not_wait():
-    tried = tune.search(START, ALLOWED, lambda choice: found(), lambda each: each.worth(2000, 0))
+    tried = tune.search(START, ALLOWED, lambda choice: make_result(), lambda each: each.sort_key(2000, 0))
     assert all(choice.core_delay_us == 0 for choice in tried)
 
 
-def test_nothing_is_tried_twice():
-    asked = []
-    tune.search(START, ALLOWED, lambda choice: asked.append(choice) or found(), lambda each: each.worth(2000, 0))
-    assert len(asked) == len(set(asked))
+def test_no_setting_is_measured_twice():
+    calls = []
+    tune.search(
+        START, ALLOWED, lambda choice: calls.append(choice) or make_result(), lambda each: each.sort_key(2000, 0)
+    )
+    assert len(calls) == len(set(calls))
 
 
 FASTER, FASTEST = replace(START, core_instances=2), replace(START, core_batch=2)
 
 
-def test_the_best_are_loaded_again_beside_the_servers_own_choice():
+def test_the_best_are_loaded_again_beside_the_defaults():
     tried = {
-        START: found(1, 990),
-        FASTER: found(2, 800),
-        FASTEST: found(5, 700),
-        replace(START, versions=2): found(9, 2000),
+        START: make_result(1, 990),
+        FASTER: make_result(2, 800),
+        FASTEST: make_result(5, 700),
+        replace(START, versions=2): make_result(9, 2000),
     }
-    assert tune.finalists(tried, START, 1000, 0) == [START, FASTEST, FASTER]
-    late = {START: found(1, 1990), FASTER: found(2, 800)}
-    assert tune.finalists(late, START, 1000, 0) == [START, FASTER]
-    assert tune.finalists({START: found(1, 1990)}, START, 1000, 0) == []
+    assert tune.select_finalists(tried, START, 1000, 0) == [START, FASTEST, FASTER]
+    late = {START: make_result(1, 1990), FASTER: make_result(2, 800)}
+    assert tune.select_finalists(late, START, 1000, 0) == [START, FASTER]
+    assert tune.select_finalists({START: make_result(1, 1990)}, START, 1000, 0) == []
 
 
-def test_of_several_loads_the_longest_times_count():
-    once = tune.merge_results([found(2, 900), found(4, 1100, lost=1)])
-    assert (once.rate, once.p99_ms, once.photographs, once.lost) == (3, 1100, 40, 1)
+def test_merged_loads_have_the_mean_rate_and_the_longest_times():
+    merged = tune.merge_results([make_result(2, 900), make_result(4, 1100, lost=1)])
+    assert (merged.rate, merged.p99_ms, merged.photographs, merged.lost) == (3, 1100, 40, 1)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "rate", "chosen"),
+    ("other", "default", "rate", "chosen"),
     [
-        (found(1.04, 500), found(1, 500), 0, START),  # may be chance
-        (found(1.06, 500), found(1, 500), 0, FASTER),
-        (found(9, 1500), found(1, 500), 0, START),  # no longer within the objective
-        (found(1, 500), found(9, 1500), 0, FASTER),
-        (found(9, 1500), found(9, 1500), 0, None),
-        (found(1, 490), found(1, 500), 1, START),
-        (found(1, 400), found(1, 500), 1, FASTER),
+        (make_result(1.04, 500), make_result(1, 500), 0, START),  # may be chance
+        (make_result(1.06, 500), make_result(1, 500), 0, FASTER),
+        (make_result(9, 1500), make_result(1, 500), 0, START),  # no longer within the objective
+        (make_result(1, 500), make_result(9, 1500), 0, FASTER),
+        (make_result(9, 1500), make_result(9, 1500), 0, None),
+        (make_result(1, 490), make_result(1, 500), 1, START),
+        (make_result(1, 400), make_result(1, 500), 1, FASTER),
     ],
 )
-def test_the_servers_own_choice_stays_unless_another_is_clearly_better(ours, theirs, rate, chosen):
-    assert tune.choose_winner({START: theirs, FASTER: ours}, START, 1000, rate) == chosen
+def test_the_defaults_stay_unless_another_setting_is_better_by_5_percent(other, default, rate, chosen):
+    assert tune.choose_winner({START: default, FASTER: other}, START, 1000, rate) == chosen
 
 
-def test_answers_become_a_finding():
+def test_results_are_calculated_from_answers():
     answers = [Answer(0, 1, "ok"), Answer(1, 2, "ok"), Answer(2, 0.01, "rejected")]
-    made = tune.result_from_answers(answers, 2.0, 4)
-    assert (made.photographs, made.lost, made.at_a_time) == (2, 1, 4)
-    assert made.rate == pytest.approx(2 / 3)
-    assert made.p50_ms == 1500
-    nothing = tune.result_from_answers([Answer(0, 1, "failed")], 2.0, 1)
-    assert nothing.p99_ms == math.inf
-    assert tune.row(START, nothing, "fp32", 1000)["p99_ms"] is None
-    assert "no photograph was enhanced" in tune.line(tune.row(START, nothing, "fp32", 1000))
+    result = tune.result_from_answers(answers, 2.0, 4)
+    assert (result.photographs, result.lost, result.at_a_time) == (2, 1, 4)
+    assert result.rate == pytest.approx(2 / 3)
+    assert result.p50_ms == 1500
+    failed = tune.result_from_answers([Answer(0, 1, "failed")], 2.0, 1)
+    assert failed.p99_ms == math.inf
+    row = tune.row_from_result(START, failed, "fp32", 1000)
+    assert row["p99_ms"] is None
+    assert "no photograph was enhanced" in tune.format_row(row)
 
 
-def test_the_search_starts_at_what_the_server_would_choose(repository):
-    on_cpu = tune.server_choice(Settings(repository=repository, hardware="cpu"), 1)
+def test_the_search_starts_from_the_defaults_of_the_server(repository):
+    on_cpu = tune.choice_from_settings(Settings(repository=repository, hardware="cpu"), 1)
     assert (on_cpu.core_instances, on_cpu.core_batch, on_cpu.core_delay_us) == (1, 1, 0)
-    on_gpu = tune.server_choice(Settings(repository=repository, hardware="h100"), 3)
+    on_gpu = tune.choice_from_settings(Settings(repository=repository, hardware="h100"), 3)
     assert (on_gpu.versions, on_gpu.core_instances, on_gpu.core_batch, on_gpu.core_delay_us) == (3, 2, 8, 1500)
 
 
-def test_a_gpu_is_searched_by_precision_and_delay():
-    allowed = tune.dimensions(START, [1, 2, 3], 16, on_gpu=True)
+def test_the_search_on_a_gpu_includes_precisions_and_delays():
+    allowed = tune.list_values(START, [1, 2, 3], 16, on_gpu=True)
     assert allowed["versions"] == [1, 2, 3]
     assert len(allowed["core_delay_us"]) > 2
     assert allowed["preprocess_instances"] == [1, 2]
-    assert tune.dimensions(START, [1], 6, on_gpu=False)["core_instances"] == [1, 2, 4]
+    assert tune.list_values(START, [1], 6, on_gpu=False)["core_instances"] == [1, 2, 4]
 
 
 def test_only_versions_of_one_network_are_compared(repository):
-    assert tune.precision_by_version(tune.published_engines(repository, on_gpu=False)) == {1: "fp32"}
+    engines = tune.read_engines(repository, on_gpu=False)
+    assert {version: document["precision"] for version, document in engines.items()} == {1: "fp32"}
     with pytest.raises(SystemExit, match="make engine PRECISION=fp16 TARGET=tensorrt"):
-        tune.published_engines(repository, on_gpu=True)
+        tune.read_engines(repository, on_gpu=True)
 
 
-def test_the_hardware_is_that_of_the_server_which_is_tuned(gpu_host, monkeypatch, tmp_path):
-    """Beside a GPU the wheel still serves on the CPU; NVIDIA's installation comes from the environment."""
+def test_tune_uses_the_hardware_of_the_server(gpu_host, monkeypatch, tmp_path):
+    """The wheel uses the CPU also on a GPU host; RESTORMER_TRITON selects NVIDIA's installation."""
     options = Namespace(slo_p99_ms=1000.0, rate=0.0, repository=tmp_path)
     with pytest.raises(SystemExit, match="TARGET=cpu"):
         tune.run_search(options, [], "")
@@ -140,8 +146,8 @@ def test_the_hardware_is_that_of_the_server_which_is_tuned(gpu_host, monkeypatch
         tune.run_search(options, [], "")
 
 
-def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):
-    """By its preflight, through the environment, as `make serve` passes it on."""
+def test_the_server_accepts_the_written_settings(tmp_path, repository):
+    """Run its preflight with the settings in the environment, as `make serve` does."""
     path = tmp_path / "tuned.env"
     choice = replace(START, core_instances=2, core_batch=4, core_delay_us=500)
     tune.write_settings(path, replace(choice, preprocess_instances=5, postprocess_instances=7), ["why"])
@@ -156,37 +162,40 @@ def test_the_settings_written_are_taken_by_the_server(tmp_path, repository):
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "gpu", "h100"])
-def test_the_network_is_served_as_it_was_tuned(repository, hardware):
+def test_the_served_config_has_the_tuned_settings(repository, hardware):
     settings = Settings(repository=repository, hardware=hardware, core_instances=3, core_batch=4, core_delay_us=700)
-    made = assemble.served_config(settings, repository / "restormer")
-    again = replace(settings, core_instances=0, core_batch=0, core_delay_us=None)
-    assert [group.count for group in made.instance_group] == [3]
-    assert list(made.dynamic_batching.preferred_batch_size) == [4]
-    assert made.dynamic_batching.max_queue_delay_microseconds == 700
-    assert assemble.served_config(again, repository / "restormer") != made
+    config = assemble.served_config(settings, repository / "restormer")
+    defaults = replace(settings, core_instances=0, core_batch=0, core_delay_us=None)
+    assert [group.count for group in config.instance_group] == [3]
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 700
+    assert assemble.served_config(defaults, repository / "restormer") != config
 
 
-def test_more_and_more_are_sent_at_a_time_until_the_objective_is_missed():
-    """What is kept is the best within it, and where nothing is, the nearest."""
+def test_requests_in_flight_double_until_the_objective_is_missed():
+    """The result is the best load within the objective, or the one with the lowest latency if none is."""
     p99 = {1: 400, 2: 500, 4: 900, 8: 1200}
-    asked = []
+    calls = []
 
-    def load(many):
-        asked.append(many)
-        return replace(found(rate=min(many, 3), p99_ms=p99[many]), at_a_time=many)
+    def load(in_flight):
+        calls.append(in_flight)
+        return replace(make_result(rate=min(in_flight, 3), p99_ms=p99[in_flight]), at_a_time=in_flight)
 
     assert tune.find_concurrency(load, 1000).at_a_time == 4
-    assert asked == [1, 2, 4, 8]
+    assert calls == [1, 2, 4, 8]
     assert tune.find_concurrency(load, 100).at_a_time == 1
-    assert tune.find_concurrency(lambda many: replace(found(rate=1, p99_ms=10), at_a_time=many), 1000).at_a_time == 1
+    assert (
+        tune.find_concurrency(lambda number: replace(make_result(rate=1, p99_ms=10), at_a_time=number), 1000).at_a_time
+        == 1
+    )
 
 
 def test_a_failed_start_keeps_its_message_and_misses(tmp_path):
-    failed = tune.measure_choice(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, many=0)
+    failed = tune.measure_choice(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, in_flight=0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
 
 
-def test_a_load_lasts_until_there_are_enough_to_tell():
-    assert tune.load_seconds(0) == tune.MIN_SECONDS
-    assert tune.load_seconds(0.3) == pytest.approx(100)
+def test_a_load_lasts_until_enough_photographs_have_arrived():
+    assert tune.choose_seconds(0) == tune.MIN_SECONDS
+    assert tune.choose_seconds(0.3) == pytest.approx(100)

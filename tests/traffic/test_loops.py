@@ -1,4 +1,4 @@
-"""Loops of requests: arrivals, statistics, and the outcomes of a real server's answers."""
+"""Test loops of requests: arrivals, statistics, and outcomes of a real server's answers."""
 
 import ast
 import asyncio
@@ -52,7 +52,7 @@ def test_client_tiles_and_loops_recognize_overload_by_the_same_messages():
 
 
 def test_outcomes_of_a_real_server(triton):
-    """A good photograph, a damaged one, and a server that does not exist."""
+    """Send a good photograph, a text, and a request to a server that does not exist."""
 
     async def send_all():
         async with loops.connect(triton.url) as client, loops.connect("127.0.0.1:9") as unreachable:

@@ -1,4 +1,4 @@
-"""The handle of a running server: processes, memory, metrics; and the model `identity` in its repository."""
+"""Test the handle of a running server, and a repository with the model `identity`."""
 
 import json
 
