@@ -245,8 +245,8 @@ def test_the_cores_keep_up_with_the_gpu():
 
 
 def test_the_alert_rules_equal_those_of_compose():
-    made = rules.prometheus_rule(rules.SOURCE.read_text(encoding="utf-8"))
-    assert rules.TARGET.read_text(encoding="utf-8") == made, "python deploy/kubernetes/rules.py"
+    manifest = rules.manifest_from_rules(rules.SOURCE.read_text(encoding="utf-8"))
+    assert rules.TARGET.read_text(encoding="utf-8") == manifest, "python deploy/kubernetes/rules.py"
     groups = yaml.safe_load((ROOT / "docker/prometheus/rules.yml").read_text(encoding="utf-8"))["groups"]
     for overlay in OVERLAYS:
         assert one(overlay, "PrometheusRule")["spec"]["groups"] == groups
