@@ -1,6 +1,5 @@
-# Builds TensorRT plans: the TensorRT image of the same YY.MM as the Triton that serves them, because a plan runs on its exact
-# TensorRT only. Not run with a GPU yet (docs/gpu-checklist.md); the RUN lines are executed on a substitute base by
-# `make test-docker`.
+# Builds TensorRT plans. The TensorRT image has the same YY.MM as the Triton that serves the plans, because a plan runs only on the
+# TensorRT version that built it. Not run with a GPU yet (docs/gpu-checklist.md); `make test-docker` runs the RUN lines on another base.
 #   docker compose run --rm builder make engine PRECISION=fp16
 ARG BASE=nvcr.io/nvidia/tensorrt:26.11-py3
 FROM ${BASE}
@@ -8,8 +7,8 @@ FROM ${BASE}
 USER root
 WORKDIR /workspace
 COPY requirements/build.txt requirements/client.txt requirements/gpu.txt requirements/
-# With the system's packages in sight: TensorRT is the image's own, never one from an index. onnxruntime-gpu takes the place of
-# onnxruntime, as `make setup-gpu` has it.
+# --system-site-packages: TensorRT comes from the image and not from an index. onnxruntime-gpu replaces onnxruntime, as in
+# `make setup-gpu`.
 RUN python3 -m venv --without-pip --system-site-packages /opt/envs/build \
  && install="python3 -m pip --python /opt/envs/build/bin/python install --no-cache-dir --quiet" \
  && grep -v '^onnxruntime==' requirements/build.txt > /tmp/build.txt \
@@ -17,7 +16,7 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/envs/build \
  && $install -r /tmp/build.txt -r requirements/client.txt -r /tmp/gpu.txt \
  && rm /tmp/build.txt /tmp/gpu.txt
 COPY . .
-# The stamps tell make that the environment above is the one it would make, and is there.
+# The stamp files tell make that the environment is already installed.
 RUN python3 -m pip --python /opt/envs/build/bin/python install --no-cache-dir --quiet --no-deps . ./client \
  && rm -rf build client/build ./*.egg-info client/*.egg-info \
  && cd /opt/envs && touch build.done build-ours.done gpu.done

@@ -1,18 +1,18 @@
-# Triton on a plain CPU host: the PyPI wheel of the server, the environment of its Python models, and nothing to build with.
-# The model repository is mounted, not copied: publishing an engine needs no new image.
-# To pin the base to its bytes: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+# Triton for CPU hosts: the PyPI wheel of the server and the environment of its Python models, without build tools.
+# The model repository is mounted and not copied, so that a new engine needs no new image.
+# To pin the base by digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
 ENV NUMBA_CACHE_DIR=/opt/numba \
     NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache \
     NUMBA_CPU_NAME=x86-64-v3
-# One layer, so that what is deleted never reaches the image; the sources are mounted, not copied.
-#  - pip stays outside the environment: a server that cannot install is one that cannot be made to.
-#  - Of the Triton wheel the server, its Python backend, its response cache and the stub of this Python; not its own
-#    Python package, the stubs of other Pythons and the libpython of one of them.
-#  - Of OpenVINO the processor plugin and the ONNX reader; not the plugins of Intel's GPUs and NPUs and the other readers.
-#  - The compiled loops are made here, for any x86-64 of the last ten years (AVX2), and only read later.
+# One layer, so that deleted files do not stay in the image; the sources are mounted and not copied.
+#  - pip stays outside the environment, so that a compromised server cannot install packages.
+#  - Kept of the Triton wheel: the server, its Python backend, its response cache and the stub of this Python. Deleted: its Python
+#    package, the stubs of other Pythons and their libpython.
+#  - Kept of OpenVINO: the CPU plugin and the ONNX reader. Deleted: the plugins for Intel's GPUs and NPUs and the other readers.
+#  - The import compiles the loops of imaging and adapters for x86-64-v3 (AVX2); containers only read the result.
 RUN --mount=type=bind,target=/src \
     python3 -m venv --without-pip /opt/venv \
  && install="python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --quiet" \

@@ -1,16 +1,16 @@
-# Triton on GPUs: NVIDIA's image, and what its Python models need and it lacks. Not run with a GPU yet (docs/gpu-checklist.md);
-# the RUN lines are executed on a substitute base by `make test-docker`.
-# To pin the base to its bytes: --build-arg BASE=nvcr.io/nvidia/tritonserver:26.11-py3@sha256:...
+# Triton for GPUs: NVIDIA's image and the packages of the Python models. Not run with a GPU yet (docs/gpu-checklist.md);
+# `make test-docker` runs the RUN lines on another base.
+# To pin the base by digest: --build-arg BASE=nvcr.io/nvidia/tritonserver:26.11-py3@sha256:...
 ARG BASE=nvcr.io/nvidia/tritonserver:26.11-py3
 FROM ${BASE}
 
 ENV NUMBA_CACHE_DIR=/opt/numba \
     NUMBA_CACHE_LOCATOR_CLASSES=imaging.compiled.BuiltCache \
     NUMBA_CPU_NAME=x86-64-v3
-# USER root: NVIDIA's image starts as root today; what is installed must not depend on that.
+# NVIDIA's image starts as root today; state it, because the installation depends on it.
 USER root
-# The image's own Python (3.12, which its Python backend is linked to), in an environment without pip. No OpenVINO: the network
-# is a TensorRT plan here. requirements/server-gpu.txt is requirements/server.txt less that, a test holds the two together.
+# The image's Python (3.12, which its Python backend is linked to), in an environment without pip. The network is a TensorRT plan
+# here, so requirements/server-gpu.txt is requirements/server.txt without OpenVINO (a test compares them).
 RUN --mount=type=bind,target=/src \
     python3 -m venv --without-pip /opt/venv \
  && install="python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --quiet" \
@@ -18,7 +18,7 @@ RUN --mount=type=bind,target=/src \
  && cp -r /src /tmp/src && $install --no-deps /tmp/src /tmp/src/client && rm -rf /tmp/src \
  && cd / && /opt/venv/bin/python -c "import adapters, imaging" && /opt/venv/bin/python -c "import restormer_client, server"
 
-# PATH: the Python backend's stub takes the environment whose bin is first on it.
+# The Python backend's stub uses the first environment on PATH.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     CUDA_CACHE_PATH=/tmp/cuda \
@@ -29,6 +29,6 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /
 USER 10001:10001
 EXPOSE 8001 8002
-# NVIDIA's own entry point prints a banner and notices; ours is the server, so that signals and exit codes are its own.
+# The server replaces NVIDIA's entry point, a script, so that signals and exit codes are the server's.
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "server"]
 CMD ["run"]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Copies a published version into the cluster's model repository: sh deploy/kubernetes/publish.sh 2
-# It is unpacked under another name and then renamed, so that no server sees a part of it; running servers do not load it.
-# The first time, the configs and adapters of the models are copied too. Needs publisher.yaml to be applied.
-# REPOSITORY: the local model repository. NAMESPACE: that of the cluster.
+# Copy a published version into the cluster's model repository: sh deploy/kubernetes/publish.sh 2
+# The version is unpacked under a temporary name and renamed, so that servers never see a part of it; running servers do not load it.
+# The first call also copies the configs and adapters of the models. Apply publisher.yaml first.
+# Variables: REPOSITORY, the local model repository; NAMESPACE, the namespace in the cluster.
 set -eu
 fail() { echo "error: $1" >&2; exit 1; }
 [ $# -eq 1 ] || fail "give one version: sh deploy/kubernetes/publish.sh 2"
