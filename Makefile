@@ -31,11 +31,11 @@ SERVER := $(ENVS)/server/bin/python
 SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --http-port $(HTTP_PORT) \
 	--repository "$(REPOSITORY)" --state "$(STATE)" $(if $(HARDWARE),--hardware "$(HARDWARE)")
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
-# pip prints only warnings and errors.
+# --quiet: pip prints only warnings and errors.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
-# The last line of output must be the command's own, not make's.
+# The last line of output must come from the command and not from make.
 MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not run at the same time.
 .NOTPARALLEL:
@@ -57,8 +57,8 @@ check-python:
 	@$(PYTHON) -m server check-python
 
 # Three environments, because their requirements conflict: the server's Python models need numpy 1.26, the build side
-# needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file, which is
-# older than its lock file when the environment must be installed again.
+# needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file; make installs
+# the environment again when the lock file is newer.
 $(ENVS)/build.done: requirements/build.txt requirements/client.txt
 	@$(MAKE) check-python
 	@echo "installing the build side and the client ..." >&2
@@ -76,7 +76,7 @@ $(ENVS)/server.done: requirements/server.txt requirements/triton.txt
 	@$(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt
 	@touch $@
 
-# This repository, as an editable install: seconds, while the locks above take minutes.
+# An editable install of this repository, separate from the packages above because it takes seconds instead of minutes.
 $(ENVS)/%-ours.done: $(ENVS)/%.done pyproject.toml client/pyproject.toml
 	@$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps -e . -e client
 	@touch $@
@@ -110,7 +110,7 @@ demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance dem
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)
 
-# Two workers, a thread each: OpenMP's threads wait by spinning, and would take the cores from each other.
+# Two workers with one thread each: OpenMP's waiting threads spin and would slow each other down.
 test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
 	@OMP_NUM_THREADS=1 $(BUILD) -m pytest --numprocesses 2
 

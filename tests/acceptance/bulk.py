@@ -1,5 +1,4 @@
-"""Bulk jobs with a real Ray and a real Triton that are killed in between (``make test-bulk``): every photograph is
-enhanced once.
+"""Kill bulk jobs, Ray nodes and Triton during a job; check that every photograph is enhanced once (``make test-bulk``).
 
 Each job is run as a command. Triton's metrics count the requests. Jobs of many photographs use a Triton whose
 ``enhance`` only waits (`waiting`), the others the real models.
@@ -29,17 +28,17 @@ from traffic.server import Server, kill_process, run_server
 
 PYTHON = ROOT / ".envs/bulk/bin/python"
 MANY = 160
-TINY = 1  #: photographs a run sends to check the server
+TINY = 1  #: photographs that a run sends to check the server
 
 
 class Command:
     """A ``python -m bulk enhance`` process and its child processes."""
 
-    def __init__(self, photos, output, url, *words, in_flight=IN_FLIGHT):
+    def __init__(self, photos, output, url, *flags, in_flight=IN_FLIGHT):
         self.mark = uuid4().hex
-        words = ["--input", photos, "--output", output.root, "--server", url, "--in-flight", in_flight, *words]
+        flags = ["--input", photos, "--output", output.root, "--server", url, "--in-flight", in_flight, *flags]
         self.process = subprocess.Popen(
-            [PYTHON, "-m", "bulk", "enhance", *map(str, words)],
+            [PYTHON, "-m", "bulk", "enhance", *map(str, flags)],
             cwd=ROOT, env={**os.environ, "BULK_TEST": self.mark}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
@@ -119,11 +118,11 @@ def wait_for(condition, seconds=90):
 def check_all_done(photos, output):
     """Check that every photograph has its output and one row of the manifest, and that no temporary files are left."""
     rows = manifest.read_rows(output).to_pylist()
-    wanted = {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.jpg")}
-    assert [row["key"] for row in rows] == sorted(wanted)
+    expected = {str(path.relative_to(photos)): path.read_bytes() for path in photos.rglob("*.jpg")}
+    assert [row["key"] for row in rows] == sorted(expected)
     assert {row["status"] for row in rows} == {"enhanced"}
-    assert {key: output.read(key) for key in photographs(output)} == wanted
-    assert all(row["checksum"] == manifest.checksum(wanted[row["key"]]) for row in rows)
+    assert {key: output.read(key) for key in photographs(output)} == expected
+    assert all(row["checksum"] == manifest.checksum(expected[row["key"]]) for row in rows)
     assert not [name for name in output.sizes() if storage.is_leftover(name)]
     assert sorted(output.below(manifest.FOLDER).names()) == ["job.json", "manifest.parquet"]
 

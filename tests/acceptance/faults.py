@@ -45,7 +45,7 @@ def run(repository: Path, photographs: Sequence[bytes]) -> dict[str, Any]:
 
 
 def fault_goals(figures: dict[str, Any]) -> list[Goal]:
-    """Return the goals, which are facts on any machine; none about shared memory without the right to mount."""
+    """Return the goals, which hold on any machine; those about shared memory only if the scenario was run."""
     large, killed = figures["large"], figures["the server killed"]
     failed = large["beside"]["failed"] + large["after"]["failed"]
     goals = [
@@ -164,8 +164,8 @@ def fill_shared_memory(repository: Path, small: bytes) -> dict[str, Any]:
     if not shutil.which("unshare") or subprocess.run([*private_shm("64m"), "true"], check=False).returncode:
         return {"not run": "needs unshare and the right to mount"}
     preflight = [str(SERVER_PYTHON), "-m", "server", "--repository", str(repository), "preflight"]
-    report = subprocess.run([*private_shm("1m"), *preflight], capture_output=True, text=True, check=False).stdout
-    need = int(re.findall(r"(\d+) are needed", report)[0])
+    table = subprocess.run([*private_shm("1m"), *preflight], capture_output=True, text=True, check=False).stdout
+    need = int(re.findall(r"(\d+) are needed", table)[0])
     with run_server(repository, wrapper=private_shm(f"{need}m")) as server:
         return {"mib": need, **asyncio.run(send_into_shared_memory(server, small))}
 

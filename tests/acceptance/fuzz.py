@@ -1,7 +1,7 @@
-"""Send damaged photographs by the thousand, in process and through a server (``make fuzz``).
+"""Enhance thousands of damaged photographs, in process and through a server (``make fuzz``).
 
-Each file is a good one of some format with bytes changed, cut, repeated, replaced by those of another file, or with a
-number of its header replaced. A failure is printed with its seed, which gives the same file again.
+Each file is a valid one with bytes changed, cut, repeated or replaced by those of another file, or with a number of its
+header replaced. A failure is printed with its seed, which makes the same file again.
 
 In process, worker processes decode each file small and in full, enhance it without a network and encode it. A file
 passes if it is enhanced or rejected as `InvalidRequest` with one line, within `SECONDS_PER_MEGAPIXEL`. A worker that
@@ -39,8 +39,8 @@ FORMATS = ("", "jpeg", "png", "webp", "tiff", "bmp")
 CHUNK = 100
 
 
-def damaged(seed: int) -> bytes:
-    """Return the file of a seed."""
+def damage_file(seed: int) -> bytes:
+    """Return the damaged file of a seed."""
     dice = random.Random(seed)
     data = bytearray(dice.choice(GOOD))
     for _ in range(dice.choice((1, 1, 2, 4, 16))):
@@ -60,7 +60,7 @@ def damaged(seed: int) -> bytes:
             case 5:
                 other = dice.choice(GOOD)
                 data[at:] = other[int(len(other) * dice.random()) :]
-            case 6:  # a number as large, as small or as odd as a header may hold
+            case 6:  # an extreme number in a header
                 number = dice.choice((0, 1, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF))
                 data[at : at + 4] = number.to_bytes(4, dice.choice(("big", "little")))
     return bytes(data)
@@ -70,7 +70,7 @@ def try_in_process(seeds: range) -> tuple[dict[str, int], list[str], float]:
     """Return the outcomes of these files, the failures, and the memory of this process in MiB."""
     counts, failures = {"enhanced": 0, "refused": 0}, []
     for seed in seeds:
-        data, megapixels, started = damaged(seed), 0.0, time.perf_counter()
+        data, megapixels, started = damage_file(seed), 0.0, time.perf_counter()
         try:
             core = core_from_file(data)
             result = file_from_core(data, core, core**0.7, Options(format=FORMATS[seed % len(FORMATS)], strength=0.9))
@@ -90,7 +90,7 @@ def try_in_process(seeds: range) -> tuple[dict[str, int], list[str], float]:
     return counts, failures, int(Path("/proc/self/statm").read_text().split()[1]) * 4 / 1024
 
 
-def growth(memory: list[float]) -> float:
+def memory_growth(memory: list[float]) -> float:
     """Return the growth from the mean of the second quarter to that of the last; allocators have settled by then."""
     quarter = max(1, len(memory) // 4)
     return statistics.mean(memory[-quarter:]) - statistics.mean(memory[quarter : 2 * quarter] or memory)
@@ -101,7 +101,7 @@ def summarize(
 ) -> dict[str, object]:
     """Return the figures of one run."""
     seconds = round(time.monotonic() - started)
-    return {"files": count, **totals, "seconds": seconds, "growth_mib": round(growth(memory)), "wrong": failures}
+    return {"files": count, **totals, "seconds": seconds, "growth_mib": round(memory_growth(memory)), "wrong": failures}
 
 
 def run_in_process(count: int, first: int, jobs: int) -> dict[str, object]:
@@ -113,13 +113,13 @@ def run_in_process(count: int, first: int, jobs: int) -> dict[str, object]:
         futures = {pool.submit(try_in_process, chunk): chunk for chunk in chunks}
         for number, future in enumerate(as_completed(futures), 1):
             try:
-                counts, found, held = future.result()
+                counts, messages, mebibytes = future.result()
             except BrokenProcessPool:
                 failures.append(f"seeds {futures[future].start} to {futures[future].stop - 1}: a worker died")
                 break
             totals = {name: totals[name] + counts[name] for name in totals}
-            failures += found
-            memory.append(held)
+            failures += messages
+            memory.append(mebibytes)
             show_progress(f"in process: {number} of {len(chunks)} hundreds")
     return summarize(count, started, totals, memory, failures)
 
@@ -131,7 +131,7 @@ def run_through_server(count: int, first: int, server: Server) -> dict[str, obje
     with Enhancer(server.url) as enhancer:
         for number, seed in enumerate(range(first, first + count), 1):
             try:
-                open_image(enhancer.enhance(damaged(seed), tiled=seed % 4 == 0, timeout=30))
+                open_image(enhancer.enhance(damage_file(seed), tiled=seed % 4 == 0, timeout=30))
                 totals["enhanced"] += 1
             except InvalidPhotograph:
                 totals["refused"] += 1

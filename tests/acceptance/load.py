@@ -1,8 +1,8 @@
 """Send more photographs than a real Triton can process, then break its parts (``make test-load``).
 
-A server with a capacity of C photographs per second that receives 4C has to reject three of four. A rejection has to be
-immediate, an accepted photograph has to be done within the time that the queue policy allows, and rejecting must not
-cost throughput. The goals are:
+A server with a capacity of C photographs per second that receives 4C must reject three of four. Rejections must be
+immediate, accepted photographs must be done within the timeout of the queue policy, and rejections must not reduce
+the throughput. The goals are:
 
     goodput                   >= 0.88 C
     rejection                 median <= 10 ms
@@ -165,7 +165,7 @@ def overload_goals(figures: dict[str, Any], timeout: float) -> list[Goal]:
 
 
 def queue_timeout(repository: Path) -> float:
-    """Return the seconds that the queue policy allows a request of level 1 to wait, by the config."""
+    """Return the seconds that a request of level 1 may wait in the queue, from the config."""
     policy = read_config(repository / QUEUE_CONFIG).dynamic_batching.default_queue_policy
     return int(policy.default_timeout_microseconds) / 1e6
 

@@ -147,7 +147,7 @@ def kill_stub_of_process_1(repository: Path) -> dict[str, Any]:
         path = Path(state, "log")
         with path.open("wb") as log, subprocess.Popen(isolated, stdout=log, stderr=log) as container:
             try:
-                first = _child(container.pid)
+                first = _find_child(container.pid)
                 check = ["nsenter", "--target", str(first), "--pid", "--mount", "--wd", *command, "health"]
                 deadline = time.monotonic() + 180
                 while subprocess.run(check, capture_output=True, check=False).returncode:
@@ -167,7 +167,7 @@ def kill_stub_of_process_1(repository: Path) -> dict[str, Any]:
     return figures
 
 
-def _child(pid: int) -> int:
+def _find_child(pid: int) -> int:
     """Return the process that ``unshare`` started."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     while not path.read_text(encoding="ascii").split():
@@ -307,7 +307,7 @@ async def client_without_retries(target: str) -> AsyncIterator[Send]:
 
 
 class NameServer:
-    """Resolves `NAME` to the addresses in ``ready``, over UDP on loopback, with a TTL of 5 s (RFC 1035)."""
+    """Resolve `NAME` to the addresses in ``ready``, over UDP on loopback, with a TTL of 5 s (RFC 1035)."""
 
     def __init__(self, servers: dict[str, Server]) -> None:
         self.ready = set(servers)
@@ -336,10 +336,10 @@ def make_response(query: bytes, addresses: set[str]) -> bytes:
     end = query.index(b"\0", 12) + 1
     kind, _ = struct.unpack("!HH", query[end : end + 4])
     name = b"".join(bytes([len(part)]) + part for part in NAME.encode().split(b".")) + b"\0"
-    found = sorted(addresses) if kind == 1 and query[12:end].lower() == name else []
+    answers = sorted(addresses) if kind == 1 and query[12:end].lower() == name else []
     # An authoritative response with one question; each record points at its name and lives for 5 s.
-    head = query[:2] + struct.pack("!HHHHH", 0x8580, 1, len(found), 0, 0)
-    records = b"".join(struct.pack("!HHHIH", 0xC00C, 1, 1, 5, 4) + socket.inet_aton(each) for each in found)
+    head = query[:2] + struct.pack("!HHHHH", 0x8580, 1, len(answers), 0, 0)
+    records = b"".join(struct.pack("!HHHIH", 0xC00C, 1, 1, 5, 4) + socket.inet_aton(each) for each in answers)
     return head + query[12 : end + 4] + records
 
 

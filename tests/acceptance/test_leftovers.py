@@ -1,4 +1,4 @@
-"""The check for processes and shared memory that a test leaves behind."""
+"""Test the check for processes and shared memory that a test leaves behind."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The goals of the load and fault tests, on figures; `make test-load` measures the figures."""
+"""Test the goals of the load and fault tests on given figures; `make test-load` measures them."""
 
 import json
 import re
@@ -19,18 +19,18 @@ RECORDED = json.loads((ROOT / "benchmarks/results/load.json").read_text())["faul
 REPOSITORY = ROOT / "model_repository"
 
 
-def missed(goals):
+def missed_goals(goals):
     return [goal.name for goal in goals if not goal.is_met]
 
 
-def test_goals_are_printed_and_decide(capsys):
+def test_goals_are_printed_and_all_must_be_met(capsys):
     assert report_goals([Goal("a", 1.0, 2.0), Goal("b", True), Goal("c", 3, 2, at_least=True)])
     assert not report_goals([Goal("a", 1.0, 2.0), Goal("b", False)])
     last = capsys.readouterr().out.splitlines()[-1]
     assert [cell.strip() for cell in last.split("|")[1:-1]] == ["b", "yes", "no", "no"]
 
 
-def test_the_completion_rate_is_between_two_answers():
+def test_the_completion_rate_is_measured_between_answers():
     """Four gaps in eight seconds; the first fifth of the run is left out."""
     answers = [Answer(time, 0, "ok") for time in (0.5, 1, 11, 13, 15, 17, 19, 26)] + [Answer(12, 0, "rejected")]
     assert load.completion_rate(answers, 25) == pytest.approx(0.5)
@@ -39,7 +39,7 @@ def test_the_completion_rate_is_between_two_answers():
 
 
 def test_good_figures_meet_all_goals():
-    assert missed(load.overload_goals(GOOD, timeout=6.0)) == []
+    assert missed_goals(load.overload_goals(GOOD, timeout=6.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_good_figures_meet_all_goals():
     ],
 )
 def test_each_goal_can_be_missed(changes, name):
-    (goal,) = missed(load.overload_goals({**GOOD, **changes}, timeout=6.0))
+    (goal,) = missed_goals(load.overload_goals({**GOOD, **changes}, timeout=6.0))
     assert goal.startswith(name)
 
 
@@ -77,7 +77,7 @@ def test_the_checksum_ignores_comments(tmp_path, changed):
 
 
 def test_recorded_faults_meet_all_goals():
-    assert missed(faults.fault_goals(RECORDED)) == []
+    assert missed_goals(faults.fault_goals(RECORDED)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_recorded_faults_meet_all_goals():
     ],
 )
 def test_each_fault_goal_can_be_missed(scenario, changes, name):
-    (goal,) = missed(faults.fault_goals({**RECORDED, scenario: {**RECORDED[scenario], **changes}}))
+    (goal,) = missed_goals(faults.fault_goals({**RECORDED, scenario: {**RECORDED[scenario], **changes}}))
     assert goal.startswith(name)
 
 

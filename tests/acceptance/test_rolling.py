@@ -1,4 +1,4 @@
-"""The parts of the rolling test that need no Triton; `make test-rolling` runs it."""
+"""Test the parts of the rolling test that need no Triton; `make test-rolling` runs all of it."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ from tests.conftest import ROOT
 RECORDED = json.loads((ROOT / "benchmarks/results/rolling.json").read_text(encoding="utf-8"))
 
 
-def goals_of(figures):
+def check_goals(figures):
     return {goal.name: goal.is_met for goal in rolling.rolling_goals(figures)}
 
 
 def test_recorded_figures_meet_all_goals():
-    assert goals_of(RECORDED) == RECORDED["claims"]
+    assert check_goals(RECORDED) == RECORDED["claims"]
     assert all(RECORDED["claims"].values())
     assert RECORDED["chosen"] == rolling.deployed_times(), "make test-rolling RECORD=benchmarks/results/rolling.json"
 
@@ -38,26 +38,26 @@ def test_recorded_figures_meet_all_goals():
     ],
 )
 def test_each_goal_can_be_missed(scenario, changes, name):
-    goals = goals_of({**RECORDED, scenario: {**RECORDED[scenario], **changes}})
+    goals = check_goals({**RECORDED, scenario: {**RECORDED[scenario], **changes}})
     (missed,) = [goal for goal, is_met in goals.items() if not is_met]
     assert name in missed
 
 
 def test_scenarios_that_were_not_run_have_no_goals():
-    goals = goals_of({**RECORDED, "dead": {"not run": "needs unshare"}})
+    goals = check_goals({**RECORDED, "dead": {"not run": "needs unshare"}})
     assert len(goals) == len(RECORDED["claims"]) - 1
 
 
-async def with_names(triton, use):
-    """Run ``use`` with a name server for a Triton and a client of the name."""
+async def call_with_name_server(triton, call):
+    """Await ``call`` with a name server for a Triton and a client of the name."""
     server = SimpleNamespace(command=["--grpc-port", "1", "--grpc-port", triton.url.rpartition(":")[2]])
     with rolling.NameServer({"127.0.0.1": server}) as names:
         async with AsyncEnhancer(names.target) as enhancer:
-            return await use(names, enhancer)
+            return await call(names, enhancer)
 
 
 def test_grpc_resolves_the_ready_addresses():
-    """Through gRPC's own resolver; without an address the client reports that no server answers."""
+    """Use gRPC's own resolver; without an address the client reports that no server answers."""
 
     async def call(names, enhancer):
         return await enhancer.enhance(b"a photograph")
@@ -68,8 +68,8 @@ def test_grpc_resolves_the_ready_addresses():
             await enhancer.enhance(b"a photograph", timeout=1)
 
     with FakeTriton(b"enhanced") as triton:
-        assert asyncio.run(with_names(triton, call)) == b"enhanced"
-        asyncio.run(with_names(triton, call_without_address))
+        assert asyncio.run(call_with_name_server(triton, call)) == b"enhanced"
+        asyncio.run(call_with_name_server(triton, call_without_address))
 
 
 def test_calls_wait_for_the_first_ready_server():
@@ -79,7 +79,7 @@ def test_calls_wait_for_the_first_ready_server():
         return await enhancer.enhance(b"a photograph", timeout=60)
 
     with FakeTriton(b"enhanced") as triton:
-        assert asyncio.run(with_names(triton, call)) == b"enhanced"
+        assert asyncio.run(call_with_name_server(triton, call)) == b"enhanced"
 
 
 def test_photographs_differ_in_size():

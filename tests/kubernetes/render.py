@@ -16,7 +16,7 @@ OVERLAYS = ("cpu", "gpu")
 def render(folder):
     """Return the documents of a kustomization."""
     commands = {"kubectl": ["kubectl", "kustomize"], "kustomize": ["kustomize", "build"]}
-    command = next((words for name, words in commands.items() if shutil.which(name)), None)
+    command = next((parts for name, parts in commands.items() if shutil.which(name)), None)
     if command is None:
         pytest.skip("rendering the manifests needs kubectl or kustomize on PATH")
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes against Kubernetes' schemas and against the server's own settings."""
+"""Check the manifests of deploy/kubernetes against Kubernetes' schemas and against the server's settings."""
 
 import importlib.util
 import re
@@ -23,9 +23,9 @@ from tests.conftest import ROOT
 from tests.kubernetes.render import FOLDER, OVERLAYS, documents, one, render
 
 COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))
-#: Clusters still in support when this was written, oldest to newest; the oldest knows `sleep` before a stop.
+#: Supported Kubernetes releases at the time of writing, oldest to newest; preStop's `sleep` needs 1.30.
 VERSIONS = ("1.30", "1.34", "1.37")
-#: Kinds that Kubernetes does not have by itself; their schemas as the operators' projects publish them.
+#: Custom resources, with the schemas that the operators' projects publish.
 CUSTOM = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule}
 _spec = importlib.util.spec_from_file_location("rules", FOLDER / "rules.py")
 rules = importlib.util.module_from_spec(_spec)
@@ -41,7 +41,7 @@ def triton(overlay):
     return container
 
 
-def settings_of(overlay):
+def read_settings(overlay):
     return {name.removeprefix("RESTORMER_").lower(): value for name, value in one(overlay, "ConfigMap")["data"].items()}
 
 
@@ -51,8 +51,8 @@ def kserve():
     return {d["kind"]: d for path in files for d in yaml.safe_load_all(path.read_text(encoding="utf-8"))}
 
 
-def with_line(overlay, folder, line):
-    """Copy an overlay and activate a line that is commented out."""
+def uncomment_line(overlay, folder, line):
+    """Copy an overlay and uncomment a line."""
     copy = shutil.copytree(FOLDER, folder / "kubernetes") / "overlays" / overlay
     text = (copy / "kustomization.yaml").read_text()
     assert text.count(f"# {line}") == 1
@@ -60,16 +60,16 @@ def with_line(overlay, folder, line):
     return copy
 
 
-def with_tls(overlay, folder):
-    return with_line(overlay, folder, "- ../../components/tls")
+def enable_tls(overlay, folder):
+    return uncomment_line(overlay, folder, "- ../../components/tls")
 
 
 CHOICE = tune.Choice(1, 2, 3, 2, 4, 500)
 
 
-def tuned(overlay, folder):
+def add_tuned_settings(overlay, folder):
     """Copy an overlay and add the settings written by `make tune`."""
-    copy = with_line(overlay, folder, "envs: [tuned.env]")
+    copy = uncomment_line(overlay, folder, "envs: [tuned.env]")
     tune.write_settings(copy / "tuned.env", CHOICE, ["make tune SLO_P99_MS=4000", "a machine"])
     return copy
 
@@ -177,13 +177,13 @@ def test_all_selectors_select_the_servers(overlay):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_all_settings_exist_in_the_server(overlay):
-    assert set(settings_of(overlay)) <= set(vars(Settings()))
+    assert set(read_settings(overlay)) <= set(vars(Settings()))
     env = (
         kserve()["ServingRuntime"]["spec"]["containers"][0]["env"]
         + kserve()["InferenceService"]["spec"]["predictor"]["model"]["env"]
     )
-    ours = [v["name"].removeprefix("RESTORMER_").lower() for v in env if v["name"].startswith("RESTORMER_")]
-    assert set(ours) <= set(vars(Settings()))
+    names = [v["name"].removeprefix("RESTORMER_").lower() for v in env if v["name"].startswith("RESTORMER_")]
+    assert set(names) <= set(vars(Settings()))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -210,11 +210,11 @@ def test_paths_and_ports_equal_those_of_the_image(overlay):
     assert one(overlay, "Service")["spec"]["ports"][0]["port"] == Settings().grpc_port
     for probe in ("startupProbe", "livenessProbe"):
         command = triton(overlay)[probe]["exec"]["command"]
-        assert f"{command[:3]}".replace("'", '"')[:-1] in dockerfile  # the image's own entry point
+        assert f"{command[:3]}".replace("'", '"')[:-1] in dockerfile  # the entry point of the image
         assert command[3:] == ["health"]
 
 
-def mebibytes(text):
+def parse_mebibytes(text):
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi|g)", text).groups()
     return int(number) * (1 if unit == "Mi" else 1024)
 
@@ -227,12 +227,12 @@ def test_shared_memory_covers_the_need_computed_by_the_preflight(overlay, monkey
     settings = Settings(repository=ROOT / "model_repository", hardware="gpu" if overlay == "gpu" else "cpu")
     need, worst = shared_memory_need(settings)
     volumes = {v["name"]: v for v in pod(overlay)["volumes"]}
-    size = mebibytes(volumes["shm"]["emptyDir"]["sizeLimit"])
+    size = parse_mebibytes(volumes["shm"]["emptyDir"]["sizeLimit"])
     assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
     assert need <= worst <= size << 20
-    assert size == mebibytes(re.search(r":-(\w+)", COMPOSE["x-server"]["shm_size"])[1])
-    in_memory = sum(mebibytes(v["emptyDir"]["sizeLimit"]) for v in volumes.values() if "emptyDir" in v)
-    assert in_memory < mebibytes(triton(overlay)["resources"]["limits"]["memory"]) * 0.75
+    assert size == parse_mebibytes(re.search(r":-(\w+)", COMPOSE["x-server"]["shm_size"])[1])
+    in_memory = sum(parse_mebibytes(v["emptyDir"]["sizeLimit"]) for v in volumes.values() if "emptyDir" in v)
+    assert in_memory < parse_mebibytes(triton(overlay)["resources"]["limits"]["memory"]) * 0.75
 
 
 def test_the_cores_keep_up_with_the_gpu():
@@ -240,8 +240,8 @@ def test_the_cores_keep_up_with_the_gpu():
     processes = sum(assemble.share_cores(cores, on_gpu=True).values())
     assert processes * 1000 / sum(assemble.WORK_MS.values()) >= GPU_RATE
     assert triton("gpu")["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert settings_of("gpu")["hardware"] == "auto"
-    assert settings_of("cpu")["hardware"] == "cpu"
+    assert read_settings("gpu")["hardware"] == "auto"
+    assert read_settings("cpu")["hardware"] == "cpu"
 
 
 def test_the_alert_rules_equal_those_of_compose():
@@ -276,7 +276,7 @@ def test_probes_leave_time_for_the_health_check(name):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_servers_are_drained_before_they_stop(overlay):
     """gRPC varies the connection age by a tenth and waits 30 s between DNS queries; CoreDNS caches names for 5 s."""
-    settings = settings_of(overlay)
+    settings = read_settings(overlay)
     sleep = triton(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep >= int(settings["grpc_connection_age"]) * 1.1 + 30 + 5
     assert pod(overlay)["terminationGracePeriodSeconds"] > sleep + int(settings["exit_timeout"]) + STOP_SECONDS
@@ -290,8 +290,8 @@ def test_servers_are_drained_before_they_stop(overlay):
 def test_the_rolling_test_uses_the_deployed_times():
     assert rolling.deployed_times() == {
         "preStop": triton("cpu")["lifecycle"]["preStop"]["sleep"]["seconds"],
-        "connection age": int(settings_of("cpu")["grpc_connection_age"]),
-        "exit timeout": int(settings_of("cpu")["exit_timeout"]),
+        "connection age": int(read_settings("cpu")["grpc_connection_age"]),
+        "exit timeout": int(read_settings("cpu")["exit_timeout"]),
     }
 
 
@@ -315,13 +315,13 @@ def test_the_autoscaler_sets_the_number_of_servers(overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_tuned_settings_take_one_file_and_one_line(overlay, tmp_path):
     before = one(overlay, "ConfigMap")
-    (after,) = (d for d in render(tuned(overlay, tmp_path)) if d["kind"] == "ConfigMap")
+    (after,) = (d for d in render(add_tuned_settings(overlay, tmp_path)) if d["kind"] == "ConfigMap")
     assert after["data"] == before["data"] | dict(line.split("=") for line in CHOICE.variables())
     assert after["metadata"]["name"] != before["metadata"]["name"]  # so that a rollout starts
 
 
-def test_tls_takes_one_line(tmp_path):
-    documents = {d["kind"]: d for d in render(with_tls("cpu", tmp_path))}
+def test_tls_is_enabled_by_one_line(tmp_path):
+    documents = {d["kind"]: d for d in render(enable_tls("cpu", tmp_path))}
     container = documents["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert "grpc" not in container["readinessProbe"]  # the gRPC probe does not support TLS
     mount = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "secrets")
@@ -349,8 +349,8 @@ def test_kserves_runtime_equals_the_gpu_deployment():
     kubernetes_validate.validate(as_pod, VERSIONS[-1], strict=True)
     for name in ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "resources", "securityContext"):
         assert container[name] == triton("gpu")[name], name
-    ours = {v["name"]: v for v in pod("gpu")["volumes"]}
-    assert spec["volumes"] == [ours[v["name"]] for v in spec["volumes"]]
+    volumes = {v["name"]: v for v in pod("gpu")["volumes"]}
+    assert spec["volumes"] == [volumes[v["name"]] for v in spec["volumes"]]
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["modelFormat"] == {k: spec["supportedModelFormats"][0][k] for k in ("name", "version")}

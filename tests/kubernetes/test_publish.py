@@ -1,4 +1,4 @@
-"""publish.sh with a stub of `kubectl exec` that runs the command locally on a folder."""
+"""Test publish.sh with a stub of `kubectl exec` that runs the command locally on a folder."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def publish(cluster, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def tree(folder):
+def list_tree(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -53,7 +53,7 @@ def test_the_first_version_copies_configs_and_adapters_and_later_ones_only_thems
     done = publish(cluster, "1")
     assert done.returncode == 0, done.stderr
     there = cluster / "there"
-    assert tree(there) == sorted([*tree(cluster / "bare"), "restormer/1", "restormer/1/model.onnx"])
+    assert list_tree(there) == sorted([*list_tree(cluster / "bare"), "restormer/1", "restormer/1/model.onnx"])
     (there / "enhance/config.pbtxt").write_text("as it is there")
     assert publish(cluster, "2").returncode == 0
     assert (there / "restormer/2/model.onnx").read_bytes() == b"2"
@@ -69,19 +69,19 @@ def test_the_preflight_accepts_the_published_repository(cluster, repository):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "one version"), (["1", "2"], "one version"), (["../1"], "../1 is not a version"),
         (["7"], "make engine VERSION=7"),
     ],
 )  # fmt: skip
-def test_wrong_versions_exit_with_one_line(cluster, arguments, words):
+def test_wrong_versions_exit_with_one_line(cluster, arguments, message):
     done = publish(cluster, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert words in done.stderr
-    assert tree(cluster / "there") == []
+    assert message in done.stderr
+    assert list_tree(cluster / "there") == []
 
 
 def test_published_versions_are_not_replaced(cluster):

@@ -1,4 +1,4 @@
-"""The queries of the autoscaler's manifest, evaluated by promtool on synthetic series."""
+"""Evaluate the queries of the autoscaler's manifest with promtool on synthetic series."""
 
 import re
 import subprocess
@@ -64,8 +64,8 @@ def server(pod, *, photographs, waited, worked, pending=0):
 
 def evaluate(tmp_path, expression, rows, minutes="8m"):
     """Return the values of an expression at a time; promtool prints them when it rejects a wrong expectation."""
-    asked_for = {"expr": expression, "eval_time": minutes, "exp_samples": [{"value": 987654321}]}
-    test = {"interval": "5s", "input_series": rows, "promql_expr_test": [asked_for]}
+    wrong = {"expr": expression, "eval_time": minutes, "exp_samples": [{"value": 987654321}]}
+    test = {"interval": "5s", "input_series": rows, "promql_expr_test": [wrong]}
     path = tmp_path / "test.yml"
     path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "15s", "tests": [test]}))
     done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False)
@@ -78,18 +78,18 @@ def evaluate(tmp_path, expression, rows, minutes="8m"):
 def test_idle_models_distort_nvidias_query_but_not_ours(tmp_path):
     """Each photograph waits 4 s for 2 s of work at one of five models."""
     rows = server("a", photographs=2, waited=4.0, worked=2.0)
-    (theirs,) = evaluate(tmp_path, NVIDIA, rows)
-    assert theirs < 4.0 / 4, "the mean over five models: three hardly wait and two are idle"
+    (mean,) = evaluate(tmp_path, NVIDIA, rows)
+    assert mean < 4.0 / 4, "the mean over five models: three hardly wait and two are idle"
     assert evaluate(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
     # Without the idle models NVIDIA's query returns three times as much for the same server; ours does not change.
     busy = [row for row in rows if 'model="restormer"' in row["series"]]
-    assert evaluate(tmp_path, NVIDIA, busy)[0] > 3 * theirs
+    assert evaluate(tmp_path, NVIDIA, busy)[0] > 3 * mean
     assert evaluate(tmp_path, query("queue-to-compute"), busy) == [pytest.approx(2.0)]
 
 
 @needs_promtool
 def test_servers_without_traffic_do_not_change_the_ratio(tmp_path):
-    """A new server beside an overloaded one: a mean over servers would be halved."""
+    """With a new server beside an overloaded one, a mean over servers would be halved."""
     rows = [*server("a", photographs=2, waited=4.0, worked=2.0), *server("b", photographs=0, waited=0, worked=0)]
     assert evaluate(tmp_path, query("queue-to-compute"), rows) == [pytest.approx(2.0)]
 
@@ -105,8 +105,8 @@ def test_idle_servers_give_zero_and_missing_servers_give_no_value(tmp_path):
 
 
 @needs_promtool
-def test_a_standstill_shows_only_in_the_pending_requests(tmp_path):
-    """Counters grow when photographs are done; here none is."""
+def test_a_stalled_server_shows_only_in_the_pending_requests(tmp_path):
+    """Counters grow only when photographs are done."""
     rows = [
         *server("a", photographs=0, waited=0, worked=0, pending=12),
         *server("b", photographs=0, waited=0, worked=0, pending=9),
@@ -116,7 +116,7 @@ def test_a_standstill_shows_only_in_the_pending_requests(tmp_path):
 
 
 def test_thresholds_match_the_queues():
-    """Two full batches of a GPU; half of one level of a CPU host's queue."""
+    """The threshold is two full batches on a GPU and half of one level of the queue on a CPU host."""
     batch = int(re.search(r"^max_batch_size: (\d+)", config("restormer"), re.MULTILINE)[1])
     assert int(trigger("gpu", "waiting")["metadata"]["threshold"]) == 2 * batch
     cpu = reachable(config("preprocess", "configs/cpu.pbtxt"))  # the queue in which they wait
@@ -145,9 +145,9 @@ def test_queries_use_the_namespace_and_existing_metrics(triton):
         namespace = one(overlay, "Deployment")["metadata"]["namespace"]
         for name in ("queue-to-compute", "waiting"):
             text = query(name)
-            asked_for = re.findall(r'(nv_\w+)\{namespace="(\w+)",model=~"([^"]*)"\}', text)
-            assert len(asked_for) == text.count("nv_")
-            for metric, space, models in asked_for:
+            selectors = re.findall(r'(nv_\w+)\{namespace="(\w+)",model=~"([^"]*)"\}', text)
+            assert len(selectors) == text.count("nv_")
+            for metric, space, models in selectors:
                 assert space == namespace
                 for model in models.split("|"):
                     assert f'{metric}{{model="{model}"' in live, (metric, model)
