@@ -51,7 +51,7 @@ def main() -> int:
                 raise EnhanceError("the running server serves an older engine: make stop, then repeat the command")
             with Enhancer(server["url"]) as enhancer:
                 version = enhancer.metadata().version
-                shown = [
+                photographs = [
                     enhance_photograph(enhancer, path, arguments.output) for path in find_photographs(arguments.photos)
                 ]
             evaluation = evaluate_served(server, arguments.package, arguments.pairs, arguments.output / "evaluate")
@@ -66,19 +66,19 @@ def main() -> int:
     architecture = engine["network"]["architecture"]
     subtitle = f"Triton {version} · engine {engine['precision']} on {engine['target']} · {architecture}"
     index = arguments.output / "index.html"
-    index.write_text(page_html(shown, subtitle=subtitle), encoding="utf-8")
-    make_overview(shown).save(arguments.output / "overview.jpg", quality=88, optimize=True)
+    index.write_text(page_html(photographs, subtitle=subtitle), encoding="utf-8")
+    make_overview(photographs).save(arguments.output / "overview.jpg", quality=88, optimize=True)
     print(f"look at {index}", file=sys.stderr)
-    figures = summarize(shown, time.monotonic() - started, engine["precision"], version) | evaluation
+    figures = summarize(photographs, time.monotonic() - started, engine["precision"], version) | evaluation
     if arguments.record:
-        write_record(arguments.record, figures, engine, shown)
+        write_record(arguments.record, figures, engine, photographs)
     print(json.dumps(figures))
     return 0
 
 
 @contextlib.contextmanager
 def run_server(command: list[str]) -> Iterator[dict[str, str]]:
-    """Run the server during the block, and yield its `status`; a server that runs already is used and not stopped."""
+    """Run the server during the block and yield its `status`; use a running server, and do not stop it."""
     status = [*command, "status"]
     before = subprocess.run(status, capture_output=True, text=True, check=False)
     if before.returncode == 0:
@@ -163,11 +163,11 @@ def join_side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
     return picture
 
 
-def make_overview(shown: list[PagePhotograph], *, height: int = 320, gap: int = 6) -> Image.Image:
+def make_overview(photographs: list[PagePhotograph], *, height: int = 320, gap: int = 6) -> Image.Image:
     """Join all photographs in one picture: before above, after below (the README's picture)."""
     rows = []
     for kind in ("before", "after"):
-        images = [open_image(getattr(p, kind)) for p in shown]
+        images = [open_image(getattr(p, kind)) for p in photographs]
         rows.append([image.resize((image.width * height // image.height, height)) for image in images])
     width = sum(image.width + gap for image in rows[0]) - gap
     picture = Image.new("RGB", (width, 2 * height + gap), "white")
@@ -179,15 +179,15 @@ def make_overview(shown: list[PagePhotograph], *, height: int = 320, gap: int = 
     return picture
 
 
-def summarize(shown: list[PagePhotograph], seconds: float, precision: str, version: str) -> dict[str, object]:
+def summarize(photographs: list[PagePhotograph], seconds: float, precision: str, version: str) -> dict[str, object]:
     """Return the figures for the last line of output: means over the photographs that have a target."""
 
     def mean(name: str) -> float | None:
-        values = [value for p in shown if (value := getattr(p, name)) is not None]
+        values = [value for p in photographs if (value := getattr(p, name)) is not None]
         return round(float(np.mean(values)), 2) if values else None
 
     return {
-        "photos": len(shown),
+        "photos": len(photographs),
         "seconds": round(seconds, 1),
         **{name: mean(name) for name in ("psnr_in", "psnr_curve", "psnr_out")},
         "precision": precision,
@@ -195,13 +195,15 @@ def summarize(shown: list[PagePhotograph], seconds: float, precision: str, versi
     }
 
 
-def write_record(path: Path, figures: dict[str, object], engine: dict[str, Any], shown: list[PagePhotograph]) -> None:
+def write_record(
+    path: Path, figures: dict[str, object], engine: dict[str, Any], photographs: list[PagePhotograph]
+) -> None:
     """Add the figures of this precision to the JSON file, for ``make report``."""
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     decisive = engine["fidelity"]["decided_by"]
     stage = next(stage for stage in engine["fidelity"]["ladder"] if stage["rung"] == decisive)
-    photographs = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in shown}
-    document[str(engine["precision"])] = {**figures, "fidelity": stage, "photographs": photographs}
+    rows = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in photographs}
+    document[str(engine["precision"])] = {**figures, "fidelity": stage, "photographs": rows}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

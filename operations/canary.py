@@ -89,7 +89,7 @@ def compare(
             restored[version] = call_network(client, core, version)
             times[version].append((time.perf_counter() - started) * 1000)
     results = {v: _pixels_from_file(file_from_core(file, core, restored[v], Options())) for v in versions}
-    target = next((_pixels_from_file(found.read_bytes()) for found in truth.glob(f"{path.stem}.*")), None)
+    target = next((_pixels_from_file(each.read_bytes()) for each in truth.glob(f"{path.stem}.*")), None)
     truth_psnr = {
         version: psnr(result, target) if target is not None and target.shape == result.shape else None
         for version, result in results.items()
@@ -108,8 +108,8 @@ def format_table(rows: Sequence[dict[str, Any]], versions: Sequence[str]) -> str
     cells = []
     for row in rows:
         decibels = [row["truth"][version] for version in versions]
-        shown = [None if each is None else f"{each:.2f}" for each in decibels]
-        cells.append([row["name"], f"{row['between']:.1f}", *shown, *(f"{row['ms'][v]:.0f}" for v in versions)])
+        against = [None if each is None else f"{each:.2f}" for each in decibels]
+        cells.append([row["name"], f"{row['between']:.1f}", *against, *(f"{row['ms'][v]:.0f}" for v in versions)])
     return table(titles, cells)
 
 

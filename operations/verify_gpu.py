@@ -41,7 +41,7 @@ class Step:
     figures: Callable[[str], Any] = lambda output: None
 
 
-def steps() -> list[Step]:
+def list_steps() -> list[Step]:
     """Return the rows in order. A test compares every command with the page."""
     building = [
         Step(
@@ -66,9 +66,9 @@ def steps() -> list[Step]:
         Step("up and healthy", "RESTORMER_ADMIN_KEY_FILE=/run/secrets/admin-key docker compose up -d --wait triton"),
         Step("enhance", f"{ENHANCE} out/gpu.jpg --timeout 120"),
         Step("enhance_tiled", f"{ENHANCE} out/gpu-tiled.jpg --tiled --timeout 120"),
-        Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", gpu_metrics),
-        Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", csv_rows),
-        Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", mean_batch),
+        Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", read_gpu_metrics),
+        Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", read_csv),
+        Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", read_mean_batch),
         Step("down", "docker compose down"),
     ]  # fmt: skip
 
@@ -83,12 +83,12 @@ def read_provenance(version: int) -> Any:
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def gpu_metrics(output: str) -> dict[str, float]:
+def read_gpu_metrics(output: str) -> dict[str, float]:
     """Return the samples of the ``nv_gpu_`` metrics."""
     return read_samples(output, "nv_gpu_")
 
 
-def mean_batch(output: str) -> dict[str, float]:
+def read_mean_batch(output: str) -> dict[str, float]:
     """Return the inferences and executions of restormer, and their ratio, the mean batch."""
     total, runs = (
         sum(read_samples(output, f'nv_inference_{name}{{model="restormer"').values())
@@ -103,13 +103,13 @@ def read_samples(text: str, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def csv_rows(output: str) -> list[dict[str, str]]:
+def read_csv(output: str) -> list[dict[str, str]]:
     """Return the rows of perf_analyzer's CSV file, one per concurrency."""
     with SWEEP.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Return the GPUs of this host; exit with one line if there are none."""
     try:
         done = subprocess.run(
@@ -122,7 +122,7 @@ def gpus() -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def run(step: Step) -> dict[str, Any]:
+def run_step(step: Step) -> dict[str, Any]:
     """Run one step in the root of the repository, with the client of the build environment."""
     began = time.monotonic()
     path = f"{ROOT / '.envs/build/bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m operations.verify_gpu", description=str(__doc__).splitlines()[0])
     add_record_option(parser)
     options = parser.parse_args()
-    document: dict[str, Any] = {"gpus": gpus(), "steps": {}}
+    document: dict[str, Any] = {"gpus": list_gpus(), "steps": {}}
     if os.geteuid():
         raise SystemExit(f"error: only user 10001 may read {KEY}: run this as root")
     if published := sorted(path.name for path in ENGINES.glob("[0-9]*")):
@@ -156,9 +156,9 @@ def main() -> int:
             "run it in a clone of its own"
         )
     (ROOT / "out").mkdir(exist_ok=True)
-    for step in steps():
+    for step in list_steps():
         print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
-        document["steps"][step.name] = row = run(step)
+        document["steps"][step.name] = row = run_step(step)
         print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
         write_record(document, options.record)  # after every step, so that a lost host keeps its figures
     finish_run(document, options.record)

@@ -175,14 +175,14 @@ def test_only_the_egress_file_lets_the_server_reach_other_hosts(compose, outside
 
 
 def test_a_process_in_the_container_cannot_write_or_connect(server, outside):
-    found = json.loads(run_docker("exec", CONTAINER, "python", "-c", RIGHTS % outside).stdout)
-    assert found["uid"] == 10001
-    assert found["capabilities"] == 0
-    assert found["no_new_privileges"] == "1"
-    assert found["root"] == found["models"] == "Read-only file system"
-    assert found["python"] in ("Read-only file system", "Permission denied")
-    assert found["outbound"] != "possible"
-    assert found["shm"] == int(re.fullmatch(r"\$\{SHM_SIZE:-(\d+)g\}", COMPOSE["x-server"]["shm_size"])[1]) << 30
+    rights = json.loads(run_docker("exec", CONTAINER, "python", "-c", RIGHTS % outside).stdout)
+    assert rights["uid"] == 10001
+    assert rights["capabilities"] == 0
+    assert rights["no_new_privileges"] == "1"
+    assert rights["root"] == rights["models"] == "Read-only file system"
+    assert rights["python"] in ("Read-only file system", "Permission denied")
+    assert rights["outbound"] != "possible"
+    assert rights["shm"] == int(re.fullmatch(r"\$\{SHM_SIZE:-(\d+)g\}", COMPOSE["x-server"]["shm_size"])[1]) << 30
     for command in (["python", "-m", "pip"], ["sh", "-c", "command -v gcc"]):
         assert run_docker("exec", CONTAINER, *command, check=False).returncode
 

@@ -138,7 +138,7 @@ def test_the_manual_lists_the_defaults_of_the_file():
 
 def test_manual_checklist_and_perf_use_one_command_for_the_key():
     assert perf.MAKE_KEY in (ROOT / "docs/containers.md").read_text(encoding="utf-8")
-    assert any(perf.MAKE_KEY in step.command for step in verify_gpu.steps())
+    assert any(perf.MAKE_KEY in step.command for step in verify_gpu.list_steps())
 
 
 def run_perf(*arguments):

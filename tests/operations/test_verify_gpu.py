@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs/gpu-checklist.md").read_text(encoding="utf-8").replace("\\|", "|")
 
 
-@pytest.mark.parametrize("step", verify_gpu.steps(), ids=lambda step: step.name)
+@pytest.mark.parametrize("step", verify_gpu.list_steps(), ids=lambda step: step.name)
 def test_every_command_is_on_the_page(step):
     """Ignore precision, version and the shell's quotes."""
     shape = re.sub(r"PRECISION=\w+ VERSION=\d", "PRECISION=fp16 VERSION=1", step.command)
@@ -36,9 +36,9 @@ def test_published_engines_are_not_replaced(tmp_path, monkeypatch, capsys):
     version = tmp_path / "restormer/1"
     version.mkdir(parents=True)
     monkeypatch.setattr(verify_gpu, "ENGINES", version.parent)
-    monkeypatch.setattr(verify_gpu, "gpus", lambda: ["a GPU"])
+    monkeypatch.setattr(verify_gpu, "list_gpus", lambda: ["a GPU"])
     monkeypatch.setattr(verify_gpu.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(verify_gpu, "run", lambda step: pytest.fail(f"{step.name} ran"))
+    monkeypatch.setattr(verify_gpu, "run_step", lambda step: pytest.fail(f"{step.name} ran"))
     monkeypatch.setattr(sys, "argv", ["verify_gpu"])
     with pytest.raises(SystemExit, match="version 1"):
         verify_gpu.main()
@@ -46,11 +46,11 @@ def test_published_engines_are_not_replaced(tmp_path, monkeypatch, capsys):
 
 
 def test_a_failed_step_is_recorded_with_its_output(tmp_path):
-    row = verify_gpu.run(verify_gpu.Step("fails", "echo because >&2; exit 3"))
+    row = verify_gpu.run_step(verify_gpu.Step("fails", "echo because >&2; exit 3"))
     assert (row["passed"], row["output"]) == (False, "because\n")
-    row = verify_gpu.run(verify_gpu.Step("figures", "echo 26.11", str.strip))
+    row = verify_gpu.run_step(verify_gpu.Step("figures", "echo 26.11", str.strip))
     assert (row["passed"], row["figures"]) == (True, "26.11")
-    assert not verify_gpu.run(verify_gpu.Step("unreadable", "echo x", lambda text: int(text)))["passed"]
+    assert not verify_gpu.run_step(verify_gpu.Step("unreadable", "echo x", lambda text: int(text)))["passed"]
 
 
 def test_the_mean_batch_is_calculated_from_the_metrics():
@@ -59,11 +59,11 @@ nv_inference_count{model="restormer",version="1"} 60
 nv_inference_count{model="enhance",version="1"} 60
 nv_inference_exec_count{model="restormer",version="1"} 15
 """
-    assert verify_gpu.mean_batch(text) == {"inferences": 60, "executions": 15, "mean": 4.0}
+    assert verify_gpu.read_mean_batch(text) == {"inferences": 60, "executions": 15, "mean": 4.0}
 
 
 def test_all_versions_but_fp16_are_removed():
-    commands = [step.command for step in verify_gpu.steps()]
+    commands = [step.command for step in verify_gpu.list_steps()]
     built = [re.search(r"PRECISION=(\w+) VERSION=(\d)", text).groups() for text in commands if "make engine" in text]
     removed = {re.search(r"VERSION=(\d)", text)[1] for text in commands if "rollback" in text}
     assert [precision for precision, version in built if version not in removed] == ["fp16"]
