@@ -14,7 +14,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from export import machine
+import hosts
 from export import onnx_runtime as ort
 from export.errors import ExportError, GateError
 from export.files import read_json, write_bytes
@@ -61,7 +61,7 @@ def _build_fastest(request: Request) -> list[Path]:
     The choice is cached in ``engines/.cache`` under a hash of everything it depends on.
     """
     require_valid(request)
-    if request.target == "tensorrt" or (request.target == AUTO and machine.gpus()):
+    if request.target == "tensorrt" or (request.target == AUTO and hosts.gpus()):
         say("--precision auto: fp16, the fastest that needs no calibration on every GPU since Turing")
         return build(replace(request, precision="fp16"))
     if request.target not in (AUTO, "cpu"):
@@ -118,7 +118,7 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
         if reason := target.why_not(precision):
             raise ExportError(f"{reason}: use --target auto, or --precision fp32, which every CPU executes")
         return [target]
-    has_gpu = bool(machine.gpus())
+    has_gpu = bool(hosts.gpus())
     # The target that Triton serves is built last, so that its report ends the output.
     candidates = sorted(
         (t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: target.is_measured_in_triton

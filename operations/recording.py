@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import hosts
 from export import machine
 from export.files import write_bytes
 
@@ -136,7 +137,7 @@ def describe_circumstances(command: str = "") -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "isa": [flag for flag in ISA if flag in machine.cpu_flags()],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": [name for name, _ in machine.gpus()],
+        "gpus": [name for name, _ in hosts.gpus()],
         "system": platform.platform(terse=True),
         "versions": {"python": platform.python_version(), **_package_versions()},
         "commit": _git_commit(),

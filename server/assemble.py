@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hosts
 from server import host
 from server.errors import ServerError
 from server.hardware import GPUS
@@ -141,7 +142,7 @@ def resolve_hardware(settings: Settings) -> str:
     """Return the hardware to select configs for: as set, or by the visible GPUs. The PyPI wheel cannot use GPUs."""
     if settings.hardware != "auto":
         return settings.hardware
-    return host.hardware_from_gpus(host.gpus()) if settings.triton else "cpu"
+    return host.hardware_from_gpus(hosts.gpus()) if settings.triton else "cpu"
 
 
 def instance_counts(settings: Settings) -> dict[str, int]:

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hosts
 from server import assemble, host
 from server.engines import Engine, check_engines, published_versions, versions_to_serve
 from server.errors import ServerError
@@ -69,9 +70,9 @@ def run_checks(settings: Settings) -> Iterator[Row]:
             yield Row(name, "", str(error))
 
 
-def serving_gpus(settings: Settings) -> tuple[tuple[str, str], ...]:
+def serving_gpus(settings: Settings) -> list[tuple[str, str]]:
     """Return name and compute capability of the GPUs that serve; none on a CPU host."""
-    return () if assemble.resolve_hardware(settings) == "cpu" else host.gpus()
+    return [] if assemble.resolve_hardware(settings) == "cpu" else hosts.gpus()
 
 
 def _check_settings(settings: Settings) -> str:
@@ -116,7 +117,7 @@ def _check_client(settings: Settings) -> str:
 
 
 def _check_hardware(settings: Settings) -> str:
-    chosen, cards = assemble.resolve_hardware(settings), host.gpus()
+    chosen, cards = assemble.resolve_hardware(settings), hosts.gpus()
     if chosen != "cpu" and not cards:
         raise ServerError(
             f"--hardware={chosen}, but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "

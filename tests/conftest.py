@@ -14,10 +14,9 @@ from urllib.request import urlopen
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from export import machine as build_machine
+import hosts
 from export.build import build
 from export.request import Request
-from server import host as server_machine
 from traffic.ports import free_port
 
 __all__ = [
@@ -159,14 +158,9 @@ def gpu_host(tmp_path_factory, monkeypatch):
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    _forget_gpus()
+    hosts.gpus.cache_clear()
     yield
-    _forget_gpus()
-
-
-def _forget_gpus():
-    for machine in (build_machine, server_machine):
-        machine.gpus.cache_clear()
+    hosts.gpus.cache_clear()
 
 
 @pytest.fixture(autouse=True)

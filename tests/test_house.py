@@ -17,6 +17,7 @@ ROOMS = {
     "adapters",
     "bulk",
     "export",
+    "hosts",
     "imaging",
     "server",
     "restormer_client",
@@ -33,7 +34,8 @@ FORBIDDEN = {
     "imaging": (ROOMS - {"imaging"}) | {"torch", "onnx", "openvino", "tritonclient", "triton_python_backend_utils"},
     "adapters": (ROOMS - {"adapters", "imaging"})
     | {"torch", "openvino", "tritonclient", "triton_python_backend_utils"},
-    "server": (ROOMS - {"server"}) | {"torch", "numpy"},
+    "hosts": ROOMS - {"hosts"},
+    "server": (ROOMS - {"hosts", "server"}) | {"torch", "numpy"},
     "client": (ROOMS - {"restormer_client"}) | {"torch"},
     "model_repository": (ROOMS - {"adapters", "imaging"}) | {"torch", "tritonclient"},
     "demo": {"server", "benchmarks", "operations", "tests"},
@@ -65,7 +67,7 @@ def test_folders_import_only_what_they_may(room):
 def test_the_server_imports_only_the_standard_library_and_tritons_schema():
     """And imports the schema only to read a config."""
     names = {name for path in (ROOT / "server").rglob("*.py") for name in imported(path)}
-    assert names - set(sys.stdlib_module_names) == {"server", "google", "tritonclient"}
+    assert names - set(sys.stdlib_module_names) == {"hosts", "server", "google", "tritonclient"}
     loaded = "import sys, server.__main__; sys.exit(bool({'google.protobuf', 'tritonclient'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, check=False).returncode == 0
 

@@ -512,9 +512,9 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
     from benchmarks.network.random_weights import random_image, standard_network
     from export.fidelity import core_tensors
-    from export.machine import gpus
     from export.package.model_package import network_from_package, package_from_folder
     from export.targets import cpu
+    from hosts import gpus
 
     if gpus() and not torch.cuda.is_available():
         raise ExportError(

@@ -240,8 +240,8 @@ def datasheet_limit(engine: Path, package: Path) -> dict[str, Any]:
     """Return what the GPU's datasheet allows the engine (calculated by the roofline), or why that is unknown."""
     from benchmarks.network import roofline
     from export.files import checkpoint_path, sha256
-    from export.machine import gpus
     from export.package.model_package import network_from_package, package_from_folder
+    from hosts import gpus
 
     document = read_provenance(engine)
     name = gpus()[0][0]

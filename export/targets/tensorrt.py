@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+import hosts
 from export import machine
 from export import onnx_runtime as ort
 from export.errors import ExportError
@@ -45,7 +46,7 @@ class TensorRT(NvidiaTarget):
         return "{}, compute capability {}".format(*self.gpus()[0])
 
     def why_not(self, precision: Precision) -> str:
-        if machine.gpus():
+        if hosts.gpus():
             return ""
         return "--target tensorrt needs an NVIDIA GPU, and none is visible (nvidia-smi, CUDA_VISIBLE_DEVICES)"
 
@@ -83,7 +84,7 @@ class TensorRT(NvidiaTarget):
         return [*stages, NotRun(stage="served by Triton", reason="see docs/gpu-checklist.md")]
 
     def gpus(self) -> list[tuple[str, str]]:
-        return machine.gpus()
+        return hosts.gpus()
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         return machine.why_no_gpu([document["machine"]["gpu_compute_capability"]])

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+import hosts
 from export import machine
 from export.__main__ import main
 from export.build import build
@@ -284,7 +285,7 @@ def test_auto_with_a_gpu_builds_for_tensorrt(monkeypatch, tiny, published, capsy
     pytest.importorskip("tensorrt_rtx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: see docs/gpu-checklist.md")
-    monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
+    monkeypatch.setattr(hosts, "gpus", lambda: [("NVIDIA H100", "9.0")])
     flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
     assert main(["engine", *flags, "--precision", "fp16"]) == 1
     output = capsys.readouterr().err

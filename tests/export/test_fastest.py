@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from export import build, fastest, machine
+import hosts
+from export import build, fastest
 from export.errors import ExportError, GateError
 from export.precision import PRECISIONS
 from export.request import Request
@@ -45,7 +46,7 @@ def test_times_are_measured_in_int8_too(package, monkeypatch):
 @pytest.fixture
 def request_for_auto(package, tmp_path, monkeypatch):
     """A request, the builds made for it, and a fake builder in which bf16 raises ``outcome``."""
-    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(hosts, "gpus", list)
     monkeypatch.setattr(fastest, "rank_precisions", lambda package: ["bf16", "fp32"])
     built, original = [], build.build
 
@@ -95,7 +96,7 @@ def test_other_errors_end_the_build_and_are_not_cached(request_for_auto):
 
 
 def test_auto_precision_is_rejected_for_rtx(monkeypatch, tmp_path, package):
-    monkeypatch.setattr(machine, "gpus", lambda: [("NVIDIA H100", "9.0")])
+    monkeypatch.setattr(hosts, "gpus", lambda: [("NVIDIA H100", "9.0")])
     with pytest.raises(ExportError, match="not a restormer repository"):
         build.build(Request(package=package, precision="auto", repository=tmp_path))
     repository = bare_repository(tmp_path / "models")

@@ -9,8 +9,8 @@ from google.protobuf import text_format
 from restormer_client import calls
 from tritonclient.grpc import model_config_pb2
 
+import hosts
 from adapters.requests import limits_from_parameters
-from export import machine
 from export.names import INPUT, OUTPUT
 from export.request import MAX_BATCH, Request
 from export.targets import TARGETS
@@ -159,7 +159,7 @@ def test_plans_are_found_by_the_names_they_are_published_under(monkeypatch):
     """And by no other: a plain model.plan would be taken for a GPU that is not listed."""
     core = config("restormer")
     for capability, plan in core.cc_model_filenames.items():
-        monkeypatch.setattr(machine, "gpus", lambda capability=capability: [("a GPU", capability)])
+        monkeypatch.setattr(hosts, "gpus", lambda capability=capability: [("a GPU", capability)])
         assert TARGETS["tensorrt"].location(Request(package=Path("demo/package"))).engine == plan
     assert set(core.cc_model_filenames) == set(CAPABILITIES)
     assert not core.default_model_filename

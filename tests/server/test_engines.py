@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+import hosts
 from imaging import FRAME
 from server import engines, host
 from server.errors import ServerError
@@ -115,7 +116,7 @@ def test_a_plan_for_another_gpu_is_rejected_unless_it_is_portable(plans, tmp_pat
 
 
 def test_a_missing_tensorrt_is_reported_as_not_compared(plans, tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "gpus", lambda: (H100, H100))
+    monkeypatch.setattr(hosts, "gpus", lambda: [H100, H100])
     options = {"repository": tmp_path, "hardware": "h100", "triton": tmp_path}
     monkeypatch.setattr(host, "tensorrt_version", lambda: "")
     assert "TensorRT not compared: no libnvinfer in /usr/lib" in rows(**options)["engine"].result
@@ -126,7 +127,7 @@ def test_a_missing_tensorrt_is_reported_as_not_compared(plans, tmp_path, monkeyp
 def test_only_served_versions_must_fit_and_others_are_reported(plans, tmp_path, monkeypatch):
     """Version 1 has no plan for the L40S; version 2, which is served, has one."""
     card = ("NVIDIA L40S", "8.9")
-    monkeypatch.setattr(host, "gpus", lambda: (card,))
+    monkeypatch.setattr(hosts, "gpus", lambda: [card])
     monkeypatch.setattr(host, "tensorrt_version", lambda: "11.4.1")
     plans(2, "8.9")
     assert engines.check_engines(tmp_path, [card], tensorrt="11.4.1").path.parent.name == "2"

@@ -11,8 +11,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+import hosts
 from benchmarks.pipeline.imaging import GPU_RATE
-from export import machine as build_machine
 from imaging import Limits
 from server import assemble, host, preflight
 from server.__main__ import _FLAGS, main
@@ -130,12 +130,11 @@ VISIBLE = [  # CUDA_VISIBLE_DEVICES and the cards that CUDA then uses
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("room", [host, build_machine])
 @pytest.mark.parametrize(("chosen", "expected"), VISIBLE)
-def test_server_and_export_find_the_same_visible_gpus(room, chosen, expected, gpu_host, monkeypatch):
+def test_cuda_visible_devices_selects_gpus_as_cuda_does(chosen, expected, gpu_host, monkeypatch):
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert [*room.gpus()] == [CARDS[number][:2] for number in expected]
+    assert hosts.gpus() == [CARDS[number][:2] for number in expected]
 
 
 def test_the_wheel_serves_on_the_cpu_by_default(gpu_host):
@@ -322,7 +321,7 @@ def test_auto_serves_the_values_of_the_visible_gpus(gpu_host, monkeypatch):
     nvidias = Path("/opt/tritonserver")
     for visible, hardware in (("0,1", "h100"), ("2", "gpu"), ("0,1,2", "gpu"), ("", "cpu")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        host.gpus.cache_clear()
+        hosts.gpus.cache_clear()
         assert served_core(triton=nvidias) == served_core(hardware=hardware)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+import hosts
 from server import host, preflight, settings
 from server.errors import ServerError
 from server.settings import Settings
@@ -279,9 +280,9 @@ def test_incomplete_tls_files_are_rejected(certificates, missing):
 
 
 def test_hardware_without_its_gpu_or_triton_is_rejected(monkeypatch):
-    monkeypatch.setattr(host, "gpus", lambda: ())
+    monkeypatch.setattr(hosts, "gpus", list)
     assert "no GPU is visible" in rows(hardware="h100")["hardware"].problem
-    monkeypatch.setattr(host, "gpus", lambda: (("NVIDIA H100 80GB HBM3", "9.0"),))
+    monkeypatch.setattr(hosts, "gpus", lambda: [("NVIDIA H100 80GB HBM3", "9.0")])
     assert "needs NVIDIA's Triton" in rows(hardware="h100")["hardware"].problem
     assert (
         rows(hardware="auto", triton=Path("/opt/tritonserver"))["hardware"].result
