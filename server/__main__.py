@@ -18,14 +18,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from server import health, preflight, process
 from server.errors import ServerError
-from server.settings import CONTROLS, HARDWARE, Settings, libpython_folder
+from server.settings import Settings, libpython_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,68 +106,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def _number(noun: str, minimum: int, maximum: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range; ``noun`` names them in its error."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not minimum <= int(text) <= maximum:
-            raise argparse.ArgumentTypeError(f"{text} is not a {noun} from {minimum} to {maximum}")
-        return int(text)
-
-    return parse
-
-
-_COUNT, _SECONDS = _number("count", 0, 1 << 20), _number("number of whole seconds", 0, 86400)
-_PORT, _VERSION = _number("port", 1, 65535), _number("version", 1, 1 << 31)
-
-
-def _versions(text: str) -> tuple[int, ...]:
-    return tuple(_VERSION(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _file(text: str) -> Path | None:
-    return Path(text) if text else None
-
-
-#: Flags by setting: type or choices, and help text.
-_FLAGS: dict[str, tuple[Any, str]] = {
-    "repository": (Path, "published model repository; only read"),
-    "state": (Path, "folder for the served copy, log, backends, key and process id"),
-    "wheel": (Path, "folder of the installed Triton wheel"),
-    "triton": (_file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"),
-    "hardware": (HARDWARE, "selects the configs; auto: cpu, or with --triton the GPUs that nvidia-smi lists"),
-    "versions": (_versions, "engine versions to serve, such as 1,2; default: the highest"),
-    "preprocess_instances": (_COUNT, "preprocess processes; 0: computed from the cores"),
-    "postprocess_instances": (_COUNT, "postprocess processes; 0: computed from the cores"),
-    "core_instances": (_COUNT, "instances of the network on each GPU; 0: value of its config"),
-    "core_batch": (_COUNT, "maximum batch that the batcher forms; 0: value of its config"),
-    "core_delay_us": (_COUNT, "wait of the batcher for a batch, in microseconds; default: value of its config"),
-    "address": (str, "address for gRPC and HTTP"),
-    "grpc_port": (_PORT, "port for gRPC"),
-    "metrics_address": (str, "address for metrics; default: --address"),
-    "metrics_port": (_PORT, "port for metrics"),
-    "http_port": (_number("port", 0, 65535), "port for HTTP; 0: no HTTP"),
-    "tls_cert": (_file, "PEM file of the certificate; turns on TLS for gRPC"),
-    "tls_key": (_file, "PEM file of the certificate's key"),
-    "tls_ca": (_file, "PEM file of the clients' authority; turns on mutual TLS"),
-    "tls_name": (str, "name on the certificate for the health check; default: the address"),
-    "admin_key_file": (_file, "file with the key of the restricted groups; default: a random key in the state folder"),
-    "control": (CONTROLS, "explicit: callers with the admin key may load and unload models"),
-    "trace": (str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces"),
-    "trace_rate": (_number("rate", 1, 1 << 31), "trace one request in this many"),
-    "cache_mb": (_COUNT, "response cache of restormer in MiB; 0: none"),
-    "start_timeout": (_SECONDS, "seconds that a start waits for the first enhanced photograph"),
-    "exit_timeout": (_SECONDS, "seconds that a stop waits for requests in flight"),
-    "grpc_pool": (_COUNT, "gRPC request objects kept for reuse"),
-    "grpc_connection_age": (_SECONDS, "seconds after which connections are renewed; 0: never"),
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", metavar="VERB", choices=tuple(_VERBS), help=", ".join(_VERBS))
     for field in fields(Settings):
-        kind, help_text = _FLAGS[field.name]
+        kind, help_text = field.metadata["kind"], field.metadata["help"]
         # A string, which argparse checks like a flag's value. It does not check choices; the next lines do.
         default = os.environ.get(f"RESTORMER_{field.name.upper()}") or field.default
         choices = kind if isinstance(kind, tuple) else None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import socket
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from server.errors import ServerError
 from server.hardware import GPUS
 
+T = TypeVar("T")
 #: Protocol groups that change the server or describe it: every call needs the key.
 RESTRICTED = ("model-repository", "model-config", "shared-memory", "trace", "logging", "statistics")
 #: Name of the key's header: ``triton-grpc-protocol-admin-key`` in gRPC, ``admin-key`` in HTTP.
@@ -22,47 +25,80 @@ HARDWARE = ("auto", "cpu", "gpu", *GPUS)
 SHM_MIB = 16  #: shared memory of a Python process at its start, and each increment
 
 
+def _number(noun: str, minimum: int, maximum: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers in a range; ``noun`` names them in its error."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not a {noun} from {minimum} to {maximum}")
+        return int(text)
+
+    return parse
+
+
+_COUNT, _SECONDS = _number("count", 0, 1 << 20), _number("number of whole seconds", 0, 86400)
+_PORT, _VERSION = _number("port", 1, 65535), _number("version", 1, 1 << 31)
+
+
+def _versions(text: str) -> tuple[int, ...]:
+    return tuple(_VERSION(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _file(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _flag(default: T, kind: Callable[[str], object] | tuple[str, ...], help_text: str) -> T:
+    """Define a setting by its default, the parser or the choices of its flag, and the help text."""
+    return field(default=default, metadata={"kind": kind, "help": help_text})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one server. It listens on loopback and without HTTP by default; the client uses gRPC.
 
-    ``triton`` is NVIDIA's own installation (``/opt/tritonserver``); without it the PyPI wheel in ``wheel`` is used.
-    ``hardware`` selects the configs: cpu, gpu (any) or one of `hardware.GPUS`; ``auto`` means cpu with the wheel,
-    which has no TensorRT backend.
-    0 preprocess or postprocess instances means that the number is computed from the cores. ``core_`` settings are the
-    network's: 0 instances, a batch of 0 or no delay means the value of its config. 0 turns a port, the connection age
-    or the cache off. Times are in seconds, except ``core_delay_us`` (microseconds).
+    Each setting is a flag of ``python -m server`` too. ``hardware`` selects the configs: cpu, gpu (any) or one of
+    `hardware.GPUS`; ``auto`` means cpu with the wheel, which has no TensorRT backend. ``core_`` settings are the
+    network's.
     """
 
-    repository: Path = Path("model_repository")
-    state: Path = Path(".run")
-    wheel: Path = Path(".envs/triton")
-    triton: Path | None = None
-    hardware: str = "auto"
-    versions: tuple[int, ...] = ()
-    preprocess_instances: int = 0
-    postprocess_instances: int = 0
-    core_instances: int = 0
-    core_batch: int = 0
-    core_delay_us: int | None = None
-    address: str = "127.0.0.1"
-    grpc_port: int = 8001
-    metrics_address: str = ""
-    metrics_port: int = 8002
-    http_port: int = 0
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_ca: Path | None = None
-    tls_name: str = ""
-    admin_key_file: Path | None = None
-    control: str = "none"
-    trace: str = ""
-    trace_rate: int = 100
-    cache_mb: int = 0
-    start_timeout: int = 120
-    exit_timeout: int = 30
-    grpc_pool: int = 64
-    grpc_connection_age: int = 0
+    repository: Path = _flag(Path("model_repository"), Path, "published model repository; only read")
+    state: Path = _flag(Path(".run"), Path, "folder for the served copy, log, backends, key and process id")
+    wheel: Path = _flag(Path(".envs/triton"), Path, "folder of the installed Triton wheel")
+    triton: Path | None = _flag(
+        None, _file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"
+    )
+    hardware: str = _flag(
+        "auto", HARDWARE, "selects the configs; auto: cpu, or with --triton the GPUs that nvidia-smi lists"
+    )
+    versions: tuple[int, ...] = _flag((), _versions, "engine versions to serve, such as 1,2; default: the highest")
+    preprocess_instances: int = _flag(0, _COUNT, "preprocess processes; 0: computed from the cores")
+    postprocess_instances: int = _flag(0, _COUNT, "postprocess processes; 0: computed from the cores")
+    core_instances: int = _flag(0, _COUNT, "instances of the network on each GPU; 0: value of its config")
+    core_batch: int = _flag(0, _COUNT, "maximum batch that the batcher forms; 0: value of its config")
+    core_delay_us: int | None = _flag(
+        None, _COUNT, "wait of the batcher for a batch, in microseconds; default: value of its config"
+    )
+    address: str = _flag("127.0.0.1", str, "address for gRPC and HTTP")
+    grpc_port: int = _flag(8001, _PORT, "port for gRPC")
+    metrics_address: str = _flag("", str, "address for metrics; default: --address")
+    metrics_port: int = _flag(8002, _PORT, "port for metrics")
+    http_port: int = _flag(0, _number("port", 0, 65535), "port for HTTP; 0: no HTTP")
+    tls_cert: Path | None = _flag(None, _file, "PEM file of the certificate; turns on TLS for gRPC")
+    tls_key: Path | None = _flag(None, _file, "PEM file of the certificate's key")
+    tls_ca: Path | None = _flag(None, _file, "PEM file of the clients' authority; turns on mutual TLS")
+    tls_name: str = _flag("", str, "name on the certificate for the health check; default: the address")
+    admin_key_file: Path | None = _flag(
+        None, _file, "file with the key of the restricted groups; default: a random key in the state folder"
+    )
+    control: str = _flag("none", CONTROLS, "explicit: callers with the admin key may load and unload models")
+    trace: str = _flag("", str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces")
+    trace_rate: int = _flag(100, _number("rate", 1, 1 << 31), "trace one request in this many")
+    cache_mb: int = _flag(0, _COUNT, "response cache of restormer in MiB; 0: none")
+    start_timeout: int = _flag(120, _SECONDS, "seconds that a start waits for the first enhanced photograph")
+    exit_timeout: int = _flag(30, _SECONDS, "seconds that a stop waits for requests in flight")
+    grpc_pool: int = _flag(64, _COUNT, "gRPC request objects kept for reuse")
+    grpc_connection_age: int = _flag(0, _SECONDS, "seconds after which connections are renewed; 0: never")
 
     @property
     def url(self) -> str:

@@ -15,7 +15,7 @@ import hosts
 from benchmarks.pipeline.imaging import GPU_RATE
 from imaging import Limits
 from server import assemble, host, preflight
-from server.__main__ import _FLAGS, main
+from server.__main__ import main
 from server.errors import ServerError
 from server.process import deep_check_command, triton_environment
 from server.settings import HARDWARE, RESTRICTED, Settings
@@ -80,10 +80,6 @@ def test_the_local_triton_has_every_flag(tmp_path):
 
 def test_a_program_that_cannot_run_has_no_options(tmp_path):
     assert host.triton_options(tmp_path / "nothing", {}) == frozenset()
-
-
-def test_every_setting_has_a_flag():
-    assert set(_FLAGS) == set(Settings.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
