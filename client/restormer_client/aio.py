@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from functools import partial, wraps
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from restormer_client import wire
 from restormer_client.calls import Calls, Client, Flow, Options, Priority, Send, Step, Work
-from restormer_client.connection import TLS, Connection
-from restormer_client.enhancer import PHOTO_ERRORS, copy_signature, map_flow, strip_traceback
+from restormer_client.enhancer import copy_signature, map_flow
 from restormer_client.photo import Photo
 from restormer_client.result import Result
 
@@ -47,17 +45,8 @@ class AsyncEnhancer(Client):
     Cancelling a task cancels its call, on the server too. It uses one connection per event loop.
     """
 
-    def __init__(
-        self,
-        url: str = "127.0.0.1:8001",
-        *,
-        tls: TLS | None = None,
-        token: str | Callable[[], str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
-        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, grpc.aio.Channel] = WeakKeyDictionary()
-        self._closed = False
+    _channels: WeakKeyDictionary[asyncio.AbstractEventLoop, grpc.aio.Channel]
+    _new_channels = WeakKeyDictionary
 
     enhance = make_awaitable(Calls.enhance)
     core = make_awaitable(Calls.core)
@@ -87,18 +76,13 @@ class AsyncEnhancer(Client):
         photos: Iterable[AnyPhoto] | AsyncIterable[AnyPhoto],
         max_in_flight: int,
         ordered: bool,
-        flow: Callable[[AnyPhoto], Flow[bytes]],
+        flow: Callable[[int, AnyPhoto], Flow[Result[AnyPhoto]]],
     ) -> AsyncGenerator[Result[AnyPhoto], None]:
         slots = asyncio.Semaphore(max_in_flight)
 
         async def enhance_one(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
             async with slots:
-                started = time.monotonic()
-                try:
-                    data = await self._run(flow(photo))
-                except PHOTO_ERRORS as error:
-                    return Result(index, photo, error=strip_traceback(error), seconds=time.monotonic() - started)
-                return Result(index, photo, data, seconds=time.monotonic() - started)
+                return await self._run(flow(index, photo))
 
         # Twice as many results may be pending, so that a slow photograph at the head leaves no slot idle.
         window = 2 * max_in_flight if ordered else max_in_flight
@@ -155,37 +139,30 @@ class AsyncEnhancer(Client):
             import grpc.aio
 
             connection = self._calls.connection
-            options = connection.options()
             # In a thread, because reading the certificate files would block the loop.
             credentials = await asyncio.to_thread(connection.credentials) if connection.tls else None
             if self._closed:
                 raise RuntimeError("this AsyncEnhancer was closed")
             if loop not in self._channels:  # another task may have been first
-                self._channels[loop] = (
-                    grpc.aio.secure_channel(connection.url, credentials, options)
-                    if credentials
-                    else grpc.aio.insecure_channel(connection.url, options)
-                )
+                self._channels[loop] = connection.open_channel(grpc.aio, credentials)
         return self._channels[loop]
 
     async def _run(self, flow: Flow[T]) -> T:
         """Drive a flow to its end in this task."""
         if "tritonclient.grpc" not in sys.modules:
             await asyncio.to_thread(wire.messages)  # the import would block the loop
-        import grpc
-
-        resume: Callable[[], Step] = partial(next, flow)
         try:
+            step = next(flow)
             while True:
                 try:
-                    step = resume()
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-                try:
-                    resume = partial(flow.send, await self._perform(step))
-                except grpc.RpcError as error:
-                    resume = partial(flow.throw, error)
+                    outcome = await self._perform(step)
+                except Exception as error:  # noqa: BLE001 - the flow handles it or raises it again
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
             flow.close()
 

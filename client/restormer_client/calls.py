@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar
 
 from restormer_client import tracing, wire
-from restormer_client.connection import Connection
+from restormer_client.connection import TLS, Connection
 from restormer_client.errors import (
     NO_VERSIONS,
     NOT_PROCESSED,
@@ -339,9 +339,21 @@ class Calls:
 
 
 class Client:
-    """Base of both clients: the address, and pickling of the connection settings."""
+    """Base of both clients: the connection settings, which are pickled with it."""
 
-    _calls: Calls
+    _new_channels: ClassVar[type[MutableMapping[Any, Any]]] = dict
+
+    def __init__(
+        self,
+        url: str = "127.0.0.1:8001",
+        *,
+        tls: TLS | None = None,
+        token: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
+        self._channels = self._new_channels()
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

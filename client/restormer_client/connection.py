@@ -100,6 +100,12 @@ class Connection:
         paths = (self.tls.ca, self.tls.key, self.tls.cert)
         return grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
 
+    def open_channel(self, library: Any, credentials: grpc.ChannelCredentials | None) -> Any:
+        """Open a channel of ``grpc`` or ``grpc.aio`` with the result of `credentials`."""
+        if credentials is None:
+            return library.insecure_channel(self.url, self.options())
+        return library.secure_channel(self.url, credentials, self.options())
+
     def metadata(self) -> list[tuple[str, str]]:
         """Return the headers of a call. Raise `ValueError` for an invalid one, naming the header but not its value."""
         pairs = [(name.lower(), value) for name, value in self.headers.items()]

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from restormer_client import wire
 from restormer_client.calls import Calls, Client, Flow, Options, Priority, Send, Step, Work
-from restormer_client.connection import TLS, Connection
 from restormer_client.errors import EnhanceError
 from restormer_client.photo import Photo
 from restormer_client.result import Result
@@ -54,12 +53,21 @@ def make_blocking(flow: Callable[Concatenate[Calls, P], Flow[T]]) -> Callable[Co
 
 def map_flow(
     calls: Calls, max_in_flight: int, *, priority: Priority, **options: Unpack[Options]
-) -> Callable[[Photo], Flow[bytes]]:
+) -> Callable[[int, AnyPhoto], Flow[Result[AnyPhoto]]]:
     """Return the function that makes the flow of one photograph. Validate the options now, not once per photograph."""
     if max_in_flight < 1:
         raise ValueError(f"max_in_flight is {max_in_flight}: it must be 1 or more")
-    flow = partial(calls.enhance, priority=priority, **options)
-    flow(b"").close()
+    enhance = partial(calls.enhance, priority=priority, **options)
+    enhance(b"").close()
+
+    def flow(index: int, photo: AnyPhoto) -> Flow[Result[AnyPhoto]]:
+        started = time.monotonic()
+        try:
+            data = yield from enhance(photo)
+        except PHOTO_ERRORS as error:
+            return Result(index, photo, error=strip_traceback(error), seconds=time.monotonic() - started)
+        return Result(index, photo, data, seconds=time.monotonic() - started)
+
     return flow
 
 
@@ -82,18 +90,8 @@ class Enhancer(Client):
     It connects on first use, can be pickled, and works after a fork and in a spawned process.
     """
 
-    def __init__(
-        self,
-        url: str = "127.0.0.1:8001",
-        *,
-        tls: TLS | None = None,
-        token: str | Callable[[], str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self._calls = Calls(Connection(url, tls=tls, token=token, headers=dict(headers or {})))
-        self._closed = False
-        # By process ID, because a channel does not survive a fork; neither would a lock, so there is none.
-        self._channels: dict[int, _Channel] = {}
+    # By process ID, because a channel does not survive a fork; neither would a lock, so there is none.
+    _channels: dict[int, grpc.Channel]
 
     enhance = make_blocking(Calls.enhance)
     core = make_blocking(Calls.core)
@@ -121,18 +119,13 @@ class Enhancer(Client):
         return self._iterate_results(photos, max_in_flight, ordered, flow)
 
     def _iterate_results(
-        self, photos: Iterable[AnyPhoto], max_in_flight: int, ordered: bool, flow: Callable[[AnyPhoto], Flow[bytes]]
+        self,
+        photos: Iterable[AnyPhoto],
+        max_in_flight: int,
+        ordered: bool,
+        flow: Callable[[int, AnyPhoto], Flow[Result[AnyPhoto]]],
     ) -> Generator[Result[AnyPhoto], None, None]:
         in_flight = _InFlight()
-
-        def enhance_one(index: int, photo: AnyPhoto) -> Result[AnyPhoto]:
-            started = time.monotonic()
-            try:
-                data = self._run(flow(photo), in_flight)
-            except PHOTO_ERRORS as error:
-                return Result(index, photo, error=strip_traceback(error), seconds=time.monotonic() - started)
-            return Result(index, photo, data, seconds=time.monotonic() - started)
-
         pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="restormer-map")
         # Twice as many results may be pending, so that a slow photograph at the head leaves no thread idle.
         window = 2 * max_in_flight if ordered else max_in_flight
@@ -142,7 +135,7 @@ class Enhancer(Client):
         try:
             for index, photo in enumerate(photos):
                 context = contextvars.copy_context()  # carries the caller's trace
-                future = pool.submit(context.run, enhance_one, index, photo)
+                future = pool.submit(context.run, self._run, flow(index, photo), in_flight)
                 pending += 1
                 if ordered:
                     waiting.append(future)
@@ -171,10 +164,13 @@ class Enhancer(Client):
     ) -> None:
         self.close()
 
-    def _get_channel(self) -> _Channel:
-        channel = self._channels.get(process := os.getpid())
+    def _get_channel(self) -> grpc.Channel:
+        import grpc
+
+        connection, process = self._calls.connection, os.getpid()
+        channel = self._channels.get(process)
         if channel is None and not self._closed:
-            new = _Channel(self._calls.connection)
+            new = connection.open_channel(grpc, connection.credentials())
             channel = self._channels.setdefault(process, new)
             if channel is not new:  # another thread was first
                 new.close()
@@ -185,16 +181,15 @@ class Enhancer(Client):
 
     def _run(self, flow: Flow[T], in_flight: _InFlight | None = None) -> T:
         """Drive a flow to its end in this thread."""
-        import grpc
-
-        resume: Callable[[], Step] = partial(next, flow)
         try:
+            step = next(flow)
             while True:
-                step = resume()
                 try:
-                    resume = partial(flow.send, self._perform(step, in_flight))
-                except grpc.RpcError as error:
-                    resume = partial(flow.throw, error)
+                    outcome = self._perform(step, in_flight)
+                except Exception as error:  # noqa: BLE001 - the flow handles it or raises it again
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(outcome)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -206,7 +201,12 @@ class Enhancer(Client):
 
         if isinstance(step, Send):
             try:
-                return self._get_channel().send(step, in_flight)
+                method = self._get_channel().unary_unary(wire.method_path(step.rpc))
+                if in_flight is None:
+                    return method(step.request, timeout=step.timeout, metadata=step.metadata)
+                call = method.future(step.request, timeout=step.timeout, metadata=step.metadata)
+                with in_flight.register(call):
+                    return call.result()
             except (grpc.RpcError, ValueError):
                 if self._closed:
                     raise RuntimeError("this Enhancer was closed") from None
@@ -245,32 +245,3 @@ class _InFlight:
             self.cancelled.set()
             for call in self._calls:
                 call.cancel()
-
-
-class _Channel:
-    """A gRPC channel with a cache of its methods."""
-
-    def __init__(self, connection: Connection) -> None:
-        import grpc
-
-        credentials, options = connection.credentials(), connection.options()
-        self._channel = (
-            grpc.secure_channel(connection.url, credentials, options)
-            if credentials
-            else grpc.insecure_channel(connection.url, options)
-        )
-        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
-
-    def send(self, step: Send, in_flight: _InFlight | None) -> bytes:
-        """Send a request and return the response. Raise `grpc.RpcError`."""
-        if step.rpc not in self._methods:
-            self._methods[step.rpc] = self._channel.unary_unary(wire.method_path(step.rpc))
-        method = self._methods[step.rpc]
-        if in_flight is None:
-            return bytes(method(step.request, timeout=step.timeout, metadata=step.metadata))
-        call = method.future(step.request, timeout=step.timeout, metadata=step.metadata)
-        with in_flight.register(call):
-            return bytes(call.result())
-
-    def close(self) -> None:
-        self._channel.close()
