@@ -13,8 +13,15 @@ from typing import Any
 
 #: The request was processed; invalid; given up because the network was overloaded; cancelled by the client; or failed
 #: because of an error of the server.
-OUTCOMES = ("done", "refused", "overloaded", "cancelled", "internal")
+OUTCOMES = ("done", "invalid", "overloaded", "cancelled", "internal")
 CGROUP, SHM = Path("/sys/fs/cgroup"), "/dev/shm"
+#: Gauges and their descriptions, in the order in which `Metrics` sets them.
+GAUGES = {
+    "restormer_memory_used_bytes": "Memory in use in the server's container, or on its host",
+    "restormer_memory_limit_bytes": "Memory limit of the server's container, or of its host",
+    "restormer_shm_used_bytes": "Shared memory in use where the server runs",
+    "restormer_shm_total_bytes": "Shared memory in total where the server runs",
+}
 
 
 class Metrics:
@@ -35,20 +42,12 @@ class Metrics:
         counts = family(
             name="restormer_requests_total", description="Requests a step answered, by outcome", kind=family.COUNTER
         )
-        gauges = {
-            name: family(name=name, description=text, kind=family.GAUGE)
-            for name, text in (
-                ("restormer_memory_used_bytes", "Memory in use in the server's container, or on its host"),
-                ("restormer_memory_limit_bytes", "Memory limit of the server's container, or of its host"),
-                ("restormer_shm_used_bytes", "Shared memory in use where the server runs"),
-                ("restormer_shm_total_bytes", "Shared memory in total where the server runs"),
-            )
-        }
-        self._families = (durations, counts, *gauges.values())  # a metric ends with its family
+        gauges = [family(name=name, description=text, kind=family.GAUGE) for name, text in GAUGES.items()]
+        self._families = (durations, counts, *gauges)  # a metric ends with its family
         self._durations = durations.Metric(labels=labels, buckets=[float(edge) for edge in edges.split()])
         # All outcomes start at zero, so that an alert on growth sees the first.
         self._outcomes = {outcome: counts.Metric(labels={**labels, "outcome": outcome}) for outcome in OUTCOMES}
-        self._memory = {name: gauge.Metric(labels={}) for name, gauge in gauges.items()}
+        self._gauges = [gauge.Metric(labels={}) for gauge in gauges]
         self._update_memory()
 
     def count(self, outcome: str, started: float) -> None:
@@ -60,14 +59,9 @@ class Metrics:
 
     def _update_memory(self) -> None:
         shm = os.statvfs(SHM)
-        used, limit = memory()
-        for name, value in (
-            ("restormer_memory_used_bytes", used),
-            ("restormer_memory_limit_bytes", limit),
-            ("restormer_shm_used_bytes", (shm.f_blocks - shm.f_bfree) * shm.f_frsize),
-            ("restormer_shm_total_bytes", shm.f_blocks * shm.f_frsize),
-        ):
-            self._memory[name].set(value)
+        values = (*memory(), (shm.f_blocks - shm.f_bfree) * shm.f_frsize, shm.f_blocks * shm.f_frsize)
+        for gauge, value in zip(self._gauges, values, strict=True):
+            gauge.set(value)
 
 
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:

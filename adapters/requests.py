@@ -64,7 +64,7 @@ class Answer:
         """Return the outcome, Triton's code and the message of an error."""
         codes, name = self._step.pb_utils.TritonError, self._step.name
         if isinstance(error, InvalidRequest):
-            return "refused", codes.INVALID_ARG, str(error)
+            return "invalid", codes.INVALID_ARG, str(error)
         if isinstance(error, Cancelled):
             return "cancelled", codes.CANCELLED, f"{name}: the request was cancelled"
         if isinstance(error, Overloaded):

@@ -42,7 +42,7 @@ seconds, engine. A photograph that cannot be enhanced has a row there with its e
 run retries it.
 
 Set --in-flight high enough to keep the servers busy, but not above what their queues hold: 8 for each CPU server, 32
-for each GPU (docs/scaling.md). Rejected requests are sent again; the summary counts the rejections as turned_away.
+for each GPU (docs/scaling.md). Rejected requests are sent again; the summary counts the rejections.
 """
 
 
@@ -130,7 +130,7 @@ def _print_summary(summary: Summary, options: argparse.Namespace) -> None:
     """Print the summary as text to stderr, and as one JSON object to stdout."""
     details = [f"{summary.found} already in the output"] if summary.found else []
     details += [f"{summary.failed} failed (run the same command again to retry them)"] if summary.failed else []
-    details += [f"{summary.turned_away} rejections by a full queue"] if summary.turned_away else []
+    details += [f"{summary.rejections} rejections by a full queue"] if summary.rejections else []
     print(
         "; ".join([f"{summary.enhanced} enhanced in {summary.seconds:.1f} s", *details])
         + f"; {summary.photographs_a_second:.2f} photographs per second after Ray's start",

@@ -57,7 +57,7 @@ class Job:
 class Summary:
     """Result of a run. ``seconds`` is the duration of the whole run, ``busy_seconds`` that of the processing alone.
 
-    ``found``: outputs without a row in the manifest, left by a killed run. ``turned_away``: rejections by a full queue.
+    ``found``: outputs without a row in the manifest, left by a killed run. ``rejections``: by a full queue.
     """
 
     photographs: int
@@ -65,7 +65,7 @@ class Summary:
     enhanced: int = 0
     found: int = 0
     failed: int = 0
-    turned_away: int = 0
+    rejections: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -79,7 +79,7 @@ class Summary:
             self.failed += not is_enhanced
             self.enhanced += is_enhanced and row["seconds"] is not None
             self.found += is_enhanced and row["seconds"] is None
-            self.turned_away += row["turned_away"]
+            self.rejections += row["rejections"]
             self.bytes_out += row["bytes"] or 0
 
     def finish(self, seconds: float, busy: float, price: float | None) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +24,9 @@ FOLDER = "_manifest"
 _MERGED, _PART, _JOB = "manifest.parquet", "part-", "job.json"
 ENHANCED, FAILED = "enhanced", "failed"
 
+#: Result of one photograph, one row each. ``seconds`` and ``engine`` are empty for an output of an earlier run that was
+#: killed before it wrote the row.
+Row = dict[str, Any]
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # name of the output, relative to --output
@@ -36,34 +37,15 @@ SCHEMA = pa.schema(
         pa.field("bytes", pa.int64()),  # size of the output
         pa.field("seconds", pa.float64()),  # duration of the request, including the server's queues
         pa.field("engine", pa.string()),  # versions of the engine and of Triton
-        pa.field("turned_away", pa.int32()),  # number of rejections by a full queue
+        pa.field("rejections", pa.int32()),  # by a full queue
         pa.field("finished", pa.timestamp("ms", tz="UTC")),
     ]
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Result of one photograph; the fields are those of `SCHEMA`.
-
-    ``seconds`` and ``engine`` are None for an output of an earlier run that was killed before it wrote the row.
-    """
-
-    key: str
-    source: str
-    status: str
-    error: str | None = None
-    checksum: str | None = None
-    bytes: int | None = None
-    seconds: float | None = None
-    engine: str | None = None
-    turned_away: int = 0
-    finished: datetime
-
-
-def rows_to_table(rows: Iterable[Row]) -> pa.Table:
-    """Convert rows to an Arrow table."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+def rows_to_table(rows: Sequence[Row]) -> pa.Table:
+    """Convert rows to an Arrow table; a field that a row lacks is empty."""
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def checksum(data: bytes) -> str:
@@ -73,7 +55,7 @@ def checksum(data: bytes) -> str:
 
 def write_part(output: Folder, rows: Sequence[Row]) -> None:
     """Write the rows of a block. The file name is a hash of their keys, so that a repeated block replaces its part."""
-    digest = hashlib.sha256("\n".join(sorted(row.key for row in rows)).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256("\n".join(sorted(row["key"] for row in rows)).encode("utf-8", "surrogateescape"))
     output.write(f"{FOLDER}/{_PART}{digest.hexdigest()[:32]}.parquet", _encode_parquet(rows_to_table(rows)))
 
 
@@ -82,19 +64,17 @@ def read_rows(output: Folder) -> pa.Table:
     return _latest_rows([_read_file(output, name) for name in _list_files(output)])
 
 
-def merge_parts(output: Folder) -> pa.Table:
-    """Merge all parts into ``manifest.parquet`` and return its rows.
+def merge_parts(output: Folder) -> None:
+    """Merge all parts into ``manifest.parquet``.
 
     If the process is killed in between, parts remain whose rows are already merged, which is harmless.
     """
-    names = _list_files(output)
-    merged = _latest_rows([_read_file(output, name) for name in names])
+    names, merged = _list_files(output), read_rows(output)
     if names != [_MERGED]:
         output.write(f"{FOLDER}/{_MERGED}", _encode_parquet(merged))
     for name in names:
         if name != _MERGED:
             output.remove(f"{FOLDER}/{name}")
-    return merged
 
 
 def check_output(output: Folder, options: dict[str, Any]) -> bool:

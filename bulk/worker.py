@@ -87,7 +87,7 @@ class Worker:
                     task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
             self._writing.difference_update(tasks)
-            rows = [row for row in results if isinstance(row, Row)]
+            rows = [row for row in results if isinstance(row, dict)]
             if rows:
                 await self._access_output(partial(manifest.write_part, self._settings.output, rows), "the manifest")
         yield manifest.rows_to_table(rows)
@@ -104,7 +104,7 @@ class Worker:
             return await self._enhance(key, source, photograph)
 
     async def _enhance(self, key: str, source: str, photograph: bytes) -> Row:
-        tries = turned_away = 0
+        tries = rejections = 0
         async with self._in_flight:
             while True:
                 await self._wait_for_turn()
@@ -117,22 +117,22 @@ class Worker:
                 except (InvalidOption, AccessDenied) as error:  # every photograph would fail
                     raise BulkError(error_line(error)) from None
                 except InvalidRequest as error:
-                    return _failed_row(key, source, error, turned_away)
+                    return _failed_row(key, source, error, rejections)
                 except (Overloaded, ModelNotReady) as error:
-                    turned_away += isinstance(error, Overloaded)
+                    rejections += isinstance(error, Overloaded)
                     self._backoff.record_rejection(error)
                 except (ServerUnavailable, DeadlineExceeded, ServerError) as error:
                     tries += not any(text in str(error) for text in NOT_PROCESSED)
                     self._backoff.record_rejection(error)
                     if tries == MAX_TRIES:
-                        return _failed_row(key, source, error, turned_away)
+                        return _failed_row(key, source, error, rejections)
             seconds = time.monotonic() - started
         self._backoff.record_success()
         self._writing.add(asyncio.current_task())
         await self._access_output(partial(self._settings.output.write, key, data), key)
         return _make_row(
             key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._describe_engine(),
-            turned_away=turned_away, **_file_fields(data),
+            rejections=rejections, **_file_fields(data),
         )  # fmt: skip
 
     async def _wait_for_turn(self) -> None:
@@ -165,11 +165,11 @@ class Worker:
 
 
 def _make_row(key: str, source: str, **fields: Any) -> Row:
-    return Row(key=key, source=source, finished=datetime.now(timezone.utc), **fields)
+    return {"key": key, "source": source, "rejections": 0, "finished": datetime.now(timezone.utc), **fields}
 
 
-def _failed_row(key: str, source: str, error: Exception, turned_away: int = 0) -> Row:
-    return _make_row(key, source, status=manifest.FAILED, error=_describe_error(error), turned_away=turned_away)
+def _failed_row(key: str, source: str, error: Exception, rejections: int = 0) -> Row:
+    return _make_row(key, source, status=manifest.FAILED, error=_describe_error(error), rejections=rejections)
 
 
 def _file_fields(data: bytes) -> dict[str, Any]:

@@ -383,7 +383,7 @@ def imaging_figures_table(document: Record) -> str:
 def fuzz_table(document: Record) -> str:
     """Show the outcomes of damaged photographs."""
     rows = {name: row | {"wrong": len(row["wrong"])} for name, row in document.items()}
-    return _grid("sent", rows, ("files", "files"), ("enhanced", "enhanced"), ("rejected", "refused"),
+    return _grid("sent", rows, ("files", "files"), ("enhanced", "enhanced"), ("rejected", "rejected"),
                  ("wrong", "wrong"), ("memory growth (MiB)", "growth_mib"))  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def check_all_done(photos, output):
 def test_job_without_failures(server, many, output):
     before = count_requests(server)
     summary = Command(many, output, server.url, "--price-per-hour", 36).wait()
-    assert (summary["enhanced"], summary["found"], summary["failed"], summary["turned_away"]) == (MANY, 0, 0, 0)
+    assert (summary["enhanced"], summary["found"], summary["failed"], summary["rejections"]) == (MANY, 0, 0, 0)
     assert count_requests(server) - before == MANY + TINY
     assert summary["cost_per_thousand"] == pytest.approx(36 / 3600 * summary["seconds"] / MANY * 1000, rel=1e-3)
     check_all_done(many, output)
@@ -251,7 +251,7 @@ def test_killed_job_on_the_real_pipeline(triton, real_photos, output):
     job.process.wait()
     wait_for(lambda: not job.processes(), seconds=240)
     summary = Command(real_photos, output, triton.url).wait(code=1)
-    assert (summary["failed"], summary["turned_away"]) == (1, 0)
+    assert (summary["failed"], summary["rejections"]) == (1, 0)
     rows = {row["key"]: row for row in manifest.read_rows(output).to_pylist()}
     assert rows["broken.jpg"]["error"].startswith("InvalidPhotograph: ")
     assert photographs(output) == set(rows) - {"broken.jpg"}
@@ -268,7 +268,7 @@ def test_rejected_requests_are_sent_again(triton, real_photos, output):
     for number in range(count - 8):
         shutil.copy(real_photos / "2-coffee-table.jpg", real_photos / f"copy-{number}.jpg")
     summary = Command(real_photos, output, triton.url, in_flight=count).wait(seconds=600)
-    assert summary["turned_away"] > 0
+    assert summary["rejections"] > 0
     assert (summary["enhanced"], summary["failed"]) == (count, 0)
 
 

@@ -68,7 +68,7 @@ def damage_file(seed: int) -> bytes:
 
 def try_in_process(seeds: range) -> tuple[dict[str, int], list[str], float]:
     """Return the outcomes of these files, the failures, and the memory of this process in MiB."""
-    counts, failures = {"enhanced": 0, "refused": 0}, []
+    counts, failures = {"enhanced": 0, "rejected": 0}, []
     for seed in seeds:
         data, megapixels, started = damage_file(seed), 0.0, time.perf_counter()
         try:
@@ -78,7 +78,7 @@ def try_in_process(seeds: range) -> tuple[dict[str, int], list[str], float]:
             megapixels = size[0] * size[1] / 1e6
             counts["enhanced"] += 1
         except InvalidRequest as error:
-            counts["refused"] += 1
+            counts["rejected"] += 1
             if "\n" in str(error):
                 failures.append(f"seed {seed}: more than one line: {error!r}")
         except Exception as error:  # noqa: BLE001  any other exception is a failure
@@ -107,7 +107,7 @@ def summarize(
 def run_in_process(count: int, first: int, jobs: int) -> dict[str, object]:
     """Try ``count`` files in worker processes."""
     chunks = [range(i, min(i + CHUNK, first + count)) for i in range(first, first + count, CHUNK)]
-    totals, failures, memory = {"enhanced": 0, "refused": 0}, [], []
+    totals, failures, memory = {"enhanced": 0, "rejected": 0}, [], []
     started = time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         futures = {pool.submit(try_in_process, chunk): chunk for chunk in chunks}
@@ -126,7 +126,7 @@ def run_in_process(count: int, first: int, jobs: int) -> dict[str, object]:
 
 def run_through_server(count: int, first: int, server: Server) -> dict[str, object]:
     """Send ``count`` files to a server, with good photographs after every hundred."""
-    totals, failures, memory = {"enhanced": 0, "refused": 0}, [], []
+    totals, failures, memory = {"enhanced": 0, "rejected": 0}, [], []
     good, started = encode_image(pixels(64, 64)), time.monotonic()
     with Enhancer(server.url) as enhancer:
         for number, seed in enumerate(range(first, first + count), 1):
@@ -134,7 +134,7 @@ def run_through_server(count: int, first: int, server: Server) -> dict[str, obje
                 open_image(enhancer.enhance(damage_file(seed), tiled=seed % 4 == 0, timeout=30))
                 totals["enhanced"] += 1
             except InvalidPhotograph:
-                totals["refused"] += 1
+                totals["rejected"] += 1
             except EnhanceError as error:
                 failures.append(f"seed {seed}: {type(error).__name__}: {error}")
             if number % CHUNK == 0 or number == count:
@@ -160,7 +160,7 @@ def main() -> int:
         with expect_no_leftovers(), run_server(options.repository) as server:
             results["through the server"] = run_through_server(options.served, options.seed, server)
     show_progress()
-    columns = ("files", "enhanced", "refused", "seconds", "growth_mib")
+    columns = ("files", "enhanced", "rejected", "seconds", "growth_mib")
     rows = [[name, *(row[column] for column in columns), len(row["wrong"])] for name, row in results.items()]
     print(table(["", "files", "enhanced", "rejected", "seconds", "growth (MiB)", "failures"], rows))
     for row in results.values():

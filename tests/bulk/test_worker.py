@@ -128,7 +128,7 @@ def test_rejected_photographs_are_sent_again(tmp_path, output, error):
     with FakeTriton(error, error, b"enhanced") as triton:
         (row,) = process(triton, output, photographs(tmp_path, 1))
     assert row["status"] == "enhanced"
-    assert row["turned_away"] == (2 if error is Overloaded else 0)
+    assert row["rejections"] == (2 if error is Overloaded else 0)
     assert len(triton.requests) == 3
 
 

@@ -162,7 +162,7 @@ def test_an_invalid_request_fails_alone_and_is_counted(load, name):
     )  # fmt: skip
     assert [response.error is None for response in responses] == [True, False, False, False, True]
     assert all(response.error.code == TritonError.INVALID_ARG for response in responses if response.error)
-    assert outcomes(model) == {"done": 2, "refused": 3}
+    assert outcomes(model) == {"done": 2, "invalid": 3}
     assert len(durations(model)) == 2
     assert all(0 < milliseconds < 300_000 for milliseconds in durations(model))
 
@@ -221,7 +221,7 @@ def test_enhance_tiled_counts_the_outcome_of_each_request(load, monkeypatch):
     assert [response.error and response.error.code for response in responses] == [
         None, TritonError.INVALID_ARG, TritonError.CANCELLED
     ]  # fmt: skip
-    assert outcomes(model) == {"done": 1, "refused": 1, "cancelled": 1}
+    assert outcomes(model) == {"done": 1, "invalid": 1, "cancelled": 1}
     assert len(durations(model)) == 1
 
 
