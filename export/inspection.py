@@ -1,4 +1,4 @@
-"""Describe a model package on one page: files, training, network, claims, cost, and what does not agree."""
+"""Describe a model package on one page: files, training, network, claims, cost, and contradictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def describe_package(package: Package) -> str:
         f"  weights              {package.location or 'at the top of the checkpoint'}",
         f"  naming               {package.convention.title}",
         f"  eps                  {package.architecture.eps:g}",
-        f"  frame of training    {package.frame.text}",
+        f"  training frame       {package.frame.text}",
         f"  {package.architecture.describe()}",
     ]
     lines += [f"  {line}" for line in _stage_lines(package.architecture)]
@@ -41,7 +41,7 @@ def describe_package(package: Package) -> str:
         f"  at {SIDE}x{SIDE}           {convolutions / 1e9:.2f} GMACs in convolutions, "
         f"{(convolutions + products) / 1e9:.2f} with the attention products",
         "",
-        "what does not agree",
+        "contradictions",
     ]
     lines += [f"  {remark}" for remark in (*package.remarks, *claims.remarks)] or ["  nothing"]
     return "\n".join(lines)

@@ -109,10 +109,10 @@ class ChannelNorm(nn.Module):
         self.is_centred, self.eps = bias is not None, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        apart = x - x.mean(1, keepdim=True)
-        deviation = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
+        centred = x - x.mean(1, keepdim=True)
+        deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
         scale = torch.rsqrt(deviation * deviation / x.shape[1] + self.eps)
-        return (apart if self.is_centred else x) * scale
+        return (centred if self.is_centred else x) * scale
 
 
 class MaskedAttention(nn.Module):
@@ -134,7 +134,7 @@ class MaskedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         width, height, columns = x.shape[1:]
-        maps = (deep(point(x)) for point, deep in zip(self.qkv, self.qkv_dwconv, strict=True))
+        maps = (depthwise(pointwise(x)) for pointwise, depthwise in zip(self.qkv, self.qkv_dwconv, strict=True))
         q, k, v = (each.permute(0, 2, 3, 1).reshape(-1, height * columns, width) for each in maps)
         lengths = [torch.linalg.vector_norm(each, dim=1) for each in (q, k)]
         products = (lengths[0][:, :, None] * lengths[1][:, None, :]).clamp_min(NORM_FLOOR**0.5)
@@ -150,24 +150,24 @@ class GroupedFeedForward(nn.Module):
 
     def __init__(self, layer: FeedForward, groups: int) -> None:
         super().__init__()
-        points, deeps, out = layer.project_in, layer.dwconv, layer.project_out
-        if not (isinstance(points, nn.ModuleList) and isinstance(deeps, nn.ModuleList)):
+        pointwise, depthwise, out = layer.project_in, layer.dwconv, layer.project_out
+        if not (isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList)):
             raise TypeError("split_projections first")
         width = 8 * math.ceil(out.in_channels / (8 * groups))
 
-        def in_turns(halves: nn.ModuleList) -> nn.ModuleList:
+        def interleave(halves: nn.ModuleList) -> nn.ModuleList:
             # In one list, under the name that an INT8 plan uses.
             gate, value = (split_outputs(half, width) for half in halves)  # type: ignore[arg-type]
             return nn.ModuleList(each for pair in zip(gate, value, strict=True) for each in pair)
 
-        self.project_in, self.dwconv = in_turns(points), in_turns(deeps)
+        self.project_in, self.dwconv = interleave(pointwise), interleave(depthwise)
         self.project_out = nn.ModuleList(split_inputs(out, width))
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor | None = None
-        parts = list(zip(self.project_in, self.dwconv, strict=True))
-        for (gate, deep_gate), (value, deep_value), out in zip(parts[::2], parts[1::2], self.project_out, strict=True):
-            part = out(functional.gelu(deep_gate(gate(x))) * deep_value(value(x)))
+        projected = (depthwise(pointwise(x)) for pointwise, depthwise in zip(self.project_in, self.dwconv, strict=True))
+        for out in self.project_out:
+            part = out(functional.gelu(next(projected)) * next(projected))
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -65,9 +65,9 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **options)
             self._record(func, result, result)
             return result
-        wide = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
-        result = wide.to(half)
-        self._record(func, result, wide)
+        exact = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
+        result = exact.to(half)
+        self._record(func, result, exact)
         return result
 
     def _record(self, func: Any, result: Any, exact: Any) -> None:

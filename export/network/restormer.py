@@ -33,7 +33,7 @@ Projection = nn.Conv2d | nn.ModuleList
 def project(x: Tensor, pointwise: Projection, depthwise: Projection, parts: int, shape: Sequence[int]) -> list[Tensor]:
     """Apply a 1x1 and a 3x3 depthwise convolution; split the result along the channels into parts ``[N, *shape]``."""
     if isinstance(pointwise, nn.ModuleList) and isinstance(depthwise, nn.ModuleList):
-        return [deep(point(x)).reshape(-1, *shape) for point, deep in zip(pointwise, depthwise, strict=True)]
+        return [outer(inner(x)).reshape(-1, *shape) for inner, outer in zip(pointwise, depthwise, strict=True)]
     # Not `chunk`: under a dynamic batch TensorRT's parser makes twelve layers of a Split, and one of an index.
     stacked: Tensor = depthwise(pointwise(x)).reshape(-1, parts, *shape)
     return [stacked[:, part] for part in range(parts)]
@@ -56,9 +56,9 @@ class LayerNorm(nn.Module):
         last, weight = x.permute(0, 2, 3, 1), self.weight
         if self.bias is not None:
             return functional.layer_norm(last, weight.shape, weight, self.bias, self.eps).permute(0, 3, 1, 2)
-        wide = last.float()
-        variance = wide.var(dim=-1, keepdim=True, unbiased=False)
-        return (wide * torch.rsqrt(variance + self.eps) * weight.float()).to(x.dtype).permute(0, 3, 1, 2)
+        exact = last.float()
+        variance = exact.var(dim=-1, keepdim=True, unbiased=False)
+        return (exact * torch.rsqrt(variance + self.eps) * weight.float()).to(x.dtype).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
@@ -135,8 +135,8 @@ class _Resample(nn.Module):
 def _pixel_shuffle(x: Tensor) -> Tensor:
     """Do PixelShuffle(2) with two reshapes and a transpose: TensorRT's parser makes ten layers of a DepthToSpace."""
     width, height, columns = x.shape[1] // 4, *x.shape[2:]
-    apart = x.reshape(-1, width, 2, 2, height, columns).permute(0, 1, 4, 2, 5, 3)
-    return apart.reshape(-1, width, height * 2, columns * 2)
+    interleaved = x.reshape(-1, width, 2, 2, height, columns).permute(0, 1, 4, 2, 5, 3)
+    return interleaved.reshape(-1, width, height * 2, columns * 2)
 
 
 class Restormer(nn.Module):
@@ -186,15 +186,15 @@ class Restormer(nn.Module):
         level1 = self.encoder_level1(embedded)
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
-        deep = self.latent(self.down3_4(level3))
-        deep = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(deep), level3], 1)))
-        deep = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(deep), level2], 1)))
-        deep = torch.cat([self.up2_1(deep), level1], 1)
+        features = self.latent(self.down3_4(level3))
+        features = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(features), level3], 1)))
+        features = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(features), level2], 1)))
+        features = torch.cat([self.up2_1(features), level1], 1)
         if self.architecture.reduces_level1:
-            deep = self.reduce_chan_level1(deep)
-        deep = self.refinement(self.decoder_level1(deep))
+            features = self.reduce_chan_level1(features)
+        features = self.refinement(self.decoder_level1(features))
         if self.architecture.dual_pixel:
-            result: Tensor = self.output(deep + self.skip_conv(embedded)).to(image.dtype)
+            result: Tensor = self.output(features + self.skip_conv(embedded)).to(image.dtype)
             return result
-        restored: Tensor = self.output(deep).to(image.dtype) + image
+        restored: Tensor = self.output(features).to(image.dtype) + image
         return restored

@@ -106,8 +106,8 @@ def _fold(norm: LayerNorm, convolution: nn.Conv2d) -> nn.Conv2d:
     kernel, weight, bias = convolution.weight, norm.weight, norm.bias
     shift = convolution.bias
     if bias is not None:
-        pushed = kernel.flatten(1) @ bias
-        shift = nn.Parameter(pushed if shift is None else pushed + shift)
+        moved = kernel.flatten(1) @ bias
+        shift = nn.Parameter(moved if shift is None else moved + shift)
         nn.init.zeros_(bias)
     result = _convolution_with(convolution, kernel * weight[:, None, None], shift)
     nn.init.ones_(weight)
@@ -120,9 +120,11 @@ def _pad(layer: FeedForward, multiple: int) -> None:
     if not extra:
         return
     width = hidden + extra
-    point, deep, out = _convolution(layer.project_in), _convolution(layer.dwconv), layer.project_out
-    layer.project_in = _convolution_with(point, _pad_halves(point.weight, extra), _pad_bias(point, extra))
-    layer.dwconv = _convolution_with(deep, _pad_halves(deep.weight, extra), _pad_bias(deep, extra), groups=width * 2)
+    pointwise, depthwise, out = _convolution(layer.project_in), _convolution(layer.dwconv), layer.project_out
+    layer.project_in = _convolution_with(pointwise, _pad_halves(pointwise.weight, extra), _pad_bias(pointwise, extra))
+    layer.dwconv = _convolution_with(
+        depthwise, _pad_halves(depthwise.weight, extra), _pad_bias(depthwise, extra), groups=width * 2
+    )
     layer.project_out = _convolution_with(out, nn.functional.pad(out.weight, (0, 0, 0, 0, 0, extra)), out.bias)
 
 

@@ -2,7 +2,7 @@
 
 Each training team nests ``architecture.json``, ``config.json`` and ``training_info.json`` in its own way; a claim is
 found by the end of its path (``num_blocks``, ``parameters.total``) at any depth. ``MANIFEST.txt`` is prose, or holds
-SHA-256 sums. A claim that does not agree becomes a remark; only invalid JSON is rejected.
+SHA-256 sums. A claim that contradicts the tensors becomes a remark; only invalid JSON is rejected.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from export.package.trained_frame import TrainedFrame, trained_frame
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that was read: architecture, weights in the internal naming, and remarks on what did not agree.
+    """A package that was read: architecture, weights in the internal naming, and remarks on contradictions.
 
     ``location`` is where in the checkpoint the weights were, ``frame`` the form of the photographs that the network was
     trained on, if ``config.json`` states it.
