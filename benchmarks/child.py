@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from operations.recording import print_status
 
@@ -17,3 +18,9 @@ def run_part(module: str, part: str, *arguments: object, **environment: str) -> 
     done = subprocess.run(command, stdout=subprocess.PIPE, env={**os.environ, **environment}, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
+
+
+def process_memory(name: str) -> float:
+    """Return the bytes of this process in a line of /proc/self/status, such as VmHWM, the high-water mark."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -313,23 +313,16 @@ def compare(found: list[Candidate], folder: Path, rounds: int) -> list[Worker]:
     return workers
 
 
-def timing(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
-    """Return the speed and the fidelity of a worker that was timed."""
+def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
+    """Return a candidate's figures, or why there are none."""
+    if not worker.is_timed:
+        return {"not_run": worker.reason}
     return {
         "median_s": worker.median,
         "least_s": min(worker.seconds),
         "most_s": max(worker.seconds),
         "speedup": base / worker.median,
         "psnr_db": worker.decibels(reference, folder),
-    }
-
-
-def row(worker: Worker, base: float, reference: Tensor, folder: Path) -> dict[str, Any]:
-    """Return a candidate's figures, or why there are none."""
-    if not worker.is_timed:
-        return {"not_run": worker.reason}
-    return {
-        **timing(worker, base, reference, folder),
         "seconds": worker.seconds,
         "memory_mib": worker.memory,
         "ready_s": worker.first["ready_s"],
@@ -342,26 +335,21 @@ def steps_of(workers: list[Worker], folder: Path) -> list[dict[str, Any]]:
     """Return the figures of each step, as times the speed of the first that ran, or why it did not run."""
     timed = [worker for worker in workers if worker.is_timed]
     reference = np.load(folder / timed[0].first["output"]) if timed else np.empty(0, np.float32)
-    return [
-        {"step": worker.candidate.name}
-        | (timing(worker, timed[0].median, reference, folder) if worker.is_timed else {"not_run": worker.reason})
-        for worker in workers
-    ]
+    base = timed[0].median if timed else 0.0
+    return [{"step": worker.candidate.name, **row(worker, base, reference, folder)} for worker in workers]
 
 
 def calibration_images(folder: Path) -> dict[str, Tensor]:
     """Return photographs for INT8 ranges, spread over a folder; none if this machine does not run INT8."""
     import torch
 
-    from export import fidelity
+    from export import planning
     from export.targets import cpu
+    from imaging import SIDE
 
     if cpu.why_not(PRECISIONS["int8"]) and not torch.cuda.is_available():
         return {}
-    paths = fidelity.photographs(folder)
-    if not paths:
-        raise ExportError(f"no photographs in {folder}: give photographs for the INT8 ranges with --calibration")
-    return {path.name: fidelity.core_tensor(path) for path in paths[:: -(-len(paths) // CALIBRATION)]}
+    return planning.calibration_images(folder, SIDE, CALIBRATION)
 
 
 def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: Mapping[str, Tensor]) -> float:
@@ -441,12 +429,7 @@ def measure_settings(folder: Path, rounds: int, precision: str) -> dict[str, Any
     ways = {_plural(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
     ways |= {"compiled into a cache": {"CACHE_DIR": cache}, "compiled from the cache": {"CACHE_DIR": cache}}
     found = [Candidate(name, "openvino", "engine", precision, tuple(options.items())) for name, options in ways.items()]
-    rows = {
-        worker.candidate.name: {"median_s": worker.median} | {key: worker.first[key] for key in ("ready_s", "first_s")}
-        if worker.is_timed
-        else {"not_run": worker.reason}
-        for worker in compare(found, folder, rounds)
-    }
+    rows = {each.pop("step"): each for each in steps_of(compare(found, folder, rounds), folder)}
     image = np.load(folder / "image.npy")
     return {"rows": rows, "streams": _measure_streams(folder / "engine.onnx", image, precision, cores, rounds)}
 

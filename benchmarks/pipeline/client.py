@@ -38,7 +38,7 @@ import numpy as np
 import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
-from benchmarks.child import run_part
+from benchmarks.child import process_memory, run_part
 from benchmarks.pipeline import analyzer
 from benchmarks.pipeline.sampling import Sampler
 from benchmarks.report import tables
@@ -221,12 +221,6 @@ def measure_long_map(url: str) -> dict[str, float]:
             if result.index == LONG // 10:
                 tenth = process_memory("VmRSS")
     return {"after_a_tenth_mib": tenth / 2**20, "after_all_mib": process_memory("VmRSS") / 2**20}
-
-
-def process_memory(name: str) -> float:
-    """Return the bytes of this process by a line of /proc."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure_deadline(url: str, times: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.child import run_part
+from benchmarks.child import process_memory, run_part
 from benchmarks.report import tables
 from operations.recording import add_record_option, describe_circumstances, finish_run, format_make_command
 
@@ -120,14 +120,10 @@ def measure_memory(megapixels: str) -> dict[str, float]:
         data = file.read()
     enhance(bytes(simplejpeg.encode_jpeg(np.zeros((600, 800, 3), np.uint8))))
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _high_water_mark()
+    before = process_memory("VmHWM")
     enhance(data)
     width, height = SIZES[int(megapixels)]
-    return {"bytes_a_pixel": (_high_water_mark() - before) * 1024 / (width * height)}
-
-
-def _high_water_mark() -> int:
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+    return {"bytes_a_pixel": (process_memory("VmHWM") - before) / (width * height)}
 
 
 def measure_first() -> dict[str, float]:
