@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import NoReturn
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     verb, settings = parse_arguments(arguments)
     try:
-        return _VERBS[verb](settings)
+        return _VERBS[verb](settings) or 0
     except (ServerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[str, Settings]:
     return options.pop("verb"), Settings(**options)
 
 
-def _start(settings: Settings) -> int:
+def _start(settings: Settings) -> None:
     print("starting Triton ...", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
     try:
@@ -54,18 +55,15 @@ def _start(settings: Settings) -> int:
         print(file=sys.stderr)
         raise
     print(f" ready on {server.url} after {time.monotonic() - started:.1f} s (process {server.pid})", file=sys.stderr)
-    return 0
 
 
-def _stop(settings: Settings) -> int:
+def _stop(settings: Settings) -> None:
     print("Triton stopped" if process.stop(settings) else "no server was running", file=sys.stderr)
-    return 0
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings) -> None:
     print(preflight.format_table(preflight.run_checks(settings)), file=sys.stderr, flush=True)
     process.run(settings)
-    return 0
 
 
 def _preflight(settings: Settings) -> int:
@@ -83,21 +81,14 @@ def _status(settings: Settings) -> int:
     return 0
 
 
-def _health(settings: Settings) -> int:
-    health.check(settings)
-    return 0
-
-
-def _refresh(settings: Settings) -> int:
+def _refresh(settings: Settings) -> None:
     process.refresh(settings)
     print(f"{settings.served} matches the published repository; Triton loads it on request", file=sys.stderr)
-    return 0
 
 
-def _check_python(settings: Settings) -> int:
+def _check_python(settings: Settings) -> None:
     preflight.check_python()
     libpython_folder()
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_VERBS = {
+_VERBS: dict[str, Callable[[Settings], int | None]] = {
     "preflight": _preflight, "start": _start, "stop": _stop, "run": _run, "status": _status, "refresh": _refresh,
-    "health": _health, "check-python": _check_python,
+    "health": health.check, "check-python": _check_python,
 }  # fmt: skip
 
 if __name__ == "__main__":
