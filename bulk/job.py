@@ -129,7 +129,7 @@ def _remove_leftovers(output: storage.Folder, sizes: dict[str, int]) -> None:
         output.remove(name)
 
 
-def _run_with_ray(job: Job, output: storage.Folder, todo: list[plan.Photograph], summary: Summary) -> float:
+def _run_with_ray(job: Job, output: storage.Folder, todo: plan.Photographs, summary: Summary) -> float:
     """Process the photographs with Ray and return the duration in seconds, without Ray's start."""
     # Turn off Ray's usage reports, which are on by default.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -213,7 +213,7 @@ def _start_ray(job: Job) -> None:
         raise BulkError(f"{job.actors} actors need one core each, but Ray has {cores}: use --actors {max(cores, 1)}")
 
 
-def _build_dataset(job: Job, output: storage.Folder, todo: list[plan.Photograph]) -> Any:
+def _build_dataset(job: Job, output: storage.Folder, todo: plan.Photographs) -> Any:
     import ray.data
 
     if not job.verbose:  # an error that stops the job is reported in one line

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -20,59 +19,56 @@ from bulk import manifest, storage
 from bulk.errors import BulkError
 from bulk.storage import Folder
 
+#: Path or URL of each photograph, by the name of its output (the key).
+Photographs = dict[str, str]
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("source", pa.string(), nullable=False)])
 
 
-@dataclass(frozen=True)
-class Photograph:
-    """A photograph of a job. ``source``: its path or URL. ``key``: the name of its output."""
-
-    key: str
-    source: str
-
-
-def find_photographs(input_url: str, output: Folder, format: str | None) -> list[Photograph]:
+def find_photographs(input_url: str, output: Folder, format: str | None) -> Photographs:
     """Return all photographs of the input, sorted by key. Raise `BulkError` if two have the same key."""
     if PurePosixPath(input_url).suffix == ".parquet":
         listed = _read_list(input_url, format)
     else:
         listed = _scan_folder(input_url, output, format)
-    sources: dict[str, str] = {}
-    for photograph in listed:
-        other = sources.setdefault(photograph.key, photograph.source)
-        if other != photograph.source:
-            raise BulkError(
-                f"{other} and {photograph.source} would both be written to {photograph.key}: rename one of them"
-            )
+    sources: Photographs = {}
+    for key, source in listed:
+        other = sources.setdefault(key, source)
+        if other != source:
+            raise BulkError(f"{other} and {source} would both be written to {key}: rename one of them")
     if not sources:
         raise BulkError(f"no photographs in {input_url}")
-    return [Photograph(key, sources[key]) for key in sorted(sources)]
+    return dict(sorted(sources.items()))
 
 
-def select_shard(photographs: Iterable[Photograph], part: tuple[int, int]) -> list[Photograph]:
+def select_shard(photographs: Photographs, part: tuple[int, int]) -> Photographs:
     """Return the photographs of part ``(number, count)``, numbered from 1. The part depends on the key alone, so that
     it does not change when photographs are added."""
     number, count = part
-    return [p for p in photographs if zlib.crc32(p.key.encode("utf-8", "surrogateescape")) % count == number - 1]
+    return {
+        key: source
+        for key, source in photographs.items()
+        if zlib.crc32(key.encode("utf-8", "surrogateescape")) % count == number - 1
+    }
 
 
-def remaining(photographs: Iterable[Photograph], rows: pa.Table, sizes: dict[str, int]) -> list[Photograph]:
+def remaining(photographs: Photographs, rows: pa.Table, sizes: dict[str, int]) -> Photographs:
     """Return the photographs without an output of the size in the manifest. ``sizes``: bytes of each file in the
     output."""
     enhanced = rows.filter(pa.compute.equal(rows.column("status"), manifest.ENHANCED))
     recorded = zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True)
     done = {key for key, size in recorded if sizes.get(key) == size}
-    return [p for p in photographs if p.key not in done]
+    return {key: source for key, source in photographs.items() if key not in done}
 
 
-def split_into_blocks(photographs: list[Photograph], size: int) -> Iterator[pa.Table]:
+def split_into_blocks(photographs: Photographs, size: int) -> Iterator[pa.Table]:
     """Split the photographs into Arrow tables of ``size`` rows."""
-    for start in range(0, len(photographs), size):
-        part = photographs[start : start + size]
-        yield pa.table({"key": [p.key for p in part], "source": [p.source for p in part]}, schema=SCHEMA)
+    keys, sources = list(photographs), list(photographs.values())
+    for start in range(0, len(keys), size):
+        end = start + size
+        yield pa.table({"key": keys[start:end], "source": sources[start:end]}, schema=SCHEMA)
 
 
-def _scan_folder(url: str, output: Folder, format: str | None) -> Iterator[Photograph]:
+def _scan_folder(url: str, output: Folder, format: str | None) -> Iterator[tuple[str, str]]:
     """List the photographs of a folder and its subfolders."""
     folder = storage.open_folder(url)
     if storage.folders_overlap(folder, output):
@@ -81,10 +77,10 @@ def _scan_folder(url: str, output: Folder, format: str | None) -> Iterator[Photo
         raise BulkError(f"{url} is not a folder of photographs: give a folder, or a .parquet that lists photographs")
     for name in folder.names():
         if storage.is_photograph(name):
-            yield Photograph(str(output_path(PurePosixPath(name), format)), f"{folder.url}/{name}")
+            yield str(output_path(PurePosixPath(name), format)), f"{folder.url}/{name}"
 
 
-def _read_list(url: str, format: str | None) -> Iterator[Photograph]:
+def _read_list(url: str, format: str | None) -> Iterator[tuple[str, str]]:
     """Read the photographs listed in a Parquet file or in a folder of them: columns ``source`` and, optionally,
     ``key``."""
     rows = _read_parquet(url)
@@ -98,7 +94,7 @@ def _read_list(url: str, format: str | None) -> Iterator[Photograph]:
         name = PurePosixPath(key or _key_from_source(source))
         if name.is_absolute() or ".." in name.parts or name.parts[:1] in ((), (manifest.FOLDER,)):
             raise BulkError(f"{url}, row {number}: {str(name)!r} must be a relative name inside --output")
-        yield Photograph(str(name if key else output_path(name, format)), source)
+        yield str(name if key else output_path(name, format)), source
 
 
 def _read_parquet(url: str) -> pa.Table:

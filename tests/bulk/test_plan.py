@@ -6,41 +6,36 @@ import pytest
 
 from bulk import manifest, plan, storage
 from bulk.errors import BulkError
-from bulk.plan import Photograph
 from tests.bulk.test_manifest import make_row
-
-
-def keys(photographs):
-    return [p.key for p in photographs]
 
 
 def test_photographs_of_a_folder(photos, output):
     found = plan.find_photographs(str(photos), output, None)
-    assert keys(found) == ["a.jpg", "b.PNG", "house/c.jpg", "house/rooms/d.tif", "house/rooms/e.webp"]
-    assert found[2].source == f"{photos}/house/c.heic"
-    assert keys(plan.find_photographs(str(photos), output, "avif"))[1] == "b.avif"
+    assert list(found) == ["a.jpg", "b.PNG", "house/c.jpg", "house/rooms/d.tif", "house/rooms/e.webp"]
+    assert found["house/c.jpg"] == f"{photos}/house/c.heic"
+    assert list(plan.find_photographs(str(photos), output, "avif"))[1] == "b.avif"
 
 
 def test_photographs_of_a_list(tmp_path, output):
     pq.write_table(pa.table({"source": ["/data/b.jpg", "s3://homes/a.heic"]}), tmp_path / "list.parquet")
     url = str(tmp_path / "list.parquet")
-    assert plan.find_photographs(url, output, None) == [
-        Photograph("data/b.jpg", "/data/b.jpg"), Photograph("homes/a.jpg", "s3://homes/a.heic"),
-    ]  # fmt: skip
-    assert keys(plan.find_photographs(url, output, "webp")) == [
+    assert plan.find_photographs(url, output, None) == {
+        "data/b.jpg": "/data/b.jpg", "homes/a.jpg": "s3://homes/a.heic",
+    }  # fmt: skip
+    assert list(plan.find_photographs(url, output, "webp")) == [
         "data/b.webp",
         "homes/a.webp",
     ]
 
 
-def test_list_with_keys(tmp_path, output):
+def test_list_with_list(tmp_path, output):
     folder = tmp_path / "lists.parquet"
     folder.mkdir()
     for number in (1, 2):
         pq.write_table(
             pa.table({"source": [f"/{number}.png"], "key": [f"n/{number}.jpg"]}), folder / f"{number}.parquet"
         )
-    assert keys(plan.find_photographs(str(folder), output, None)) == ["n/1.jpg", "n/2.jpg"]
+    assert list(plan.find_photographs(str(folder), output, None)) == ["n/1.jpg", "n/2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -90,29 +85,30 @@ def test_missing_and_empty_folders_are_rejected(tmp_path, output):
 
 
 def test_shards_partition_the_photographs():
-    everything = [Photograph(f"{n}.jpg", f"/{n}.jpg") for n in range(1000)]
+    everything = {f"{n}.jpg": f"/{n}.jpg" for n in range(1000)}
     parts = [plan.select_shard(everything, (number, 7)) for number in range(1, 8)]
-    assert sorted(p.key for part in parts for p in part) == sorted(keys(everything))
+    assert sorted(key for part in parts for key in part) == sorted(everything)
     assert min(map(len, parts)) > 100
-    assert plan.select_shard(everything[:500], (3, 7)) == [p for p in parts[2] if p in everything[:500]]
+    half = dict(list(everything.items())[:500])
+    assert plan.select_shard(half, (3, 7)) == {key: source for key, source in half.items() if key in parts[2]}
 
 
 def test_remaining_photographs():
     """A photograph is done if the manifest lists it as enhanced and its output has the recorded size."""
-    everything = [Photograph(f"{name}.jpg", name) for name in ("done", "failed", "new", "cut", "gone")]
+    everything = {f"{name}.jpg": name for name in ("done", "failed", "new", "cut", "gone")}
     rows = manifest.rows_to_table(
         [
             make_row("done.jpg", bytes=3), make_row("failed.jpg", status=manifest.FAILED, bytes=None),
             make_row("cut.jpg", bytes=9), make_row("gone.jpg", bytes=3),
         ]
     )  # fmt: skip
-    assert keys(plan.remaining(everything, rows, {"done.jpg": 3, "cut.jpg": 0})) == [
+    assert list(plan.remaining(everything, rows, {"done.jpg": 3, "cut.jpg": 0})) == [
         "failed.jpg", "new.jpg", "cut.jpg", "gone.jpg",
     ]  # fmt: skip
 
 
 def test_blocks_partition_the_photographs():
-    everything = [Photograph(str(n), f"/{n}") for n in range(10)]
+    everything = {str(n): f"/{n}" for n in range(10)}
     blocks = list(plan.split_into_blocks(everything, 4))
     assert [block.num_rows for block in blocks] == [4, 4, 2]
-    assert [key for block in blocks for key in block.column("key").to_pylist()] == keys(everything)
+    assert [key for block in blocks for key in block.column("key").to_pylist()] == list(everything)

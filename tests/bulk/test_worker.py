@@ -19,7 +19,6 @@ from restormer_client.testing import FakeTriton
 
 from bulk import manifest, plan, storage
 from bulk.errors import BulkError
-from bulk.plan import Photograph
 from bulk.worker import MAX_TRIES, Settings, Worker
 
 
@@ -32,7 +31,7 @@ def short_pauses(monkeypatch):
 def photographs(folder, count):
     for number in range(count):
         (folder / f"{number:02}.jpg").write_bytes(b"photograph %d" % number)
-    return [Photograph(f"{number:02}.jpg", str(folder / f"{number:02}.jpg")) for number in range(count)]
+    return {f"{number:02}.jpg": str(folder / f"{number:02}.jpg") for number in range(count)}
 
 
 def process(triton, output, todo, *, in_flight=4, patience=60.0, timeout=10.0, block_count=1, **options):
@@ -75,7 +74,7 @@ def test_photographs_are_enhanced_and_recorded(tmp_path, output):
 
 
 def test_bad_photograph_becomes_a_failed_row(tmp_path, output):
-    todo = [*photographs(tmp_path, 2), Photograph("gone.jpg", str(tmp_path / "gone.jpg"))]
+    todo = {**photographs(tmp_path, 2), "gone.jpg": str(tmp_path / "gone.jpg")}
 
     def answer(request):
         if request.photo == b"photograph 0":
@@ -91,7 +90,7 @@ def test_bad_photograph_becomes_a_failed_row(tmp_path, output):
 
 
 def test_unsupported_source_becomes_a_failed_row(tmp_path, output):
-    todo = [Photograph("a.jpg", "nonsense://bucket/a.jpg")]
+    todo = {"a.jpg": "nonsense://bucket/a.jpg"}
     with FakeTriton() as triton:
         (row,) = process(triton, output, todo)
     assert "nonsense" in row["error"]
@@ -169,6 +168,6 @@ def test_job_stops_when_the_patience_is_exhausted(tmp_path, output, error):
 
 def test_unwritable_output_stops_the_job(tmp_path, output):
     output.write("house", b"a file where a folder is needed")
-    todo = [Photograph("house/a.jpg", photographs(tmp_path, 1)[0].source)]
+    todo = {"house/a.jpg": photographs(tmp_path, 1)["00.jpg"]}
     with FakeTriton() as triton, pytest.raises(BulkError, match=r"house/a\.jpg: FileExistsError"):
         process(triton, output, todo)
