@@ -91,7 +91,7 @@ def decibels(row: Mapping[str, Any]) -> str | None:
 
 
 def span(row: Mapping[str, Any], unit: str = "_s") -> str:
-    """Return the least and the most of the rounds."""
+    """Return the minimum and the maximum of the rounds."""
     return _between(row[f"least{unit}"], row[f"most{unit}"])
 
 
@@ -146,7 +146,7 @@ def network_table(network: Record, peak: Mapping[str, float | None]) -> str:
         share = peak_share(name, row, network["gflop"], peak)
         first = row["ready_s"] + row["first_s"]
         rows[name] = row | {"span": span(row), "decibels": decibels(row), "peak": share, "first": first}
-    return _grid("runtime", rows, ("s", "median_s"), ("least–most", "span"), ("×", "speedup", ".2f"),
+    return _grid("runtime", rows, ("s", "median_s"), ("min–max", "span"), ("×", "speedup", ".2f"),
                  ("dB", "decibels"), ("MiB", "memory_mib"), ("of the peak", "peak", ".0%"),
                  ("first answer (s)", "first"), ("not run", "not_run"))  # fmt: skip
 
@@ -162,7 +162,7 @@ def steps_table(steps: Sequence[Record]) -> str:
         note = "within the spread" if before and is_within_spread(step, before) else ""
         rows.append([step["step"], step["median_s"], span(step), f"{step['speedup']:.2f}", decibels(step), note])
         before = step
-    return table(("step", "s", "least–most", "×", "dB", "note"), rows)
+    return table(("step", "s", "min–max", "×", "dB", "note"), rows)
 
 
 def settings_table(settings: Record) -> str:
@@ -223,7 +223,7 @@ def share_table(*documents: Record) -> str:
     }
     parts = ((header, header) for header in ("preprocess alone", "restormer alone", "postprocess alone"))
     return _grid("photographs a second", rows, *parts, ("allowed", "allowed"), ("reached", "reached"),
-                 ("share", "ratio", ".3f"), ("least–most", "spread"), ("goal", "goal", ".2f"), ("met", "met"),
+                 ("share", "ratio", ".3f"), ("min–max", "spread"), ("goal", "goal", ".2f"), ("met", "met"),
                  ("restormer of the GPU's limit", "limit"))  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def latency_table(*documents: Record) -> str:
     """Compare the latency of one photograph at a time with that of its parts in process."""
     rows = {name: case["light"] for name, case in pipeline_cases(*documents).items()}
     return _grid("one at a time (ms)", rows, ("parts in process", "parts_ms"), ("served", "ensemble_ms"),
-                 ("added", "added_ms"), ("least", "least"), ("most", "most"),
+                 ("added", "added_ms"), ("minimum", "least"), ("maximum", "most"),
                  ("between the parts", "between_ms"))  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def points_table(*documents: Record, models: Iterable[str] = ("restormer", "enha
                 rows.append([f"`{model}`, {load}", point["requests"], point["rate"], span(point, ""), *latency,
                              *(point[name] for name in where), f"{point['batch']:.2g}"])  # fmt: skip
     names = [f"{name.removesuffix('_ms')} (ms)" for name in (*FEWEST, *where)]
-    return table(["sent", "requests", "a second", "least–most", *names, "batch"], rows)
+    return table(["load", "requests", "photographs a second", "min–max", *names, "batch"], rows)
 
 
 def tune_table(document: Record) -> str:
@@ -279,9 +279,10 @@ def tune_table(document: Record) -> str:
             "lost": f"{row['lost']} of {row['photographs'] + row['lost']}",
         }
     return _grid("tried", rows, ("version", "versions"), ("precision", "precision"),
-                 ("preprocess + postprocess", "around"), ("networks", "core_instances"), ("batch", "core_batch"),
-                 ("delay (µs)", "core_delay_us"), ("a second", "rate"), ("p50 (ms)", "p50_ms"), ("p99 (ms)", "p99_ms"),
-                 ("lost", "lost"), ("meets the objective", "meets"))  # fmt: skip
+                 ("preprocess + postprocess", "around"), ("instances of the network", "core_instances"),
+                 ("batch", "core_batch"), ("delay (µs)", "core_delay_us"), ("photographs a second", "rate"),
+                 ("p50 (ms)", "p50_ms"), ("p99 (ms)", "p99_ms"), ("failed", "lost"),
+                 ("meets the objective", "meets"))  # fmt: skip
 
 
 def limits_table(document: Record) -> str:
@@ -295,9 +296,9 @@ def limits_table(document: Record) -> str:
         rows.append([precision, row["fused_ms"], row["standing_ms"], f"{row['memory_share']:.0%}",
                      f"{1e3 / row['fused_ms']:.0f}", cores, *cost,
                      *(f"{1e3 / fused[precision]:.0f}" for fused in others.values())])  # fmt: skip
-    costs = [f"a thousand, at {price:g} an hour"] if price else []
-    headers = (f"{document['gpu']}", "fused (ms)", "unfused (ms)", "bound by memory", "a second", "cores beside",
-               *costs, *(f"{name}: a second" for name in others))  # fmt: skip
+    costs = [f"cost of 1,000 photographs at {price:g} an hour"] if price else []
+    headers = (f"{document['gpu']}", "fused (ms)", "unfused (ms)", "memory-bound time", "photographs a second",
+               "CPU cores beside it", *costs, *(f"{name}: photographs a second" for name in others))  # fmt: skip
     return table(headers, rows)
 
 
@@ -305,7 +306,7 @@ def layer_limits_table(document: Record, precision: str = "fp16") -> str:
     """Show by kind of layer where the time of a network goes at a GPU's limit."""
     rows = document["precisions"][precision]["kinds"]
     return _grid(f"{precision}, one image", rows, ("layers", "layers"), ("GMAC", "gmacs"), ("MB", "megabytes"),
-                 ("ms", "ms", ".2f"), ("bound by memory", "bound_by_memory"))  # fmt: skip
+                 ("ms", "ms", ".2f"), ("memory-bound layers", "bound_by_memory"))  # fmt: skip
 
 
 def ledger_table(document: Record) -> str:
@@ -325,7 +326,9 @@ def records_table() -> str:
         noise = [f"{about['noise']['spread']:.0%}", f"{about['noise']['stolen']:.0%}"]
         rows.append([name, f"`{about['command']}`", ", ".join([machine, *about["gpus"]]), about["commit"],
                      about["time"][:10], *([None] * 2 if document.get("calculation") else noise)])  # fmt: skip
-    return table(("record", "command", "machine", "commit", "date", "spread of the same work", "stolen"), rows)
+    return table(
+        ("record", "command", "machine", "commit", "date", "variation of the same work", "CPU time stolen"), rows
+    )
 
 
 def nearness_table(document: Record) -> str:
@@ -377,7 +380,7 @@ def imaging_figures_table(document: Record) -> str:
     ]
     for name, first in document["first_request"].items():
         rows += [(f"loops {name}, wall ms: {what}", value) for what, value in first.items()]
-    return table(("around the network", "figure"), rows)
+    return table(("figure", "value"), rows)
 
 
 def fuzz_table(document: Record) -> str:
@@ -393,7 +396,7 @@ def clients_table(document: Record) -> str:
     for model, title in (("identity", "`identity`, 6 MB"), ("enhance", "`enhance`")):
         rows = {name: row | {"span": span(row, "")} for name, row in document[model].items()}
         first = (f"{title}, {document['in_flight'][model]} in flight", "photographs_a_second")
-        groups.append((rows, (first, ("least–most", "span"), ("of perf_analyzer", "of_perf_analyzer", ".2f"))))
+        groups.append((rows, (first, ("min–max", "span"), ("of perf_analyzer", "of_perf_analyzer", ".2f"))))
     return _joined("photographs a second", *groups)
 
 
@@ -403,23 +406,23 @@ def calls_table(document: Record) -> str:
         (rows, ((f"overhead, {int(size):,} bytes", "overhead_us", ",.0f"), ("CPU", "cpu_us", ",.0f")))
         for size, rows in document["one_at_a_time"].items()
     )
-    return _joined("one at a time, µs a call", *groups)
+    return _joined("µs a call, one call at a time", *groups)
 
 
 def client_figures_table(document: Record) -> str:
     """Show the client's memory, deadlines and imports."""
     long, deadline, start = document["long"], document["deadline"], document["start"]
     held = document["held"].items()
-    rows = [(f"held at the peak of a call by {name}, in photographs", row["photographs_held"]) for name, row in held]
+    rows = [(f"peak memory of a call, {name} (in photographs)", row["photographs_held"]) for name, row in held]
     rows += [
-        ("memory of a `map` over 10,000 photographs: after a tenth (MiB)", long["after_a_tenth_mib"]),
-        ("the same after all of them (MiB)", long["after_all_mib"]),
-        ("overrun of a deadline of 200 ms: median (ms)", deadline["median_ms"]),
-        (f"the same: most of {deadline['calls']} calls (ms)", deadline["most_ms"]),
+        ("memory of a `map` over 10,000 photographs, after 1,000 (MiB)", long["after_a_tenth_mib"]),
+        ("memory of a `map` over 10,000 photographs, at the end (MiB)", long["after_all_mib"]),
+        ("overrun of a deadline of 200 ms, median (ms)", deadline["median_ms"]),
+        (f"overrun of a deadline of 200 ms, maximum of {deadline['calls']} calls (ms)", deadline["most_ms"]),
         ("`import restormer_client` (ms)", start["import_ms"]),
-        ("imports of the first call: gRPC and protobuf (ms)", start["first_call_imports_ms"]),
+        ("imports of the first call, gRPC and protobuf (ms)", start["first_call_imports_ms"]),
     ]
-    return table(("the client", "figure"), rows)
+    return table(("figure", "value"), rows)
 
 
 def goals_table(document: Record) -> str:
@@ -428,12 +431,13 @@ def goals_table(document: Record) -> str:
         (goal, f"{figure:.3g}", f"{'≥' if goal.startswith('goodput') else '≤'} {bound:.3g}", met)
         for goal, (figure, bound, met) in document["goals"].items()
     ]
-    return table(("goal", "found", "wanted", "met"), rows)
+    return table(("goal", "measured", "limit", "met"), rows)
 
 
 def overload_table(document: Record) -> str:
-    """Show the answers of the overload test, by phase."""
-    rows = {name: document["overload"][name] for name in ("idle", "flood", "bulk", "waiting")}
+    """Show the outcomes of the overload test, by phase."""
+    phases = {"idle": "idle", "flood": "overload", "bulk": "bulk", "waiting": "interactive beside bulk"}
+    rows = {title: document["overload"][name] for name, title in phases.items()}
     return _grid("phase", rows, ("enhanced", "ok"), ("rejected", "rejected"), ("expired", "expired"),
                  ("failed", "failed"), ("p50 (s)", "p50"), ("p99 (s)", "p99"))  # fmt: skip
 
@@ -445,8 +449,10 @@ def faults_table(document: Record) -> str:
     for model in ("preprocess", "restormer"):
         row = found[f"{model}'s process killed"]
         answers = f"{row['after']['failed']} of {sum(row['after'].values())} failed: `{next(iter(row['words']))}`"
-        rows.append([f"kill the process of `{model}`", answers, f"ready: {_yes(row['ready_says'])}; deep check passes: "
-                     f"{_yes(row['deep_check'])}; processes restarted: {row['processes_now']}"])  # fmt: skip
+        state = f"ready: {_yes(row['ready_says'])}; health check passes: {_yes(row['deep_check'])}"
+        rows.append(
+            [f"kill the process of `{model}`", answers, f"{state}; processes restarted: {row['processes_now']}"]
+        )
     killed = found["the server killed"]
     restart = f"serves {killed['seconds_to_start']:.0f} s after the next start"
     left = f"Python processes left: {killed['processes_left']}, then {killed['processes_left_then']}"
@@ -459,7 +465,7 @@ def faults_table(document: Record) -> str:
     answers = f"{large['outcome']} after {large['seconds']:.1f} s; {small} (alone {large['before_p50']:.1f} s)"
     memory = f"memory (MiB) before {before:.0f}, at the peak {peak:.0f}, after {after:.0f}"
     rows.append([f"send 100 megapixels ({large['megabytes']:.0f} MB) among small ones", answers, memory])
-    return table(("fault", "answers", "afterwards"), rows)
+    return table(("fault", "responses", "afterwards"), rows)
 
 
 def shared_memory_rows(shared: Record) -> list[list[Any]]:
@@ -483,9 +489,10 @@ def bulk_table(document: Record) -> str:
     }  # fmt: skip
     servers = document.get("servers", {})
     rows |= {f"`enhance`, bulk, servers: {count}": servers[count] for count in ("one", "two") if count in servers}
-    return _grid("model and program", rows, ("photographs a second", "photographs_a_second"), ("least", "least"),
-                 ("most", "most"), ("of the plain client", "of", ".3f"), ("CPU a photograph (ms)", "cpu_ms", ".1f"),
-                 ("start and end (s)", "start_seconds", ".1f"))  # fmt: skip
+    return _grid("model and program", rows, ("photographs a second", "photographs_a_second"), ("minimum", "least"),
+                 ("maximum", "most"), ("relative to the plain client", "of", ".3f"),
+                 ("CPU a photograph (ms)", "cpu_ms", ".1f"),
+                 ("start and stop (s)", "start_seconds", ".1f"))  # fmt: skip
 
 
 def image_table(document: Record) -> str:
@@ -520,7 +527,9 @@ def rolling_table(document: Record) -> str:
         row = document[name]
         seconds = row["seconds without it"]
         rows.append((title, row["replaced"], row["sent"], row["failed"], f"{min(seconds):.0f}–{max(seconds):.0f}"))
-    return table(("client and servers", "servers replaced", "photographs sent", "lost", "a server was away (s)"), rows)
+    return table(
+        ("client and servers", "servers replaced", "photographs sent", "lost", "downtime of a server (s)"), rows
+    )
 
 
 def _yes(fact: bool) -> str:
