@@ -1,7 +1,7 @@
 """Measure the share of what its parts allow that the pipeline reaches: `make benchmark`, with perf_analyzer.
 
 A photograph passes three parts. Where all of them share cores, their times add up, so that a pipeline does at most
-1 / (1/t₁ + 1/t₂ + 1/t₃) photographs a second, with tᵢ the time of part i alone, saturated, in process and without
+1 / (1/r₁ + 1/r₂ + 1/r₃) photographs a second, with rᵢ the rate of part i alone, saturated, in process and without
 Triton (``parts.py``). Where a GPU runs the network, the slowest part is the bound. The share of that is what Triton
 leaves: the rest goes into copies between processes, queues and waiting.
 
