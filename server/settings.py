@@ -95,7 +95,11 @@ class Settings:
     trace: str = _flag("", str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces")
     trace_rate: int = _flag(100, _number("rate", 1, 1 << 31), "trace one request in this many")
     cache_mb: int = _flag(0, _COUNT, "response cache of restormer in MiB; 0: none")
-    start_timeout: int = _flag(120, _SECONDS, "seconds that a start waits for the first enhanced photograph")
+    start_timeout: int = _flag(
+        120,
+        _number("number of whole seconds", 1, 86400),
+        "seconds that a start waits for the first enhanced photograph",
+    )
     exit_timeout: int = _flag(30, _SECONDS, "seconds that a stop waits for requests in flight")
     grpc_pool: int = _flag(64, _COUNT, "gRPC request objects kept for reuse")
     grpc_connection_age: int = _flag(0, _SECONDS, "seconds after which connections are renewed; 0: never")

@@ -86,7 +86,7 @@ def test_a_program_that_cannot_run_has_no_options(tmp_path):
     ("flag", "value"),
     [
         ("--grpc-port", "0"), ("--grpc-port", "70000"), ("--grpc-port", "many"), ("--control", "poll"),
-        ("--hardware", "abacus"), ("--cache-mb", "x"),
+        ("--hardware", "abacus"), ("--cache-mb", "x"), ("--start-timeout", "0"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_variable", [False, True])
