@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bulk.errors import BulkError
-from bulk.storage import Folder
+from bulk.storage import Folder, is_leftover
 
 FOLDER = "_manifest"
 _MERGED, _PART, _JOB = "manifest.parquet", "part-", "job.json"
@@ -82,17 +82,20 @@ def check_output(output: Folder, options: dict[str, Any]) -> bool:
 
     Raise `BulkError` if the options differ, because one output must not mix them, or if the folder holds other files.
     """
-    if output.exists(f"{FOLDER}/{_JOB}"):
-        given, recorded = _given_options(options), json.loads(output.read(f"{FOLDER}/{_JOB}"))
-        if recorded != given:
-            raise BulkError(
-                f"{output.url} was started with {_format_options(recorded)}, not with {_format_options(given)}: "
-                "use the same options or another --output"
-            )
-        return True
-    if any(True for _ in output.names()):
-        raise BulkError(f"{output.url} is not empty and is not the output of a bulk job: use an empty --output")
-    return False
+    if not output.exists(f"{FOLDER}/{_JOB}"):
+        # Another shard may start at this moment: it writes a temporary file, then job.json, then photographs.
+        names = {name for name in output.names() if not is_leftover(name)}
+        if not names:
+            return False
+        if f"{FOLDER}/{_JOB}" not in names:
+            raise BulkError(f"{output.url} is not empty and is not the output of a bulk job: use an empty --output")
+    given, recorded = _given_options(options), json.loads(output.read(f"{FOLDER}/{_JOB}"))
+    if recorded != given:
+        raise BulkError(
+            f"{output.url} was started with {_format_options(recorded)}, not with {_format_options(given)}: "
+            "use the same options or another --output"
+        )
+    return True
 
 
 def write_job(output: Folder, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 import pyarrow.parquet as pq
 import pytest
 
-from bulk import manifest
+from bulk import manifest, storage
 from bulk.errors import BulkError
 from bulk.manifest import ENHANCED, FAILED
 
@@ -92,4 +92,20 @@ def test_output_is_bound_to_its_options(output):
 def test_output_with_other_files_is_rejected(output):
     output.write("holiday.jpg", b"mine")
     with pytest.raises(BulkError, match="not empty"):
+        manifest.check_output(output, {})
+
+
+def test_shards_may_start_together(output, monkeypatch):
+    """Another shard writes its temporary file or job.json after this one has looked for job.json."""
+    output.write(f"{manifest.FOLDER}/.job.json.{'0' * 32}", b"{")
+    assert not manifest.check_output(output, {})
+
+    def exists(folder, name):
+        manifest.write_job(folder, {"strength": 0.5})
+        folder.write("a.jpg", b"enhanced")
+        return False
+
+    monkeypatch.setattr(storage.Folder, "exists", exists)
+    assert manifest.check_output(output, {"strength": 0.5})
+    with pytest.raises(BulkError, match=r"strength 0\.5"):
         manifest.check_output(output, {})
