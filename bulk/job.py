@@ -98,7 +98,8 @@ def run(job: Job) -> Summary:
     everything = plan.select_shard(plan.find_photographs(job.input, output, job.options.get("format")), job.shard)
     is_resumed = manifest.check_output(output, job.options)
     sizes = output.sizes() if is_resumed else {}
-    todo = plan.remaining(everything, manifest.read_rows(output), sizes) if is_resumed else everything
+    rows = manifest.read_rows(output)
+    todo = plan.remaining(everything, rows, sizes)
     summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo))
     if summary.done_before:
         print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
@@ -109,6 +110,8 @@ def run(job: Job) -> Summary:
             manifest.write_job(output, job.options)
         elif job.shard == (1, 1):  # otherwise another shard may be writing
             _remove_leftovers(output, sizes)
+        for key in plan.damaged_outputs(todo, rows, sizes):
+            output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
     if job.shard == (1, 1):  # otherwise another shard may be running
         manifest.merge_parts(output)

@@ -54,10 +54,19 @@ def select_shard(photographs: Photographs, part: tuple[int, int]) -> Photographs
 def remaining(photographs: Photographs, rows: pa.Table, sizes: dict[str, int]) -> Photographs:
     """Return the photographs without an output of the size in the manifest. ``sizes``: bytes of each file in the
     output."""
+    recorded = _recorded_sizes(rows)
+    return {key: source for key, source in photographs.items() if not sizes.get(key) or sizes[key] != recorded.get(key)}
+
+
+def damaged_outputs(photographs: Photographs, rows: pa.Table, sizes: dict[str, int]) -> list[str]:
+    """Return the outputs of remaining photographs that are empty or do not have the size in the manifest."""
+    recorded = _recorded_sizes(rows)
+    return [key for key in photographs if key in sizes and (not sizes[key] or key in recorded)]
+
+
+def _recorded_sizes(rows: pa.Table) -> dict[str, int]:
     enhanced = rows.filter(pa.compute.equal(rows.column("status"), manifest.ENHANCED))
-    recorded = zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True)
-    done = {key for key, size in recorded if sizes.get(key) == size}
-    return {key: source for key, source in photographs.items() if key not in done}
+    return dict(zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True))
 
 
 def split_into_blocks(photographs: Photographs, size: int) -> Iterator[pa.Table]:

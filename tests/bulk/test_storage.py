@@ -38,6 +38,15 @@ def test_failed_write_leaves_no_file(folder, monkeypatch):
     assert folder.sizes() == {}
 
 
+def test_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    """Otherwise a power loss leaves an empty file with the name of an output."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(os, "replace", lambda *_: synced.append("renamed"))
+    storage.open_folder(str(tmp_path)).write("a.jpg", b"one")
+    assert synced == [3, "renamed"]
+
+
 def test_leftovers_of_killed_writes_are_recognized(folder, monkeypatch):
     """A kill between writing the temporary file and renaming it leaves that file."""
     temporary = []
