@@ -30,7 +30,7 @@ from restormer_client import (
     ServerUnavailable,
 )
 from restormer_client.calls import CORE_MODEL
-from restormer_client.errors import NOT_PROCESSED
+from restormer_client.errors import may_be_processed
 from restormer_client.folder import Backoff, error_line
 
 from bulk import manifest, storage
@@ -122,7 +122,7 @@ class Worker:
                     rejections += isinstance(error, Overloaded)
                     self._backoff.record_rejection(error)
                 except (ServerUnavailable, DeadlineExceeded, ServerError) as error:
-                    tries += not any(text in str(error) for text in NOT_PROCESSED)
+                    tries += may_be_processed(str(error))
                     self._backoff.record_rejection(error)
                     if tries == MAX_TRIES:
                         return _failed_row(key, source, error, rejections)

@@ -18,7 +18,6 @@ from restormer_client import tracing, wire
 from restormer_client.connection import TLS, Connection
 from restormer_client.errors import (
     NO_VERSIONS,
-    NOT_PROCESSED,
     DeadlineExceeded,
     EnhanceError,
     Failure,
@@ -29,6 +28,7 @@ from restormer_client.errors import (
     ServerError,
     ServerUnavailable,
     error_from_failure,
+    may_be_processed,
 )
 from restormer_client.photo import Photo, photo_bytes
 
@@ -296,7 +296,7 @@ class Calls:
                 self._record_duration(model, time.monotonic() - started)
                 return answer
             error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
-            broken += not any(text in failure.details for text in NOT_PROCESSED)
+            broken += may_be_processed(failure.details)
             pause = random.uniform(0, max_pause)
             is_transient = isinstance(error, ServerUnavailable) or NO_VERSIONS in failure.details
             if not (retry and is_transient) or broken == _MAX_BROKEN or pause >= deadline.remaining():

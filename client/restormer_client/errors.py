@@ -121,7 +121,7 @@ _UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
     ("sendmsg", ServerUnavailable),
 )
 #: Parts of messages which prove that the server did not process the request.
-NOT_PROCESSED = (
+_NOT_PROCESSED = (
     "ailed to connect", "onnection refused", "esolution failed", "rrors resolving", "erver is stopping", NO_VERSIONS
 )  # fmt: skip
 _BY_STATUS: dict[str, type[EnhanceError]] = {
@@ -139,6 +139,11 @@ _SENTENCES: dict[type[EnhanceError], str] = {
     AccessDenied: "{url} denied access: {details}",
     ServerError: "{url}: {details}",
 }
+
+
+def may_be_processed(message: str) -> bool:
+    """Return whether the server may have processed a request that failed with this message."""
+    return not any(text in message for text in _NOT_PROCESSED)
 
 
 def error_from_failure(failure: Failure, *, url: str, model: str | None, attempts: int) -> EnhanceError:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from restormer_client.calls import Options
 from restormer_client.enhancer import Enhancer
-from restormer_client.errors import EnhanceError, Overloaded
+from restormer_client.errors import EnhanceError, ModelNotReady, Overloaded, ServerUnavailable, may_be_processed
 from restormer_client.files import Job, write_atomically
 
-#: Seconds without a success after which `enhance_all` gives up on an overloaded server.
+#: Seconds without a success after which `enhance_all` gives up on an overloaded or unreachable server.
 PATIENCE = 600.0
 _MAX_PAUSE = 30.0
 
@@ -38,8 +38,8 @@ def enhance_all(
 ) -> None:
     """Enhance and write each photograph; append failures to ``failures`` as they occur. Progress goes to stderr.
 
-    A rejected photograph is queued again at the end, and nothing is sent for as long as the error hints, longer each
-    time, so that a folder does not make an overload worse.
+    A photograph that the server rejected, or that did not reach it, is queued again at the end, and nothing is sent for
+    as long as the error hints, longer each time, so that a folder does not make an overload worse.
     """
     by_source, waiting, backoff = {job.source: job for job in todo}, deque(todo), Backoff(PATIENCE)
 
@@ -57,7 +57,7 @@ def enhance_all(
             with closing(enhancer.map(sources(), max_in_flight=parallel, ordered=False, **options)) as results:
                 for result in results:
                     job, error = by_source[result.photo], result.error
-                    if isinstance(error, Overloaded):
+                    if isinstance(error, EnhanceError) and _is_rejected(error):
                         backoff.record_rejection(error)
                         waiting.append(job)
                         continue
@@ -115,6 +115,12 @@ def write_report(path: Path, failures: Sequence[FailedPhoto]) -> None:
         table.writerows(rows)
         text = buffer.getvalue()
     write_atomically(path, text.encode("utf-8", "surrogateescape"))  # file names need not be valid UTF-8
+
+
+def _is_rejected(error: EnhanceError) -> bool:
+    """Whether the server is overloaded, or unavailable for a reason that is not the photograph."""
+    is_unavailable = isinstance(error, ServerUnavailable | ModelNotReady)
+    return isinstance(error, Overloaded) or (is_unavailable and not may_be_processed(str(error)))
 
 
 def _write_result(job: Job, data: bytes) -> OSError | None:

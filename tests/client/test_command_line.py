@@ -115,6 +115,41 @@ def test_overloaded_server_is_not_flooded(run, fake, tmp_path, monkeypatch):
     assert len(fake.requests) < 30
 
 
+def test_folder_survives_an_outage_longer_than_the_timeout(folder, run, fake, tmp_path):
+    def answer(request):
+        threading.Thread(target=restart).start()
+        return request.photo
+
+    def restart():
+        fake.stop()
+        time.sleep(1.5)
+        fake.start()
+
+    fake.answers.append(answer)
+    command = ("enhance", "--input_dir", folder, "--output_dir", tmp_path / "out", "--jobs", "1", "--timeout", "0.5")
+    code, stderr = run(*command)
+    assert "failed" not in stderr
+    assert code == 0
+    assert len(read_files(tmp_path / "out")) == 3
+
+
+def test_dead_server_ends_the_command_after_the_patience(run, fake, tmp_path, monkeypatch):
+    """A hundred photographs do not take a hundred timeouts."""
+    monkeypatch.setattr("restormer_client.folder.PATIENCE", 1.0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(100):
+        (photos / f"{number}.jpg").write_bytes(b"x")
+    monkeypatch.setattr("restormer_client.enhancer.Enhancer.wait_until_ready", lambda *_: fake.stop())
+    started = time.monotonic()
+    code, stderr = run(
+        "enhance", "--input_dir", photos, "--output_dir", tmp_path / "out", "--jobs", "2", "--timeout", "0.5"
+    )
+    assert code == 1
+    assert stderr.count("no server answers") == 100
+    assert time.monotonic() - started < 12
+
+
 def test_originals_are_not_overwritten(run, fake, tmp_path):
     """The folder above the input holds another file of the same name."""
     (tmp_path / "p/sub").mkdir(parents=True)
