@@ -94,12 +94,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
     with _open(data, limits) as (image, _, turn):
         height, width = image.height, image.width
         shrink = shrink_factor(height, width, side)
-        if _is_fast(image):
-            at_least = (height // shrink, width // shrink)
-            pixels, space = jpeg.decode(data, image, at_least=at_least), _space_of(image)
-        else:
-            image.draft(image.mode, (width // shrink, height // shrink))  # of a CMYK JPEG
-            pixels, space, _ = _decode_stored(image, data)
+        pixels, space, _ = _decode_stored(image, data, at_least=(height // shrink, width // shrink))
         is_shrunk = pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
         extent = (height / shrink, width / shrink) if is_shrunk else pixels.shape[:2]
         small = resize(pixels[..., : space.channels], (side, side), extent)
@@ -115,22 +110,37 @@ def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
     return next((factor for factor in (8, 4, 2) if min(height, width) * 4 >= 7 * side * factor), 1)
 
 
-def _decode_stored(image: Image.Image, data: bytes) -> tuple[Pixels, Space, Space | None]:
-    """Return the pixels as the file stores them (not upright), their space, and the file's own space if it is CMYK."""
-    if deep.is_deep(image, data):
-        pixels: Pixels = deep.decode(image, data)
+def _decode_stored(
+    image: Image.Image, data: bytes, *, at_least: tuple[int, int] = (0, 0)
+) -> tuple[Pixels, Space, Space | None]:
+    """Return the pixels as the file stores them (not upright), their space, and the file's own space if it is CMYK.
+
+    With ``at_least`` (height, width) a JPEG may be shrunk, to no less than that.
+    """
+    with _errors_mapped():
+        pixels = _read_pixels(image, data, at_least)
+    if pixels.dtype == np.uint16:
         model = "GRAY" if pixels.shape[2] <= 2 else "RGB"
         return pixels, Space.of(model, image.info.get("icc_profile")), None
+    return _convert_inks(pixels, image) if image.mode == "CMYK" else (pixels, _space_of(image), None)
+
+
+def _read_pixels(image: Image.Image, data: bytes, at_least: tuple[int, int]) -> Pixels:
+    """Return what the codec of the file decodes."""
+    if deep.is_deep(image, data):
+        return deep.decode(image, data)
     if _is_fast(image):
-        return jpeg.decode(data, image), _space_of(image), None
+        return jpeg.decode(data, image, at_least=at_least)
     if image.mode == "CMYK":
         if image.format == "JPEG":
             jpeg.require_few_scans(data)
-        return _convert_inks(np.asarray(image), image)
-    image = _convert_mode(image)
-    pixels = np.array(image)
-    image.close()
-    return pixels if pixels.ndim == 3 else pixels[..., None], _space_of(image), None
+        if any(at_least):
+            image.draft(image.mode, at_least[::-1])
+        return np.asarray(image)
+    converted = _convert_mode(image)
+    pixels = np.array(converted)
+    converted.close()
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _convert_mode(image: Image.Image) -> Image.Image:
@@ -214,37 +224,46 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
     if len(data) > limits.bytes:
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
-    with _errors_mapped(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > limits.pixels:
-            raise InvalidPhotograph(
-                f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are allowed"
-            )
-        if min(width, height) < MIN_SIDE:
-            raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; each side needs at least {MIN_SIDE}")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise InvalidPhotograph(
-                f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
-            )
-        if _has_several_images(image):
-            raise InvalidPhotograph(
-                f"the {image.format} has more than one image (an animation, or pages): send a single image"
-            )
-        if image.format == "BMP" and image.info["compression"] in _RUN_LENGTHS:
-            raise InvalidPhotograph("the BMP is run-length encoded: save it uncompressed, or as PNG")
-        turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
+    with _errors_mapped():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with image:
+        with _errors_mapped():
+            _require_supported(image, limits)
+            turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = read_metadata(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation
 
 
+def _require_supported(image: Image.Image, limits: Limits) -> None:
+    """Raise `InvalidPhotograph` if the size or the layout of the image is not supported."""
+    width, height = image.size
+    if width * height > limits.pixels:
+        raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are allowed")
+    if min(width, height) < MIN_SIDE:
+        raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; each side needs at least {MIN_SIDE}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InvalidPhotograph(
+            f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
+        )
+    if _has_several_images(image):
+        raise InvalidPhotograph(
+            f"the {image.format} has more than one image (an animation, or pages): send a single image"
+        )
+    if image.format == "BMP" and image.info["compression"] in _RUN_LENGTHS:
+        raise InvalidPhotograph("the BMP is run-length encoded: save it uncompressed, or as PNG")
+
+
 @contextmanager
 def _errors_mapped() -> Iterator[None]:
-    """Turn every exception that a codec raises for a file into `InvalidPhotograph` with a message of one line."""
+    """Turn the exceptions that a codec raises for a file into `InvalidPhotograph` with a message of one line.
+
+    Wrap nothing but calls of codecs: elsewhere an exception is an error of the server. So is a lack of memory.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `Limits` applies instead, and damaged EXIF is dropped
             yield
-    except InvalidPhotograph:
+    except (InvalidPhotograph, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise InvalidPhotograph(f"not a photograph in {_NAMES}, or its header is damaged or cut off") from error

@@ -580,6 +580,29 @@ def test_an_error_while_encoding_does_not_make_the_photograph_invalid(monkeypatc
         encode(photograph)
 
 
+@pytest.mark.parametrize(
+    "step", ["imaging.codec.resize", "imaging.codec.read_metadata", "imaging.colour.Space.to_srgb"]
+)
+@pytest.mark.parametrize("error", [MemoryError, AssertionError, TypeError])
+def test_an_error_of_the_server_does_not_make_the_photograph_invalid(step, error, monkeypatch):
+    def fail(*_):
+        raise error("simulated")
+
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(error):
+        decode_small(encoded(pixels()))
+
+
+@pytest.mark.parametrize("decoder", [decode, decode_small])
+def test_a_lack_of_memory_in_a_codec_does_not_make_the_photograph_invalid(decoder, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", fail)
+    with pytest.raises(MemoryError):
+        decoder(encoded(pixels()))
+
+
 def test_damaged_files_of_every_format_are_decoded_and_encoded_or_rejected():
     """A short form of `make fuzz`, which also goes through the server."""
 
