@@ -1,4 +1,4 @@
-"""Run a real Triton: for the last stage of the ladder, before an engine is published, and for measuring on pairs.
+"""Run a real Triton and call it: for the last stage of the ladder, for measuring on pairs, and for traffic.
 
 ``python -m server`` of the server's environment starts it on free loopback ports; it is stopped at the end.
 """
@@ -9,10 +9,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 TIMEOUT = 600  #: seconds that a start and a call may take: a large network on a busy CPU is slow
+
+
+class RunningServer(NamedTuple):
+    """A server that was started here. ``command`` controls it, with a verb appended."""
+
+    command: list[str]
+    state: Path
+    grpc_port: int
+    metrics_port: int
 
 
 @contextmanager
@@ -44,25 +53,32 @@ def serve_engine(python: Path, repository: Path, engine: Path) -> Iterator[Runne
 
 @contextmanager
 def start_triton(python: Path, repository: Path, *flags: str) -> Iterator[str]:
-    """Run a Triton on the published engines of a repository, which is only read; yield its address.
+    """Run a Triton on the CPU, on the published engines of a repository; yield its address. Raises `ExportError`."""
+    wheel = python.absolute().parents[2] / "triton"
+    own = ("--wheel", str(wheel), "--hardware", "cpu", "--start-timeout", str(TIMEOUT))
+    with run_server(python, repository, *own, *flags) as server:
+        yield f"127.0.0.1:{server.grpc_port}"
 
-    ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line. Raises
-    `ExportError` with the last line that the server printed.
+
+@contextmanager
+def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """Run a Triton on a repository, which is only read, and stop it at the end.
+
+    ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line, and
+    ``wrapper`` is a command that starts it. Raises `ExportError` with the last line that the server printed.
     """
+    if not python.is_file():
+        raise ExportError(f"--server-python {python} not found: install the server (make setup)")
     with tempfile.TemporaryDirectory() as state:
-        if not python.is_file():
-            raise ExportError(f"--server-python {python} not found: install the server (make setup)")
-        grpc_port, metrics_port = _free_ports()
+        grpc_port, metrics_port = free_ports(2)
         command = [str(python.absolute()), "-m", "server", "--repository", str(repository), "--state", state]
-        command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
-        command += ["--wheel", str(python.absolute().parents[2] / "triton"), "--hardware", "cpu"]
-        command += ["--start-timeout", str(TIMEOUT), *flags]
+        command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), *flags]
         try:
-            start = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
+            start = subprocess.run([*wrapper, *command, "start"], capture_output=True, text=True, check=False)
             if start.returncode:
                 last = (start.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ExportError(f"Triton does not serve the engine: {last.removeprefix('error: ')}")
-            yield f"127.0.0.1:{grpc_port}"
+                raise ExportError(f"Triton does not start: {last.removeprefix('error: ')}")
+            yield RunningServer(command, Path(state), grpc_port, metrics_port)
         finally:
             subprocess.run([*command, "stop"], capture_output=True, check=False)
 
@@ -121,8 +137,10 @@ def _without_versions(path: str, names: list[str]) -> list[str]:
     return [n for n in names if n == "__pycache__" or n.startswith(".") or (is_model and n.isdigit())]
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
+def free_ports(count: int) -> list[int]:
+    """Return a number of different ports that no process listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+        return [int(probe.getsockname()[1]) for probe in probes]

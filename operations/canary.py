@@ -11,23 +11,22 @@ call. Prints a table, and one JSON object as the last line. ``--at-least`` makes
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from PIL import Image
-from tritonclient.utils import InferenceServerException
 
+from export.errors import ExportError
 from export.markdown import table
 from export.metrics import psnr
-from export.names import INPUT, OUTPUT
+from export.triton import Runner, connect, core_runner
 from imaging import SUFFIXES, InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, exit_on_interrupt, finish_run
 from traffic.server import run_server
@@ -55,11 +54,13 @@ def main() -> int:
     if len(set(versions)) < 2:
         sys.exit(f"error: --baseline and --candidate are both {versions[0]}: give two versions")
     try:
-        with _server_url(options.url, options.repository, versions) as url, grpc.InferenceServerClient(url) as client:
-            rows = [compare(client, path, options.truth, versions, options.repeat) for path in photographs]
-    except InferenceServerException as error:
-        sys.exit(f"error: {error.message()}")
-    except InvalidRequest as error:
+        with ExitStack() as stack:
+            flags = ("--versions", ",".join(versions))
+            url = options.url or stack.enter_context(run_server(options.repository, *flags)).url
+            client = stack.enter_context(connect(url))
+            runners = {version: core_runner(client, version) for version in versions}
+            rows = [compare(runners, path, options.truth, options.repeat) for path in photographs]
+    except (ExportError, InvalidRequest) as error:
         sys.exit(f"error: {error}")
     print(format_table(rows, versions))
     figures = {
@@ -75,20 +76,18 @@ def main() -> int:
     return 0
 
 
-def compare(
-    client: grpc.InferenceServerClient, path: Path, truth: Path, versions: Sequence[str], repeat: int
-) -> dict[str, Any]:
+def compare(runners: Mapping[str, Runner], path: Path, truth: Path, repeat: int) -> dict[str, Any]:
     """Return the full-size decibels of a photograph and the median milliseconds of each version, called in turns."""
     file = path.read_bytes()
     core = core_from_file(file)
-    times: dict[str, list[float]] = {version: [] for version in versions}
+    times: dict[str, list[float]] = {version: [] for version in runners}
     restored: dict[str, Core] = {}
     for _ in range(repeat):
-        for version in versions:
+        for version, run in runners.items():
             started = time.perf_counter()
-            restored[version] = call_network(client, core, version)
+            restored[version] = run(core[None])[0]
             times[version].append((time.perf_counter() - started) * 1000)
-    results = {v: _pixels_from_file(file_from_core(file, core, restored[v], Options())) for v in versions}
+    results = {v: _pixels_from_file(file_from_core(file, core, restored[v], Options())) for v in runners}
     target = next((_pixels_from_file(each.read_bytes()) for each in truth.glob(f"{path.stem}.*")), None)
     truth_psnr = {
         version: psnr(result, target) if target is not None and target.shape == result.shape else None
@@ -111,23 +110,6 @@ def format_table(rows: Sequence[dict[str, Any]], versions: Sequence[str]) -> str
         against = [None if each is None else f"{each:.2f}" for each in decibels]
         cells.append([row["name"], f"{row['between']:.1f}", *against, *(f"{row['ms'][v]:.0f}" for v in versions)])
     return table(titles, cells)
-
-
-@contextlib.contextmanager
-def _server_url(url: str | None, repository: Path, versions: Sequence[str]) -> Iterator[str]:
-    if url:
-        yield url
-        return
-    with run_server(repository, "--versions", ",".join(versions)) as server:
-        yield server.url
-
-
-def call_network(client: grpc.InferenceServerClient, core: Core, version: str) -> Core:
-    """Run the network on a core tensor."""
-    tensor = grpc.InferInput(INPUT, [1, *core.shape], "FP32")
-    tensor.set_data_from_numpy(core[None])
-    output: Core = client.infer("restormer", [tensor], model_version=version, client_timeout=120).as_numpy(OUTPUT)[0]
-    return output
 
 
 def _pixels_from_file(file: bytes) -> NDArray[np.float64]:

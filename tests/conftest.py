@@ -17,7 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 import hosts
 from export.build import build
 from export.request import Request
-from traffic.ports import free_port
+from export.triton import free_ports
 
 __all__ = [
     "ROOT",
@@ -66,6 +66,11 @@ def server_command(verb, *, python=SERVER_PYTHON, **options) -> list[str]:
     options = {"hardware": "cpu", **options}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return [str(python), "-m", "server", *flags, verb]
+
+
+def free_port() -> int:
+    """Return a port that no process listens on."""
+    return free_ports(1)[0]
 
 
 def read_counter(triton: Triton, name: str, model: str = "restormer") -> float:

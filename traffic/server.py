@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from traffic.ports import free_ports
+from export import triton
+from export.errors import ExportError
 
 SERVER_PYTHON = Path(".envs/server/bin/python")
 IDENTITY = Path(__file__).with_name("identity")
@@ -91,18 +91,14 @@ class Server:
 @contextlib.contextmanager
 def run_server(repository: Path, *options: str, wrapper: Sequence[str] = ()) -> Iterator[Server]:
     """Start a server on free ports and stop it at the end. Exit with the server's error if it does not start."""
-    with tempfile.TemporaryDirectory() as state:
-        grpc_port, metrics_port = free_ports(2)
-        command = [str(SERVER_PYTHON), "-m", "server", "--repository", str(repository), "--state", state]
-        command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), "--exit-timeout", "5", *options]
+    with contextlib.ExitStack() as stack:
         try:
-            started = subprocess.run([*wrapper, *command, "start"], capture_output=True, text=True, check=False)
-            if started.returncode:
-                sys.exit(started.stderr.strip().splitlines()[-1])
-            pid = json.loads(Path(state, "server.json").read_text())["pid"]
-            yield Server(pid, grpc_port, metrics_port, command, Path(state, "triton.log"))
-        finally:
-            subprocess.run([*command, "stop"], capture_output=True, check=False)
+            running = triton.run_server(SERVER_PYTHON, repository, "--exit-timeout", "5", *options, wrapper=wrapper)
+            command, state, grpc_port, metrics_port = stack.enter_context(running)
+        except ExportError as error:
+            sys.exit(f"error: {error}")
+        pid = json.loads((state / "server.json").read_text())["pid"]
+        yield Server(pid, grpc_port, metrics_port, command, state / "triton.log")
 
 
 @contextlib.contextmanager

@@ -44,10 +44,10 @@ from PIL import Image
 from restormer_client import AsyncEnhancer, EnhanceError
 from tritonclient.utils import InferenceServerException
 
+from export.triton import free_ports
 from operations.recording import add_record_option, exit_on_interrupt, finish_run, print_status, read_record
 from tests.acceptance.goals import Goal, report_goals
 from tests.acceptance.leftovers import expect_no_leftovers
-from traffic.ports import free_ports
 from traffic.server import SERVER_PYTHON, Server, kill_process, repository_with_identity, run_server
 
 ROOT = Path(__file__).parents[2]
