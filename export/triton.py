@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 TIMEOUT = 600  #: seconds that a start and a call may take: a large network on a busy CPU is slow
+#: No limit on message sizes, and no proxy: gRPC uses http_proxy even for loopback.
+CHANNEL_ARGS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
 
 
 class RunningServer(NamedTuple):
@@ -89,7 +95,7 @@ def connect(address: str) -> Iterator[InferenceServerClient]:
     import tritonclient.grpc as grpc
 
     try:
-        with grpc.InferenceServerClient(address) as client:
+        with grpc.InferenceServerClient(address, channel_args=CHANNEL_ARGS) as client:
             client.is_server_live()  # fail now, not after minutes, if nothing listens there
             yield client
     except grpc.InferenceServerException as error:

@@ -17,6 +17,8 @@ import numpy as np
 import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
+from export.triton import CHANNEL_ARGS
+
 INTERACTIVE, BULK = 1, 2
 PAUSE = 0.2  #: seconds that a worker of a closed loop waits after a failure
 #: Triton's messages about overload: rejected by a full queue, or timed out in it.
@@ -36,8 +38,7 @@ class Answer:
 @contextlib.asynccontextmanager
 async def connect(url: str) -> AsyncIterator[grpc.InferenceServerClient]:
     """Connect without a limit on message sizes and without a proxy."""
-    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    async with grpc.InferenceServerClient(url, channel_args=[*options, ("grpc.enable_http_proxy", 0)]) as client:
+    async with grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGS) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from export import triton
 from export.errors import ExportError
@@ -61,7 +61,8 @@ class Server:
         return counters
 
     def _read_metrics(self) -> list[str]:
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with build_opener(ProxyHandler({})).open(url, timeout=10) as answer:
             return str(answer.read().decode()).splitlines()
 
     def list_processes(self) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """Test the canary: compare two versions through a real server; reject wrong options with one line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.conftest import ROOT
 
 
 def test_equal_versions_give_equal_results(repository, tmp_path):
+    """With a proxy in the environment, which does not serve loopback addresses."""
     copy = tmp_path / "models"
     shutil.copytree(repository, copy)
     shutil.copytree(copy / "restormer/1", copy / "restormer/2")
@@ -20,7 +22,8 @@ def test_equal_versions_give_equal_results(repository, tmp_path):
     shutil.copy(ROOT / "demo/photos/balcony.jpg", photos)
     command = [sys.executable, "-m", "operations.canary", "--repository", str(copy), "--photos", str(photos)]
     command += ["--repeat", "1", "--at-least", "100", "--record", str(tmp_path / "canary.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "canary.json").read_text())["photographs"]
     assert row["between"] == 200

@@ -16,6 +16,13 @@ def test_processes_and_memory(triton):
     assert server.read_metric("nv_inference_count", model="restormer") >= 1
 
 
+def test_metrics_are_read_without_a_proxy(triton, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    server = Server(0, triton.grpc_port, triton.metrics_port, [], triton.state / "triton.log")
+    assert server.read_metric("nv_inference_count", model="restormer") >= 1
+
+
 def test_identity_replaces_one_model(repository):
     with rolling.quick_repository(repository) as models:
         assert sorted(path.name for path in models.iterdir()) == sorted(
