@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 TIMEOUT = 600  #: seconds that a start and a call may take: a large network on a busy CPU is slow
+#: The server's variables that describe this machine. Others, such as RESTORMER_VERSIONS, are not for this server.
+INSTALLATION = ("RESTORMER_TRITON", "RESTORMER_WHEEL", "RESTORMER_HARDWARE")
 #: No limit on message sizes, and no proxy: gRPC uses http_proxy even for loopback.
 CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
@@ -61,7 +64,7 @@ def serve_engine(python: Path, repository: Path, engine: Path) -> Iterator[Runne
 def start_triton(python: Path, repository: Path, *flags: str) -> Iterator[str]:
     """Run a Triton on the CPU, on the published engines of a repository; yield its address. Raises `ExportError`."""
     wheel = python.absolute().parents[2] / "triton"
-    own = ("--wheel", str(wheel), "--hardware", "cpu", "--start-timeout", str(TIMEOUT))
+    own = ("--triton", "", "--wheel", str(wheel), "--hardware", "cpu", "--start-timeout", str(TIMEOUT))
     with run_server(python, repository, *own, *flags) as server:
         yield f"127.0.0.1:{server.grpc_port}"
 
@@ -71,22 +74,28 @@ def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[st
     """Run a Triton on a repository, which is only read, and stop it at the end.
 
     ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line, and
-    ``wrapper`` is a command that starts it. Raises `ExportError` with the last line that the server printed.
+    ``wrapper`` is a command that starts it. Of the server's variables only those of `INSTALLATION` are used. Raises
+    `ExportError` with the last line that the server printed.
     """
     if not python.is_file():
         raise ExportError(f"--server-python {python} not found: install the server (make setup)")
+    environment = {
+        name: value for name, value in os.environ.items() if name in INSTALLATION or not name.startswith("RESTORMER_")
+    }
     with tempfile.TemporaryDirectory() as state:
         grpc_port, metrics_port = free_ports(2)
         command = [str(python.absolute()), "-m", "server", "--repository", str(repository), "--state", state]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), *flags]
         try:
-            start = subprocess.run([*wrapper, *command, "start"], capture_output=True, text=True, check=False)
+            start = subprocess.run(
+                [*wrapper, *command, "start"], env=environment, capture_output=True, text=True, check=False
+            )
             if start.returncode:
                 last = (start.stderr.strip().splitlines() or ["no message"])[-1]
                 raise ExportError(f"Triton does not start: {last.removeprefix('error: ')}")
             yield RunningServer(command, Path(state), grpc_port, metrics_port)
         finally:
-            subprocess.run([*command, "stop"], capture_output=True, check=False)
+            subprocess.run([*command, "stop"], env=environment, capture_output=True, check=False)
 
 
 @contextmanager

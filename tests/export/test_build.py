@@ -355,10 +355,12 @@ def test_the_minimum_share_cannot_be_lowered(published, tiny, tmp_path, capsys):
 def test_the_last_stage_is_the_engine_served_by_triton(tiny, tmp_path, gpu_host, monkeypatch):
     """A real Triton serves the engine before it is published; the same arithmetic gives the same figures.
 
-    On a host with GPUs and settings for them (a stub), this stage is still served on the CPU. A proxy is not used.
+    On a host with GPUs and settings for them (a stub), this stage is still served on the CPU. A proxy and settings of
+    another server are not used.
     """
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("RESTORMER_VERSIONS", "2")
     monkeypatch.setenv("RESTORMER_HARDWARE", "h100")
     repository = bare_repository(tmp_path / "models")
     [engine] = build(request_for(repository, **tiny, server_python=SERVER_PYTHON))

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def test_equal_versions_give_equal_results(repository, tmp_path):
-    """With a proxy in the environment, which does not serve loopback addresses."""
+    """With a proxy in the environment, which does not serve loopback addresses, and settings of another server."""
     copy = tmp_path / "models"
     shutil.copytree(repository, copy)
     shutil.copytree(copy / "restormer/1", copy / "restormer/2")
@@ -22,7 +22,7 @@ def test_equal_versions_give_equal_results(repository, tmp_path):
     shutil.copy(ROOT / "demo/photos/balcony.jpg", photos)
     command = [sys.executable, "-m", "operations.canary", "--repository", str(copy), "--photos", str(photos)]
     command += ["--repeat", "1", "--at-least", "100", "--record", str(tmp_path / "canary.json")]
-    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": "", "RESTORMER_CORE_BATCH": "99"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "canary.json").read_text())["photographs"]
