@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument("--url", help="running server that serves both versions (default: start one)")
     add_record_option(parser)
     options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error("--repeat must be 1 or more")
     photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in SUFFIXES)
     versions = (options.baseline, options.candidate)
     if not photographs:

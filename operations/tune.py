@@ -38,6 +38,7 @@ from operations.recording import (
 )
 from server import assemble
 from server.__main__ import parse_arguments
+from server.errors import ServerError
 from server.host import cores
 from server.settings import Settings
 from traffic.loops import Answer, count_outcomes, latency_percentile, run_closed_loop, run_open_loop, throughput
@@ -347,7 +348,10 @@ def main() -> int:
     photographs = [path.read_bytes() for path in find_jpegs(options.photos)]
     command = format_make_command("tune", parser, options, "output", "record")
     options.seconds = options.seconds or choose_seconds(options.rate)
-    record = run_search(options, photographs, command)
+    try:
+        record = run_search(options, photographs, command)
+    except ServerError as error:  # a config that the server cannot read
+        raise SystemExit(f"error: {error}") from None
     print("\n".join(map(format_row, record["tried"])))
     if record["chosen"]:
         print(f"chosen: {format_row(record['chosen'])}")

@@ -142,6 +142,14 @@ def run_step(step: Step) -> dict[str, Any]:
         return {**row, "passed": False, "output": f"cannot read the figures: {error}"}
 
 
+def record_step(step: Step, document: dict[str, Any], record: Path | None) -> None:
+    """Run one step; write the record after it, so that a lost host keeps its figures."""
+    print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
+    document["steps"][step.name] = row = run_step(step)
+    print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
+    write_record(document, record)
+
+
 def main() -> int:
     """Run all steps; print a JSON object as the last line, and write it to ``--record``."""
     parser = argparse.ArgumentParser(prog="python -m operations.verify_gpu", description=str(__doc__).splitlines()[0])
@@ -156,11 +164,12 @@ def main() -> int:
             "run it in a clone of its own"
         )
     (ROOT / "out").mkdir(exist_ok=True)
-    for step in list_steps():
-        print(f"{step.name} ...", end=" ", file=sys.stderr, flush=True)
-        document["steps"][step.name] = row = run_step(step)
-        print(f"{'passed' if row['passed'] else 'FAILED'} ({row['seconds']} s)", file=sys.stderr)
-        write_record(document, options.record)  # after every step, so that a lost host keeps its figures
+    *checks, down = list_steps()
+    try:
+        for step in checks:
+            record_step(step, document, options.record)
+    finally:  # also after Ctrl-C
+        record_step(down, document, options.record)
     finish_run(document, options.record)
     return int(not all(row["passed"] for row in document["steps"].values()))
 

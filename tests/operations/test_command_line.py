@@ -1,10 +1,12 @@
 """Test the command lines of measurements: wrong options exit with one line before anything is measured or written."""
 
 import importlib
+import json
 import sys
 
 import pytest
 
+from export.files import sha256
 from tests.conftest import ROOT, bare_repository
 
 BULK, LOAD, PIPELINE, TUNE = (
@@ -45,6 +47,7 @@ def run_main(monkeypatch, capsys):
         (PIPELINE, ["--concurrency", "1,x"], 2, "--concurrency"),
         (PIPELINE, ["--rates", "0"], 2, "positive numbers"),
         (PIPELINE, ["--rounds", "0"], 2, "--rounds must be 1 or more"),
+        ("operations.canary", ["--repeat", "0"], 2, "--repeat"),
         (TUNE, [], 2, "--slo-p99-ms"),
         (TUNE, ["--slo-p99-ms", "0"], 2, "above 0"),
         (TUNE, ["--slo-p99-ms", "100", "--output", "docs"], 2, "--output: docs is a folder"),
@@ -82,4 +85,19 @@ def test_tune_without_an_engine_names_the_command_that_builds_one(run_main, tmp_
     assert code
     assert "make engine" in line
     assert "\n" not in line
+    assert not record.exists()
+
+
+def test_tune_names_a_damaged_config(run_main, tmp_path):
+    models, record = bare_repository(tmp_path / "models"), tmp_path / "record.json"
+    engine = models / "restormer/1/model.onnx"
+    engine.parent.mkdir()
+    engine.touch()
+    document = {"sha256": sha256(engine), "precision": "fp32", "package": {"checkpoint_sha256": "0"}}
+    engine.with_name("model.onnx.json").write_text(json.dumps(document), encoding="utf-8")
+    config = models / "restormer/configs/cpu.pbtxt"
+    config.write_text("damaged {", encoding="utf-8")
+    code, line = run_main(TUNE, "--slo-p99-ms", "100", "--repository", models, "--record", record)
+    assert code
+    assert line.startswith(f"error: {config}")
     assert not record.exists()

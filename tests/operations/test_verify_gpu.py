@@ -1,5 +1,6 @@
 """Test the runner of the GPU checklist: commands, readers of figures, and the error without a GPU."""
 
+import json
 import os
 import re
 import subprocess
@@ -67,3 +68,18 @@ def test_all_versions_but_fp16_are_removed():
     built = [re.search(r"PRECISION=(\w+) VERSION=(\d)", text).groups() for text in commands if "make engine" in text]
     removed = {re.search(r"VERSION=(\d)", text)[1] for text in commands if "rollback" in text}
     assert [precision for precision, version in built if version not in removed] == ["fp16"]
+
+
+def test_an_interrupt_stops_the_containers(monkeypatch, tmp_path):
+    def interrupt(output):
+        raise KeyboardInterrupt
+
+    steps = [verify_gpu.Step("up", "true", interrupt), verify_gpu.Step("load", "true"), verify_gpu.Step("down", "true")]
+    monkeypatch.setattr(verify_gpu, "list_steps", lambda: steps)
+    monkeypatch.setattr(verify_gpu, "list_gpus", lambda: ["NVIDIA H100"])
+    monkeypatch.setattr(verify_gpu, "ENGINES", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["verify_gpu", "--record", str(tmp_path / "gpu.json")])
+    with pytest.raises(KeyboardInterrupt):
+        verify_gpu.main()
+    assert list(json.loads((tmp_path / "gpu.json").read_text())["steps"]) == ["down"]
