@@ -3,8 +3,9 @@
 The published repository is only read: it may be mounted read-only, and several servers may share it. The copy holds
 each model's config (on a CPU ``configs/cpu.pbtxt`` if the model has one, else ``config.pbtxt``) and links to the
 published versions. Some values of the configs are set at each start: the processes of preprocess and postprocess,
-instances and batching of the network (server/hardware.py), the served versions, and the response cache. The configs
-are edited as messages of Triton's own schema, so the copies have no comments; the published files do.
+instances and batching of the network (server/hardware.py), its threads on a CPU, the served versions, and the response
+cache. The configs are edited as messages of Triton's own schema, so the copies have no comments; the published files
+do.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def _configure_core(config: Any, settings: Settings) -> None:
         batcher.preferred_batch_size[:] = [settings.core_batch]
     if settings.core_delay_us is not None:
         batcher.max_queue_delay_microseconds = settings.core_delay_us
+    if resolve_hardware(settings) == "cpu":  # OpenVINO does not know a container's quota
+        config.parameters["threads"].string_value = str(max(1, host.cores() // _instance_group(config).count))
     if settings.versions:
         config.version_policy.specific.versions[:] = settings.versions
     if settings.cache_mb:

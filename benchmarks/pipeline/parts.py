@@ -116,10 +116,10 @@ def part_function(name: str, repository: Path, photographs: Sequence[bytes]) -> 
     return lambda index: file_from_core(photographs[index], cores[index], looks[index], options)
 
 
-def load_adapter(repository: Path, instances: int = 1) -> Any:
+def load_adapter(repository: Path, instances: int = 1, **parameters: str) -> Any:
     """Load the published adapter of the network, initialized like one of so many instances in the server.
 
-    The stand-in for Triton's module only carries a tensor in and a tensor out.
+    ``parameters`` are those of its config. The stand-in for Triton's module only carries a tensor in and a tensor out.
     """
     version = max(int(path.name) for path in (repository / CORE).iterdir() if path.name.isdigit())
     module: Any = types.ModuleType("triton_python_backend_utils")
@@ -128,10 +128,11 @@ def load_adapter(repository: Path, instances: int = 1) -> Any:
     module.get_input_tensor_by_name = lambda request, name: types.SimpleNamespace(as_numpy=lambda: request)
     sys.modules[module.__name__] = module
     model = runpy.run_path(str(repository / CORE / str(version) / "model.py"))["TritonPythonModel"]()
-    arguments = {
-        "model_config": json.dumps({"instance_group": [{"count": instances}]}),
-        "model_name": CORE, "model_version": str(version),
-    }  # fmt: skip
+    config = {
+        "instance_group": [{"count": instances}],
+        "parameters": {name: {"string_value": value} for name, value in parameters.items()},
+    }
+    arguments = {"model_config": json.dumps(config), "model_name": CORE, "model_version": str(version)}
     model.initialize(arguments)
     return model
 

@@ -19,9 +19,13 @@ class TritonPythonModel:
         os.nice(10)
         folder = Path(__file__).parent
         settings = json.loads((folder / "model.onnx.json").read_text(encoding="utf-8"))["runtime"]["settings"]
-        instances = json.loads(args["model_config"])["instance_group"][0]["count"]
-        if instances > 1:  # they share the cores
-            settings["INFERENCE_NUM_THREADS"] = max(1, len(os.sched_getaffinity(0)) // instances)
+        config, cores = json.loads(args["model_config"]), len(os.sched_getaffinity(0))
+        threads = max(1, cores // config["instance_group"][0]["count"])
+        if share := config.get("parameters", {}).get("threads"):  # from the server, which respects a container's quota
+            threads = int(share["string_value"])
+        if threads < cores:
+            # Not pinned: each instance and container would pin its threads to the same first cores.
+            settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         core = openvino.Core()
         wanted = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[settings["INFERENCE_PRECISION_HINT"]]
         if wanted not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

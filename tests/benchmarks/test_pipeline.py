@@ -221,16 +221,29 @@ def test_parts_run_in_the_servers_environment(repository):
     assert parts.rate(works) == pytest.approx(sum(each.photographs / each.seconds for each in works))
 
 
-def test_the_networks_instances_share_the_cores(repository):
-    """As OpenVINO reports it, in the server's environment, through the published adapter."""
-    asked = "print(load_adapter(Path(sys.argv[1]), int(sys.argv[2]))._network.get_property('INFERENCE_NUM_THREADS'))"
-    program = f"import sys; from pathlib import Path; from benchmarks.pipeline.parts import load_adapter; {asked}"
-    cores, threads = len(os.sched_getaffinity(0)), []
-    for instances in (1, 2):
-        command = [str(SERVER_PYTHON), "-c", program, str(repository), str(instances)]
-        threads.append(int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
-    assert threads[1] == max(1, cores // 2)
-    assert threads[0] in (0, cores)  # 0: OpenVINO takes what it finds
+CORES = len(os.sched_getaffinity(0))
+THREADS = """
+import sys
+from pathlib import Path
+from benchmarks.pipeline.parts import load_adapter
+
+parameters = dict(each.split("=") for each in sys.argv[3:])
+network = load_adapter(Path(sys.argv[1]), int(sys.argv[2]), **parameters)._network
+print(network.get_property("INFERENCE_NUM_THREADS"), network.get_property("ENABLE_CPU_PINNING"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads"), [(["1"], CORES), (["2"], max(1, CORES // 2)), (["1", "threads=1"], 1)]
+)
+def test_an_instance_uses_its_share_of_the_cores(repository, arguments, threads):
+    """As OpenVINO reports it, in the server's environment, through the published adapter.
+
+    Fewer threads than cores are not pinned: OpenVINO would pin those of every instance and container to the same cores.
+    """
+    command = [str(SERVER_PYTHON), "-c", THREADS, str(repository), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(threads), str(threads == CORES)]
 
 
 def test_a_recorded_command_has_only_the_settings_that_change_figures():

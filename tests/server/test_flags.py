@@ -273,6 +273,14 @@ def test_the_served_files_keep_every_field(tmp_path, monkeypatch):
     assert "max_inflight_requests: 160\n" in files["enhance"]
 
 
+@pytest.mark.parametrize(("instances", "threads"), [(0, "5"), (2, "2"), (8, "1")])
+def test_the_networks_threads_are_its_share_of_the_cores(monkeypatch, instances, threads):
+    """Of those that this process may use: its container may have a quota, which OpenVINO does not know."""
+    monkeypatch.setattr(host, "cores", lambda: 5)
+    assert served_core(hardware="cpu", core_instances=instances).parameters["threads"].string_value == threads
+    assert "threads" not in served_core(hardware="h100").parameters
+
+
 SERVED_CORE = {  # backend, kind, instances, delay of the batcher, preferred sizes
     "cpu": ("python", "KIND_CPU", 1, 0, [1]),
     "gpu": ("tensorrt_plan", "KIND_GPU", 1, 2000, []),
