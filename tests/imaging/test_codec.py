@@ -590,7 +590,7 @@ def test_an_error_of_the_server_does_not_make_the_photograph_invalid(step, error
 
     monkeypatch.setattr(step, fail)
     with pytest.raises(error):
-        decode_small(encoded(pixels()))
+        decode_small(encode_image(pixels()))
 
 
 @pytest.mark.parametrize("decoder", [decode, decode_small])
@@ -600,7 +600,7 @@ def test_a_lack_of_memory_in_a_codec_does_not_make_the_photograph_invalid(decode
 
     monkeypatch.setattr("simplejpeg.decode_jpeg", fail)
     with pytest.raises(MemoryError):
-        decoder(encoded(pixels()))
+        decoder(encode_image(pixels()))
 
 
 def test_damaged_files_of_every_format_are_decoded_and_encoded_or_rejected():
