@@ -21,7 +21,7 @@ from server.errors import ServerError
 from server.settings import Settings
 
 #: Seconds during which a failed check is repeated. Longer than an interactive photograph may wait in the queues of the
-#: three steps (5 s each; on a CPU 10 s in restormer's).
+#: three steps (5 s each; on a CPU 10 s in those of preprocess and restormer).
 SECONDS = 30.0
 #: Seconds after its start when a server that was never healthy is stopped: longer than compose's start period.
 START_SECONDS = 300.0

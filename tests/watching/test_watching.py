@@ -145,13 +145,15 @@ def thresholds(alert, model):
 
 
 def test_the_thresholds_match_the_configs():
-    cpu = config("restormer", "configs/cpu.pbtxt")
     for model in ("preprocess", "postprocess", "enhance_tiled"):
         assert thresholds("Backlog", model) == {False: int(reachable(config(model)) * 0.8)}
+    for model in ("postprocess", "enhance_tiled"):
         assert thresholds("QueueOverBudget", model) == {False: time_limit(config(model))}
-    gpu = config("restormer")
+    for model in ("preprocess", "restormer"):
+        gpu, cpu = config(model), config(model, "configs/cpu.pbtxt")
+        assert thresholds("QueueOverBudget", model) == {True: time_limit(gpu), False: time_limit(cpu)}
+    gpu, cpu = config("restormer"), config("restormer", "configs/cpu.pbtxt")
     assert thresholds("Backlog", "restormer") == {False: int(reachable(gpu) * 0.8), True: int(reachable(cpu) * 0.8)}
-    assert thresholds("QueueOverBudget", "restormer") == {True: time_limit(gpu), False: time_limit(cpu)}
 
 
 def test_one_level_alone_can_cause_the_backlog_alert():
