@@ -98,8 +98,8 @@ def run(job: Job) -> Summary:
     everything = plan.select_shard(plan.find_photographs(job.input, output, job.options.get("format")), job.shard)
     is_resumed = manifest.check_output(output, job.options)
     sizes = output.sizes() if is_resumed else {}
-    rows = manifest.read_rows(output)
-    todo = plan.remaining(everything, rows, sizes)
+    recorded = plan.recorded_sizes(manifest.read_rows(output)) if is_resumed else {}
+    todo = plan.remaining(everything, recorded, sizes)
     summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo))
     if summary.done_before:
         print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
@@ -110,7 +110,7 @@ def run(job: Job) -> Summary:
             manifest.write_job(output, job.options)
         elif job.shard == (1, 1):  # otherwise another shard may be writing
             _remove_leftovers(output, sizes)
-        for key in plan.damaged_outputs(todo, rows, sizes):
+        for key in plan.damaged_outputs(todo, recorded, sizes):
             output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
     if job.shard == (1, 1):  # otherwise another shard may be running

@@ -51,22 +51,20 @@ def select_shard(photographs: Photographs, part: tuple[int, int]) -> Photographs
     }
 
 
-def remaining(photographs: Photographs, rows: pa.Table, sizes: dict[str, int]) -> Photographs:
-    """Return the photographs without an output of the size in the manifest. ``sizes``: bytes of each file in the
-    output."""
-    recorded = _recorded_sizes(rows)
+def recorded_sizes(rows: pa.Table) -> dict[str, int]:
+    """Return the bytes of each enhanced photograph's output, by the manifest."""
+    enhanced = rows.filter(pa.compute.equal(rows.column("status"), manifest.ENHANCED))
+    return dict(zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True))
+
+
+def remaining(photographs: Photographs, recorded: dict[str, int], sizes: dict[str, int]) -> Photographs:
+    """Return the photographs without an output of the recorded size. ``sizes``: bytes of each file in the output."""
     return {key: source for key, source in photographs.items() if not sizes.get(key) or sizes[key] != recorded.get(key)}
 
 
-def damaged_outputs(photographs: Photographs, rows: pa.Table, sizes: dict[str, int]) -> list[str]:
-    """Return the outputs of remaining photographs that are empty or do not have the size in the manifest."""
-    recorded = _recorded_sizes(rows)
-    return [key for key in photographs if key in sizes and (not sizes[key] or key in recorded)]
-
-
-def _recorded_sizes(rows: pa.Table) -> dict[str, int]:
-    enhanced = rows.filter(pa.compute.equal(rows.column("status"), manifest.ENHANCED))
-    return dict(zip(enhanced.column("key").to_pylist(), enhanced.column("bytes").to_pylist(), strict=True))
+def damaged_outputs(todo: Photographs, recorded: dict[str, int], sizes: dict[str, int]) -> list[str]:
+    """Return the outputs of remaining photographs that are empty or do not have the recorded size."""
+    return [key for key in todo if key in sizes and (not sizes[key] or key in recorded)]
 
 
 def split_into_blocks(photographs: Photographs, size: int) -> Iterator[pa.Table]:

@@ -102,7 +102,7 @@ def test_remaining_photographs():
             make_row("cut.jpg", bytes=9), make_row("gone.jpg", bytes=3),
         ]
     )  # fmt: skip
-    assert list(plan.remaining(everything, rows, {"done.jpg": 3, "cut.jpg": 0})) == [
+    assert list(plan.remaining(everything, plan.recorded_sizes(rows), {"done.jpg": 3, "cut.jpg": 0})) == [
         "failed.jpg", "new.jpg", "cut.jpg", "gone.jpg",
     ]  # fmt: skip
 
