@@ -40,7 +40,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not run at the same time.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark benchmark-core benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk \
+	verify-gpu canary fuzz benchmark benchmark-core benchmark-gpu benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk \
 	profile tune roofline report \
 	lint format lock clean check-python
 
@@ -184,6 +184,11 @@ benchmark: setup $(ENVS)/dev.done  ## Measure the served pipeline and its parts 
 
 benchmark-core: $(ENVS)/build-ours.done  ## Measure the network alone in every runtime and precision
 	@$(BUILD) -m benchmarks.network.core --package "$(PACKAGE)" --photos "$(PHOTOS)" --calibration "$(CALIBRATION)" $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(RECORD),--record "$(RECORD)")
+
+benchmark-gpu: $(ENVS)/build-ours.done  ## Measure the owner's base network in PyTorch on a GPU
+##- DEVICE=cuda|cpu  SIZE=base|tiny  SIDE=512  BATCHES=1,8,32
+	@$(BUILD) -m benchmarks.network.gpu $(if $(DEVICE),--device "$(DEVICE)") $(if $(SIZE),--size "$(SIZE)") \
+		$(if $(SIDE),--side "$(SIDE)") $(if $(BATCHES),--batches "$(BATCHES)") $(if $(RECORD),--record "$(RECORD)")
 
 benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory of a photograph without the network
 	@$(BUILD) -m benchmarks.pipeline.imaging $(if $(RECORD),--record "$(RECORD)")
