@@ -1,10 +1,10 @@
 """Compare the runtimes and precisions that run the network on this machine (``make benchmark-core``).
 
-One image passes the paper's standard network (26.1 M parameters, random weights) at 256 and 512, and a package's
-network. Each candidate is a process of its own, so that its memory can be measured and no runtime's threads disturb
-another's. Candidates take turns, round after round, so that a drift of the machine affects all alike. The base is
-PyTorch eager in float32, written as in the paper (``benchmarks.network.paper``), and decibels are PSNR against it: with
-random weights they show that a form computes the same, not how photographs look.
+One image passes the standard network (the owner's base, 25.4 M parameters, random weights) at 256 and 512, and a
+package's network. Each candidate is a process of its own, so that its memory can be measured and no runtime's threads
+disturb another's. Candidates take turns, round after round, so that a drift of the machine affects all alike. The base
+is PyTorch eager in float32, written as in the paper (``benchmarks.network.paper``), and decibels are PSNR against it:
+with random weights they show that a form computes the same, not how photographs look.
 
 The record also has the ladder of rewrites in the engine's own runtime, threads, streams, the first
 call, and what the processor reaches at best.

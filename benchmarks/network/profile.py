@@ -1,7 +1,7 @@
 """Time every layer of the network on this machine's processor (``make profile``).
 
 The published ``cpu`` engine runs in OpenVINO with its counters (PERF_COUNT) and the settings of its JSON, and the same
-graph in ONNX Runtime with its profiler. ``--package`` and ``--standard`` (the paper's network, random weights) use the
+graph in ONNX Runtime with its profiler. ``--package`` and ``--standard`` (the owner's base, random weights) use the
 graph that a build for the ``cpu`` target would make instead; in INT8 with every layer that a CPU can run in INT8.
 
 Layers are shown by kind (benchmarks/network/kinds.py), with the arithmetic and memory traffic that they reach.
@@ -57,7 +57,6 @@ from operations.recording import (
 )
 
 RECORDED, PRINTED = 40, 15  #: slowest layers of a runtime in a record and in a table; its kinds count all
-STANDARD_SIDE = 256  #: of the standard network, as in the papers
 Image = NDArray[np.float32]
 Subject = tuple[onnx.ModelProto, dict[str, str], dict[str, Any]]  #: graph, OpenVINO's settings, head of the record
 
@@ -205,11 +204,11 @@ def _export_subject(arguments: argparse.Namespace) -> Subject:
     cpu.require_precision(precision)
     if precision.name == "int8" and not arguments.standard:
         raise ExportError("--precision int8 needs --standard: an INT8 engine comes from a plan, so give it as --engine")
-    side = arguments.side or (STANDARD_SIDE if arguments.standard else SIDE)
+    side = arguments.side or SIDE
     if side < 8 or side % 8:
         raise ExportError(f"--side {side} must be a multiple of 8: the network halves an image three times")
     if arguments.standard:
-        name, network = "the standard network, 26.1 M parameters, random weights", standard_network()
+        name, network = "the owner's base network, 25.4 M parameters, random weights", standard_network()
     else:
         package = package_from_folder(arguments.package)
         name, network = f"the network of {arguments.package}", network_from_package(package)
@@ -281,7 +280,7 @@ def arguments_from(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="trtexec's files of --exportProfile and --exportLayerInfo, with batch 1, and the ONNX graph it was given",
     )  # fmt: skip
     which.add_argument(
-        "--standard", action="store_const", const=1, help="the paper's network, 26.1 M parameters, random weights"
+        "--standard", action="store_const", const=1, help="the owner's base network, 25.4 M parameters, random weights"
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--precision", help="with --package or --standard: fp32, bf16, fp16, or int8 (--standard only)")

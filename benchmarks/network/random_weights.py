@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.network.architecture import restormer
+from export.network.architecture import owner_network
 from export.network.restormer import Restormer
 
 
@@ -18,9 +18,9 @@ def random_image(side: int, *, seed: int) -> NDArray[np.float32]:
 
 
 def standard_network() -> Restormer:
-    """Return the paper's standard network, all of its weights random."""
+    """Return the network that figures of speed are about: the owner's base, all of its weights random."""
     torch.manual_seed(0)
-    return randomize(Restormer(restormer()).eval())
+    return randomize(Restormer(owner_network()).eval())
 
 
 def randomize(network: Restormer) -> Restormer:

@@ -9,15 +9,18 @@ up, in two ways:
   reads what other layers left, once, and writes what other layers need. An engine that does not join two convolutions
   cannot be much faster.
 - *unfused*: every node is a layer, as in a runtime that fuses nothing.
+- *blocks on chip*: a transformer block is one layer, as fused kernels could run it. It reads its input twice, because
+  q·kᵀ is a sum over all pixels and has to be complete before attention is applied, and writes its output once.
 
-Kernels do not reach either rate, so an engine takes longer than the first; TensorRT fuses, so it takes less than the
-second. Every tensor is counted as if it passed memory. The smallest maps of a batch may stay in a GPU's second-level
+Kernels do not reach either rate, so an engine takes longer than *fused*; TensorRT fuses, so it takes less than
+*unfused*. Every tensor is counted as if it passed memory. The smallest maps of a batch may stay in a GPU's second-level
 cache (50 MB in an H100); their layers, which take the least time, may be faster than calculated.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -27,15 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
-from benchmarks.network.paper import Plain
+from benchmarks.network.random_weights import standard_network
 from benchmarks.report import tables
 from export.errors import ExportError
 from export.network import int8
-from export.network.architecture import restormer
+from export.network.architecture import STAGES, Block
+from export.network.cost import network_convolutions
+from export.network.coverage import Convolution
 from export.network.graph import onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import fold_norms, rewrite_network, to_floating_type
+from export.network.rewrites import rewrite_network, to_floating_type
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import SIDE
 from operations.recording import (
@@ -92,6 +98,17 @@ GPUS = {
 OTHER_BOARDS = ("pcie", "nvl", "40gb", "64gb")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 EXPORTED = ("fp32", "fp16", "bf16")  #: the other precisions are made of these
+BATCHES = (1, 8, 32)  #: of the comparison of GPUs
+#: Photographs a second that the owner's optimisation guide expects of a TensorRT engine: from, to.
+GUIDE = {
+    ("a100", "fp16"): (180, 180),
+    ("a100", "int8"): (350, 350),
+    ("h100", "fp16"): (300, 400),
+    ("h200", "fp16"): (400, 500),
+}
+#: The type of tensors in memory, by precision. INT8 engines keep them in half precision.
+TYPES = {"fp32": "FLOAT", "tf32": "TF32", "fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "FLOAT16"}
+ELEMENT = {"FLOAT": 4, "TF32": 4, "FLOAT16": 2, "BFLOAT16": 2}  #: bytes
 #: Nodes that begin a layer in the fused count.
 ANCHORS = ("Conv", "MatMul", "LayerNormalization", "Softmax")
 #: Nodes that only rename their first input. Of a quantized tensor the eight bits pass memory.
@@ -237,35 +254,84 @@ def layers_by_kind(found: Iterable[Layer], gpu: Gpu, batch: int) -> dict[str, di
     return dict(sorted(rows.items(), key=lambda item: -item[1]["ms"]))
 
 
-def ledger(network: Restormer, made: dict[str, onnx.ModelProto]) -> dict[str, dict[str, float]]:
-    """Return what each rewrite leaves in the graph: nodes, casts, and the megabytes that pass memory outside
-    convolutions and products, nothing fused. float16 and INT8 are of the padded network."""
-    paper: Any = Plain(network)
-    steps = {
-        "as in the paper": onnx_from_network(paper),
-        "products normalised after q·kᵀ, LayerNorm as one node": onnx_from_network(network),
-        "norms folded": onnx_from_network(fold_norms(network)),
-        "feed-forward padded": made["fp32"],
-        "float16": made["fp16"],
-        "INT8": made["int8"],
-    }
-    rows = {}
-    for step, model in steps.items():
-        others = [each for each in graph_layers(model, fused=False) if not each.macs]
-        rows[step] = {
-            "nodes": len(model.graph.node),
-            "casts": sum(node.op_type == "Cast" for node in model.graph.node),
-            "megabytes": sum(each.bytes(1) for each in others) / 1e6,
+def layers_of_block(found: list[Convolution], block: Block, stage: str, precision: str) -> list[Layer]:
+    """Return the arithmetic of a block of a stage, for one image: its convolutions and its two attention products.
+
+    ``found``: the convolutions of the network.
+    """
+    pixels, kind = (SIDE >> STAGES[stage]) ** 2, TYPES[precision]
+    pointwise = "INT8" if precision == "int8" else kind
+    layers = []
+    for each in found:
+        if each.module.startswith(f"{stage}.0."):
+            is_depthwise = each.kernel > 1
+            weights = 0 if is_depthwise else each.macs // pixels * ELEMENT[kind]
+            name = DEPTHWISE if is_depthwise else "1x1 convolution"
+            layers.append(Layer(name, kind if is_depthwise else pointwise, each.macs, weights))
+    product = block.width * (block.width // block.heads) * pixels
+    exact = "FLOAT" if precision == "fp32" else "TF32"
+    return [*layers, Layer("q·kᵀ", exact, product), Layer("attention·v", kind, product)]
+
+
+def blocks_on_chip(network: Restormer, gpu: Gpu, batch: int, precision: str) -> dict[str, dict[str, float]]:
+    """Return by stage the limits of a block whose inner maps stay on the chip, for one image of a batch.
+
+    It reads its input twice and writes its output once; the weights pass once a batch.
+    """
+    rows, found = {}, network_convolutions(network, SIDE)
+    for stage, blocks in network.architecture.stages.items():
+        if not blocks:
+            continue
+        layers, side = layers_of_block(found, blocks[0], stage, precision), SIDE >> STAGES[stage]
+        moved = 3 * blocks[0].width * side**2 * ELEMENT[TYPES[precision]] + sum(each.weights for each in layers) / batch
+        arithmetic, memory = sum(each.seconds(gpu, batch)[0] for each in layers), moved / gpu.bandwidth
+        rows[stage] = {
+            "blocks": len(blocks),
+            "width": blocks[0].width,
+            "side": side,
+            "gmacs": sum(each.macs for each in layers) / 1e9,
+            "megabytes": moved / 1e6,
+            "arithmetic_ms": arithmetic * 1e3,
+            "memory_ms": memory * 1e3,
+            "ms": len(blocks) * max(arithmetic, memory) * 1e3,
         }
     return rows
 
 
-def limits_of_gpus(made: dict[str, onnx.ModelProto], batch: int) -> dict[str, dict[str, Any]]:
-    """Return the minimum time of a photograph on each GPU by precision, fused, and the source of its rates."""
-    fused = {name: graph_layers(made[name], fused=True, tf32=name == "tf32") for name in PRECISIONS}
+def layers_outside_blocks(network: Restormer, precision: str) -> list[Layer]:
+    """Return the fused layers of the network without its blocks. None of them is in INT8."""
+    bare = copy.deepcopy(network)
+    for stage in STAGES:
+        setattr(bare, stage, nn.Identity())
+    model = onnx_from_network(to_floating_type(bare, "fp16" if precision == "int8" else precision))
+    return graph_layers(model, fused=True, tf32=precision != "fp32")
+
+
+def on_chip_limits(network: Restormer, batch: int) -> dict[str, dict[str, float]]:
+    """Return the minimum time in milliseconds with blocks on chip, by GPU and by the precisions of `GUIDE`."""
+    limits: dict[str, dict[str, float]] = defaultdict(dict)
+    for precision in dict.fromkeys(precision for _, precision in GUIDE):
+        rest = layers_outside_blocks(network, precision)
+        for key, gpu in GPUS.items():
+            rows = blocks_on_chip(network, gpu, batch, precision)
+            limits[key][precision] = minimum_ms(rest, gpu, batch) + sum(row["ms"] for row in rows.values())
+    return limits
+
+
+def limits_of_gpus(made: dict[str, onnx.ModelProto], batches: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Return the minimum time of a photograph on each GPU by precision and batch, fused and unfused, and the source
+    of its rates."""
+    layers = {
+        key: {name: graph_layers(made[name], fused=key == "fused_ms", tf32=name != "fp32") for name in PRECISIONS}
+        for key in ("fused_ms", "unfused_ms")
+    }
+
+    def times(found: list[Layer], gpu: Gpu) -> dict[str, float]:
+        return {str(batch): minimum_ms(found, gpu, batch) for batch in batches}
+
     return {
         key: {"name": gpu.name, "source": gpu.source, "bandwidth": gpu.bandwidth}
-        | {"fused_ms": {name: minimum_ms(found, gpu, batch) for name, found in fused.items()}}
+        | {how: {name: times(found, gpu) for name, found in by_name.items()} for how, by_name in layers.items()}
         for key, gpu in GPUS.items()
     }
 
@@ -286,13 +352,13 @@ def limits_of_precisions(
     found: dict[str, dict[str, Any]] = {}
     imaging = tables.load_record("imaging")
     for precision in PRECISIONS:
-        model, tf32 = made[precision], precision == "tf32"
-        fused, standing = (graph_layers(model, fused=each, tf32=tf32) for each in (True, False))
+        model, tf32 = made[precision], precision != "fp32"
+        fused, unfused = (graph_layers(model, fused=each, tf32=tf32) for each in (True, False))
         ms = minimum_ms(fused, gpu, batch)
         of_memory = minimum_ms((each for each in fused if each.is_bound_by_memory(gpu, batch)), gpu, batch)
         found[precision] = {
             "fused_ms": ms,
-            "standing_ms": minimum_ms(standing, gpu, batch),
+            "unfused_ms": minimum_ms(unfused, gpu, batch),
             "memory_share": of_memory / ms,
             "cores": cores_beside(1e3 / ms, imaging),
             "cost_per_thousand": price / 3600 * ms if price else None,
@@ -306,28 +372,29 @@ def record(network: Restormer, arguments: argparse.Namespace, command: str) -> d
     gpu, batch = GPUS[arguments.gpu], arguments.batch
     show_progress("exporting the graphs ...")
     made = typed_graphs(network)
-    steps = ledger(network, made)
-    show_progress()
+    ready = rewrite_network(network)
     return {
         "circumstances": describe_circumstances(command),
         "gpu": gpu.name,
         "source": gpu.source,
-        "network": str(arguments.package or "the paper's standard network"),
+        "network": str(arguments.package or "the owner's base network, random weights"),
         "parameters": sum(each.numel() for each in network.parameters()),
         "side": SIDE,
         "batch": batch,
         "calculation": True,
         "price_an_hour": arguments.price,
         "precisions": limits_of_precisions(made, gpu, batch, arguments.price),
-        "gpus": limits_of_gpus(made, batch),
-        "ledger": steps,
+        "gpus": limits_of_gpus(made, sorted({*BATCHES, batch})),
+        "guide": [{"gpu": gpu, "precision": name, "rates": rates} for (gpu, name), rates in GUIDE.items()],
+        "blocks": blocks_on_chip(ready, gpu, batch, "fp16"),
+        "on_chip_ms": on_chip_limits(ready, batch),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=GPUS, default="h100")
-    parser.add_argument("--package", type=Path, help="model package (default: the paper's network, 26.1 M parameters)")
+    parser.add_argument("--package", type=Path, help="model package (default: the owner's base network)")
     parser.add_argument("--batch", type=int, default=8, help="images that share one reading of the weights")
     parser.add_argument("--price", type=float, help="of the GPU an hour; prints the cost of a thousand photographs")
     add_record_option(parser)
@@ -338,7 +405,7 @@ def main() -> None:
         parser.error("--price must be above 0")
     try:
         package = arguments.package and package_from_folder(arguments.package)
-        network = network_from_package(package) if package else Restormer(restormer()).eval()
+        network = network_from_package(package) if package else standard_network()
         document = record(network, arguments, format_make_command("roofline", parser, arguments, "record"))
     except (ExportError, tables.RecordError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -346,7 +413,8 @@ def main() -> None:
     print(f"{document['source']}\n\n{tables.limits_table(document)}")
     for precision in ("fp16", "int8"):
         print(f"\n{tables.layer_limits_table(document, precision)}")
-    print(f"\n{tables.ledger_table(document)}")
+    for made in (tables.rates_table, tables.guide_table, tables.blocks_table):
+        print(f"\n{made(document)}")
     finish_run(document, arguments.record)
 
 

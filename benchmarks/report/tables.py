@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 RECORDS = {
     "core": "make benchmark-core",
     "core-gpu": "make benchmark-core",
+    "gpu": "make benchmark-gpu",
     "profile": "make profile",
     "profile-standard": "make profile STANDARD=1 PRECISION=int8",
     "profile-gpu": "make profile TRTEXEC=…",
@@ -40,7 +41,7 @@ RECORDS = {
     "docker": "make test-docker",
     "fuzz": "make fuzz",
 }
-SPEED = tuple(name for name in RECORDS if name.startswith(("core", "profile", "pipeline", "tune", "roofline")))
+SPEED = tuple(name for name in RECORDS if name.startswith(("core", "gpu", "profile", "pipeline", "tune", "roofline")))
 OURS = "our cpu engine"  #: the first words of this project's runtimes in a record
 ON_GPU = "GPU: "  #: the first words of what runs on a GPU
 EQUAL_DB = 200.0  #: recorded for two outputs of the same bits
@@ -149,6 +150,13 @@ def network_table(network: Record, peak: Mapping[str, float | None]) -> str:
     return _grid("runtime", rows, ("s", "median_s"), ("min–max", "span"), ("×", "speedup", ".2f"),
                  ("dB", "decibels"), ("MiB", "memory_mib"), ("of the peak", "peak", ".0%"),
                  ("first answer (s)", "first"), ("not run", "not_run"))  # fmt: skip
+
+
+def gpu_table(document: Record) -> str:
+    """Show PyTorch on a GPU; a row that did not run has its reason in the record."""
+    head = (document["device"], "batch", "ms", "photographs a second", "peak memory (MiB)", "dB", "share of the roof")
+    keys = ("candidate", "batch", "median_ms", "photographs_per_second", "peak_mib", "psnr_db", "roof_share")
+    return table(head, ([row.get(key) for key in keys] for row in document["rows"]))
 
 
 def steps_table(steps: Sequence[Record]) -> str:
@@ -286,19 +294,17 @@ def tune_table(document: Record) -> str:
 
 
 def limits_table(document: Record) -> str:
-    """Show by precision what a GPU's datasheet allows, and the rate that every known GPU's does."""
+    """Show by precision what a GPU's datasheet allows."""
     price = document["price_an_hour"]
-    others = {gpu["name"]: gpu["fused_ms"] for gpu in document["gpus"].values() if gpu["name"] != document["gpu"]}
     rows: list[list[Any]] = []
     for precision, row in document["precisions"].items():
         cores = None if row["cores"] is None else ceil(row["cores"])
         cost = [f"{row['cost_per_thousand']:.4f}"] if price else []
-        rows.append([precision, row["fused_ms"], row["standing_ms"], f"{row['memory_share']:.0%}",
-                     f"{1e3 / row['fused_ms']:.0f}", cores, *cost,
-                     *(f"{1e3 / fused[precision]:.0f}" for fused in others.values())])  # fmt: skip
+        rows.append([precision, row["fused_ms"], row["unfused_ms"], f"{row['memory_share']:.0%}",
+                     f"{1e3 / row['fused_ms']:.0f}", cores, *cost])  # fmt: skip
     costs = [f"cost of 1,000 photographs at {price:g} an hour"] if price else []
     headers = (f"{document['gpu']}", "fused (ms)", "unfused (ms)", "memory-bound time", "photographs a second",
-               "CPU cores beside it", *costs, *(f"{name}: photographs a second" for name in others))  # fmt: skip
+               "CPU cores beside it", *costs)  # fmt: skip
     return table(headers, rows)
 
 
@@ -309,10 +315,48 @@ def layer_limits_table(document: Record, precision: str = "fp16") -> str:
                  ("ms", "ms", ".2f"), ("memory-bound layers", "bound_by_memory"))  # fmt: skip
 
 
-def ledger_table(document: Record) -> str:
-    """Show what each rewrite leaves in the graph."""
-    return _grid("one image", document["ledger"], ("nodes", "nodes"), ("casts", "casts"),
-                 ("MB outside convolutions and products", "megabytes"))  # fmt: skip
+def rates_table(document: Record) -> str:
+    """Show the photographs a second that each GPU's datasheet allows, by precision and batch."""
+    rows = [
+        [gpu["name"], precision, *(f"{1e3 / ms:.0f}" for ms in gpu["fused_ms"][precision].values())]
+        for gpu in document["gpus"].values()
+        for precision in ("fp16", "int8")
+    ]
+    batches = next(iter(document["gpus"].values()))["fused_ms"]["fp16"]
+    return table(("photographs a second, fused", "precision", *(f"batch {batch}" for batch in batches)), rows)
+
+
+def guide_table(document: Record) -> str:
+    """Show what the owner's guide expects of TensorRT beside the limits, and which of them it exceeds."""
+    rows = []
+    for entry in document["guide"]:
+        gpu, precision, (low, high) = document["gpus"][entry["gpu"]], entry["precision"], entry["rates"]
+        batch = str(document["batch"])
+        limits = {how: 1e3 / gpu[f"{how}_ms"][precision][batch] for how in ("unfused", "fused")}
+        limits["blocks on chip"] = 1e3 / document["on_chip_ms"][entry["gpu"]][precision]
+        exceeded = [how for how, rate in limits.items() if low > rate]
+        rows.append([gpu["name"], precision, f"{low}–{high}" if high > low else str(low),
+                     *(f"{rate:.0f}" for rate in limits.values()), ", ".join(exceeded) or "none"])  # fmt: skip
+    return table(
+        (
+            "photographs a second",
+            "precision",
+            "guide",
+            "unfused",
+            "fused",
+            "blocks on chip",
+            "limits that the guide exceeds",
+        ),
+        rows,
+    )
+
+
+def blocks_table(document: Record) -> str:
+    """Show the limits of a block whose inner maps stay on the chip, by stage."""
+    return _grid(f"{document['gpu']}, fp16, one image", document["blocks"], ("blocks", "blocks"), ("channels", "width"),
+                 ("side of the map", "side"), ("GMAC a block", "gmacs", ".2f"), ("MB a block", "megabytes", ".1f"),
+                 ("arithmetic (ms)", "arithmetic_ms", ".3f"), ("memory (ms)", "memory_ms", ".3f"),
+                 ("all blocks (ms)", "ms", ".2f"))  # fmt: skip
 
 
 def records_table() -> str:
@@ -554,10 +598,14 @@ def _from(make: Callable[..., str], *names: str) -> Callable[[], str]:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/performance.md": {
         "networks": _from(networks_table, "core", "core-gpu"),
+        "gpu": _from(gpu_table, "gpu"),
         "kinds": _from(kinds_table, "profile", "profile-standard", "profile-gpu"),
         "share": _from(share_table, "pipeline", "pipeline-gpu"),
         "points": _from(partial(points_table, models=("enhance",)), "pipeline", "pipeline-gpu"),
         "limits": _from(limits_table, "roofline"),
+        "rates": _from(rates_table, "roofline"),
+        "guide": _from(guide_table, "roofline"),
+        "blocks": _from(blocks_table, "roofline"),
         "layer-limits": _from(layer_limits_table, "roofline"),
         "records": records_table,
     },

@@ -7,6 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.network import roofline
+from benchmarks.report import tables
 from export.network import int8
 from export.network.architecture import restormer
 from export.network.cost import multiply_accumulates, network_convolutions
@@ -88,35 +89,55 @@ def test_types_come_from_the_graph(network, graphs):
 @pytest.mark.parametrize("gpu", roofline.GPUS.values(), ids=roofline.GPUS)
 def test_fused_layers_take_less_time(graphs, gpu):
     for graph in (graphs[name] for name in ("fp32", "fp16", "int8")):
-        fused, standing = (
+        fused, unfused = (
             roofline.minimum_ms(roofline.graph_layers(graph, fused=each), gpu, BATCH) for each in (True, False)
         )
-        assert fused < standing
+        assert fused < unfused
 
 
-def test_the_first_rows_of_the_ledger_do_the_same_work(network, graphs, monkeypatch):
-    work, count = [], roofline.graph_layers
+def test_a_block_on_chip_does_the_work_of_the_graph_and_moves_three_maps(network):
+    ready, gpu = roofline.rewrite_network(network), roofline.GPUS["h100"]
+    rows = roofline.blocks_on_chip(ready, gpu, BATCH, "fp16")
+    outside = roofline.layers_outside_blocks(ready, "fp16")
+    inside = sum(row["blocks"] * row["gmacs"] * 1e9 for row in rows.values())
+    convolutions = sum(layer.macs for layer in network_convolutions(ready, SIDE))
+    _, products = multiply_accumulates(network.architecture, SIDE)
+    assert inside + sum(layer.macs for layer in outside) == pytest.approx(convolutions + products)
+    first = network.architecture.stages["encoder_level1"][0]
+    assert rows["encoder_level1"]["megabytes"] == pytest.approx(3 * first.width * SIDE**2 * 2 / 1e6, rel=1e-3)
+    one = rows["encoder_level1"]
+    assert one["ms"] == pytest.approx(max(one["arithmetic_ms"], one["memory_ms"]))
 
-    def counted(model, **how):
-        found = count(model, **how)
-        work.append(sum(layer.macs for layer in found))
-        return found
 
-    monkeypatch.setattr(roofline, "graph_layers", counted)
-    rows = roofline.ledger(network, graphs)
-    assert work[0] == work[1] == work[2] > 0
-    paper, own = list(rows)[:2]
-    assert paper == "as in the paper"
-    assert rows[paper]["nodes"] > rows[own]["nodes"]  # LayerNorm is one node
-    assert rows[paper]["megabytes"] > rows[own]["megabytes"]
-    assert rows["float16"]["casts"] > rows[own]["casts"] == 0
+def test_each_way_to_fuse_more_takes_less_time(network, graphs):
+    on_chip = roofline.on_chip_limits(roofline.rewrite_network(network), BATCH)
+    for key, row in roofline.limits_of_gpus(graphs, [BATCH]).items():
+        for precision in ("fp16", "int8"):
+            fused = row["fused_ms"][precision][str(BATCH)]
+            assert on_chip[key][precision] < fused < row["unfused_ms"][precision][str(BATCH)]
+
+
+def test_the_guide_table_names_the_limits_that_are_exceeded():
+    gpu = {"name": "H100", "fused_ms": {"fp16": {"8": 5.0}}, "unfused_ms": {"fp16": {"8": 10.0}}}
+    document = {"batch": 8, "gpus": {"h100": gpu}, "on_chip_ms": {"h100": {"fp16": 2.0}},
+                "guide": [{"gpu": "h100", "precision": "fp16", "rates": [300, 400]}]}  # fmt: skip
+    *_, row = tables.guide_table(document).splitlines()
+    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == [
+        "300–400",
+        "100",
+        "200",
+        "500",
+        "unfused, fused",
+    ]
 
 
 def test_more_bandwidth_is_not_slower(graphs):
-    every = roofline.limits_of_gpus(graphs, BATCH)
+    every = roofline.limits_of_gpus(graphs, [1, BATCH])
     assert list(every) == list(roofline.GPUS)
     for precision in roofline.PRECISIONS:
-        assert every["h200"]["fused_ms"][precision] <= every["h100"]["fused_ms"][precision]
+        for batch in ("1", str(BATCH)):
+            assert every["h200"]["fused_ms"][precision][batch] <= every["h100"]["fused_ms"][precision][batch]
+        assert every["h100"]["fused_ms"][precision][str(BATCH)] < every["h100"]["fused_ms"][precision]["1"]
 
 
 @pytest.mark.parametrize(

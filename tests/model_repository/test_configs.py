@@ -131,7 +131,8 @@ def test_every_batch_size_of_the_engines_profile_is_captured_and_warmed():
 @pytest.mark.parametrize("gpu", hardware.GPUS)
 def test_the_reasons_in_the_table_of_gpus_match_the_roofline(gpu):
     recorded = json.loads((REPOSITORY.parent / "benchmarks/results/roofline.json").read_text(encoding="utf-8"))
-    least, batch = recorded["gpus"][gpu]["fused_ms"]["fp16"], recorded["batch"]
+    batch = recorded["batch"]
+    least = recorded["gpus"][gpu]["fused_ms"]["fp16"][str(batch)]
     text = Path(hardware.__file__).read_text(encoding="utf-8")
     reasons = text.split(f'"{gpu}": Values')[0].rpartition("Values(")[2]
     assert f"{least:.1f} ms a photograph, {batch * least:.0f} ms a batch of eight" in reasons
