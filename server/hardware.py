@@ -27,17 +27,17 @@ class Values:
 
 
 GPUS = {
-    # 2.04 TB/s: 18.9 ms a photograph, 151 ms a batch of eight. The delay is a fifth of a photograph. One instance:
-    # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a seventieth of its run time, and a 40 GB card
+    # 2.04 TB/s: 13.0 ms a photograph, 104 ms a batch of eight. The delay is a fifth of a photograph. One instance:
+    # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a fiftieth of its run time, and a 40 GB card
     # keeps its memory. A second instance would compute while the first waits for its next batch; `make tune` tries it.
-    "a100": Values(delay_us=4000, instances=1),
-    # 3.35 TB/s: 10.6 ms a photograph, 85 ms a batch of eight. The delay is a seventh of a photograph. A longer one
-    # gains little: a batch shares only the weights, 52 MB of the 35 GB that a photograph moves. Two instances: copying
-    # takes an eightieth of a batch's run time (PCIe 5, about 1 ms), but with a queue policy Triton forms no batch
+    "a100": Values(delay_us=2600, instances=1),
+    # 3.35 TB/s: 7.8 ms a photograph, 62 ms a batch of eight. The delay is a fifth of a photograph. A longer one
+    # gains little: a batch shares only the weights, 51 MB of the 26 GB that a photograph moves. Two instances: copying
+    # takes a sixtieth of a batch's run time (PCIe 5, about 1 ms), but with a queue policy Triton forms no batch
     # before an instance is free, and may notice a free one only with the next request (docs/production.md); meanwhile
     # the other instance computes. The cost is a second set of activations, some GB of 80.
     "h100": Values(delay_us=1500, instances=2),
-    # 4.8 TB/s: 7.6 ms a photograph, 61 ms a batch of eight. The delay is a fifth of a photograph. Two instances as on
+    # 4.8 TB/s: 5.5 ms a photograph, 44 ms a batch of eight. The delay is a fifth of a photograph. Two instances as on
     # the H100, with more memory to spare.
-    "h200": Values(delay_us=1500, instances=2),
+    "h200": Values(delay_us=1100, instances=2),
 }

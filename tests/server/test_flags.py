@@ -284,9 +284,9 @@ def test_the_networks_threads_are_its_share_of_the_cores(monkeypatch, instances,
 SERVED_CORE = {  # backend, kind, instances, delay of the batcher, preferred sizes
     "cpu": ("python", "KIND_CPU", 1, 0, [1]),
     "gpu": ("tensorrt_plan", "KIND_GPU", 1, 2000, []),
-    "a100": ("tensorrt_plan", "KIND_GPU", 1, 4000, []),
+    "a100": ("tensorrt_plan", "KIND_GPU", 1, 2600, []),
     "h100": ("tensorrt_plan", "KIND_GPU", 2, 1500, []),
-    "h200": ("tensorrt_plan", "KIND_GPU", 2, 1500, []),
+    "h200": ("tensorrt_plan", "KIND_GPU", 2, 1100, []),
 }
 
 
