@@ -108,13 +108,12 @@ def run(job: Job) -> Summary:
         _check_server(job)
         if not is_resumed:
             manifest.write_job(output, job.options)
-        elif job.shard == (1, 1):  # otherwise another shard may be writing
-            _remove_leftovers(output, sizes)
         for key in plan.damaged_outputs(todo, recorded, sizes):
             output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
     if job.shard == (1, 1):  # otherwise another shard may be running
         manifest.merge_parts(output)
+        _remove_leftovers(output)
     summary.finish(time.monotonic() - started, busy, job.price)
     return summary
 
@@ -126,9 +125,9 @@ def _check_server(job: Job) -> None:
         enhancer.enhance(TINY_PHOTOGRAPH, priority="bulk", timeout=job.timeout, **job.options)
 
 
-def _remove_leftovers(output: storage.Folder, sizes: dict[str, int]) -> None:
-    """Remove the temporary files of killed writes."""
-    for name in filter(storage.is_leftover, sizes):
+def _remove_leftovers(output: storage.Folder) -> None:
+    """Remove the temporary files of killed writes: of this run's nodes, or of an earlier run."""
+    for name in list(filter(storage.is_leftover, output.names())):
         output.remove(name)
 
 

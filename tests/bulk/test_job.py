@@ -7,7 +7,7 @@ import sys
 import pytest
 from restormer_client.testing import FakeTriton
 
-from bulk import job, manifest
+from bulk import job, manifest, storage
 from bulk.job import Job
 from tests.bulk.test_manifest import make_row
 from tests.bulk.test_worker import photographs, process
@@ -27,6 +27,7 @@ def test_resumed_job_makes_damaged_outputs_again(tmp_path, output, monkeypatch):
 
         def run_without_ray(_job, output, todo, summary):
             summary.count(process(triton, output, todo))
+            output.write(".03.jpg.a1b2c3d4", b"ph")  # of a node that was killed while it wrote
             return 1.0
 
         monkeypatch.setattr(job, "_run_with_ray", run_without_ray)
@@ -38,6 +39,7 @@ def test_resumed_job_makes_damaged_outputs_again(tmp_path, output, monkeypatch):
     assert (summary.done_before, summary.enhanced, summary.found) == (1, 4, 1)
     outputs = {row["key"]: output.read(row["key"]) for row in manifest.read_rows(output).to_pylist()}
     assert list(outputs.values()) == [*(b"photograph %d" % number for number in range(4)), b"old", b"old"]
+    assert not list(filter(storage.is_leftover, output.names()))
 
 
 PRESS_CTRL_C = """
