@@ -107,7 +107,7 @@ def _describe_fidelity(context: BuildContext, stages: list[Stage], decisive: Fid
 
 def _describe_engine(context: BuildContext, target: Target, path: Path, fingerprint: dict[str, str]) -> dict[str, Any]:
     """Return the part of an engine's JSON that says what it is and where it came from."""
-    request, package, gpus = context.request, context.package, target.gpus()
+    request, package, gpu = context.request, context.package, target.gpu()
     return {
         "engine": path.name,
         "sha256": sha256(path),
@@ -131,7 +131,8 @@ def _describe_engine(context: BuildContext, target: Target, path: Path, fingerpr
         "versions": tool_versions(target),
         "machine": {
             "cpu": machine.cpu_name(),
-            "gpu_compute_capability": gpus[0][1] if gpus else None,
+            "gpu": gpu and gpu[0],
+            "gpu_compute_capability": gpu and gpu[1],
         },
         "command": make_command(request, target.name),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -35,7 +35,7 @@ def fingerprint(request: Request, target: Target) -> dict[str, str]:
         "frame": FRAME,
         "settings": hashlib.sha256(repr(settings).encode()).hexdigest(),
         "builder": _builder_digest(request, target),
-        "machine": repr([machine.cpu_name(), target.gpus()]),
+        "machine": repr([machine.cpu_name(), target.gpu()]),
     }
 
 

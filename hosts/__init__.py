@@ -11,8 +11,8 @@ import subprocess
 def gpus() -> list[tuple[str, str]]:
     """Return name and compute capability (``9.0``) of every GPU in CUDA_VISIBLE_DEVICES; empty without a driver.
 
-    nvidia-smi itself ignores that variable. A plan is built for the first GPU: on a mixed host set the variable, and
-    CUDA_DEVICE_ORDER=PCI_BUS_ID.
+    nvidia-smi itself ignores that variable and lists by bus, CUDA lists the fastest first: ask CUDA for the device
+    that a process gets.
     """
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,uuid", "--format=csv,noheader"]
     try:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -166,6 +167,22 @@ def gpu_host(tmp_path_factory, monkeypatch):
     hosts.gpus.cache_clear()
     yield
     hosts.gpus.cache_clear()
+
+
+@pytest.fixture
+def cuda_device(monkeypatch):
+    """Return a function that simulates CUDA's current device, by stubs of what PyTorch reports."""
+    import torch
+
+    def select(name: str, capability: str) -> None:
+        major, minor = map(int, capability.split("."))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        properties = SimpleNamespace(name=name, major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+    return select
 
 
 @pytest.fixture(autouse=True)

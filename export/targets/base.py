@@ -77,9 +77,9 @@ class Target(ABC):
         one, most = [1, 3, SIDE, SIDE], [options.max_batch, 3, SIDE, SIDE]
         return {"min": one, "opt": most, "max": most}
 
-    def gpus(self) -> list[tuple[str, str]]:
-        """Return name and compute capability of this machine's GPUs, where the engine depends on them."""
-        return []
+    def gpu(self) -> tuple[str, str] | None:
+        """Return name and compute capability of the GPU that the engine is built on, if it is built on one."""
+        return None
 
     @abstractmethod
     def why_not_run(self, document: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ environment variable that must be set before the import.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from abc import abstractmethod
 from collections import Counter
@@ -58,7 +59,6 @@ class NvidiaTarget(Target):
 
     library_name: ClassVar[str]
     installation: ClassVar[str]
-    keeps_timings: ClassVar[bool] = False
 
     @abstractmethod
     def configure(self, trt: Any, config: Any, options: Options) -> None:
@@ -100,7 +100,7 @@ class NvidiaTarget(Target):
         context.require_share(layers)
         source.write_bytes(graph)
         request, precision = context.request, context.precision
-        timings = request.engines / ".cache" / f"{self.name}.timing" if self.keeps_timings else None
+        timings = self.timing_cache(request.engines / ".cache")
         with step(f"{self.library_name} builds ({precision.name})"):
             plan = self.build_plan(graph, request.options, tf32=precision.name == "tf32", timing_cache=timings)
         path.write_bytes(plan.data)
@@ -115,6 +115,14 @@ class NvidiaTarget(Target):
             "onnx_sha256": sha256(source),
         }
         return document, self.measure(context, graph, plan, f"typed {describe_shares(shares(layers))}")
+
+    def timing_cache(self, folder: Path) -> Path | None:
+        """Return the file of earlier timings by this library on this GPU; None if the builder times nothing."""
+        gpu = self.gpu()
+        if gpu is None:
+            return None
+        name = f"{self.name}-{self.library().__version__}-{gpu[0]}"
+        return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.timing"
 
     def build_plan(
         self, graph: bytes, options: Options, *, tf32: bool = False, timing_cache: Path | None = None
@@ -133,7 +141,7 @@ class NvidiaTarget(Target):
             first = parser.get_error(0)
             raise ExportError(f"{self.library_name} rejects the graph: {first.desc()} (node {first.node_name()})")
         config.add_optimization_profile(_profile(builder, network, options.max_batch))
-        cache = _timing_cache(config, timing_cache)
+        cache = _load_timings(config, timing_cache)
         data = builder.build_serialized_network(network, config)
         if getattr(config.progress_monitor, "interrupted", False):
             raise KeyboardInterrupt
@@ -173,14 +181,17 @@ def _profile(builder: Any, network: Any, max_batch: int) -> Any:
     return profile
 
 
-def _timing_cache(config: Any, path: Path | None) -> Any:
-    """Load the cache of an earlier build by this TensorRT, or make an empty one."""
+def _load_timings(config: Any, path: Path | None) -> Any:
+    """Load the cache of an earlier build; start with an empty one if there is none, or one of another device.
+
+    NvInfer.h: timings of a device with other properties "may lead to functional/performance bugs".
+    """
     if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=True):
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=True)
+        config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 

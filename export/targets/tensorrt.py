@@ -33,17 +33,16 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0")
 
 @register
 class TensorRT(NvidiaTarget):
-    """A plan for the first GPU that is visible."""
+    """A plan for CUDA's current device."""
 
     name = "tensorrt"
     distributions = ("tensorrt", "onnxruntime-gpu")
     library_name = "tensorrt"
     installation = "make setup-gpu on a GPU host"
-    keeps_timings = True
     automatic = True
 
     def note(self) -> str:
-        return "{}, compute capability {}".format(*self.gpus()[0])
+        return "{}, compute capability {}".format(*self.gpu())
 
     def why_not(self, precision: Precision) -> str:
         if hosts.gpus():
@@ -52,16 +51,9 @@ class TensorRT(NvidiaTarget):
 
     def require_builder(self, options: Options) -> None:
         self.library()
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ExportError(
-                "PyTorch here has no CUDA, and it runs the plan to measure its fidelity: "
-                "install a CUDA build of torch==2.13.0"
-            )
 
     def location(self, request: Request) -> EngineLocation:
-        capability = self.gpus()[0][1]
+        _, capability = self.gpu()
         if capability not in CAPABILITIES:
             raise ExportError(
                 f"compute capability {capability} is not in cc_model_filenames of restormer/config.pbtxt: add it "
@@ -83,8 +75,21 @@ class TensorRT(NvidiaTarget):
             stages.append(context.reference.measure("engine, TensorRT", types, self.runner(plan.data)))
         return [*stages, NotRun(stage="served by Triton", reason="see docs/gpu-checklist.md")]
 
-    def gpus(self) -> list[tuple[str, str]]:
-        return hosts.gpus()
+    def gpu(self) -> tuple[str, str]:
+        """Ask CUDA: it orders GPUs by speed unless CUDA_DEVICE_ORDER says otherwise, nvidia-smi by bus."""
+        import torch
+
+        if torch.version.cuda is None:
+            raise ExportError(
+                "PyTorch here has no CUDA, and it runs the plan to measure its fidelity: "
+                "install a CUDA build of torch==2.13.0"
+            )
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # for example, the driver is too old
+            raise ExportError(f"PyTorch cannot use the GPU: {str(error).splitlines()[0]}") from error
+        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return found.name, f"{found.major}.{found.minor}"
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         return machine.why_no_gpu([document["machine"]["gpu_compute_capability"]])

@@ -280,12 +280,13 @@ def test_the_loss_against_ground_truth_is_limited(lost, passes):
         require_fidelity(reached, reference, PRECISIONS["fp32"], 90.0)
 
 
-def test_auto_with_a_gpu_builds_for_tensorrt(monkeypatch, tiny, published, capsys):
+def test_auto_with_a_gpu_builds_for_tensorrt(monkeypatch, cuda_device, tiny, published, capsys):
     """As far as a machine without TensorRT gets: the choice, and one error line."""
     pytest.importorskip("tensorrt_rtx")
     if importlib.util.find_spec("tensorrt"):
         pytest.skip("TensorRT is installed here: see docs/gpu-checklist.md")
     monkeypatch.setattr(hosts, "gpus", lambda: [("NVIDIA H100", "9.0")])
+    cuda_device("NVIDIA H100", "9.0")
     flags = [x for name, value in {**tiny, **published}.items() for x in (f"--{name}", str(value))]
     assert main(["engine", *flags, "--precision", "fp16"]) == 1
     output = capsys.readouterr().err

@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +23,9 @@ from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
 from export.network.rewrites import rewrite_network, to_half
 from export.precision import PRECISIONS
-from export.request import Options
+from export.request import Options, Request
 from export.targets import TARGETS
-from export.targets.nvidia import _profile, make_logger, make_progress_monitor
+from export.targets.nvidia import _load_timings, _profile, make_logger, make_progress_monitor
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -162,6 +164,57 @@ def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
 def test_a_missing_tensorrt_names_its_installation():
     with pytest.raises(ExportError, match=r"--target tensorrt needs tensorrt, .*: make setup-gpu on a GPU host"):
         TARGETS["tensorrt"].library()
+
+
+def test_the_plan_is_for_cudas_device_and_not_for_the_first_of_nvidia_smi(gpu_host, cuda_device):
+    """On a host that nvidia-smi lists with an H100 first."""
+    cuda_device("NVIDIA L40S", "8.9")
+    tensorrt = TARGETS["tensorrt"]
+    assert tensorrt.location(Request(package=Path("demo/package"))).engine == "model.sm89.plan"
+    assert tensorrt.note() == "NVIDIA L40S, compute capability 8.9"
+
+
+def test_a_driver_that_is_too_old_is_not_taken_for_a_missing_cuda(cuda_device, monkeypatch):
+    def fail():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nPlease update it")
+
+    cuda_device("NVIDIA L40S", "8.9")
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(ExportError, match=r"cannot use the GPU: .* too old \(found version 12020\)\.$"):
+        TARGETS["tensorrt"].gpu()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ExportError, match=r"no CUDA, .*: install a CUDA build of torch"):
+        TARGETS["tensorrt"].gpu()
+
+
+def test_timings_are_kept_apart_by_gpu_and_tensorrt(cuda_device, monkeypatch):
+    """H100 and H200 have the same compute capability; TensorRT here is a stub."""
+    tensorrt = TARGETS["tensorrt"]
+    monkeypatch.setattr(type(tensorrt), "library", lambda self: SimpleNamespace(__version__="11.4.1.5"))
+    names = set()
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"):
+        cuda_device(name, "9.0")
+        names.add(tensorrt.timing_cache(Path(".cache")).name)
+    assert names == {"tensorrt-11.4.1.5-NVIDIA-H100-80GB-HBM3.timing", "tensorrt-11.4.1.5-NVIDIA-H200.timing"}
+    assert RTX.timing_cache(Path(".cache")) is None
+
+
+def test_timings_of_another_device_are_not_used(tmp_path):
+    """TensorRT rejects them (here a stub, because TensorRT for RTX times nothing)."""
+    calls = []
+
+    class Config:
+        def create_timing_cache(self, data):
+            return data
+
+        def set_timing_cache(self, cache, *, ignore_mismatch):
+            calls.append((cache, ignore_mismatch))
+            return not cache
+
+    path = tmp_path / "another.timing"
+    path.write_bytes(b"another device's")
+    assert _load_timings(Config(), path) == b""
+    assert calls == [(b"another device's", False), (b"", False)]
 
 
 def test_nvidias_libraries_are_imported_late():

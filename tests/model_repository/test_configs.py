@@ -9,7 +9,6 @@ from google.protobuf import text_format
 from restormer_client import calls
 from tritonclient.grpc import model_config_pb2
 
-import hosts
 from adapters.requests import limits_from_parameters
 from export.names import INPUT, OUTPUT
 from export.request import MAX_BATCH, Request
@@ -156,11 +155,11 @@ def test_the_cpu_takes_the_batches_of_a_gpu_and_is_warmed_with_what_it_runs():
     assert [sample.batch_size for sample in core.model_warmup] == [1]
 
 
-def test_plans_are_found_by_the_names_they_are_published_under(monkeypatch):
+def test_plans_are_found_by_the_names_they_are_published_under(cuda_device):
     """And by no other: a plain model.plan would be taken for a GPU that is not listed."""
     core = config("restormer")
     for capability, plan in core.cc_model_filenames.items():
-        monkeypatch.setattr(hosts, "gpus", lambda capability=capability: [("a GPU", capability)])
+        cuda_device("a GPU", capability)
         assert TARGETS["tensorrt"].location(Request(package=Path("demo/package"))).engine == plan
     assert set(core.cc_model_filenames) == set(CAPABILITIES)
     assert not core.default_model_filename
