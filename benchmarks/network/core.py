@@ -120,7 +120,7 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
         from export.targets.tensorrt import TensorRT
 
         options = Options(max_batch=1)  # one image at a time, like the others
-        return TensorRT().runner(TensorRT().build_plan(path.read_bytes(), options).data)
+        return TensorRT().runner(TensorRT().build_plan(path.read_bytes(), options, tf32=True).data)
     return _load_torch(candidate, folder)
 
 

@@ -303,6 +303,8 @@ def test_every_precision_is_published_with_its_figures(published):
         documents[document["precision"]] = document
         assert document["fidelity"]["decided_by"] != "engine, TensorRT for RTX"  # it cannot run here
         assert document["runtime"]["layers"] > 0
+        assert document["runtime"]["tf32"] == (document["precision"] != "fp32")
+        assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", document["runtime"]["version"])  # with its build number
         assert document["options"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
     typed = {name: document["work_typed"] for name, document in documents.items()}
     assert typed.pop("int8")["INT8"] > 0.3

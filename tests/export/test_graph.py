@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from export.metrics import psnr
+from export.network import int8
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.rewrites import rewrite_network, split_projections, to_half
 from export.package.model_package import network_from_package, package_from_folder
@@ -80,6 +81,27 @@ def test_the_typed_graph_states_every_type(network, dtype, opset):
     casts = sum(node.op_type == "Cast" for node in graph.graph.node)
     assert casts == 3 * blocks + 2  # three in each attention, one at each end
     assert {types[graph.graph.input[0].name], types[graph.graph.output[0].name]} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_the_inputs_of_every_float32_product_are_casts_of_halves(network, precision):
+    """So that TF32, which builds turn on for these precisions, rounds nothing."""
+    graph = onnx_from_network(to_half(network, torch.bfloat16 if precision == "bf16" else torch.float16), side=SIDE)
+    if precision == "int8":
+        graph = int8.quantize_graph(graph, dict.fromkeys(int8.candidates(network), 3.0))
+    types, makers = typed_outputs(graph), {name: node for node in graph.graph.node for name in node.output}
+    products = [
+        node
+        for node in graph.graph.node
+        if node.op_type in ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+        and types[node.output[0]] == onnx.TensorProto.FLOAT
+    ]
+    assert len(products) == network.architecture.depth  # q·kᵀ of each block
+    for source in (name for node in products for name in node.input):
+        while (maker := makers[source]).op_type in ("Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze"):
+            source = maker.input[0]
+        assert maker.op_type == "Cast"
+        assert types[maker.input[0]] in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def typed_outputs(model):

@@ -45,6 +45,14 @@ def test_tf32_keeps_ten_bits_and_rounds_to_nearest(value):
     assert int(torch.tensor([rounded]).view(torch.int32)) & 0x1FFF == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tf32_represents_every_half_exactly(dtype):
+    """All 65,536 bit patterns."""
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    finite = values[values.isfinite()]
+    assert torch.equal(half._round_to_tf32(finite), finite)
+
+
 def test_ranges_hold_the_largest_magnitude_of_every_float16_tensor(tiny_network):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     network = to_half(tiny_network, torch.float16)
