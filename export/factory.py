@@ -17,7 +17,7 @@ from export.files import sha256
 from export.fingerprint import tool_versions
 from export.network.graph import onnx_bytes
 from export.progress import say
-from export.publish import EngineLocation, keep_siblings, replace_version, write_json
+from export.publish import EngineLocation, keep_siblings, link_aliases, replace_version, write_json
 from export.request import make_command
 from export.targets.base import Target
 from imaging import FRAME
@@ -39,9 +39,11 @@ def publish_engine(
             "fidelity": _describe_fidelity(context, stages, decisive),
             "peak_memory_mib": machine.peak_memory_mib(),
         }
-        document["files"] = sorted({*(path.name for path in folder.iterdir()), f"{location.engine}.json"})
+        names = [f"{name}{suffix}" for name in (location.engine, *location.aliases) for suffix in ("", ".json")]
+        document["files"] = sorted({*(path.name for path in folder.iterdir()), *names})
         write_json(folder / f"{location.engine}.json", document)
         dropped = keep_siblings(location.model, location.version, location.engine, context.checkpoint_sha256, folder)
+        link_aliases(location, folder)
     for name in dropped:
         say(f"  {name} is removed from version {location.version}: it was made from another checkpoint")
     say(

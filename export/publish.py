@@ -22,11 +22,12 @@ from export.files import read_json, sha256
 
 @dataclass(frozen=True)
 class EngineLocation:
-    """The engine file ``model/<version>/engine``."""
+    """The engine file ``model/<version>/engine``, and the other names that Triton finds it under."""
 
     model: Path
     version: int
     engine: str
+    aliases: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -66,6 +67,15 @@ def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folde
             if not (folder / file).exists():
                 _link(model / str(version) / file, folder / file)
     return dropped
+
+
+def link_aliases(location: EngineLocation, folder: Path) -> None:
+    """Link engine and JSON under the engine's other names, except where an engine was built for that name."""
+    for alias in location.aliases:
+        if read_json(folder / f"{alias}.json").get("engine") != alias:
+            for suffix in ("", ".json"):
+                (folder / f"{alias}{suffix}").unlink(missing_ok=True)
+                _link(folder / f"{location.engine}{suffix}", folder / f"{alias}{suffix}")
 
 
 def _link(source: Path, target: Path) -> None:

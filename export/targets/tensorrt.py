@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from export.context import BuildContext
     from export.fidelity import Stage
 
-#: GPUs that restormer/config.pbtxt maps to plans; a test compares them.
-CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0")
+#: Compute capabilities that restormer/config.pbtxt maps to plans; a test compares them.
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+#: Those that run an ``ampere_plus`` plan: Turing does not, and TensorRT has no hardware compatibility on Jetson.
+AMPERE_PLUS = tuple(capability for capability in CAPABILITIES if capability not in ("7.5", "8.7", "11.0"))
 
 
 @register
@@ -59,8 +61,8 @@ class TensorRT(NvidiaTarget):
                 f"compute capability {capability} is not in cc_model_filenames of restormer/config.pbtxt: add it "
                 "there, and to CAPABILITIES in export/targets/tensorrt.py"
             )
-        name = f"model.sm{capability.replace('.', '')}.plan"
-        return EngineLocation(request.repository / MODEL, request.version, name)
+        name, *aliases = map(_plan_name, _served(capability, request.options.compatibility))
+        return EngineLocation(request.repository / MODEL, request.version, name, tuple(aliases))
 
     def configure(self, trt: Any, config: Any, options: Options) -> None:
         if options.compatibility != "none":
@@ -92,7 +94,9 @@ class TensorRT(NvidiaTarget):
         return found.name, f"{found.major}.{found.minor}"
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
-        return machine.why_no_gpu([document["machine"]["gpu_compute_capability"]])
+        return machine.why_no_gpu(
+            _served(document["machine"]["gpu_compute_capability"], document["options"]["compatibility"])
+        )
 
     def runner(self, plan: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         """Run a plan on this machine's GPU, one image at a time."""
@@ -122,3 +126,13 @@ class TensorRT(NvidiaTarget):
             return output
 
         return run
+
+
+def _plan_name(capability: str) -> str:
+    return f"model.sm{capability.replace('.', '')}.plan"
+
+
+def _served(built_for: str, compatibility: str) -> list[str]:
+    """Return the compute capabilities of the GPUs that run a plan, that of its own GPU first."""
+    others = AMPERE_PLUS if compatibility == "ampere_plus" else ()
+    return list(dict.fromkeys((built_for, *others)))
