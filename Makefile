@@ -129,7 +129,7 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidel
 ##- PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1  SIDE_OVERRIDE=512
 ##- fidelity: PHOTOS=folder  TRUTH=folder, or PAIRS=file.jsonl  DATA=folder; GATE=dB
 ##- int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file
-##- tensorrt: MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc
+##- tensorrt: MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc  ONNXRUNTIME_TENSORRT=1
 ##- rtx: COMPUTE_CAPABILITIES='8.6 8.9 12.0'
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photos "$(PHOTOS)" --truth "$(TRUTH)" --calibration "$(CALIBRATION)" \
@@ -137,6 +137,7 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidel
 		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") $(if $(SIDE_OVERRIDE),--side-override "$(SIDE_OVERRIDE)") \
 		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \
 		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
+		$(if $(ONNXRUNTIME_TENSORRT),--onnxruntime-tensorrt) \
 		--server-python $(SERVER) $(FOLDERS)
 
 evaluate: setup  ## Measure L1, PSNR and SSIM of PACKAGE and its published versions on PAIRS

@@ -83,6 +83,10 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
         "--compute-capabilities", type=lambda text: tuple(text.split()), default=options.compute_capabilities,
         help='for rtx, for example "8.6 8.9 12.0"',
     )  # fmt: skip
+    engine.add_argument(
+        "--onnxruntime-tensorrt", action="store_true",
+        help="for tensorrt: measure the graph in ONNX Runtime's TensorRT too, which builds it a second time",
+    )  # fmt: skip
 
 
 def _enhance_flags(enhance: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ class Options:
     The one profile takes batches of 1 to ``max_batch``. ``optimization_level`` is the builder's effort, 0 to 5.
     ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` are the GPUs that an ``rtx``
     engine is built for. ``workspace_mb`` limits the scratch memory of a layer; 0 means no limit.
+    ``onnxruntime_tensorrt`` adds ONNX Runtime's TensorRT to the ladder of a ``tensorrt`` build: a second build.
     """
 
     max_batch: int = MAX_BATCH
@@ -34,6 +35,7 @@ class Options:
     compatibility: str = "none"
     workspace_mb: int = 0
     compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+    onnxruntime_tensorrt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

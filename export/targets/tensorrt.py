@@ -72,7 +72,8 @@ class TensorRT(NvidiaTarget):
     def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
         from export.fidelity import NotRun
 
-        stages = [context.measure_onnx_runtime(graph, provider) for provider in (ort.CUDA, ort.TENSORRT)]
+        providers = [ort.CUDA, *[ort.TENSORRT] * context.request.options.onnxruntime_tensorrt]
+        stages = [context.measure_onnx_runtime(graph, provider) for provider in providers]
         with step("fidelity of the plan"):
             stages.append(context.reference.measure("engine, TensorRT", types, self.runner(plan.data)))
         return [*stages, NotRun(stage="served by Triton", reason="see docs/gpu-checklist.md")]

@@ -22,10 +22,12 @@ from PIL import Image
 
 import hosts
 from export import machine
+from export import onnx_runtime as ort
 from export.__main__ import main
 from export.build import build
+from export.context import BuildContext
 from export.errors import ExportError, GateError
-from export.fidelity import Fidelity, Reference, require_fidelity
+from export.fidelity import Fidelity, NotRun, Reference, require_fidelity
 from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
@@ -139,6 +141,27 @@ def test_outputs_that_are_not_finite_fail():
     image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
     with pytest.raises(GateError, match=r"a\.jpg holds NaN or infinity"):
         Reference(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
+
+
+@pytest.mark.parametrize("output", [np.float32("nan"), ExportError("out of memory")], ids=["NaN", "error"])
+def test_a_failure_of_onnx_runtime_on_a_gpu_does_not_fail_the_build(output, monkeypatch):
+    """The runtime is a stub; on a CPU the same failure ends the build."""
+
+    def run(image):
+        if isinstance(output, Exception):
+            raise output
+        return image + output
+
+    image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
+    context = object.__new__(BuildContext)
+    context.precision, context.reference = PRECISIONS["fp16"], Reference(image, image, {})
+    monkeypatch.setattr(ort, "runner_from_graph", lambda graph, provider, *, tf32: (run, "float16"))
+    for provider in (ort.CUDA, ort.TENSORRT):
+        stage = context.measure_onnx_runtime(b"", provider)
+        assert isinstance(stage, NotRun)
+        assert stage.reason
+    with pytest.raises(ExportError):
+        context.measure_onnx_runtime(b"", ort.CPU)
 
 
 def test_a_failed_publication_leaves_the_version_and_no_files(copy):
