@@ -12,7 +12,9 @@ CALIBRATION ?= demo/calibration
 CALIBRATOR  ?= percentile
 ENGINES     ?= engines
 MAX_BATCH   ?= 8
-OPTIMIZATION_LEVEL ?= 3
+OPTIMIZATION_LEVEL ?= $(if $(RELEASE),5,3)
+TIMING_ITERATIONS ?= $(if $(RELEASE),8,1)
+TILING      ?= $(if $(RELEASE),full,none)
 COMPATIBILITY ?= none
 WORKSPACE_MB ?= 0
 COMPUTE_CAPABILITIES ?= 8.6 8.9 12.0
@@ -129,13 +131,16 @@ engine: $(ENVS)/build-ours.done  ## Build the engine of PACKAGE, check its fidel
 ##- PRECISION=fp32|tf32|bf16|fp16|int8|auto  TARGET=auto|cpu|rtx|tensorrt  PACKAGE=folder  VERSION=1  SIDE_OVERRIDE=512
 ##- fidelity: PHOTOS=folder  TRUTH=folder, or PAIRS=file.jsonl  DATA=folder; GATE=dB
 ##- int8: CALIBRATION=folder  CALIBRATOR=percentile|entropy|minmax  PLAN=file
-##- tensorrt: MAX_BATCH=8  OPTIMIZATION_LEVEL=0..5  WORKSPACE_MB=0  COMPATIBILITY=none|ampere_plus|same_cc  ONNXRUNTIME_TENSORRT=1
+##- tensorrt: MAX_BATCH=8  OPT_BATCH=1  COMPATIBILITY=none|ampere_plus|same_cc  WORKSPACE_MB=0  ONNXRUNTIME_TENSORRT=1
+##- tensorrt: RELEASE=1, for OPTIMIZATION_LEVEL=5  TIMING_ITERATIONS=8  TILING=none|fast|moderate|full; AUX_STREAMS=number
 ##- rtx: COMPUTE_CAPABILITIES='8.6 8.9 12.0'
 	@$(BUILD) -m export engine --package "$(PACKAGE)" --precision "$(PRECISION)" --target "$(TARGET)" \
 		--version "$(VERSION)" --photos "$(PHOTOS)" --truth "$(TRUTH)" --calibration "$(CALIBRATION)" \
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(DATA),--data "$(DATA)") \
 		--calibrator "$(CALIBRATOR)" $(if $(PLAN),--plan "$(PLAN)") $(if $(GATE),--gate "$(GATE)") $(if $(SIDE_OVERRIDE),--side-override "$(SIDE_OVERRIDE)") \
-		--max-batch "$(MAX_BATCH)" --optimization-level "$(OPTIMIZATION_LEVEL)" --workspace-mb "$(WORKSPACE_MB)" \
+		--max-batch "$(MAX_BATCH)" $(if $(OPT_BATCH),--opt-batch "$(OPT_BATCH)") --workspace-mb "$(WORKSPACE_MB)" \
+		--optimization-level "$(OPTIMIZATION_LEVEL)" --timing-iterations "$(TIMING_ITERATIONS)" --tiling "$(TILING)" \
+		$(if $(AUX_STREAMS),--aux-streams "$(AUX_STREAMS)") \
 		--compatibility "$(COMPATIBILITY)" --compute-capabilities "$(COMPUTE_CAPABILITIES)" \
 		$(if $(ONNXRUNTIME_TENSORRT),--onnxruntime-tensorrt) \
 		--server-python $(SERVER) $(FOLDERS)

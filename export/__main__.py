@@ -15,7 +15,7 @@ from export.engines import engines_table, rollback
 from export.errors import ExportError
 from export.precision import PRECISIONS
 from export.progress import say
-from export.request import AUTO, CALIBRATORS, COMPATIBILITY, Options, Request
+from export.request import AUTO, CALIBRATORS, COMPATIBILITY, TILING, Options, Request
 from export.targets import TARGETS
 from imaging.options import NATIVE, SMALL
 
@@ -76,7 +76,11 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the last stage")
     options = DEFAULT.options
     engine.add_argument("--max-batch", type=_positive, default=options.max_batch, help="largest batch of the profile")
+    engine.add_argument("--opt-batch", type=_positive, help="batch that the plan is fastest at (default: --max-batch)")
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
+    engine.add_argument("--timing-iterations", type=_positive, default=options.timing_iterations)
+    engine.add_argument("--tiling", choices=TILING, default=options.tiling)
+    engine.add_argument("--aux-streams", type=int, help="0: none (default: TensorRT chooses)")
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
     engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
     engine.add_argument(

@@ -10,12 +10,12 @@ from pathlib import Path
 from export.errors import ExportError
 from export.names import MODEL
 from export.package.pairs import Pair, pairs_from_file
-from export.progress import say
 
 MAX_PAIRS = 16  #: pairs that are read from the top of a file
 MAX_BATCH = 8  #: max_batch_size of the configs; a test compares them
 AUTO = "auto"  #: as a precision or target: the fastest, or everything, that this machine can build
 CALIBRATORS = ("percentile", "entropy", "minmax")
+TILING = ("none", "fast", "moderate", "full")  #: TensorRT's levels of tiling optimization, in lower case
 #: Hardware compatibility of a TensorRT plan, and the name of its level in TensorRT.
 COMPATIBILITY = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}
 
@@ -24,14 +24,21 @@ COMPATIBILITY = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_
 class Options:
     """Settings of NVIDIA's builders.
 
-    The one profile takes batches of 1 to ``max_batch``. ``optimization_level`` is the builder's effort, 0 to 5.
+    The one profile takes batches of 1 to ``max_batch`` and is fastest at ``opt_batch`` (None: the largest).
+    ``optimization_level`` is the builder's effort, 0 to 5; ``timing_iterations`` is how many times it times each
+    candidate of a layer for the mean; ``tiling`` is its effort to keep tensors in the L2 cache between layers (see
+    `TILING`); ``aux_streams`` limits the streams that it runs independent layers on (None: TensorRT's choice).
     ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` are the GPUs that an ``rtx``
     engine is built for. ``workspace_mb`` limits the scratch memory of a layer; 0 means no limit.
     ``onnxruntime_tensorrt`` adds ONNX Runtime's TensorRT to the ladder of a ``tensorrt`` build: a second build.
     """
 
     max_batch: int = MAX_BATCH
+    opt_batch: int | None = None
     optimization_level: int = 3
+    timing_iterations: int = 1
+    tiling: str = TILING[0]
+    aux_streams: int | None = None
     compatibility: str = "none"
     workspace_mb: int = 0
     compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
@@ -94,9 +101,10 @@ def require_valid(request: Request) -> None:
         )
     if request.plan and not request.plan.is_file():
         raise ExportError(f"--plan {request.plan} is not a file: give the .int8.json beside an engine")
+    options = request.options
+    if options.opt_batch and options.opt_batch > options.max_batch:
+        raise ExportError(f"--opt-batch {options.opt_batch} is larger than --max-batch {options.max_batch}")
     request.read_pairs()
-    if request.options.max_batch != MAX_BATCH:
-        say(f"--max-batch {request.options.max_batch}: set max_batch_size in restormer/config.pbtxt to the same")
 
 
 def make_command(request: Request, target: str) -> str:

@@ -74,8 +74,8 @@ class Target(ABC):
 
     def profile(self, options: Options) -> dict[str, list[int]]:
         """Return the shapes that the engine takes."""
-        one, most = [1, 3, SIDE, SIDE], [options.max_batch, 3, SIDE, SIDE]
-        return {"min": one, "opt": most, "max": most}
+        batches = {"min": 1, "opt": options.opt_batch or options.max_batch, "max": options.max_batch}
+        return {name: [batch, 3, SIDE, SIDE] for name, batch in batches.items()}
 
     def gpu(self) -> tuple[str, str] | None:
         """Return name and compute capability of the GPU that the engine is built on, if it is built on one."""

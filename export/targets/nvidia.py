@@ -14,7 +14,7 @@ import re
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ class NvidiaTarget(Target):
         if not parser.parse(graph):
             first = parser.get_error(0)
             raise ExportError(f"{self.library_name} rejects the graph: {first.desc()} (node {first.node_name()})")
-        config.add_optimization_profile(_profile(builder, network, options.max_batch))
+        config.add_optimization_profile(_profile(builder, network, self.profile(options)))
         cache = _load_timings(config, timing_cache)
         data = builder.build_serialized_network(network, config)
         if getattr(config.progress_monitor, "interrupted", False):
@@ -169,6 +169,10 @@ class NvidiaTarget(Target):
         # nothing: the inputs of every float32 product are casts of halves, which TF32 represents exactly.
         (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         config.builder_optimization_level = options.optimization_level
+        config.avg_timing_iterations = options.timing_iterations
+        config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, options.tiling.upper())
+        if options.aux_streams is not None:
+            config.max_aux_streams = options.aux_streams
         if options.workspace_mb:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
         self.configure(trt, config, options)
@@ -177,10 +181,10 @@ class NvidiaTarget(Target):
         return config
 
 
-def _profile(builder: Any, network: Any, max_batch: int) -> Any:
-    """Take 1 to ``max_batch`` images of the graph's size, optimised for the largest batch."""
+def _profile(builder: Any, network: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
+    """Take the batches of the shapes, at the graph's size."""
     profile, image = builder.create_optimization_profile(), tuple(network.get_input(0).shape)[1:]
-    profile.set_shape(INPUT, (1, *image), (max_batch, *image), (max_batch, *image))
+    profile.set_shape(INPUT, *((shapes[name][0], *image) for name in ("min", "opt", "max")))
     return profile
 
 

@@ -118,6 +118,7 @@ def test_an_engine_below_the_gate_is_not_published(copy, tiny):
         (["--precision", "int8", "--plan", "demo/photos"], "--plan demo/photos is not a file: give the .int8.json"),
         (["--photos", "server"], "no photographs in server"),
         (["--repository", "demo"], "config.pbtxt not found"),
+        (["--opt-batch", "16"], "--opt-batch 16 is larger than --max-batch 8"),
     ],
 )
 def test_invalid_requests_print_one_error_line(flags, message, capsys, tmp_path, tiny):
@@ -277,7 +278,10 @@ def test_auto_without_a_gpu_prints_its_choice_and_the_remaining_command(publishe
 
 def test_the_recorded_command_repeats_the_build():
     """All settings that differ from the defaults, quoted: parsed as make passes them on."""
-    options = Options(max_batch=4, compatibility="ampere_plus", compute_capabilities=("8.6",))
+    options = Options(
+        max_batch=4, opt_batch=1, compatibility="ampere_plus", compute_capabilities=("8.6",), optimization_level=5,
+        timing_iterations=8, tiling="full", aux_streams=0, onnxruntime_tensorrt=True,
+    )  # fmt: skip
     pairs = {"pairs": Path("p q.jsonl"), "data": Path("d")}
     request = Request(package=Path("a b"), precision="int8", gate=40.0, calibration=Path("c"), options=options, **pairs)
     command = shlex.split(make_command(request, "tensorrt"))
@@ -288,6 +292,16 @@ def test_the_recorded_command_repeats_the_build():
     assert '--compatibility "ampere_plus"' in line
     assert '--pairs "p q.jsonl" --data "d"' in line
     assert '--compute-capabilities "8.6"' in line
+    assert '--opt-batch "1"' in line
+    words = " ".join(line.split())
+    assert '--optimization-level "5" --timing-iterations "8" --tiling "full" --aux-streams "0"' in words
+    assert "--onnxruntime-tensorrt" in line
+
+
+def test_a_release_is_one_setting():
+    command = ["make", "engine", "RELEASE=1", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '--optimization-level "5" --timing-iterations "8" --tiling "full"' in done.stdout
 
 
 @pytest.mark.parametrize(("lost", "passes"), [(0.05, True), (0.2, False)])

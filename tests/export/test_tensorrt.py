@@ -23,7 +23,7 @@ from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
 from export.network.rewrites import rewrite_network, to_half
 from export.precision import PRECISIONS
-from export.request import Options, Request
+from export.request import TILING, Options, Request
 from export.targets import TARGETS
 from export.targets.nvidia import _load_timings, _profile, make_logger, make_progress_monitor
 from tests.conftest import ROOT
@@ -105,7 +105,7 @@ def test_the_profile_has_the_graphs_size(side):
     builder = trt.Builder(make_logger(trt))
     network = builder.create_network(0)
     network.add_input("input", trt.float32, (-1, 3, side, side))
-    profile = _profile(builder, network, 4)
+    profile = _profile(builder, network, RTX.profile(Options(max_batch=4)))
     config = RTX.builder_config(trt, builder, ONE_GPU, tf32=False)
     assert config.add_optimization_profile(profile) == 0  # its index; -1 if it is not valid
     assert config.num_optimization_profiles == 1
@@ -116,12 +116,28 @@ def test_the_profile_has_the_graphs_size(side):
     ]
 
 
+@pytest.mark.parametrize(("largest", "best"), [(1, None), (8, 1), (32, None)])
+def test_the_largest_and_the_best_batch_are_in_plan_and_json(tiny_network, largest, best):
+    """A real plan for a small image; its JSON records the profile at 512x512."""
+    options = Options(max_batch=largest, opt_batch=best, compute_capabilities=("8.9",))
+    assert RTX.build_plan(onnx_bytes(onnx_from_network(tiny_network, side=32)), options).layers > 0
+    profile = {"min": [1, 3, 512, 512], "opt": [best or largest, 3, 512, 512], "max": [largest, 3, 512, 512]}
+    assert RTX.profile(options) == profile
+
+
 def test_options_reach_the_builder():
     trt = RTX.library()
     builder = trt.Builder(make_logger(trt))
-    options = Options(optimization_level=1, workspace_mb=64, compute_capabilities=("8.6", "12.0"))
+    options = Options(
+        optimization_level=5, timing_iterations=8, tiling="full", aux_streams=0, workspace_mb=64,
+        compute_capabilities=("8.6", "12.0"),
+    )  # fmt: skip
     config = RTX.builder_config(trt, builder, options, tf32=False)
-    assert config.builder_optimization_level == 1
+    assert config.builder_optimization_level == 5
+    assert config.avg_timing_iterations == 8
+    assert config.tiling_optimization_level == trt.TilingOptimizationLevel.FULL
+    assert config.max_aux_streams == 0
+    assert {level.lower() for level in trt.TilingOptimizationLevel.__members__} == set(TILING)
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert [config.get_compute_capability(i) for i in range(2)] == [
         trt.ComputeCapability.SM86,
