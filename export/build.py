@@ -121,7 +121,7 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
     has_gpu = bool(hosts.gpus())
     # The target that Triton serves is built last, so that its report ends the output.
     candidates = sorted(
-        (t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: target.is_measured_in_triton
+        (t for t in TARGETS.values() if t.automatic is has_gpu), key=lambda target: not target.is_emulated
     )
     reasons = {target: target.why_not(precision) for target in candidates}
     parts = [_report_choice(target, reason) for target, reason in reasons.items()]

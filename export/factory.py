@@ -12,14 +12,16 @@ from PIL import Image
 from export import fidelity, machine
 from export.context import BuildContext
 from export.errors import GateError
-from export.fidelity import Fidelity, Stage
+from export.fidelity import Fidelity, NotRun, Stage
 from export.files import sha256
 from export.fingerprint import tool_versions
+from export.network.coverage import describe_shares
 from export.network.graph import onnx_bytes
-from export.progress import say
+from export.progress import say, step
 from export.publish import EngineLocation, keep_siblings, link_aliases, replace_version, write_json
 from export.request import make_command
 from export.targets.base import Target
+from export.triton import serve_engine
 from imaging import FRAME
 
 
@@ -29,16 +31,15 @@ def publish_engine(
     """Build a target's engine and publish it, or raise `ExportError` and leave everything as it was."""
     say(f"{context.precision.name} for {target.name}:")
     with replace_version(location.model, location.version) as folder:
-        entries, stages = _build(context, target, folder / location.engine)
+        path = folder / location.engine
+        entries, stages = _build(context, target, path)
+        document = {**_describe_engine(context, target, path, fingerprint), **entries}
+        stages.append(_measure_served(context, target, path, document))
         decisive = _decisive_stage(stages)
         say("\n".join(f"    {line}" for line in (fidelity.HEADER, *(stage.row() for stage in stages))))
         _require_fidelity(context, target, decisive)
-        document = {
-            **_describe_engine(context, target, folder / location.engine, fingerprint),
-            **entries,
-            "fidelity": _describe_fidelity(context, stages, decisive),
-            "peak_memory_mib": machine.peak_memory_mib(),
-        }
+        document["fidelity"] = _describe_fidelity(context, stages, decisive)
+        document["peak_memory_mib"] = machine.peak_memory_mib()
         names = [f"{name}{suffix}" for name in (location.engine, *location.aliases) for suffix in ("", ".json")]
         document["files"] = sorted({*(path.name for path in folder.iterdir()), *names})
         write_json(folder / f"{location.engine}.json", document)
@@ -70,6 +71,21 @@ def _build(context: BuildContext, target: Target, path: Path) -> tuple[dict[str,
         write_json(path.with_name(f"{path.name}.int8.json"), document["int8"])
     entries, own_stages = target.build(context, model, path)
     return {**document, **entries}, [*stages, *own_stages]
+
+
+def _measure_served(context: BuildContext, target: Target, path: Path, document: dict[str, Any]) -> Stage:
+    """Measure the engine behind a real Triton, which reads the engine's JSON."""
+    stage, request = "served by Triton", context.request
+    if reason := target.why_not_served(request):
+        return NotRun(stage=stage, reason=reason)
+    assert request.server_python is not None
+    write_json(path.with_name(f"{path.name}.json"), document)
+    flags, types = target.serving_flags(), describe_shares(document["runtime"]["work_executed_in"])
+    with (
+        step("fidelity as served by Triton"),
+        serve_engine(request.server_python, request.repository, path.parent, *flags) as run,
+    ):
+        return context.reference.measure(stage, types, run)
 
 
 def _decisive_stage(stages: list[Stage]) -> Fidelity:

@@ -25,7 +25,7 @@ def fingerprint(request: Request, target: Target) -> dict[str, str]:
     checkpoint_path(request.package)
     pairs = request.read_pairs()
     settings = [request.gate, request.calibrator, request.options, request.plan and sha256(request.plan)]
-    settings += [request.side_override, target.is_measured_in_triton and request.has_server]
+    settings += [request.side_override, target.why_not_served(request)]
     return {
         "package": folder_digest(request.package),
         "photographs": files_digest(pair.input for pair in pairs) if pairs else folder_digest(request.photos),

@@ -47,22 +47,26 @@ class RunningServer(NamedTuple):
 
 
 @contextmanager
-def serve_engine(python: Path, repository: Path, engine: Path) -> Iterator[Runner]:
+def serve_engine(python: Path, repository: Path, engine: Path, *flags: str) -> Iterator[Runner]:
     """Run a Triton that serves the version folder ``engine``; yield a function from core tensor to core tensor.
 
-    It serves a copy of the model repository that holds only this engine. Raises `ExportError`.
+    It serves a copy of the model repository that holds only this engine, on the CPU unless ``flags`` say otherwise.
+    Raises `ExportError`.
     """
     with tempfile.TemporaryDirectory() as name:
         models = Path(name) / "models"
         shutil.copytree(repository, models, ignore=_without_versions)
         shutil.copytree(engine, models / MODEL / "1")
-        with start_triton(python, models) as address, connect(address) as client:
+        with start_triton(python, models, *flags) as address, connect(address) as client:
             yield core_runner(client)
 
 
 @contextmanager
 def start_triton(python: Path, repository: Path, *flags: str) -> Iterator[str]:
-    """Run a Triton on the CPU, on the published engines of a repository; yield its address. Raises `ExportError`."""
+    """Run a Triton on the published engines of a repository; yield its address. Raises `ExportError`.
+
+    It is the wheel's, on the CPU, unless ``flags`` name another.
+    """
     wheel = python.absolute().parents[2] / "triton"
     own = ("--triton", "", "--wheel", str(wheel), "--hardware", "cpu", "--start-timeout", str(TIMEOUT))
     with run_server(python, repository, *own, *flags) as server:

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 class Target(ABC):
     """A kind of engine: the graph it is made of, how it is built, where it is published and what it runs on.
 
-    ``distributions`` are the packages whose versions an engine depends on. ``is_measured_in_triton``: the last stage of
-    the ladder runs the engine in Triton. ``is_emulated``: the engine cannot run where it is built; the gate applies to
-    emulation. Stages that run the engine have titles that begin with "engine" or "served".
+    ``distributions`` are the packages whose versions an engine depends on. ``is_emulated``: the engine cannot run where
+    it is built; the gate applies to emulation. Stages that run the engine have titles that begin with "engine" or
+    "served". ``serving_flags`` are the flags of ``python -m server`` that the last stage, in Triton, needs.
     """
 
     name: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
-    is_measured_in_triton: ClassVar[bool] = False
     is_emulated: ClassVar[bool] = False
     #: Whether ``--target auto`` builds it on hosts with a GPU (True), without one (False), or never (None).
     automatic: ClassVar[bool | None] = None
@@ -48,6 +47,14 @@ class Target(ABC):
     @abstractmethod
     def location(self, request: Request) -> EngineLocation:
         """Return where the engine is published."""
+
+    def why_not_served(self, request: Request) -> str:
+        """Return why no Triton here can serve the engine; empty if one can."""
+        return "" if request.has_server else "the server is not installed: make setup"
+
+    def serving_flags(self) -> tuple[str, ...]:
+        """Return the server's flags for this target; by default it serves on the CPU."""
+        return ()
 
     @abstractmethod
     def floating_type(self, precision: Precision) -> str:

@@ -23,10 +23,10 @@ from export.names import ADAPTER, MODEL
 from export.network.coverage import Convolution, convolutions, describe_shares, shares
 from export.precision import PRECISIONS, Precision
 from export.progress import say, step
-from export.publish import EngineLocation, write_json
+from export.publish import EngineLocation
 from export.request import Options, Request
 from export.targets.base import Target, register
-from imaging import FRAME, SIDE
+from imaging import SIDE
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +53,6 @@ class Cpu(Target):
 
     name = "cpu"
     distributions = ("openvino",)
-    is_measured_in_triton = True
     automatic = False
 
     def why_not(self, precision: Precision) -> str:
@@ -93,10 +92,8 @@ class Cpu(Target):
         types = describe_shares(shares(layers))
         with step("fidelity of the engine"):
             engine = context.reference.measure("engine, OpenVINO", types, runner_from_model(model_here))
-        del model_here  # the server compiles its own
         runtime = {"name": "openvino", "settings": options, "work_executed_in": shares(layers)}
-        document = {"runtime": runtime, "onnx_sha256": sha256(path)}
-        return document, [engine, self._measure_served(context, path, document, types)]
+        return {"runtime": runtime, "onnx_sha256": sha256(path)}, [engine]
 
     def profile(self, options: Options) -> dict[str, list[int]]:
         return {"compiled": [1, 3, SIDE, SIDE]}
@@ -104,21 +101,6 @@ class Cpu(Target):
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         """Check the precision and the settings: an INT8 engine may run the rest in bfloat16."""
         return why_not(PRECISIONS[document["precision"]]) or why_not_settings(document["runtime"]["settings"])
-
-    def _measure_served(self, context: BuildContext, path: Path, document: dict[str, Any], types: str) -> Stage:
-        from export.fidelity import NotRun
-        from export.triton import serve_engine
-
-        stage, request = "served by Triton", context.request
-        if request.server_python is None or not request.has_server:
-            return NotRun(stage=stage, reason="the server is not installed: make setup")
-        described = {"sha256": sha256(path), "frame": FRAME, **document}
-        write_json(path.with_name(f"{path.name}.json"), described)
-        with (
-            step("fidelity as served by Triton"),
-            serve_engine(request.server_python, request.repository, path.parent) as run,
-        ):
-            return context.reference.measure(stage, types, run)
 
 
 def settings(precision: Precision) -> dict[str, str]:

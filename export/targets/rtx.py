@@ -61,10 +61,10 @@ class Rtx(NvidiaTarget):
     def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
         from export.fidelity import NotRun
 
-        return [
-            NotRun(stage="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time"),
-            NotRun(stage="served by Triton", reason="Triton serves TensorRT's plans, not those for RTX"),
-        ]
+        return [NotRun(stage="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time")]
+
+    def why_not_served(self, request: Request) -> str:
+        return "Triton serves TensorRT's plans, not those for RTX"
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         return machine.why_no_gpu(document["options"]["compute_capabilities"])

@@ -5,7 +5,9 @@ No GPU has run it yet: docs/gpu-checklist.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from export.context import BuildContext
     from export.fidelity import Stage
 
+INSTALLATION = "RESTORMER_TRITON"  #: variable with the folder of NVIDIA's Triton
 #: Compute capabilities that restormer/config.pbtxt maps to plans; a test compares them.
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 #: Those that run an ``ampere_plus`` plan: Turing does not, and TensorRT has no hardware compatibility on Jetson.
@@ -70,13 +73,23 @@ class TensorRT(NvidiaTarget):
             config.hardware_compatibility_level = level
 
     def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
-        from export.fidelity import NotRun
-
         providers = [ort.CUDA, *[ort.TENSORRT] * context.request.options.onnxruntime_tensorrt]
         stages = [context.measure_onnx_runtime(graph, provider) for provider in providers]
         with step("fidelity of the plan"):
             stages.append(context.reference.measure("engine, TensorRT", types, self.runner(plan.data)))
-        return [*stages, NotRun(stage="served by Triton", reason="see docs/gpu-checklist.md")]
+        return stages
+
+    def why_not_served(self, request: Request) -> str:
+        if reason := super().why_not_served(request):
+            return reason
+        if not (Path(os.environ.get(INSTALLATION, "")) / "backends/tensorrt").is_dir():
+            return f"no Triton with TensorRT: set {INSTALLATION}=/opt/tritonserver in its image"
+        if len({capability for _, capability in hosts.gpus()}) > 1:
+            return "mixed GPUs, one plan: set CUDA_VISIBLE_DEVICES"
+        return ""
+
+    def serving_flags(self) -> tuple[str, ...]:
+        return ("--triton", os.environ[INSTALLATION], "--hardware", "gpu")
 
     def gpu(self) -> tuple[str, str]:
         """Ask CUDA: it orders GPUs by speed unless CUDA_DEVICE_ORDER says otherwise, nvidia-smi by bus."""
