@@ -122,6 +122,22 @@ class BuildContext:
                 raise
             return NotRun(stage=stage, reason=str(error)[:110])
 
+    def measure_batch(self, executes: str, run: fidelity.Runner) -> list[Stage]:
+        """Measure a batch against its photographs alone, if the engine takes batches.
+
+        Raises `GateError` if one differs by more than the gate allows.
+        """
+        size = min(fidelity.BATCH, self.request.options.max_batch)
+        if size == 1:
+            return []
+        reached = self.reference.measure_batch(f"batch of {size}, against alone", executes, run, size)
+        if reached.psnr < self.gate:
+            raise GateError(
+                f"in a batch of {size}, {reached.worst} is {reached.psnr:.1f} dB from its output alone, the gate is "
+                f"{self.gate:.0f} dB: nothing was published"
+            )
+        return [reached]
+
     def require_share(self, layers: list[Convolution]) -> None:
         """Raise `GateError` if too little of the convolutions' work executes in the precision."""
         reached = coverage.share_in_type(layers, self.precision.arithmetic)

@@ -26,6 +26,7 @@ from imaging import SIDE, SUFFIXES, InvalidPhotograph, core_from_file
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
 MAX_PHOTOGRAPHS = 16
+BATCH = 8  #: of different photographs, for engines that take batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,21 @@ class Reference:
             worst=worst,
             ground_truth=_mean(to_ground_truth) if to_ground_truth else None,
         )
+
+    def measure_batch(self, stage: str, executes: str, run: Runner, size: int) -> Fidelity:
+        """Run one batch of different photographs; compare each output with that of its photograph alone.
+
+        Where there are fewer photographs, they are repeated, rotated and mirrored.
+        """
+        images = {}
+        for position in range(size):
+            turn, which = divmod(position, len(self.images))
+            name, image = list(self.images.items())[which]
+            mirrored = image if turn < 4 else image[..., ::-1]
+            images[f"{name}, turned {turn}" if turn else name] = np.ascontiguousarray(np.rot90(mirrored, turn, (2, 3)))
+        alone = {name: np.asarray(run(image), np.float32).clip(0, 1) for name, image in images.items()}
+        outputs = iter(np.split(run(np.concatenate(list(images.values()))), size))
+        return Reference(images, alone, {}).measure(stage, executes, lambda image: next(outputs))
 
     def ground_truth_distance(self) -> Distance | None:
         """Return the mean distance of PyTorch float32 itself to the ground truth."""

@@ -27,7 +27,7 @@ from export.__main__ import main
 from export.build import build
 from export.context import BuildContext
 from export.errors import ExportError, GateError
-from export.fidelity import Fidelity, NotRun, Reference, require_fidelity
+from export.fidelity import Fidelity, NotRun, Reference, require_fidelity, torch_runner
 from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
@@ -144,6 +144,28 @@ def test_outputs_that_are_not_finite_fail():
         Reference(image, image, {}).measure("engine", "float32", lambda x: x + np.float32("nan"))
 
 
+def context_of(reference, precision, **options):
+    """Return the context of a build without its package."""
+    context = object.__new__(BuildContext)
+    context.precision, context.gate, context.reference = PRECISIONS[precision], PRECISIONS[precision].gate, reference
+    context.request = Request(package=Path(), options=Options(**options))
+    return context
+
+
+def test_a_batch_of_different_photographs_is_compared_with_each_alone(tiny_network):
+    """The network itself passes; one that mixes the images of a batch does not, although each alone is right."""
+    image = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    reference, run, seen = Reference({"a": image}, {"a": image}, {}), torch_runner(tiny_network), []
+    (stage,) = context_of(reference, "fp32").measure_batch("float32", lambda images: seen.append(images) or run(images))
+    assert stage.psnr > 90
+    batch = seen[-1]
+    assert len({one.tobytes() for one in batch}) == len(batch) == 8
+    assert context_of(reference, "fp32", max_batch=1).measure_batch("float32", run) == []
+    four = context_of(reference, "fp32", max_batch=4)
+    with pytest.raises(GateError, match=r"in a batch of 4, a(, turned \d)? is .* alone"):
+        four.measure_batch("float32", lambda images: run(np.roll(images, 1, axis=0)))
+
+
 @pytest.mark.parametrize("output", [np.float32("nan"), ExportError("out of memory")], ids=["NaN", "error"])
 def test_a_failure_of_onnx_runtime_on_a_gpu_does_not_fail_the_build(output, monkeypatch):
     """The runtime is a stub; on a CPU the same failure ends the build."""
@@ -154,8 +176,7 @@ def test_a_failure_of_onnx_runtime_on_a_gpu_does_not_fail_the_build(output, monk
         return image + output
 
     image = {"a.jpg": np.zeros((1, 3, 16, 16), np.float32)}
-    context = object.__new__(BuildContext)
-    context.precision, context.reference = PRECISIONS["fp16"], Reference(image, image, {})
+    context = context_of(Reference(image, image, {}), "fp16")
     monkeypatch.setattr(ort, "runner_from_graph", lambda graph, provider, *, tf32: (run, "float16"))
     for provider in (ort.CUDA, ort.TENSORRT):
         stage = context.measure_onnx_runtime(b"", provider)
