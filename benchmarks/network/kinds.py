@@ -161,7 +161,9 @@ def layers_from_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any],
     for timed in profile[1:]:  # the first is the number of runs
         name, of = timed["name"], rows.get(timed["name"], {})
         kind = REORDER if "reformat" in name.lower() else ELEMENTWISE
-        written = {str(tensor["Format/Datatype"]) for tensor in of.get("Outputs", []) if "Format/Datatype" in tensor}
+        # TensorRT 11 has the type apart from the format.
+        stated = (tensor.get("DataType") or tensor.get("Format/Datatype") for tensor in of.get("Outputs", []))
+        written = {str(each) for each in stated if each}
         made.append(
             layer_from_nodes(
                 name, re.findall(r"\[ONNX Layer: ([^\]]+)\]", of.get("Metadata", "")), kind, known,

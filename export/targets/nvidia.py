@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.errors import ExportError
 from export.files import sha256, write_bytes
 from export.names import INPUT
-from export.network.coverage import convolutions, describe_shares, shares
+from export.network.coverage import Convolution, convolutions, shares
 from export.precision import Precision
 from export.progress import say, step
 from export.request import Options
@@ -66,8 +66,10 @@ class NvidiaTarget(Target):
         """Set what the library's builder configuration has of its own."""
 
     @abstractmethod
-    def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
-        """Measure the stages behind the ONNX graph; ``types`` describes the types in it."""
+    def measure(
+        self, context: BuildContext, graph: bytes, plan: Plan, path: Path, layers: list[Convolution]
+    ) -> tuple[dict[str, Any], list[Stage]]:
+        """Measure the stages behind the ONNX graph, with these convolutions; return entries about the runtime too."""
 
     def library(self) -> Any:
         """Import the library. Raises `ExportError` saying how to install it."""
@@ -109,13 +111,14 @@ class NvidiaTarget(Target):
             f"    {plan.layers:,} layers parsed, {plan.casts} of them casts; "
             f"engine {len(plan.data) / 2**20:.1f} MiB; {len(plan.warnings)} warnings"
         )
+        measured, stages = self.measure(context, graph, plan, path, layers)
         document = {
-            "runtime": {"name": self.library_name, **plan.document()},
+            "runtime": {"name": self.library_name, **plan.document(), **measured},
             "options": asdict(request.options),
             "work_typed": shares(layers),
             "onnx_sha256": sha256(source),
         }
-        return document, self.measure(context, graph, plan, f"typed {describe_shares(shares(layers))}")
+        return document, stages
 
     def timing_cache(self, folder: Path) -> Path | None:
         """Return the file of earlier timings by this library on this GPU; None if the builder times nothing."""
@@ -169,6 +172,7 @@ class NvidiaTarget(Target):
         # nothing: the inputs of every float32 product are casts of halves, which TF32 represents exactly.
         (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         config.builder_optimization_level = options.optimization_level
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector has the types
         config.avg_timing_iterations = options.timing_iterations
         config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, options.tiling.upper())
         if options.aux_streams is not None:

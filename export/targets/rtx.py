@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import machine
@@ -21,6 +22,7 @@ from export.targets.nvidia import NvidiaTarget, Plan
 if TYPE_CHECKING:
     from export.context import BuildContext
     from export.fidelity import Stage
+    from export.network.coverage import Convolution
 
 
 @register
@@ -58,10 +60,12 @@ class Rtx(NvidiaTarget):
         for position, text in enumerate(options.compute_capabilities):
             config.set_compute_capability(_capability(trt, text), position)
 
-    def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
+    def measure(
+        self, context: BuildContext, graph: bytes, plan: Plan, path: Path, layers: list[Convolution]
+    ) -> tuple[dict[str, Any], list[Stage]]:
         from export.fidelity import NotRun
 
-        return [NotRun(stage="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time")]
+        return {}, [NotRun(stage="engine, TensorRT for RTX", reason="needs an RTX GPU; built ahead of time")]
 
     def why_not_served(self, request: Request) -> str:
         return "Triton serves TensorRT's plans, not those for RTX"

@@ -5,8 +5,12 @@ No GPU has run it yet: docs/gpu-checklist.md.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +22,34 @@ from export import machine
 from export import onnx_runtime as ort
 from export.errors import ExportError
 from export.names import INPUT, MODEL
+from export.network.coverage import Convolution, describe_shares, shares
 from export.precision import Precision
-from export.progress import step
-from export.publish import EngineLocation
+from export.progress import say, step
+from export.publish import EngineLocation, write_json
 from export.request import COMPATIBILITY, Options, Request
 from export.targets.base import register
 from export.targets.nvidia import NvidiaTarget, Plan, make_logger
+from imaging import SIDE
 
 if TYPE_CHECKING:
+    import torch
+
     from export.context import BuildContext
     from export.fidelity import Stage
+
+Tensor = NDArray[np.float32]
+Runner = Callable[[Tensor], Tensor]
+DEVICE = "cuda"
+WARM_UP, ROUNDS = 5, 20  #: runs of a batch before and while its time is measured
+#: Parts of the names that TensorRT's inspector has for types, in lower case, and the types; the first match counts.
+_ARITHMETIC = {
+    "int8": "INT8",
+    "bf": "BFLOAT16",
+    "half": "FLOAT16",
+    "fp16": "FLOAT16",
+    "float": "FLOAT",
+    "fp32": "FLOAT",
+}
 
 INSTALLATION = "RESTORMER_TRITON"  #: variable with the folder of NVIDIA's Triton
 #: Compute capabilities that restormer/config.pbtxt maps to plans; a test compares them.
@@ -72,12 +94,27 @@ class TensorRT(NvidiaTarget):
             level = getattr(trt.HardwareCompatibilityLevel, COMPATIBILITY[options.compatibility])
             config.hardware_compatibility_level = level
 
-    def measure(self, context: BuildContext, graph: bytes, plan: Plan, types: str) -> list[Stage]:
+    def measure(
+        self, context: BuildContext, graph: bytes, plan: Plan, path: Path, layers: list[Convolution]
+    ) -> tuple[dict[str, Any], list[Stage]]:
         providers = [ort.CUDA, *[ort.TENSORRT] * context.request.options.onnxruntime_tensorrt]
         stages = [context.measure_onnx_runtime(graph, provider) for provider in providers]
+        loaded, largest = LoadedPlan(self.library(), plan.data), context.request.options.max_batch
+        information = loaded.layers()
+        write_json(path.with_name(f"{path.name}.layers.json"), information)
+        executed = shares(executed_layers(information, layers))
+        types = describe_shares(executed)
         with step("fidelity of the plan"):
-            stages.append(context.reference.measure("engine, TensorRT", types, self.runner(plan.data)))
-        return stages
+            stages.append(context.reference.measure("engine, TensorRT", types, loaded.run))
+            stages += context.measure_batch(types, loaded.run)
+        with step("the plan's time on the GPU"):
+            times = {str(batch): loaded.milliseconds(batch) for batch in sorted({1, largest})}
+        say(
+            "    "
+            + ", ".join(f"{ms:.2f} ms for a batch of {batch}" for batch, ms in times.items())
+            + ", without copies"
+        )
+        return {"work_executed_in": executed, "gpu_ms": times}, stages
 
     def why_not_served(self, request: Request) -> str:
         if reason := super().why_not_served(request):
@@ -112,34 +149,93 @@ class TensorRT(NvidiaTarget):
             _served(document["machine"]["gpu_compute_capability"], document["options"]["compatibility"])
         )
 
-    def runner(self, plan: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        """Run a plan on this machine's GPU, one image at a time."""
-        import torch
+    def runner(self, plan: bytes) -> Runner:
+        """Load a plan; return a function that runs a batch. Raises `ExportError` if TensorRT does not load it."""
+        return LoadedPlan(self.library(), plan).run
 
-        trt = self.library()
-        engine = trt.Runtime(make_logger(trt)).deserialize_cuda_engine(plan)
-        context = engine.create_execution_context() if engine is not None else None
-        if context is None:
+
+class LoadedPlan:
+    """A plan on this machine's GPU. Raises `ExportError` if TensorRT does not load it."""
+
+    def __init__(self, trt: Any, plan: bytes) -> None:
+        self._trt = trt
+        self._engine = trt.Runtime(make_logger(trt)).deserialize_cuda_engine(plan)
+        self._context = self._engine and self._engine.create_execution_context()
+        if self._context is None:
             raise ExportError(
                 "the plan does not load on this GPU: it was built for another GPU or TensorRT, or is too large"
             )
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+
+    def run(self, images: Tensor) -> Tensor:
+        """Run a batch."""
+        import torch
+
+        data = torch.from_numpy(images).to(DEVICE)
+        result, stream = self._bind(data), torch.cuda.current_stream()
+        self._enqueue(stream)
+        stream.synchronize()
+        output: Tensor = result.cpu().numpy()
+        return output
+
+    def milliseconds(self, batch: int) -> float:
+        """Measure the GPU's median time of a batch with CUDA events: without copies, kernels launched one by one."""
+        import torch
+
+        data = torch.rand(batch, 3, SIDE, SIDE, device=DEVICE)
+        cuda: Any = torch.cuda  # whose streams and events are not typed
+        result, stream, times = self._bind(data), cuda.Stream(), list[float]()
+        stream.wait_stream(cuda.current_stream())
+        for _ in range(WARM_UP + ROUNDS):
+            began, ended = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+            began.record(stream)
+            self._enqueue(stream)
+            ended.record(stream)
+            ended.synchronize()
+            times.append(began.elapsed_time(ended))
+        del result  # the plan wrote into it until here
+        return statistics.median(times[WARM_UP:])
+
+    def layers(self) -> dict[str, Any]:
+        """Return what TensorRT's inspector says of the layers that execute: trtexec's ``--exportLayerInfo``."""
+        inspector = self._engine.create_engine_inspector()
+        information: dict[str, Any] = json.loads(
+            inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        )
+        return information
+
+    def _bind(self, data: torch.Tensor) -> torch.Tensor:
+        """Set the addresses of the tensors; return that of the output."""
+        import torch
+
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         source, target = sorted(names, key=lambda name: name != INPUT)
+        self._context.set_input_shape(source, tuple(data.shape))
+        result = torch.empty(tuple(self._context.get_tensor_shape(target)), dtype=torch.float32, device=DEVICE)
+        self._context.set_tensor_address(source, data.data_ptr())
+        self._context.set_tensor_address(target, result.data_ptr())
+        return result
 
-        def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
-            data = torch.from_numpy(image).cuda()
-            context.set_input_shape(source, tuple(data.shape))
-            result = torch.empty(tuple(context.get_tensor_shape(target)), dtype=torch.float32, device="cuda")
-            context.set_tensor_address(source, data.data_ptr())
-            context.set_tensor_address(target, result.data_ptr())
-            stream = torch.cuda.current_stream()
-            if not context.execute_async_v3(stream.cuda_stream):
-                raise ExportError("TensorRT could not execute the plan")
-            stream.synchronize()
-            output: NDArray[np.float32] = result.cpu().numpy()
-            return output
+    def _enqueue(self, stream: Any) -> None:
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise ExportError("TensorRT could not execute the plan")
 
-        return run
+
+def executed_layers(information: Mapping[str, Any], layers: Iterable[Convolution]) -> list[Convolution]:
+    """Return the graph's convolutions with the types that TensorRT's inspector reports to execute.
+
+    The type is that of a layer's weights or else of its first input; TensorRT 10 names it ``Format/Datatype``, 11
+    ``DataType``.
+    """
+    types: dict[str, str] = {}
+    for row in information["Layers"]:
+        if not isinstance(row, dict):  # only names: built without detailed verbosity
+            continue
+        tensors = [row.get("DataType") or row.get("Format/Datatype") for row in row.get("Inputs", [])]
+        stated = next(filter(None, [row.get("Weights", {}).get("Type"), *tensors]), "").lower()
+        arithmetic = next((name for key, name in _ARITHMETIC.items() if key in stated), "unknown")
+        for node in re.findall(r"\[ONNX Layer: ([^\]]+)\]", row.get("Metadata", "")):
+            types.setdefault(node, arithmetic)
+    return [replace(layer, arithmetic=types.get(layer.node, "unknown")) for layer in layers]
 
 
 def _plan_name(capability: str) -> str:

@@ -147,8 +147,11 @@ def test_a_renamed_tensor_moves_no_bytes():
     assert (found.kind, found.bytes) == (kinds.MOVES, 0)
 
 
-def trtexec(folder, graph):
-    """Write files like trtexec's: names of the plan's layers, and the graph's nodes in a layer's metadata."""
+def trtexec(folder, graph, datatype="DataType"):
+    """Write files like trtexec's: names of the plan's layers, and the graph's nodes in a layer's metadata.
+
+    ``datatype`` is the key of a tensor's type.
+    """
     conv = next(node.name for node in graph.graph.node if node.op_type == "Conv")
     profile = [
         {"count": 10},
@@ -162,7 +165,7 @@ def trtexec(folder, graph):
         },
     ]
     metadata = f"[ONNX Layer: {conv}]\x1f[ONNX Layer: unknown_node]"
-    outputs = [{"Name": "y", "Format/Datatype": "Half"}]
+    outputs = [{"Name": "y", datatype: "Half"}]
     info = {"Layers": [{"Name": "fused", "LayerType": "CaskConvolution", "Metadata": metadata, "Outputs": outputs}]}
     for name, content in (("profile", profile), ("layers", info)):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -175,9 +178,10 @@ def main(monkeypatch, *arguments):
     profile.main()
 
 
-def test_figures_of_trtexec_become_the_same_record(graph, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("datatype", ["Format/Datatype", "DataType"], ids=["TensorRT 10", "TensorRT 11"])
+def test_figures_of_trtexec_become_the_same_record(graph, tmp_path, monkeypatch, capsys, datatype):
     record = tmp_path / "profile.json.recorded"
-    main(monkeypatch, "--trtexec", *trtexec(tmp_path, graph), "--record", record)
+    main(monkeypatch, "--trtexec", *trtexec(tmp_path, graph, datatype), "--record", record)
     document = json.loads(record.read_text(encoding="utf-8"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
     assert [(each["kind"], each["ms"], each["precision"]) for each in document["layers"]] == [
