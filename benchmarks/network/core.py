@@ -52,6 +52,7 @@ Tensor = NDArray[np.float32]
 Run = Callable[[Tensor], Tensor]
 BASE = "PyTorch eager float32, as in the paper"
 PATIENCE = 600.0  #: seconds until a candidate has to be ready and to answer once: torch.compile takes minutes
+BUILDING = 3600.0  #: the same for TensorRT, which times the kernels of thousands of layers (INT8: 3,577)
 SLOWEST = 30.0  #: seconds a call may take: a slower candidate is timed once, the base `BASE_TURNS` times
 BASE_TURNS = 2
 COMPILED = 256  #: the largest side of a random network that torch.compile is tried at
@@ -235,7 +236,7 @@ class Worker:
         finally:
             signal.signal(signal.SIGINT, on_interrupt)
         theirs.close()
-        self.first = self._answer(PATIENCE)
+        self.first = self._answer(BUILDING if "tensorrt" in candidate.kind else PATIENCE)
         if "not_run" in self.first:
             self.stop()
 

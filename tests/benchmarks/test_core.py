@@ -163,6 +163,14 @@ def test_a_candidate_that_compiles_for_minutes_is_a_row_with_its_reason(network,
     assert len(found["rows"][core.BASE]["seconds"]) == 1
 
 
+def test_a_tensorrt_build_may_take_longer_than_other_starts(folder, monkeypatch):
+    """Without TensorRT its candidate answers why it does not run, after seconds."""
+    monkeypatch.setattr(core, "PATIENCE", 0.01)
+    slow, build = (core.Candidate("a candidate", kind, "engine") for kind in ("openvino", "tensorrt"))
+    assert core.Worker(slow, folder).reason == "no answer within 0.01 s"
+    assert "no answer" not in core.Worker(build, folder).reason
+
+
 def test_a_base_that_cannot_be_timed_fails_in_one_line(network, folder, monkeypatch):
     with pytest.raises(ExportError, match="could not be timed on it: .*no such graph"):
         measure(network, folder, [MISSING], monkeypatch)
