@@ -11,11 +11,15 @@ import struct
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
-from imaging.position import may_hold_position
+from imaging.position import bytes_may_hold_position
 
 ORIENTATION, SETTINGS, POSITION = 0x0112, 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
 _INTEROPERABILITY = 0xA005
+_SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214  # in pixels of the old file
+_MAKER_NOTE = 0x927C
+#: Tags that a block which is too long loses last: camera, dates and rights.
+_LAST_LOST = {0x010F, 0x0110, 0x0132, 0x013B, 0x8298, 0x9003, 0x9004, *range(0x9010, 0x9013), *range(0x9290, 0x9293)}
 #: Tags that describe the photograph: text, camera, resolution, date, author, rights, rating and Windows' own texts. The
 #: others describe the layout of the old file, and would be wrong in the new one.
 _DESCRIPTIVE = {
@@ -31,9 +35,9 @@ _STANDARD = {
     *range(0xA300, 0xA303), *range(0xA401, 0xA40B), 0xA40C, 0xA420, *range(0xA430, 0xA440), *range(0xA460, 0xA463),
     0xA500,
 }  # fmt: skip
-BYTE, _SHORT, _LONG = 1, 3, 4
+BYTE, _SHORT, _LONG, _POINTER = 1, 3, 4, 13
 _TEXT_KINDS = (BYTE, 2, 7)
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}  # bytes of one number
 _PREFIX = b"Exif\0\0"
 
@@ -45,6 +49,11 @@ class Entry:
     kind: int
     count: int
     value: bytes
+
+    def numbers(self, order: str) -> tuple[int, ...]:
+        """Return the values of a type that counts or points; (0,) for the other types."""
+        code = {BYTE: "B", _SHORT: "H", _LONG: "I", _POINTER: "I"}.get(self.kind)
+        return struct.unpack(f"{order}{self.count}{code}", self.value) if code else (0,)
 
     def byte_swapped(self) -> Entry:
         """Return the entry in the other byte order."""
@@ -68,15 +77,20 @@ class Exif:
     @property
     def orientation(self) -> int:
         """The orientation, 1 to 8 (CIPA DC-008, 4.6.4); 1 if it is missing or invalid."""
-        entry = self.main.get(ORIENTATION)
-        if entry is None or entry.kind not in (BYTE, _SHORT, _LONG):
-            return 1
-        value = int.from_bytes(entry.value[: _SIZES[entry.kind]], "little" if self.order == "<" else "big")
+        value = self._number(self.main, ORIENTATION)
         return value if 1 <= value <= 8 else 1
 
-    def updated(self, *, width: int, height: int, gps: bool) -> Exif:
-        """Return the EXIF for an upright file of this size, with the position if ``gps``."""
+    def _number(self, directory: Directory, tag: int) -> int:
+        return directory[tag].numbers(self.order)[0] if tag in directory else 0
+
+    def updated(self, *, width: int, height: int, is_turned: bool, gps: bool) -> Exif:
+        """Return the EXIF for an upright file of this size, with the position if ``gps``.
+
+        ``is_turned``: the pixels of the old file were not upright.
+        """
         main, settings = dict(self.main), dict(self.settings)
+        if is_turned or (width, height) != (self._number(settings, _WIDTH), self._number(settings, _HEIGHT)):
+            settings = {t: e for t, e in settings.items() if t not in (_SUBJECT_AREA, _SUBJECT_LOCATION)}
         if not gps:
             main, settings = _without_position(main), _without_position(settings, _STANDARD)
         if ORIENTATION in main:
@@ -91,12 +105,25 @@ class Exif:
         head = (b"II*\0" if self.order == "<" else b"MM\0*") + struct.pack(f"{self.order}I", 8)
         return _PREFIX + head + self._to_directory(8)
 
+    def shortened(self, max_bytes: int) -> Exif:
+        """Return the EXIF without what a block of ``max_bytes`` has no room for: the maker's note goes first, then the
+        longest values; camera, dates and rights go last."""
+        excess = len(self.to_block()) - max_bytes
+        kept = {"main": dict(self.main), "settings": dict(self.settings), "position": dict(self.position)}
+        entries = [(name, tag, len(entry.value)) for name, tags in kept.items() for tag, entry in tags.items()]
+        for name, tag, length in sorted(entries, key=lambda e: (e[1] != _MAKER_NOTE, e[1] in _LAST_LOST, -e[2])):
+            if excess <= 0:
+                break
+            del kept[name][tag]
+            excess -= 12 + (length if length > 4 else 0)
+        return Exif(self.order, **kept)
+
     def append_to(self, tiff: bytes) -> bytes:
         """Return the little-endian TIFF with these tags: a new directory at its end, to which its header then points.
 
         Nothing else moves, so the offsets in the old entries stay valid; they take precedence (TIFF 6.0, section 2).
         """
-        old = _read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", max_bytes=len(tiff))
+        old = read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", max_bytes=len(tiff))
         start = len(tiff) + len(tiff) % 2  # directories begin on a word
         added = self._to_little_endian()
         new = replace(added, main={**added.main, **old})._to_directory(start)
@@ -121,12 +148,10 @@ class Exif:
 
 
 def _without_position(directory: Directory, known: Set[int] = _DESCRIPTIVE) -> Directory:
-    return {tag: e for tag, e in directory.items() if tag in known and not may_hold_position(_text(e))}
+    def is_kept(tag: int, entry: Entry) -> bool:
+        return tag in known and not (entry.kind in _TEXT_KINDS and bytes_may_hold_position(entry.value))
 
-
-def _text(entry: Entry) -> str:
-    """Return the ASCII characters of the value, one or two bytes each; an empty text for numbers."""
-    return entry.value.replace(b"\0", b"").decode("latin-1") if entry.kind in _TEXT_KINDS else ""
+    return {tag: entry for tag, entry in directory.items() if is_kept(tag, entry)}
 
 
 def _serialize(directory: Directory, order: str, start: int, others: bytes = b"") -> bytes:
@@ -147,27 +172,33 @@ def _serialize(directory: Directory, order: str, start: int, others: bytes = b""
 def parse(data: bytes) -> Exif | None:
     """Parse an embedded block or a whole TIFF; return None if it has no EXIF. Damaged entries are dropped."""
     data = data.removeprefix(_PREFIX)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if order is None or len(data) < 8:
-        return None
-    main = _read_directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
+    order, main = read_main(data)
     inner = [_read_inner(data, main.get(tag), order) for tag in (SETTINGS, POSITION)]
-    inner[0].pop(_INTEROPERABILITY, None)  # a pointer to a directory that is not kept
     kept = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE}
     return Exif(order, kept, *inner) if kept or any(inner) else None
+
+
+def read_main(data: bytes) -> tuple[str, Directory]:
+    """Return the byte order and the first directory of a TIFF; both empty for other files."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4], "")
+    if not order or len(data) < 8:
+        return "", {}
+    return order, read_directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
 
 
 def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
     if pointer is None or len(pointer.value) != 4:
         return {}
-    return _read_directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
+    entries = read_directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
+    # Pointers lead to directories that are not kept.
+    return {tag: entry for tag, entry in entries.items() if tag != _INTEROPERABILITY and entry.kind != _POINTER}
 
 
 #: Limits of one directory, beyond those of cameras; without them a crafted file could repeat one large value.
 _MAX_ENTRIES, _MAX_BYTES = 500, 4_000_000
 
 
-def _read_directory(data: bytes, start: int, order: str, *, max_bytes: int = _MAX_BYTES) -> Directory:
+def read_directory(data: bytes, start: int, order: str, *, max_bytes: int = _MAX_BYTES) -> Directory:
     """Return the entries of the directory at ``start`` that lie inside the data."""
     if start + 2 > len(data):
         return {}

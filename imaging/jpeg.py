@@ -106,11 +106,11 @@ def encode(
 def add_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
     """Return the file with metadata after the JFIF segment, in the order that Exif requires (CIPA DC-008, 4.5.4).
 
-    EXIF and XMP longer than a segment, and a profile longer than 255 segments, are dropped.
+    EXIF longer than a segment is shortened; longer XMP, and a profile longer than 255 segments, are dropped.
     """
     segments = []
-    if metadata.exif and len(block := metadata.exif.to_block()) <= _SEGMENT:
-        segments.append((0xE1, block))
+    if metadata.exif:
+        segments.append((0xE1, metadata.exif.shortened(_SEGMENT).to_block()))
     if metadata.xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp) <= _SEGMENT:
         segments.append((0xE1, packet))
     parts = [profile[i : i + _ICC_CHUNK] for i in range(0, len(profile), _ICC_CHUNK)] if profile else []

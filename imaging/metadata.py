@@ -1,52 +1,73 @@
-"""Keep EXIF and XMP, and change only what differs in the new file.
+"""Keep EXIF and XMP, and change only what would be untrue in the new file.
 
-The new image is upright, so the orientation becomes 1 in both; width and height become those of the new file; the
-embedded thumbnail, which shows the old image, is dropped. The rest is kept, unless the position is stripped: then all
-entries that hold a position or cannot be searched for one are removed.
+The new image is upright, so the orientation becomes 1 in both. Sizes in pixels become those of the new file. What is
+left behind is not described any more: the embedded thumbnail, which shows the old image, places in its pixels, a video,
+a gain map. The rest is kept, unless the position is stripped: then all entries that hold a position or cannot be
+searched for one are removed.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.dom import minidom
 
 from PIL import Image
 
-from imaging import exif
+from imaging import exif, png
 from imaging.exif import Exif
 from imaging.position import is_named_position, may_hold_position
 
 #: `tiff:Orientation` as an attribute or an element (XMP part 1, 7.9.2.2).
 _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of such a packet
-_TIFF = "http://ns.adobe.com/tiff/1.0/"
+_TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
+_PANORAMA = "http://ns.google.com/photos/1.0/panorama/"
 _RDF_ALTERNATIVES = ("Alt", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
 _XMLNS = "http://www.w3.org/2000/xmlns/"
-#: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if the position is stripped.
+#: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if it has to change.
 _MAX_XMP = 2_000_000
+#: Parts of namespaces and names of what is left behind: the video of a motion photo, gain maps, depth maps, other
+#: images and sound, the extended part of the packet, and thumbnails.
+_LEFT_BEHIND = (
+    r"MotionPhoto|MicroVideo|oplus\.com/photos|xiaomi\.com/photos|photos/1\.0/(?:container|depthmap|image|audio)/"
+    r"|photos/dd/1\.0/|hdr-gain-map|HDRGainMap|HasExtendedXMP|Thumbnails"
+)
+#: Names of places in the stored pixels: in pixels, and in fractions of the sides.
+_PLACES, _REGIONS = r"|SubjectArea|SubjectLocation", r"|Regions|RegionInfo|ImageRegion"
+#: Sizes in pixels, as an attribute or an element.
+_SIZES = re.compile(
+    rb"(PixelXDimension|PixelYDimension|ImageWidth|ImageLength|(?:CroppedAreaImage|FullPano)(?:Width|Height)Pixels)"
+    rb"(?:\s{0,9}=\s{0,9}[\"']|>)\s{0,9}(\d{1,9})"
+)
+#: Names of sizes and places in the pixels of a panorama; the group is set for those along x.
+_PANORAMA_NAME = re.compile(r"(?:(Width|Left)|Height|Top)(?:Pixels)?$")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The EXIF and XMP of a file, as stored there."""
+    """The EXIF and XMP of a file, as stored there, and the orientation in which its pixels are shown, 1 to 8."""
 
     exif: Exif | None = None
     xmp: bytes | None = None
+    orientation: int = 1
 
-    @property
-    def orientation(self) -> int:
-        """The orientation in EXIF, else in XMP: 1 to 8."""
-        if self.exif and exif.ORIENTATION in self.exif.main:
-            return self.exif.orientation
-        match = _ORIENTATION.search(self.xmp[:_MAX_XMP]) if self.xmp else None
-        return int(match[1]) if match else 1
+    @classmethod
+    def of(cls, block: object, packet: object) -> Metadata:
+        """Parse EXIF and XMP as a codec returns them. The orientation is that in EXIF, else that in XMP."""
+        parsed = exif.parse(block) if isinstance(block, bytes) else None
+        xmp = packet if isinstance(packet, bytes) else None
+        if parsed and exif.ORIENTATION in parsed.main:
+            return cls(parsed, xmp, parsed.orientation)
+        match = _ORIENTATION.search(xmp[:_MAX_XMP]) if xmp else None
+        return cls(parsed, xmp, int(match[1]) if match else 1)
 
     def updated(self, *, width: int, height: int, gps: bool) -> Metadata:
         """Return the metadata for an upright file of this size, with the position if ``gps``."""
+        is_turned = self.orientation != 1
         return Metadata(
-            self.exif.updated(width=width, height=height, gps=gps) if self.exif else None,
-            _update_xmp(self.xmp, gps=gps) if self.xmp else None,
+            self.exif.updated(width=width, height=height, is_turned=is_turned, gps=gps) if self.exif else None,
+            _update_xmp(self.xmp, width, height, is_turned=is_turned, gps=gps) if self.xmp else None,
         )
 
 
@@ -55,18 +76,48 @@ NO_METADATA = Metadata()
 
 def read_metadata(image: Image.Image, data: bytes) -> Metadata:
     """Read the metadata of a file that Pillow has opened; drop what is damaged."""
-    block = data if image.format == "TIFF" else image.info.get("exif")
-    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    packet = packet.encode() if isinstance(packet, str) else packet
-    return Metadata(
-        exif.parse(block) if isinstance(block, bytes) else None, packet if isinstance(packet, bytes) else None
-    )
+    if image.format == "PNG":
+        before_pixels, everywhere = png.read_blocks(data)
+        shown = Metadata.of(before_pixels.get(png.EXIF), before_pixels.get(png.XMP))
+        return replace(Metadata.of(everywhere.get(png.EXIF), everywhere.get(png.XMP)), orientation=shown.orientation)
+    return Metadata.of(data if image.format == "TIFF" else image.info.get("exif"), image.info.get("xmp"))
 
 
-def _update_xmp(packet: bytes, *, gps: bool) -> bytes | None:
+@dataclass(frozen=True)
+class _Changes:
+    """How the properties of an XMP packet change: ``sides`` by name, the factors of a panorama along x and y, a pattern
+    of what would be untrue, and whether the position is kept."""
+
+    sides: dict[str, int]
+    scales: tuple[float, float]
+    untrue: str
+    gps: bool
+
+    def text(self, node: minidom.Attr | minidom.Element, text: str) -> str | None:
+        """Return the text of the property in the new file, or None to remove it."""
+        space, name = str(node.namespaceURI), str(node.localName)
+        if space == _XMLNS:
+            return text
+        if re.search(self.untrue, f"{space} {name}") or (not self.gps and _is_position(space, name, text)):
+            return None
+        if (space, name) == (_TIFF, "Orientation"):
+            return "1"
+        if space in (_TIFF, _EXIF) and name in self.sides:
+            return str(self.sides[name])
+        axis = _PANORAMA_NAME.search(name) if space == _PANORAMA and text.isdecimal() else None
+        return str(round(int(text) * self.scales[0 if axis[1] else 1])) if axis else text
+
+
+def _update_xmp(packet: bytes, width: int, height: int, *, is_turned: bool, gps: bool) -> bytes | None:
     """Return the packet unchanged if nothing needs to change; None if something does and it cannot be parsed."""
-    orientation = _ORIENTATION.search(packet[:_MAX_XMP])
-    if gps and (orientation is None or orientation[1] == b"1"):
+    searched = packet[:_MAX_XMP]
+    stated = {name.decode(): int(value) for name, value in _SIZES.findall(searched)}
+    sides = {"PixelXDimension": width, "ImageWidth": width, "PixelYDimension": height, "ImageLength": height}
+    is_resized = any(stated.get(name, side) != side for name, side in sides.items())
+    untrue = _LEFT_BEHIND + _PLACES * (is_resized or is_turned) + _REGIONS * is_turned
+    orientation = _ORIENTATION.search(searched)
+    is_other = is_resized or (orientation and orientation[1] != b"1") or packet[:2] in _UTF16
+    if gps and not is_other and not re.search(f"{untrue}|{_PANORAMA}".encode(), searched):
         return packet
     if len(packet) > _MAX_XMP:
         return None
@@ -74,38 +125,46 @@ def _update_xmp(packet: bytes, *, gps: bool) -> bytes | None:
         document = minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))
     except Exception:  # noqa: BLE001  expat and minidom raise many types for foreign bytes
         return None
-    for element in document.getElementsByTagName("*"):
-        for attribute in list(element.attributes.values()):
-            if (attribute.namespaceURI, attribute.localName) == (_TIFF, "Orientation"):
-                attribute.value = "1"
-            elif not gps and _is_position(attribute, attribute.value):
-                element.removeAttributeNode(attribute)
-        if (element.namespaceURI, element.localName) == (_TIFF, "Orientation"):
-            while element.firstChild:
-                element.removeChild(element.firstChild)
-            element.appendChild(document.createTextNode("1"))
-        elif not gps:
-            _strip_position(element)
+    scales = [
+        side / (stated.get(f"CroppedAreaImage{axis}Pixels") or stated.get(f"FullPano{axis}Pixels") or side)
+        for axis, side in (("Width", width), ("Height", height))
+    ]
+    if not _update_elements(document, _Changes(sides, (scales[0], scales[1]), untrue, gps)) and gps:
+        return packet
     # Node by node: an XMP packet has no XML declaration (XMP part 1, 7.3.2).
     nodes = (node for node in document.childNodes if gps or node is document.documentElement or _is_wrapper(node))
     return "".join(node.toxml() for node in nodes).encode("utf-8")
 
 
-def _strip_position(element: minidom.Element) -> None:
-    """Remove the element if it holds a position, else those of its nodes that are neither an element nor text."""
-    text = "".join(node.data for node in element.childNodes if isinstance(node, minidom.Text))
-    if _is_position(element, text) and element.parentNode:
-        element.parentNode.removeChild(element)
-    for node in list(element.childNodes):
-        if not isinstance(node, minidom.Element | minidom.Text):
-            element.removeChild(node)
+def _update_elements(document: minidom.Document, changes: _Changes) -> bool:
+    """Update or remove the properties, which are attributes or elements; return whether any has changed."""
+    is_changed = False
+    for element in document.getElementsByTagName("*"):
+        for attribute in list(element.attributes.values()):
+            old, new = attribute.value, changes.text(attribute, attribute.value)
+            is_changed |= new != old
+            if new is None:
+                element.removeAttributeNode(attribute)
+            else:
+                attribute.value = new
+        old = "".join(node.data for node in element.childNodes if isinstance(node, minidom.Text))
+        new = changes.text(element, old)
+        is_changed |= new != old
+        if new is None and element.parentNode:
+            element.parentNode.removeChild(element)
+        elif new is not None and new != old:
+            while element.firstChild:
+                element.removeChild(element.firstChild)
+            element.appendChild(document.createTextNode(new))
+        for node in list(element.childNodes):
+            if not changes.gps and not isinstance(node, minidom.Element | minidom.Text):
+                element.removeChild(node)
+    return is_changed
 
 
-def _is_position(node: minidom.Attr | minidom.Element, value: str) -> bool:
-    if node.namespaceURI == _XMLNS:
-        return False
-    names = (str(node.localName), str(node.namespaceURI))
-    return (names != _RDF_ALTERNATIVES and any(map(is_named_position, names))) or may_hold_position(value)
+def _is_position(space: str, name: str, text: str) -> bool:
+    is_named = (name, space) != _RDF_ALTERNATIVES and any(map(is_named_position, (name, space)))
+    return is_named or may_hold_position(text)
 
 
 def _is_wrapper(node: minidom.Node) -> bool:

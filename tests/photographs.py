@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def make_exif(orientation, **gps):
 
 def open_image(data):
     return Image.open(io.BytesIO(data))
+
+
+def png_chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @cache

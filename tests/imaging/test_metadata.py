@@ -1,7 +1,9 @@
 """EXIF and XMP: what is kept byte by byte, and what changes."""
 
 import dataclasses
+import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -12,9 +14,20 @@ from PIL import Image
 from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
-from tests.photographs import XMP, encode_16_bits, encode_image, make_exif, open_image, pixels, pixels_16_bits, profile
+from tests.photographs import (
+    XMP,
+    encode_16_bits,
+    encode_image,
+    make_exif,
+    open_image,
+    pixels,
+    pixels_16_bits,
+    png_chunk,
+    profile,
+)
 
 ARTIST, ORIENTATION, RESOLUTION_UNIT = 0x013B, 0x0112, 0x0128
+MAKE, MAKER_NOTE, COMMENT, COPYRIGHT, TAKEN, SUBJECT_AREA = 0x010F, 0x927C, 0x9286, 0x8298, 0x9003, 0x9214
 
 
 def entries(*tags):
@@ -130,6 +143,219 @@ def test_metadata_too_long_for_a_jpeg_are_dropped_from_a_cmyk_jpeg_too():
     again = open_image(encode(long, format="jpeg"))
     assert (again.mode, again.info["icc_profile"]) == ("CMYK", profile("cmyk"))
     assert "xmp" not in again.info
+
+
+@given(BLOCKS, st.integers(0, 400))
+def test_a_shortened_block_fits(exif, length):
+    block = exif.shortened(length).to_block()
+    assert len(block) <= max(length, len(Exif("<", {}, {}, {}).to_block()))
+    assert exif.shortened(len(exif.to_block())) == exif
+
+
+def private(length):
+    return Entry(7, length, bytes(length))
+
+
+@pytest.mark.parametrize(
+    "others", [{}, {COMMENT: private(70_000)}, {COMMENT: private(40_000), 0xA430: private(50_000)}]
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_too_long_for_a_jpeg_loses_the_makers_note_first(others, kind):
+    exif = Exif(
+        "<",
+        {MAKE: Entry(2, 6, b"Canon\0"), COPYRIGHT: Entry(2, 9_000, b"c" * 9_000), ORIENTATION: Entry(3, 1, b"\1\0")},
+        {TAKEN: Entry(2, 20, b"2026:11:28 10:15:00\0"), MAKER_NOTE: private(60_000), **others},
+        {1: Entry(2, 2, b"N\0")},
+    )
+    source = dataclasses.replace(decode(encode_image(pixels(), kind)), metadata=Metadata(exif))
+    source = decode(encode(source))
+    assert source.metadata.exif.settings.keys() == exif.settings.keys()
+    kept = decode(encode(source, format="jpeg")).metadata.exif
+    assert kept.main == exif.main
+    assert kept.position == exif.position
+    assert kept.settings == {t: e for t, e in exif.settings.items() if t == TAKEN or e.count == 40_000}
+
+
+def raw_profile(name, block):
+    """Return a block as ImageMagick writes it into a text of a PNG."""
+    digits = block.hex()
+    lines = [digits[i : i + 72] for i in range(0, len(digits), 72)]
+    return f"\n{name}\n{len(block):8}\n".encode() + "\n".join(lines).encode() + b"\n"
+
+
+TURNED = make_exif(6)
+TURNED_XMP = XMP.replace(b'Orientation="1"', b'Orientation="6"')
+RAW_EXIF = raw_profile("exif", TURNED)
+PNG_BLOCKS = {  # the chunk, and whether it turns the image if it precedes the pixels
+    "eXIf": ((b"eXIf", TURNED[6:]), True),
+    "EXIF as text": ((b"tEXt", b"Raw profile type exif\0" + RAW_EXIF), False),
+    "EXIF as compressed text": ((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_EXIF)), False),
+    "EXIF as international text": ((b"iTXt", b"Raw profile type exif\0\0\0en\0\0" + RAW_EXIF), False),
+    "EXIF without its prefix": ((b"tEXt", b"Raw profile type exif\0" + raw_profile("exif", TURNED[6:])), False),
+    "EXIF of an old ImageMagick": ((b"tEXt", b"Raw profile type APP1\0" + raw_profile("generic", TURNED)), False),
+    "XMP": ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + TURNED_XMP), True),
+    "XMP compressed": ((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0x\0" + zlib.compress(TURNED_XMP)), True),
+    "XMP as text": ((b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(raw_profile("xmp", TURNED_XMP))), False),
+    "XMP with its prefix": (
+        (b"tEXt", b"Raw profile type xmp\0" + raw_profile("xmp", b"http://ns.adobe.com/xap/1.0/\0" + TURNED_XMP)),
+        False,
+    ),
+}
+PNGS = {8: encode_image(pixels(), "PNG"), 16: encode_16_bits("PNG", pixels_16_bits())}
+
+
+def png_with(chunk, *, late, bits=8):
+    at = -12 if late else 33
+    return PNGS[bits][:at] + chunk + PNGS[bits][at:]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("bits", PNGS)
+@pytest.mark.parametrize("name", PNG_BLOCKS)
+def test_the_chunks_of_a_png_are_read_to_its_end(name, bits, late):
+    """Browsers do not turn an image by a chunk behind its pixels, nor by ImageMagick's texts."""
+    (kind, body), turns = PNG_BLOCKS[name]
+    photograph = decode(png_with(png_chunk(kind, body), late=late, bits=bits))
+    assert photograph.pixels.shape[:2] == ((320, 240) if turns and not late else (240, 320))
+    again = decode(encode(photograph))
+    assert again.pixels.shape == photograph.pixels.shape
+    assert again.metadata.orientation == 1
+    if "XMP" in name:
+        assert b'dc:format="house"' in again.metadata.xmp
+    else:
+        assert again.metadata.exif.main[MAKE].value == b"Camera maker\0"
+
+
+DAMAGED_CHUNKS = {
+    "wrong checksum": png_chunk(b"eXIf", TURNED[6:])[:-1] + b"?",
+    "no digits": png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nhexa"),
+    "an odd number of digits": png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\n123"),
+    "no text": png_chunk(b"tEXt", b"Raw profile type exif"),
+    "cut compressed text": png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(XMP)[:-9]),
+    "no language": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0"),
+    "behind the end": png_chunk(b"IEND", b"") + png_chunk(b"eXIf", TURNED[6:]),
+    "another keyword": png_chunk(b"tEXt", b"eXIf\0" + TURNED[6:]),
+}
+
+
+@pytest.mark.parametrize("chunk", DAMAGED_CHUNKS.values(), ids=DAMAGED_CHUNKS)
+def test_damaged_chunks_behind_the_pixels_are_ignored(chunk):
+    photograph = decode(png_with(chunk, late=True))
+    assert photograph.pixels.shape == (240, 320, 3)
+    assert not photograph.metadata.exif
+    assert not photograph.metadata.xmp
+
+
+def described(content, attributes="", spaces=""):
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:exif="http://ns.adobe.com/exif/1.0/"'
+        f' xmlns:tiff="http://ns.adobe.com/tiff/1.0/" {spaces} dc:format="house" {attributes}>{content}'
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+GOOGLE = "http://ns.google.com/photos"
+CLAIMS = [  # namespace and name
+    (f"{GOOGLE}/1.0/camera/", "MotionPhoto"),
+    (f"{GOOGLE}/1.0/camera/", "MotionPhotoPresentationTimestampUs"),
+    (f"{GOOGLE}/1.0/camera/", "MicroVideo"),
+    (f"{GOOGLE}/1.0/camera/", "MicroVideoOffset"),
+    (f"{GOOGLE}/1.0/container/", "Version"),
+    (f"{GOOGLE}/1.0/depthmap/", "Mime"),
+    (f"{GOOGLE}/1.0/image/", "Mime"),
+    (f"{GOOGLE}/1.0/audio/", "Mime"),
+    (f"{GOOGLE}/dd/1.0/device/", "Revision"),
+    ("http://ns.oplus.com/photos/1.0/camera/", "VideoLength"),
+    ("http://ns.xiaomi.com/photos/1.0/camera/", "XMPMeta"),
+    ("http://ns.adobe.com/hdr-gain-map/1.0/", "Version"),
+    ("http://ns.adobe.com/hdr-gain-map/1.0/", "GainMapMax"),
+    ("http://ns.apple.com/HDRGainMap/1.0/", "HDRGainMapVersion"),
+    ("http://ns.adobe.com/xmp/note/", "HasExtendedXMP"),
+]
+
+
+@pytest.mark.parametrize("gps", [True, False])
+@pytest.mark.parametrize("is_element", [True, False])
+@pytest.mark.parametrize(("space", "name"), CLAIMS)
+def test_xmp_does_not_describe_what_is_left_behind(space, name, is_element, gps):
+    claim = f"<any:{name}>claimed</any:{name}>" if is_element else f'any:{name}="claimed"'
+    packet = described(claim, spaces=f'xmlns:any="{space}"') if is_element else described(
+        "", claim, f'xmlns:any="{space}"'
+    )  # fmt: skip
+    kept = updated(packet, gps=gps)
+    assert b"claimed" not in kept
+    assert b'dc:format="house"' in kept
+
+
+STRUCTURES = {
+    "items": f'<C:Directory xmlns:C="{GOOGLE}/1.0/container/" xmlns:I="{GOOGLE}/1.0/container/item/"><rdf:Seq>'
+    '<rdf:li rdf:parseType="Resource"><C:Item I:Mime="image/jpeg" I:Semantic="Primary"/></rdf:li>'
+    '<rdf:li rdf:parseType="Resource"><C:Item I:Semantic="claimed" I:Length="9"/></rdf:li></rdf:Seq></C:Directory>',
+    "gain per channel": '<h:Gamma xmlns:h="http://ns.adobe.com/hdr-gain-map/1.0/"><rdf:Seq><rdf:li>claimed</rdf:li>'
+    "</rdf:Seq></h:Gamma>",
+    "thumbnail": '<xmp:Thumbnails xmlns:xmp="http://ns.adobe.com/xap/1.0/"><rdf:Alt><rdf:li rdf:parseType="Resource">'
+    '<g:image xmlns:g="http://ns.adobe.com/xap/1.0/g/img/">claimed</g:image></rdf:li></rdf:Alt></xmp:Thumbnails>',
+}
+
+
+@pytest.mark.parametrize("content", STRUCTURES.values(), ids=STRUCTURES)
+def test_structures_that_describe_what_is_left_behind_are_removed_as_a_whole(content):
+    kept = updated(described(content), gps=True)
+    assert not [word for word in (b"claimed", b"Primary", b"<rdf:Seq") if word in kept]
+    assert b'dc:format="house"' in kept
+
+
+PANORAMA = (
+    f'xmlns:GPano="{GOOGLE}/1.0/panorama/" GPano:ProjectionType="equirectangular" GPano:PoseHeadingDegrees="350.0" '
+    'GPano:CroppedAreaImageWidthPixels="4000" GPano:CroppedAreaImageHeightPixels="2000" '
+    'GPano:FullPanoWidthPixels="8000" GPano:FullPanoHeightPixels="4000" GPano:CroppedAreaLeftPixels="2000" '
+    'GPano:CroppedAreaTopPixels="1000" GPano:LargestValidInteriorRectWidth="3000"'
+)
+SIZES = 'exif:PixelXDimension="4000" tiff:ImageLength="2000"'
+
+
+@pytest.mark.parametrize("gps", [True, False])
+def test_sizes_in_xmp_follow_the_new_file(gps):
+    packet = described("<tiff:ImageWidth>4000</tiff:ImageWidth>", f"{PANORAMA} {SIZES}")
+    metadata = Metadata(None, packet)
+    assert metadata.updated(width=4000, height=2000, gps=True).xmp == packet
+    small = metadata.updated(width=512, height=256, gps=gps).xmp.decode()
+    assert dict(re.findall(r':(\w+)(?:="|>)([\d.]+)["<]', small)) == {
+        "CroppedAreaImageWidthPixels": "512", "CroppedAreaImageHeightPixels": "256", "FullPanoWidthPixels": "1024",
+        "FullPanoHeightPixels": "512", "CroppedAreaLeftPixels": "256", "CroppedAreaTopPixels": "128",
+        "LargestValidInteriorRectWidth": "384", "PoseHeadingDegrees": "350.0", "PixelXDimension": "512",
+        "ImageLength": "256", "ImageWidth": "512",
+    }  # fmt: skip
+
+
+def test_a_whole_panorama_without_a_cropped_area_is_scaled():
+    packet = described(
+        "", f'xmlns:p="{GOOGLE}/1.0/panorama/" p:FullPanoWidthPixels="6000" p:FullPanoHeightPixels="3000"'
+    )
+    small = Metadata(None, packet).updated(width=512, height=256, gps=True).xmp
+    assert b'FullPanoWidthPixels="512" p:FullPanoHeightPixels="256"' in small
+
+
+REGIONS = (
+    '<m:Regions xmlns:m="http://www.metadataworkinggroup.com/schemas/regions/"><m:AppliedToDimensions/></m:Regions>'
+    "<exif:SubjectArea><rdf:Seq><rdf:li>100</rdf:li></rdf:Seq></exif:SubjectArea>"
+)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "regions", "area"),
+    [(1, (400, 200), True, True), (6, (200, 400), False, False), (3, (400, 200), False, False),
+     (1, (512, 256), True, False)],
+)  # fmt: skip
+def test_places_in_the_pixels_are_kept_as_long_as_the_pixels(orientation, size, regions, area):
+    sides = {0xA002: Entry(4, 1, struct.pack("<I", 400)), 0xA003: Entry(4, 1, struct.pack("<I", 200))}
+    exif = Exif("<", {}, {**sides, SUBJECT_AREA: Entry(3, 2, struct.pack("<HH", 100, 50))}, {})
+    packet = described(REGIONS, 'exif:PixelXDimension="400" exif:PixelYDimension="200"')
+    kept = Metadata(exif, packet, orientation).updated(width=size[0], height=size[1], gps=True)
+    assert (b"Regions" in kept.xmp) == regions
+    assert (b"SubjectArea" in kept.xmp) == area
+    assert (SUBJECT_AREA in kept.exif.settings) == area
 
 
 def updated(packet, *, gps):

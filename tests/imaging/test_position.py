@@ -10,7 +10,7 @@ from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
 from imaging.metadata import Metadata
 from imaging.position import is_named_position, may_hold_position
-from tests.photographs import encode_16_bits, encode_image, open_image, pixels, pixels_16_bits
+from tests.photographs import encode_16_bits, encode_image, open_image, pixels, pixels_16_bits, png_chunk
 
 MAKER_NOTE, COMMENT, PRIVATE, EXPOSURE, DESCRIPTION, WINDOWS_COMMENT = 0x927C, 0x9286, 0x9AAA, 0x829A, 0x010E, 0x9C9C
 LATITUDE, LONGITUDE = "48.1371540", "11.5761240"
@@ -18,6 +18,7 @@ NAMED = [  # properties of drones, telephones and applications
     "GPSLatitude", "GPSXYAccuracy", "GpsLatitude", "GpsLongtitude", "gps_lon", "Latitude", "longtitude",
     "HomeLongitude", "AbsoluteAltitude", "RelativeAltitude", "LRFTargetLon", "LRFTargetLat", "LRFTargetAlt", "lat",
     "long", "LatLng", "Coordinates", "CameraPosition", "geotag", "GeoHash", "UTMNorthing", "location.ISO6709",
+    "latE7", "lon_deg", "HomeLatDegrees", "CameraPositionNED", "MGRS", "what3words", "plus_code", "TargetLonRef",
 ]  # fmt: skip
 OTHERS = [  # properties that must stay
     "Orientation", "YCbCrPositioning", "Composition", "relation", "AltTextAccessibility", "LongExposureNoiseReduction",
@@ -27,11 +28,14 @@ POSITIONS = [
     f"{LATITUDE}, {LONGITUDE}", "+48.13715+011.57612/", "geo:48.1,11.5", "48,8.2N", "48,8,13N", "48° 8' 13\" N",
     "48.1371° N", "48°8′13″, 11°34′34″", "N48.137 E11.576", "48.137N", "48.137;-11.576",
     '{"latitude": 48.1, "longitude": 11.5}', '{"lat":-33.8}', "GPSLatitude=48.1", "A" * 80,
+    "48 deg 8' 13.00\" N", "N 48° 08.229 E 011° 34.569", "48,13715; 11,57612", "q=48.13715%2C11.57612", "48.1371540",
+    "8FWH4HX8+QR", "///filled.count.soap", "32UPU9165236345", "32U PU 91652 36345",
 ]  # fmt: skip
 TEXTS = [
     "", "Canon EOS R5", "2026-11-28T10:15:00+01:00", "20 °C in the shade", "f/2.8, 1/250 s", "24.0 70.0 2.8 2.8",
     "Salon 2.0", "xmp.did:6F9619FF-8B86-1234-4567-00C04FC964FF", "https://example.com/license/4.0", "360° Nord",
-    "9f" * 32,
+    "9f" * 32, "0.333333", "1/250", "1,000, 2,000 lumens", "10 deg tilt", "SN 32U12345", "3666.666504",
+    "24.123456789 mm",
 ]  # fmt: skip
 
 
@@ -133,10 +137,6 @@ def jpeg_segment(marker, body):
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 def files_with_other_blocks():
     """Yield files with positions in other blocks than EXIF and XMP."""
     position = LATITUDE.encode()
@@ -174,6 +174,14 @@ def test_a_position_in_another_block_is_not_kept(data):
     assert any(form in data for form in forms) or b"zTXt" in data
     assert not [form for form in forms if form in stripped]
     assert b"TXt" not in stripped
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("tag", [DESCRIPTION, WINDOWS_COMMENT])
+def test_a_position_in_exif_is_found_in_every_encoding(tag, encoding):
+    value = "48° 8' 13\" N".encode(encoding)
+    block = Exif("<", {0x010F: Entry(2, 4, b"DJI\0"), tag: Entry(1, len(value), value)}, {}, {})
+    assert Metadata(block).updated(width=1, height=1, gps=False).exif.main.keys() == {0x010F}
 
 
 def test_a_position_among_the_settings_is_stripped_too():
