@@ -39,6 +39,7 @@ from imaging.frame import SIDE, resize
 from imaging.metadata import Metadata, read_metadata
 from imaging.options import WRITTEN
 from imaging.photograph import LIMITS, Limits, Photograph
+from imaging.raw import require_developed
 
 pi_heif.register_heif_opener(thumbnails=False)
 
@@ -224,6 +225,7 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
         raise InvalidPhotograph("the photograph is empty (0 bytes)")
     if len(data) > limits.bytes:
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
+    require_developed(data)
     with _errors_mapped():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     with image:

@@ -1,0 +1,71 @@
+"""Raw files of cameras are rejected by name, and their thumbnails are never enhanced."""
+
+import struct
+
+import pytest
+
+from imaging import InvalidPhotograph, decode, decode_small
+from imaging.exif import Entry, Exif
+from tests.photographs import encode_image, pixels
+
+#: TIFF tags: the kind of image, its size, compression and colours, pointers to further directories, DNG's version.
+NEW_SUBFILE, SUBFILE, WIDTH, HEIGHT, COMPRESSION, PHOTOMETRIC, SUB, DNG = 254, 255, 256, 257, 259, 262, 330, 0xC612
+LONG, POINTER = 4, 13
+CFA, LINEAR_RAW = 32803, 34892
+
+
+def long(*values, kind=LONG):
+    return Entry(kind, len(values), struct.pack(f"<{len(values)}I", *values))
+
+
+def tiff_with(main, *others, kind=LONG):
+    """Return a TIFF of 120x160 pixels with further tags in its first directory, and with subdirectories."""
+    data = encode_image(pixels(120, 160), "TIFF")
+    pointers = []
+    for other in others:
+        pointers.append(len(data))
+        entries = b"".join(struct.pack("<HHII", tag, LONG, 1, value) for tag, value in sorted(other.items()))
+        data += struct.pack("<H", len(other)) + entries + bytes(4)
+    main = {tag: long(value) for tag, value in main.items()}
+    return Exif("<", {**main, **({SUB: long(*pointers, kind=kind)} if pointers else {})}, {}, {}).append_to(data)
+
+
+SENSOR = {WIDTH: 6000, HEIGHT: 4000, COMPRESSION: 1, PHOTOMETRIC: CFA}
+REDUCED = {NEW_SUBFILE: 1, WIDTH: 80, HEIGHT: 60, PHOTOMETRIC: 2}
+RAW = {
+    "NEF": tiff_with({NEW_SUBFILE: 1}, SENSOR),
+    "NEF with the other type of pointers": tiff_with({}, SENSOR, kind=POINTER),
+    "thumbnail alone": tiff_with({NEW_SUBFILE: 1}),
+    "thumbnail by the old tag": tiff_with({SUBFILE: 2}),
+    "preview before the sensor's image": tiff_with({}, REDUCED, SENSOR),
+    "sensor's image no larger": tiff_with({}, {**SENSOR, WIDTH: 160, HEIGHT: 120}),
+    "DNG": tiff_with({DNG: 0x00000701}),
+    "DNG with linear values": tiff_with({}, {**REDUCED, PHOTOMETRIC: LINEAR_RAW}),
+    "ARW": tiff_with({}, {**REDUCED, COMPRESSION: 32767}),
+    "a larger image in colour": tiff_with({}, {WIDTH: 6000, HEIGHT: 4000, PHOTOMETRIC: 2}),
+    "CR2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(400),
+    "CR3": struct.pack(">I", 24) + b"ftypcrx " + bytes(400),
+    "RAF": b"FUJIFILMCCD-RAW 0201" + bytes(400),
+    "ORF": b"IIRO\x08\0\0\0" + bytes(400),
+    "RW2": b"IIU\0\x08\0\0\0" + bytes(400),
+}
+
+
+@pytest.mark.parametrize("decoder", [decode, decode_small])
+@pytest.mark.parametrize("data", RAW.values(), ids=RAW)
+def test_raw_files_are_rejected_by_name(decoder, data):
+    with pytest.raises(InvalidPhotograph, match="raw file"):
+        decoder(data)
+
+
+TIFFS = {
+    "a full image": tiff_with({NEW_SUBFILE: 0}),
+    "with smaller images": tiff_with({}, REDUCED, {**REDUCED, WIDTH: 40, HEIGHT: 30}),
+    "pointers to nowhere": tiff_with({SUB: 0xFFFFFFF0}),
+    "pointer of zero": tiff_with({SUB: 0}),
+}
+
+
+@pytest.mark.parametrize("data", TIFFS.values(), ids=TIFFS)
+def test_other_tiffs_are_not_raw(data):
+    assert decode(data).pixels.shape == (120, 160, 3)
