@@ -52,6 +52,7 @@ _NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
 MIN_SIDE, MAX_ASPECT = 16, 32
 #: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python: up to 4 s for a megabyte of a crafted file.
 _RUN_LENGTHS = (1, 2)
+_MAX_WEBP_CHUNKS = 1000  # before the pixels; beyond those of real files
 # ICC profiles for printing are larger than the 1 MiB that Pillow accepts in a compressed chunk of a PNG.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
@@ -215,7 +216,13 @@ def _sampling(image: Image.Image, data: bytes, *, turned: bool) -> str:
 
 def _is_lossless_webp(data: bytes) -> bool:
     """Whether the first chunk with pixels is VP8L (RFC 9649, 2.6)."""
-    return b"VP8L" in data[12:16] or (data[12:16] == b"VP8X" and data.find(b"VP8L") >= 0 > data.find(b"VP8 "))
+    at = 12
+    for _ in range(_MAX_WEBP_CHUNKS):
+        if data[at : at + 4] in (b"VP8 ", b"VP8L", b""):
+            break
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length + length % 2
+    return data[at : at + 4] == b"VP8L"
 
 
 @contextmanager

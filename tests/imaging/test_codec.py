@@ -198,6 +198,14 @@ def test_lossless_webp_stays_lossless():
     assert np.array_equal(decode(encode(decode(data))).pixels, pixels())
 
 
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_letters_in_other_chunks_do_not_make_a_webp_lossless_or_lossy(lossless, alpha):
+    array = np.dstack([pixels(), np.full((240, 320), 128, np.uint8)]) if alpha else pixels()
+    blocks = {"icc_profile": profile("p3") + b"VP8 VP8L", "xmp": b"<x>VP8 VP8L</x>", "exif": make_exif(1) + b"VP8 "}
+    assert decode(encode_image(array, "WEBP", lossless=lossless, **blocks)).lossless == lossless
+
+
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
 def test_a_tiff_keeps_its_lossless_compression(compression):
     again = open_image(encode(decode(encode_image(pixels(), "TIFF", compression=compression))))
