@@ -58,6 +58,7 @@ class Summary:
     """Result of a run. ``seconds`` is the duration of the whole run, ``busy_seconds`` that of the processing alone.
 
     ``found``: outputs without a row in the manifest, left by a killed run. ``rejections``: by a full queue.
+    ``left_out``: files of the folder that are not photographs by their names.
     """
 
     photographs: int
@@ -66,6 +67,7 @@ class Summary:
     found: int = 0
     failed: int = 0
     rejections: int = 0
+    left_out: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -95,12 +97,13 @@ def run(job: Job) -> Summary:
     before it starts."""
     started = time.monotonic()
     output = storage.open_folder(job.output)
-    everything = plan.select_shard(plan.find_photographs(job.input, output, job.options.get("format")), job.shard)
+    found = plan.find_photographs(job.input, output, job.options.get("format"))
+    everything, others = (plan.select_shard(files, job.shard) for files in found)
     is_resumed = manifest.check_output(output, job.options)
     sizes = output.sizes() if is_resumed else {}
     recorded = plan.recorded_sizes(manifest.read_rows(output)) if is_resumed else {}
     todo = plan.remaining(everything, recorded, sizes)
-    summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo))
+    summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo), left_out=len(others))
     if summary.done_before:
         print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
     busy = 0.0
@@ -111,11 +114,17 @@ def run(job: Job) -> Summary:
         for key in plan.damaged_outputs(todo, recorded, sizes):
             output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
+    if others and everything:  # without a photograph the output has not been started
+        manifest.write_part(output, [_left_out_row(key, source) for key, source in others.items()])
     if job.shard == (1, 1):  # otherwise another shard may be running
         manifest.merge_parts(output)
         _remove_leftovers(output)
     summary.finish(time.monotonic() - started, busy, job.price)
     return summary
+
+
+def _left_out_row(key: str, source: str) -> manifest.Row:
+    return {"key": key, "source": source, "status": manifest.LEFT_OUT, "error": "not a photograph by its name"}
 
 
 def _check_server(job: Job) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from restormer_client.files import output_path
+from restormer_client.files import is_photograph, output_path
 
 from bulk import manifest, storage
 from bulk.errors import BulkError
@@ -24,20 +24,28 @@ Photographs = dict[str, str]
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("source", pa.string(), nullable=False)])
 
 
-def find_photographs(input_url: str, output: Folder, format: str | None) -> Photographs:
-    """Return all photographs of the input, sorted by key. Raise `BulkError` if two have the same key."""
+def find_photographs(input_url: str, output: Folder, format: str | None) -> tuple[Photographs, Photographs]:
+    """Return all photographs of the input, sorted by key, and the other files of a folder, by their own names.
+
+    Raise `BulkError` if two photographs have the same key.
+    """
+    listed: Iterable[tuple[str, str]]
+    others: Photographs = {}
     if PurePosixPath(input_url).suffix == ".parquet":
         listed = _read_list(input_url, format)
     else:
-        listed = _scan_folder(input_url, output, format)
+        files = _scan_folder(input_url, output)
+        listed = ((str(output_path(PurePosixPath(n), format)), url) for n, url in files.items() if is_photograph(n))
+        others = {name: url for name, url in files.items() if not is_photograph(name)}
     sources: Photographs = {}
     for key, source in listed:
         other = sources.setdefault(key, source)
         if other != source:
             raise BulkError(f"{other} and {source} would both be written to {key}: rename one of them")
     if not sources:
-        raise BulkError(f"no photographs in {input_url}")
-    return dict(sorted(sources.items()))
+        left_out = f" ({len(others)} left out: not photographs by their names)" if others else ""
+        raise BulkError(f"no photographs in {input_url}{left_out}")
+    return dict(sorted(sources.items())), others
 
 
 def select_shard(photographs: Photographs, part: tuple[int, int]) -> Photographs:
@@ -75,16 +83,14 @@ def split_into_blocks(photographs: Photographs, size: int) -> Iterator[pa.Table]
         yield pa.table({"key": keys[start:end], "source": sources[start:end]}, schema=SCHEMA)
 
 
-def _scan_folder(url: str, output: Folder, format: str | None) -> Iterator[tuple[str, str]]:
-    """List the photographs of a folder and its subfolders."""
+def _scan_folder(url: str, output: Folder) -> dict[str, str]:
+    """Return the files of a folder and its subfolders that are not hidden, by their names in it."""
     folder = storage.open_folder(url)
     if storage.folders_overlap(folder, output):
         raise BulkError(f"{output.url} and {folder.url} overlap: choose another --output")
     if not folder.fs.isdir(folder.root):
         raise BulkError(f"{url} is not a folder of photographs: give a folder, or a .parquet that lists photographs")
-    for name in folder.names():
-        if storage.is_photograph(name):
-            yield str(output_path(PurePosixPath(name), format)), f"{folder.url}/{name}"
+    return {name: f"{folder.url}/{name}" for name in folder.names() if not storage.is_hidden(name)}
 
 
 def _read_list(url: str, format: str | None) -> Iterator[tuple[str, str]]:

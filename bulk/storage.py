@@ -129,8 +129,12 @@ def read_file(url: str) -> bytes:
 
 def is_photograph(name: str) -> bool:
     """Return whether a name has a photograph's suffix and no hidden part."""
-    parts = PurePosixPath(name).parts
-    return name.lower().endswith(files.SUFFIXES) and not any(part.startswith(".") for part in parts)
+    return files.is_photograph(name) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a part of the name begins with a dot."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def is_leftover(name: str) -> bool:

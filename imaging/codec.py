@@ -46,7 +46,7 @@ pi_heif.register_heif_opener(thumbnails=False)
 #: Formats that Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
 #: File name suffixes of these formats, in lower case.
-SUFFIXES = (*WRITTEN, ".heic", ".heif")
+SUFFIXES = (*WRITTEN, ".heic", ".heif", ".hif")
 _NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
 #: Minimum of the shorter side in pixels, and maximum of the longer side as a multiple of the shorter.
 MIN_SIDE, MAX_ASPECT = 16, 32

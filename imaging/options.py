@@ -11,8 +11,8 @@ from imaging.errors import InvalidOption
 OUTPUTS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
 #: File name suffixes of these formats, in lower case.
 WRITTEN = {
-    ".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp",
-    ".avif": "avif",
+    ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff",
+    ".tiff": "tiff", ".bmp": "bmp", ".avif": "avif",
 }  # fmt: skip
 NATIVE, SMALL = "native", "512"
 QUALITY = 92

@@ -12,9 +12,11 @@ from typing import TypeVar
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 #: File name suffixes of the formats that the server reads.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".hif",
+)  # fmt: skip
 _SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "avif": ".avif"}
-_CONVERTED_TO = {".heic": "jpeg", ".heif": "jpeg"}  #: formats that the server reads but does not write
+_CONVERTED_TO = {".heic": "jpeg", ".heif": "jpeg", ".hif": "jpeg"}  #: formats that the server reads but does not write
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Job:
             return False
 
 
-def find_jobs(source: Path, target: Path, format: str | None) -> list[Job]:
-    """Return a job for each photograph under ``source``, subfolders included, sorted by name.
+def find_jobs(source: Path, target: Path, format: str | None) -> tuple[list[Job], list[Path]]:
+    """Return a job for each photograph under ``source``, subfolders included, and the other files, sorted by name.
 
     Raise `ValueError` if two photographs would have the same output, or if an output would overwrite an original, and
     `OSError` if ``source`` is not a folder.
@@ -43,22 +45,30 @@ def find_jobs(source: Path, target: Path, format: str | None) -> list[Job]:
         raise NotADirectoryError(f"{source} is not a folder of photographs")
     if target.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{target} is the folder of the photographs, or above it: choose another output folder")
-    photographs = _find_photographs(source, target)
+    paths = sorted(_find_files(source, target))
+    photographs = [path for path in paths if is_photograph(path.name)]
     jobs = [Job(path, target / output_path(path.relative_to(source), format)) for path in photographs]
     source_of: dict[Path, Path] = {}
     for job in jobs:
         if other := source_of.get(job.target):
             raise ValueError(f"{other} and {job.source} would both be written to {job.target}: rename one of them")
         source_of[job.target] = job.source
-    return sorted(jobs, key=lambda job: job.source)
+    return jobs, [path for path in paths if not is_photograph(path.name)]
 
 
-def _find_photographs(source: Path, target: Path) -> Iterator[Path]:
+def is_photograph(name: str) -> bool:
+    """Return whether a file is a photograph by its name."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _find_files(source: Path, target: Path) -> Iterator[Path]:
+    """Yield the files that are not hidden, and links to folders, which are not followed, or to nothing."""
     excluded = target.resolve()  # an output folder inside the input folder
     for folder, folders, names in os.walk(source, onerror=_raise):
         folders[:] = [name for name in folders if (Path(folder) / name).resolve() != excluded]
-        paths = (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        paths = [Path(folder, name) for name in (*names, *folders) if not name.startswith(".")]
+        links = {path for path in paths if path.is_symlink() and (path.is_dir() or not path.exists())}
+        yield from (path for path in paths if path.is_file() or path in links)
 
 
 def _raise(error: OSError) -> None:

@@ -25,7 +25,7 @@ _MAX_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class FailedPhoto:
-    """One row of the failure report."""
+    """One row of the report: a photograph that failed, or a file that was left out."""
 
     photo: str
     error: str
@@ -103,8 +103,13 @@ class Backoff:
         return max(self._until - time.monotonic(), 0.0)
 
 
+def left_out(path: Path) -> FailedPhoto:
+    """Return the row of a file that is not sent."""
+    return FailedPhoto(str(path), "LeftOut", "not a photograph by its name", 0)
+
+
 def write_report(path: Path, failures: Sequence[FailedPhoto]) -> None:
-    """Write the failures as JSON if the name ends in .json, else as CSV, even if there are none."""
+    """Write the rows as JSON if the name ends in .json, else as CSV, even if there are none."""
     rows = [asdict(each) for each in failures]
     if path.suffix.lower() == ".json":
         text = json.dumps(rows, indent=2) + "\n"

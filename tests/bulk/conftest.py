@@ -12,7 +12,7 @@ def output(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Return a folder of five photographs in subfolders, and two files to ignore."""
+    """Return a folder of five photographs in subfolders, a letter, and a hidden file."""
     folder = tmp_path / "photos"
     (folder / "house/rooms").mkdir(parents=True)
     for name in ("a.jpg", "b.PNG", "house/c.heic", "house/rooms/d.tif", "house/rooms/e.webp"):

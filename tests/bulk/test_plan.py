@@ -10,22 +10,20 @@ from tests.bulk.test_manifest import make_row
 
 
 def test_photographs_of_a_folder(photos, output):
-    found = plan.find_photographs(str(photos), output, None)
+    found, others = plan.find_photographs(str(photos), output, None)
+    assert others == {"notes.txt": f"{photos}/notes.txt"}
     assert list(found) == ["a.jpg", "b.PNG", "house/c.jpg", "house/rooms/d.tif", "house/rooms/e.webp"]
     assert found["house/c.jpg"] == f"{photos}/house/c.heic"
-    assert list(plan.find_photographs(str(photos), output, "avif"))[1] == "b.avif"
+    assert list(plan.find_photographs(str(photos), output, "avif")[0])[1] == "b.avif"
 
 
 def test_photographs_of_a_list(tmp_path, output):
     pq.write_table(pa.table({"source": ["/data/b.jpg", "s3://homes/a.heic"]}), tmp_path / "list.parquet")
     url = str(tmp_path / "list.parquet")
-    assert plan.find_photographs(url, output, None) == {
-        "data/b.jpg": "/data/b.jpg", "homes/a.jpg": "s3://homes/a.heic",
-    }  # fmt: skip
-    assert list(plan.find_photographs(url, output, "webp")) == [
-        "data/b.webp",
-        "homes/a.webp",
-    ]
+    assert plan.find_photographs(url, output, None) == (
+        {"data/b.jpg": "/data/b.jpg", "homes/a.jpg": "s3://homes/a.heic"}, {},
+    )  # fmt: skip
+    assert list(plan.find_photographs(url, output, "webp")[0]) == ["data/b.webp", "homes/a.webp"]
 
 
 def test_list_with_list(tmp_path, output):
@@ -35,7 +33,7 @@ def test_list_with_list(tmp_path, output):
         pq.write_table(
             pa.table({"source": [f"/{number}.png"], "key": [f"n/{number}.jpg"]}), folder / f"{number}.parquet"
         )
-    assert list(plan.find_photographs(str(folder), output, None)) == ["n/1.jpg", "n/2.jpg"]
+    assert list(plan.find_photographs(str(folder), output, None)[0]) == ["n/1.jpg", "n/2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,8 @@ def test_missing_and_empty_folders_are_rejected(tmp_path, output):
     with pytest.raises(BulkError, match="not a folder"):
         plan.find_photographs(str(tmp_path / "nowhere"), output, None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BulkError, match="no photographs in"):
+    (tmp_path / "empty/a.nef").write_bytes(b"raw")
+    with pytest.raises(BulkError, match="no photographs in .*1 left out"):
         plan.find_photographs(str(tmp_path / "empty"), output, None)
 
 

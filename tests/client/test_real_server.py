@@ -203,7 +203,7 @@ def test_folder_survives_a_killed_server(own, tmp_path, monkeypatch):
         restarted.set()
 
     monkeypatch.setattr(folder, "write_atomically", write)
-    todo = files.find_jobs(photos, tmp_path / "out", None)
+    todo, _ = files.find_jobs(photos, tmp_path / "out", None)
     with Enhancer(own.url) as enhancer:
         failures = []
         folder.enhance_all(enhancer, todo, failures, parallel=3, options={"timeout": 120})

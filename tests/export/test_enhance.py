@@ -43,7 +43,7 @@ def test_remarks_on_the_package_are_printed(tiny, tmp_path, capsys):
     assert "remark: architecture.json says dim = 48" in capsys.readouterr().err
 
 
-def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
+def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path, capsys):
     """The script's flags, names and formats; 512 pixels, not stretched; the same as with the package."""
     checkpoint = tmp_path / "weights.pt"
     checkpoint.write_bytes((tiny["package"] / "model_checkpoint.pt").read_bytes())
@@ -52,9 +52,11 @@ def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path):
     (photos / "a.TIFF").write_bytes(encode_image(pixels(48, 64), "TIFF"))
     (photos / "b.bmp").write_bytes(encode_image(pixels(48, 64), "BMP"))
     (photos / "c.heic").write_bytes(HEIC.read_bytes())
+    (photos / "d.nef").write_bytes(b"raw")
     asked = ["--device", "cpu", "--size", "512"]
     files = ["--input_dir", str(photos), "--output_dir", str(out), "--suffix", "_hdr"]
     assert main(["enhance", "--checkpoint", str(checkpoint), *asked, *files]) == 0
+    assert "1 left out" in capsys.readouterr().err
     made = {path.name: open_image(path.read_bytes()) for path in out.iterdir()}
     assert {name: (image.format, image.size) for name, image in made.items()} == {
         "a_hdr.TIFF": ("TIFF", (512, 384)),
