@@ -39,7 +39,7 @@ from imaging.frame import SIDE, resize
 from imaging.metadata import Metadata, read_metadata
 from imaging.options import WRITTEN
 from imaging.photograph import LIMITS, Limits, Photograph
-from imaging.raw import require_developed
+from imaging.raw import has_pages, require_developed
 
 pi_heif.register_heif_opener(thumbnails=False)
 
@@ -193,12 +193,12 @@ def _turn_upright(pixels: Pixels, turn: int) -> Pixels:
     return target
 
 
-def _has_several_images(image: Image.Image) -> bool:
+def _has_several_images(image: Image.Image, data: bytes) -> bool:
     """Whether the file is an animation or has pages. The first image of an MPO or HEIC is the photograph."""
     if image.format in ("MPO", "HEIF"):
         return False
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # counting the pages would read them all
-        return bool(image.tag_v2.next)
+        return has_pages(data, image.tag_v2.next)
     return bool(getattr(image, "n_frames", 1) > 1)
 
 
@@ -237,13 +237,13 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     with image:
         with _errors_mapped():
-            _require_supported(image, limits)
+            _require_supported(image, data, limits)
             turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = read_metadata(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation
 
 
-def _require_supported(image: Image.Image, limits: Limits) -> None:
+def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:
     """Raise `InvalidPhotograph` if the size or the layout of the image is not supported."""
     width, height = image.size
     if width * height > limits.pixels:
@@ -254,7 +254,7 @@ def _require_supported(image: Image.Image, limits: Limits) -> None:
         raise InvalidPhotograph(
             f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
         )
-    if _has_several_images(image):
+    if _has_several_images(image, data):
         raise InvalidPhotograph(
             f"the {image.format} has more than one image (an animation, or pages): send a single image"
         )

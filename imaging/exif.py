@@ -186,6 +186,12 @@ def read_main(data: bytes) -> tuple[str, Directory]:
     return order, read_directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
 
 
+def next_directory(data: bytes, start: int, order: str) -> int:
+    """Return the offset of the directory after the one at ``start``; 0 if there is none."""
+    at = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little" if order == "<" else "big")
+    return int.from_bytes(data[at : at + 4], "little" if order == "<" else "big")
+
+
 def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
     if pointer is None or len(pointer.value) != 4:
         return {}

@@ -1,9 +1,9 @@
-"""Recognize raw files of cameras, whose first image is a thumbnail."""
+"""Recognize raw files of cameras, whose first image is a thumbnail, and thumbnails among the images of a TIFF."""
 
 from __future__ import annotations
 
 from imaging.errors import InvalidPhotograph
-from imaging.exif import Directory, read_directory, read_main
+from imaging.exif import Directory, next_directory, read_directory, read_main
 
 #: Offset and bytes by which raw files are recognized: Canon CR2, CR3 and CRW, Fujifilm, Olympus, Panasonic, Sigma and
 #: Minolta. The other makers' are a TIFF.
@@ -12,8 +12,8 @@ _SIGNATURES = (
     (0, b"MMOR"), (0, b"IIU\0"), (0, b"FOVb"), (0, b"\0MRM"),
 )  # fmt: skip
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 259, 262
-_SUB_DIRECTORIES, _DNG_VERSION = 330, 0xC612
-_MAX_SUB_DIRECTORIES = 16
+_SUB_DIRECTORIES, _THUMBNAIL, _DNG_VERSION = 330, 513, 0xC612
+_MAX_DIRECTORIES = 16  # pointed to or chained; beyond those of real files
 _SENSOR = (32803, 34892)  # photometric interpretations: a filter array, and linear values of the sensor (DNG 1.7)
 _MAKERS = (32767, 32770, 34713, 65535)  # compressions: Sony, Samsung, Nikon, Pentax
 _REDUCED = 2  # the old SubfileType (TIFF 6.0, section 8); in the new one it is bit 0
@@ -31,17 +31,37 @@ def require_developed(data: bytes) -> None:
 def _is_raw_tiff(data: bytes) -> bool:
     order, main = read_main(data)
     pointers = main[_SUB_DIRECTORIES].numbers(order) if _SUB_DIRECTORIES in main else ()
-    others = [read_directory(data, at, order) for at in pointers[:_MAX_SUB_DIRECTORIES] if at]
-
-    def number(directory: Directory, tag: int) -> int:
-        return directory[tag].numbers(order)[0] if tag in directory else 0
+    others = [read_directory(data, at, order) for at in pointers[:_MAX_DIRECTORIES] if at]
 
     def is_of_sensor(directory: Directory) -> bool:
-        return number(directory, _PHOTOMETRIC) in _SENSOR or number(directory, _COMPRESSION) in _MAKERS
+        return _number(directory, _PHOTOMETRIC, order) in _SENSOR or _number(directory, _COMPRESSION, order) in _MAKERS
 
     def area(directory: Directory) -> int:
-        return number(directory, _WIDTH) * number(directory, _HEIGHT)
+        return _number(directory, _WIDTH, order) * _number(directory, _HEIGHT, order)
 
-    is_thumbnail = number(main, _NEW_SUBFILE_TYPE) & 1 or number(main, _SUBFILE_TYPE) == _REDUCED
     is_raw = _DNG_VERSION in main or any(map(is_of_sensor, [main, *others]))
-    return bool(is_thumbnail or is_raw or any(area(other) > area(main) for other in others))
+    return is_raw or _is_thumbnail(main, order) or any(area(other) > area(main) for other in others)
+
+
+def has_pages(data: bytes, second: int) -> bool:
+    """Whether a TIFF has images besides the first that are not thumbnails; ``second``: offset of its directory."""
+    order, at = read_main(data)[0], second
+    for _ in range(_MAX_DIRECTORIES):
+        if not at:
+            return False
+        if not order or not _is_thumbnail(read_directory(data, at, order), order):
+            return True
+        at = next_directory(data, at, order)
+    return True
+
+
+def _is_thumbnail(directory: Directory, order: str) -> bool:
+    """Whether a directory says that its image is a smaller form of another, or has the tag of EXIF's thumbnails."""
+    is_reduced = (
+        _number(directory, _NEW_SUBFILE_TYPE, order) & 1 or _number(directory, _SUBFILE_TYPE, order) == _REDUCED
+    )
+    return bool(is_reduced) or _THUMBNAIL in directory
+
+
+def _number(directory: Directory, tag: int, order: str) -> int:
+    return directory[tag].numbers(order)[0] if tag in directory else 0

@@ -1,8 +1,10 @@
 """Raw files of cameras are rejected by name, and their thumbnails are never enhanced."""
 
+import io
 import struct
 
 import pytest
+from PIL import Image, TiffImagePlugin
 
 from imaging import InvalidPhotograph, decode, decode_small
 from imaging.exif import Entry, Exif
@@ -56,6 +58,30 @@ RAW = {
 def test_raw_files_are_rejected_by_name(decoder, data):
     with pytest.raises(InvalidPhotograph, match="raw file"):
         decoder(data)
+
+
+def pages(*others):
+    """Return a TIFF whose first image is followed by others, each with further tags."""
+    images = [Image.fromarray(pixels(120, 160)), *(Image.fromarray(pixels(60, 80)) for _ in others)]
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer) as writer:
+        for image, tags in zip(images, [{}, *others], strict=True):
+            image.save(writer, "TIFF", tiffinfo=tags)
+            writer.newFrame()
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("others", "is_taken"),
+    [([{NEW_SUBFILE: 1}], True), ([{SUBFILE: 2}], True), ([{NEW_SUBFILE: 1}, {NEW_SUBFILE: 5}], True),
+     ([{}], False), ([{NEW_SUBFILE: 2}], False), ([{NEW_SUBFILE: 1}, {}], False), ([{NEW_SUBFILE: 1}] * 20, False)],
+)  # fmt: skip
+def test_thumbnails_after_the_first_image_are_not_pages(others, is_taken):
+    if is_taken:
+        assert decode(pages(*others)).pixels.shape == (120, 160, 3)
+    else:
+        with pytest.raises(InvalidPhotograph, match="more than one image"):
+            decode(pages(*others))
 
 
 TIFFS = {
