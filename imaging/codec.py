@@ -30,7 +30,7 @@ import numpy as np
 import pi_heif
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from imaging import deep, jpeg
+from imaging import deep, jpeg, png
 from imaging.arrays import Pixels, Unit, map_strips, to_integers
 from imaging.colour import SRGB, Space
 from imaging.compiled import copy_blocks
@@ -234,7 +234,7 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
     require_developed(data)
     with _errors_mapped():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
     with image:
         with _errors_mapped():
             _require_supported(image, data, limits)

@@ -1,4 +1,4 @@
-"""Read the metadata in the chunks of a PNG, before and behind its pixels (PNG, third edition, 11.3)."""
+"""Read the chunks of a PNG: metadata before and behind its pixels, and what a decoder needs (PNG, third edition)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ EXIF, XMP = b"eXIf", b"XML:com.adobe.xmp"
 #: Texts in which ImageMagick keeps the blocks of other formats.
 _RAW_PROFILES = {b"Raw profile type exif": EXIF, b"Raw profile type APP1": EXIF, b"Raw profile type xmp": XMP}
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+#: Chunks that say how pixels and colours are to be shown, with their minimum length; they count only before the pixels
+#: (5.6).
+_DISPLAY = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"iCCP": 4, b"cICP": 4, b"acTL": 8}
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS, _MAX_TEXT = 100_000, 8_000_000  # beyond those of real files
 
 Blocks = dict[bytes, bytes]
@@ -18,35 +23,54 @@ Blocks = dict[bytes, bytes]
 def read_blocks(data: bytes) -> tuple[Blocks, Blocks]:
     """Return the EXIF and XMP blocks that browsers read, those before the pixels, and all blocks of the file."""
     found: Blocks = {}
-    before_pixels: Blocks = {}
-    for kind, body in _chunks(data):
+    before_pixels: Blocks | None = None
+    for kind, start, end in _chunks(data):
+        body = data[start + 8 : end - 4] if kind in (EXIF, *_TEXTS) and _is_intact(data, start, end) else b""
         keyword, _, text = body.partition(b"\0")
-        if kind == b"IDAT":
+        if kind == b"IDAT" and before_pixels is None:
             before_pixels = dict(found)
-        elif kind == EXIF:
+        elif kind == EXIF and body:
             found.setdefault(EXIF, body)
         elif keyword in (XMP, *_RAW_PROFILES) and keyword not in found:
             found[keyword] = _decode_text(kind, text, keyword)
     raw = {name: found[keyword] for keyword, name in _RAW_PROFILES.items() if found.get(keyword)}
-    return before_pixels, raw | found
+    return before_pixels or {}, raw | found
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and body of the valid chunks of metadata up to IEND, and once IDAT, without its body."""
-    at, has_pixels = 8, False
+def without_extras(data: bytes) -> bytes:
+    """Return the file without the chunks that do not change its pixels: for a damaged one Pillow rejects the whole PNG.
+
+    Other formats are returned unchanged.
+    """
+    if not data.startswith(_SIGNATURE):
+        return data
+    kept, at, has_pixels = [(0, 8)], 8, False
+    for kind, start, end in _chunks(data):
+        has_pixels |= kind == b"IDAT"
+        is_valid = end - start - 12 >= _DISPLAY.get(kind, len(data)) and _is_intact(data, start, end)
+        if kind in _PIXELS or (is_valid and not has_pixels):
+            kept.append((start, end))
+        at = end
+    length = sum(end - start for start, end in kept)
+    return data if length == at else b"".join(data[start:end] for start, end in [*kept, (at, len(data))])
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of the chunks up to IEND that lie in the file."""
+    kind, start = b"", 8
     for _ in range(_MAX_CHUNKS):
-        if at + 12 > len(data):
+        if kind == b"IEND" or start + 12 > len(data):
             return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if kind in (EXIF, *_TEXTS) and zlib.crc32(data[at + 4 : end]).to_bytes(4, "big") == data[end : end + 4]:
-            yield kind, data[at + 8 : end]
-        elif kind == b"IDAT" and not has_pixels:
-            has_pixels = True
-            yield kind, b""
-        elif kind == b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if end > len(data):
             return
-        at = end + 4
+        yield kind, start, end
+        start = end
+
+
+def _is_intact(data: bytes, start: int, end: int) -> bool:
+    return zlib.crc32(data[start + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
 
 
 def _decode_text(kind: bytes, text: bytes, keyword: bytes) -> bytes:

@@ -246,6 +246,37 @@ def test_damaged_chunks_behind_the_pixels_are_ignored(chunk):
     assert not photograph.metadata.xmp
 
 
+WHOLE = encode_image(pixels(), "PNG")
+IGNORED_CHUNKS = {
+    "wrong checksum": png_chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "no colours": png_chunk(b"gAMA", b"ab"),
+    "no resolution": png_chunk(b"pHYs", b"abc"),
+    "unknown compression": png_chunk(b"zTXt", b"a\0\5bcd"),
+    "a long text": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(9_000_000))),
+    "one of Pillow's words": png_chunk(b"tEXt", b"transparency\0 0.5"),
+    "EXIF": png_chunk(b"eXIf", make_exif(1)[6:]),
+}
+
+
+@pytest.mark.parametrize("at", [33, WHOLE.index(b"IDAT") + 4 + 500, -12], ids=["before", "between", "behind"])
+@pytest.mark.parametrize("chunk", IGNORED_CHUNKS.values(), ids=IGNORED_CHUNKS)
+def test_chunks_that_change_no_pixel_do_not_make_a_png_invalid(chunk, at):
+    start = WHOLE.index(b"IDAT")
+    end = start + 4 + int.from_bytes(WHOLE[start - 4 : start], "big")
+    inserted = WHOLE[:at] + chunk + WHOLE[at:]
+    if at > 33:
+        first, second = (png_chunk(b"IDAT", part) for part in (WHOLE[start + 4 : at], WHOLE[at:end]))
+        inserted = WHOLE[: start - 4] + first + chunk + second + WHOLE[end + 4 :]
+    assert np.array_equal(decode(inserted).pixels, pixels())
+
+
+def test_colours_behind_the_pixels_are_ignored():
+    late = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(profile("p3"))) + png_chunk(b"tRNS", bytes(6))
+    photograph = decode(WHOLE[:-12] + late + WHOLE[-12:])
+    assert photograph.space.profile is None
+    assert photograph.pixels.shape == (240, 320, 3)
+
+
 def described(content, attributes="", spaces=""):
     return (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
