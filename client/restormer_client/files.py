@@ -62,11 +62,12 @@ def is_photograph(name: str) -> bool:
 
 
 def _find_files(source: Path, target: Path) -> Iterator[Path]:
-    """Yield the files that are not hidden, and links to folders, which are not followed, or to nothing."""
+    """Yield the files that are not hidden, and links to nothing or to folders, which are not followed."""
     excluded = target.resolve()  # an output folder inside the input folder
     for folder, folders, names in os.walk(source, onerror=_raise):
-        folders[:] = [name for name in folders if (Path(folder) / name).resolve() != excluded]
-        paths = [Path(folder, name) for name in (*names, *folders) if not name.startswith(".")]
+        visible = [[name for name in each if not name.startswith(".")] for each in (folders, names)]
+        folders[:] = [name for name in visible[0] if (Path(folder) / name).resolve() != excluded]
+        paths = [Path(folder, name) for name in (*folders, *visible[1])]
         links = {path for path in paths if path.is_symlink() and (path.is_dir() or not path.exists())}
         yield from (path for path in paths if path.is_file() or path in links)
 

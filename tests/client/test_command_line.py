@@ -100,6 +100,8 @@ def test_files_are_counted_if_they_are_left_out(folder, run, fake, tmp_path):
     for name in ("d.JFIF", "e.jpe", "f.hif"):
         (folder / name).write_bytes(b"x")
     (folder / "more").symlink_to(tmp_path)
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails/a.jpg").write_bytes(b"x")
     (folder / "lost.jpg").symlink_to("nowhere")
     out = tmp_path / "out"
     code, stderr = run("enhance", "--input_dir", folder, "--output_dir", out)
