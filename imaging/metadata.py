@@ -42,6 +42,7 @@ _SIZES = re.compile(
 )
 #: Names of sizes and places in the pixels of a panorama; the group is set for those along x.
 _PANORAMA_NAME = re.compile(r"(?:(Width|Left)|Height|Top)(?:Pixels)?$")
+_NUMBER = re.compile(r"\s{0,9}[+-]?\d{1,9}(?:\.\d{0,9})?\s{0,9}")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ class _Changes:
             return "1"
         if space in (_TIFF, _EXIF) and name in self.sides:
             return str(self.sides[name])
-        axis = _PANORAMA_NAME.search(name) if space == _PANORAMA and text.isdecimal() else None
-        return str(round(int(text) * self.scales[0 if axis[1] else 1])) if axis else text
+        axis = _PANORAMA_NAME.search(name) if space == _PANORAMA and _NUMBER.fullmatch(text) else None
+        scale = self.scales[0 if axis[1] else 1] if axis else 1
+        return text if scale == 1 else str(round(float(text) * scale))
 
 
 def _update_xmp(packet: bytes, width: int, height: int, *, is_turned: bool, gps: bool) -> bytes | None:

@@ -341,7 +341,7 @@ PANORAMA = (
     f'xmlns:GPano="{GOOGLE}/1.0/panorama/" GPano:ProjectionType="equirectangular" GPano:PoseHeadingDegrees="350.0" '
     'GPano:CroppedAreaImageWidthPixels="4000" GPano:CroppedAreaImageHeightPixels="2000" '
     'GPano:FullPanoWidthPixels="8000" GPano:FullPanoHeightPixels="4000" GPano:CroppedAreaLeftPixels="2000" '
-    'GPano:CroppedAreaTopPixels="1000" GPano:LargestValidInteriorRectWidth="3000"'
+    'GPano:CroppedAreaTopPixels="-1000" GPano:LargestValidInteriorRectWidth="3000.0"'
 )
 SIZES = 'exif:PixelXDimension="4000" tiff:ImageLength="2000"'
 
@@ -352,9 +352,9 @@ def test_sizes_in_xmp_follow_the_new_file(gps):
     metadata = Metadata(None, packet)
     assert metadata.updated(width=4000, height=2000, gps=True).xmp == packet
     small = metadata.updated(width=512, height=256, gps=gps).xmp.decode()
-    assert dict(re.findall(r':(\w+)(?:="|>)([\d.]+)["<]', small)) == {
+    assert dict(re.findall(r':(\w+)(?:="|>)([\d.-]+)["<]', small)) == {
         "CroppedAreaImageWidthPixels": "512", "CroppedAreaImageHeightPixels": "256", "FullPanoWidthPixels": "1024",
-        "FullPanoHeightPixels": "512", "CroppedAreaLeftPixels": "256", "CroppedAreaTopPixels": "128",
+        "FullPanoHeightPixels": "512", "CroppedAreaLeftPixels": "256", "CroppedAreaTopPixels": "-128",
         "LargestValidInteriorRectWidth": "384", "PoseHeadingDegrees": "350.0", "PixelXDimension": "512",
         "ImageLength": "256", "ImageWidth": "512",
     }  # fmt: skip
