@@ -6,6 +6,8 @@ CMYK files go through Pillow, which handles the inverted values of Adobe's.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,15 @@ from imaging.metadata import Metadata
 #: rejects truncated files. All other warnings count as damage.
 _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
 _MAX_STRAY = 16
+_NO_END, _END = "Premature end of JPEG file", b"\xff\xd9"
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
 #: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100
 #: The first byte of a marker, and one that is neither stuffing nor a restart (ITU-T T.81, B.1.1).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+#: Starts of frames whose decoder notices missing bits: baseline, extended, progressive (the arithmetic ones do not).
+_PROGRESSIVE = 0xC2
+_HUFFMAN_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
 #: Chroma subsampling by the factors of luma, if those of chroma are one; rarer ones become 4:2:0.
 _SAMPLINGS = {(1, 1): "444", (2, 1): "422", (1, 2): "440", (2, 2): "420"}
 _TURNED = {"422": "440", "440": "422"}
@@ -56,6 +62,9 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
 
 def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[str, Any]) -> NDArray[np.uint8] | None:
     """Return the pixels if libjpeg's warning affects none of them, else None."""
+    if _NO_END in warning and _has_all_scans(data):
+        whole: NDArray[np.uint8] = simplejpeg.decode_jpeg(data + _END, **options)  # raises if the last scan is cut
+        return whole
     stray = _STRAY.search(warning)
     if stray and int(stray[1]) > _MAX_STRAY:
         return None
@@ -69,18 +78,41 @@ def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[s
 
 def require_few_scans(data: bytes) -> None:
     """Raise `InvalidPhotograph` if the (first) image has more than `MAX_SCANS` scans."""
-    at, scans = 2, 0
+    scans = (marker for marker, *_ in segments(data) if marker == 0xDA)
+    if next(islice(scans, MAX_SCANS, None), None):
+        raise InvalidPhotograph(f"the JPEG has more than {MAX_SCANS} scans; save it as baseline or progressive")
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment of the (first) image, its start and its end."""
+    at = 2
     while found := _MARKER.search(data, at):
         marker = data[found.end() - 1]
         at = found.end()
         if marker == 0xD9:
             return
-        if marker == 0xDA:
-            scans += 1
-            if scans > MAX_SCANS:
-                raise InvalidPhotograph(f"the JPEG has more than {MAX_SCANS} scans; save it as baseline or progressive")
         if marker not in (0x01, 0xD8):  # a segment with its length
             at += int.from_bytes(data[at : at + 2], "big")
+        yield marker, found.start(), at
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the headers of the scans cover all bits of all coefficients (ITU-T T.81, B.2.3 and G.1.1.1).
+
+    A file that is cut between two scans can be decoded, but is blurred or grey.
+    """
+    missing: dict[int, set[int]] = {}
+    is_progressive = False
+    for marker, start, end in segments(data):
+        body = data[start + 4 : end]
+        if marker in _HUFFMAN_FRAMES:
+            is_progressive = marker == _PROGRESSIVE
+            missing = {component: set(range(64)) for component in body[6::3]}
+        elif marker == 0xDA:
+            first, last, bits = body[-3:].rjust(3, b"\xff") if is_progressive else (0, 63, 0)
+            for component in body[1:-3:2] if bits & 15 == 0 else b"":
+                missing.get(component, set()).difference_update(range(first, last + 1))
+    return bool(missing) and not any(missing.values())
 
 
 def sampling_of(image: Image.Image, *, turned: bool) -> str:

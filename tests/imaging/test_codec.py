@@ -477,6 +477,39 @@ def test_a_truncated_file_with_an_unusual_header_is_rejected(kind):
         decode(with_odd_header(kind)[:-600])
 
 
+def cut_after_scans(number, **options):
+    """Return a JPEG that ends after so many of its scans."""
+    whole = encode_image(pixels(), **options)
+    starts = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    return whole[: starts[number]]
+
+
+WHOLE = {
+    "baseline": encode_image(pixels()), "grey": converted("L", "JPEG"), "4:4:4": encode_image(pixels(), subsampling=0),
+    "progressive": encode_image(pixels(), progressive=True), "restarts": encode_image(pixels(), restart_marker_rows=1),
+    "with metadata": encode_image(pixels(), exif=make_exif(1), xmp=XMP),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
+def test_a_jpeg_that_lacks_only_its_end_marker_is_taken(data, missing):
+    """As in browsers; no pixel is missing."""
+    assert np.array_equal(decode(data[:-missing]).pixels, decode(data).pixels)
+    assert np.array_equal(decode_small(data[:-missing]), decode_small(data))
+
+
+@pytest.mark.parametrize("decoder", [decode, decode_small])
+@pytest.mark.parametrize(
+    "data",
+    [*(data[:-3 - extra] for data in WHOLE.values() for extra in (1, 40)),
+     *(cut_after_scans(number, progressive=True) for number in (1, 4, 9))],
+)  # fmt: skip
+def test_a_jpeg_that_lacks_more_is_rejected(decoder, data):
+    with pytest.raises(InvalidPhotograph, match="complete"):
+        decoder(data)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_bytes_inserted_into_the_scan_count_as_damage(seed):
     whole = encode_image(pixels(600, 800))
