@@ -30,14 +30,15 @@ _MAX_XMP = 2_000_000
 #: Parts of namespaces and names of what is left behind: the video of a motion photo, gain maps, depth maps, other
 #: images and sound, the extended part of the packet, and thumbnails.
 _LEFT_BEHIND = (
-    r"MotionPhoto|MicroVideo|oplus\.com/photos|xiaomi\.com/photos|photos/1\.0/(?:container|depthmap|image|audio)/"
-    r"|photos/dd/1\.0/|hdr-gain-map|HDRGainMap|HasExtendedXMP|Thumbnails"
-)
+    "MotionPhoto", "MicroVideo", "oplus.com/photos", "xiaomi.com/photos", "photos/1.0/container/", "photos/dd/1.0/",
+    "photos/1.0/depthmap/", "photos/1.0/image/", "photos/1.0/audio/", "hdr-gain-map", "HDRGainMap", "HasExtendedXMP",
+    "Thumbnails",
+)  # fmt: skip
 #: Names of places in the stored pixels: in pixels, and in fractions of the sides.
-_PLACES, _REGIONS = r"|SubjectArea|SubjectLocation", r"|Regions|RegionInfo|ImageRegion"
+_PLACES, _REGIONS = ("SubjectArea", "SubjectLocation"), ("Regions", "RegionInfo", "ImageRegion")
 #: Sizes in pixels, as an attribute or an element.
 _SIZES = re.compile(
-    rb"(PixelXDimension|PixelYDimension|ImageWidth|ImageLength|(?:CroppedAreaImage|FullPano)(?:Width|Height)Pixels)"
+    rb":(PixelXDimension|PixelYDimension|ImageWidth|ImageLength|(?:CroppedAreaImage|FullPano)(?:Width|Height)Pixels)"
     rb"(?:\s{0,9}=\s{0,9}[\"']|>)\s{0,9}(\d{1,9})"
 )
 #: Names of sizes and places in the pixels of a panorama; the group is set for those along x.
@@ -86,12 +87,12 @@ def read_metadata(image: Image.Image, data: bytes) -> Metadata:
 
 @dataclass(frozen=True)
 class _Changes:
-    """How the properties of an XMP packet change: ``sides`` by name, the factors of a panorama along x and y, a pattern
-    of what would be untrue, and whether the position is kept."""
+    """How the properties of an XMP packet change: ``sides`` by name, the factors of a panorama along x and y, parts of
+    the names of what would be untrue, and whether the position is kept."""
 
     sides: dict[str, int]
     scales: tuple[float, float]
-    untrue: str
+    untrue: tuple[str, ...]
     gps: bool
 
     def text(self, node: minidom.Attr | minidom.Element, text: str) -> str | None:
@@ -99,7 +100,7 @@ class _Changes:
         space, name = str(node.namespaceURI), str(node.localName)
         if space == _XMLNS:
             return text
-        if re.search(self.untrue, f"{space} {name}") or (not self.gps and _is_position(space, name, text)):
+        if _has_any(self.untrue, f"{space} {name}") or (not self.gps and _is_position(space, name, text)):
             return None
         if (space, name) == (_TIFF, "Orientation"):
             return "1"
@@ -119,7 +120,7 @@ def _update_xmp(packet: bytes, width: int, height: int, *, is_turned: bool, gps:
     untrue = _LEFT_BEHIND + _PLACES * (is_resized or is_turned) + _REGIONS * is_turned
     orientation = _ORIENTATION.search(searched)
     is_other = is_resized or (orientation and orientation[1] != b"1") or packet[:2] in _UTF16
-    if gps and not is_other and not re.search(f"{untrue}|{_PANORAMA}".encode(), searched):
+    if gps and not is_other and not _has_any((*untrue, _PANORAMA), searched.decode("latin-1")):
         return packet
     if len(packet) > _MAX_XMP:
         return None
@@ -162,6 +163,10 @@ def _update_elements(document: minidom.Document, changes: _Changes) -> bool:
             if not changes.gps and not isinstance(node, minidom.Element | minidom.Text):
                 element.removeChild(node)
     return is_changed
+
+
+def _has_any(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
 
 
 def _is_position(space: str, name: str, text: str) -> bool:
