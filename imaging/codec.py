@@ -30,7 +30,7 @@ import numpy as np
 import pi_heif
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from imaging import deep, jpeg, png
+from imaging import deep, jpeg, naming, png, unsupported
 from imaging.arrays import Pixels, Unit, map_strips, to_integers
 from imaging.colour import SRGB, Space
 from imaging.compiled import copy_blocks
@@ -74,7 +74,7 @@ def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
     with _open(data, limits) as (image, metadata, turn):
         kind = {"MPO": "JPEG", "HEIF": "JPEG"}.get(str(image.format), str(image.format))
         compression = str(image.info.get("compression", "raw"))
-        pixels, space, ink = _decode_stored(image, data)
+        pixels, space, ink = _decode_stored(image, data, metadata)
         return Photograph(
             pixels=_turn_upright(pixels, turn),
             format=kind,
@@ -93,10 +93,10 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
     A JPEG is shrunk while it is decoded, which is several times as fast as decoding it whole (see `shrink_factor`).
     Returns float32 in [0, 1], or uint16 if the pixels were converted to sRGB.
     """
-    with _open(data, limits) as (image, _, turn):
+    with _open(data, limits) as (image, metadata, turn):
         height, width = image.height, image.width
         shrink = shrink_factor(height, width, side)
-        pixels, space, _ = _decode_stored(image, data, at_least=(height // shrink, width // shrink))
+        pixels, space, _ = _decode_stored(image, data, metadata, at_least=(height // shrink, width // shrink))
         is_shrunk = pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
         extent = (height / shrink, width / shrink) if is_shrunk else pixels.shape[:2]
         small = resize(pixels[..., : space.channels], (side, side), extent)
@@ -113,24 +113,25 @@ def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
 
 
 def _decode_stored(
-    image: Image.Image, data: bytes, *, at_least: tuple[int, int] = (0, 0)
+    image: Image.Image, data: bytes, metadata: Metadata, *, at_least: tuple[int, int] = (0, 0)
 ) -> tuple[Pixels, Space, Space | None]:
     """Return the pixels as the file stores them (not upright), their space, and the file's own space if it is CMYK.
 
     With ``at_least`` (height, width) a JPEG may be shrunk, to no less than that.
     """
-    with _errors_mapped():
+    with _errors_mapped(data):
         pixels = _read_pixels(image, data, at_least)
-    if pixels.dtype == np.uint16:
-        model = "GRAY" if pixels.shape[2] <= 2 else "RGB"
-        return pixels, Space.of(model, image.info.get("icc_profile")), None
-    return _convert_inks(pixels, image) if image.mode == "CMYK" else (pixels, _space_of(image), None)
+    is_cmyk, is_grey = image.mode == "CMYK", pixels.shape[2] <= 2
+    space = naming.space_of("CMYK" if is_cmyk else "GRAY" if is_grey else "RGB", image, data, metadata.exif)
+    return _convert_inks(pixels, space) if is_cmyk else (pixels, space, None)
 
 
 def _read_pixels(image: Image.Image, data: bytes, at_least: tuple[int, int]) -> Pixels:
     """Return what the codec of the file decodes."""
     if deep.is_deep(image, data):
         return deep.decode(image, data)
+    if naming.is_hdr(image, data):
+        return deep.decode_hdr(image, data)
     if _is_fast(image):
         return jpeg.decode(data, image, at_least=at_least)
     if image.mode == "CMYK":
@@ -139,22 +140,26 @@ def _read_pixels(image: Image.Image, data: bytes, at_least: tuple[int, int]) -> 
         if any(at_least):
             image.draft(image.mode, at_least[::-1])
         return np.asarray(image)
-    converted = _convert_mode(image)
+    converted = _convert_mode(image, data)
     pixels = np.array(converted)
     converted.close()
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _convert_mode(image: Image.Image) -> Image.Image:
+def _convert_mode(image: Image.Image, data: bytes) -> Image.Image:
     """Convert the image to grey or RGB of eight bits a channel, with or without alpha."""
     if image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info:
         return image
+    if image.mode == "L" and image.format == "PNG":
+        # Pillow scales the pixels to eight bits, but not the transparent value (PNG, third edition, 11.3.1.1).
+        white = (1 << data[deep.PNG_DEPTH]) - 1
+        image.info["transparency"] = (image.info["transparency"] & white) * 255 // white
     if image.mode in ("1", "L"):
         return image.convert("LA" if "transparency" in image.info else "L")
-    if image.mode == "LA":
-        return image
-    if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "YCbCr"):
-        has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa", "La")
+    if image.mode in ("LA", "La"):
+        return image.convert("LA")
+    if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"):
+        has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa")
         return image.convert("RGBA" if has_alpha else "RGB")
     raise InvalidPhotograph(
         f"the photograph has pixels of the type {image.mode} (32 bits, floating point or Lab): "
@@ -162,18 +167,13 @@ def _convert_mode(image: Image.Image) -> Image.Image:
     )
 
 
-def _space_of(image: Image.Image) -> Space:
-    return Space.of("GRAY" if image.mode in ("1", "L", "LA") else "RGB", image.info.get("icc_profile"))
-
-
 def _is_fast(image: Image.Image) -> bool:
     """Whether libjpeg-turbo decodes the image."""
     return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
 
 
-def _convert_inks(pixels: Pixels, image: Image.Image) -> tuple[Pixels, Space, Space | None]:
+def _convert_inks(pixels: Pixels, ink: Space) -> tuple[Pixels, Space, Space | None]:
     """Convert CMYK to sRGB; return also the space to convert back to, or None without a profile, which defines it."""
-    ink = Space.of("CMYK", image.info.get("icc_profile"))
     if ink.profile is None:
         return np.array(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")), SRGB, None
     return map_strips(pixels, 3, np.uint8, lambda strip: to_integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
@@ -233,10 +233,10 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
     if len(data) > limits.bytes:
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
     require_developed(data)
-    with _errors_mapped():
+    with _errors_mapped(data):
         image = Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
     with image:
-        with _errors_mapped():
+        with _errors_mapped(data):
             _require_supported(image, data, limits)
             turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = read_metadata(image, data)
@@ -263,7 +263,7 @@ def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:
 
 
 @contextmanager
-def _errors_mapped() -> Iterator[None]:
+def _errors_mapped(data: bytes) -> Iterator[None]:
     """Turn the exceptions that a codec raises for a file into `InvalidPhotograph` with a message of one line.
 
     Wrap nothing but calls of codecs: elsewhere an exception is an error of the server. So is a lack of memory.
@@ -274,10 +274,14 @@ def _errors_mapped() -> Iterator[None]:
             yield
     except (InvalidPhotograph, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise InvalidPhotograph(f"not a photograph in {_NAMES}, or its header is damaged or cut off") from error
     except Image.DecompressionBombError as error:
         raise InvalidPhotograph(f"the photograph is too large: {error}") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InvalidPhotograph(f"the photograph cannot be decoded ({reason}); is the file complete?") from error
+        raise InvalidPhotograph(unsupported.reason(data) or _damage(error)) from error
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a photograph in {_NAMES}, or its header is damaged or cut off"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the photograph cannot be decoded ({reason}); is the file complete?"

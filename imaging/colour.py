@@ -8,6 +8,7 @@ Conversions are relative colorimetric with black point compensation, in 16 bits 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,12 +18,9 @@ import numpy as np
 
 from imaging.arrays import Pixels, Unit, to_integers, to_unit
 
+_LOG = logging.getLogger(__name__)
 _MODELS = {b"RGB ": "RGB", b"GRAY": "GRAY", b"CMYK": "CMYK"}
 _CHANNELS = {"GRAY": 1, "RGB": 3, "CMYK": 4}
-_TRANSFORM: dict[str, Any] = {
-    "intent": imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
-    "flags": imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION,
-}
 #: Rec. 709 weights, to make grey without a profile from sRGB.
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 #: A profile that differs from sRGB by less than this on a lattice of colours is sRGB: no conversion is needed.
@@ -31,19 +29,23 @@ _SAME = 1.5 / 255
 
 @dataclass(frozen=True)
 class Space:
-    """A colour model (``RGB``, ``GRAY`` or ``CMYK``) and the ICC profile embedded in the file, if any.
+    """A colour model (``RGB``, ``GRAY`` or ``CMYK``) and the ICC profile of the file, if any.
 
-    Without a profile RGB is sRGB, grey has the curve of sRGB, and CMYK is undefined.
+    Without a profile RGB is sRGB, grey has the curve of sRGB, and CMYK is undefined. ``cicp`` is the body of the chunk
+    with which a PNG says that it is HDR; the profile of HDR maps it to SDR.
     """
 
     model: str = "RGB"
     profile: bytes | None = None
+    cicp: bytes | None = None
 
     @classmethod
     def of(cls, model: str, profile: object) -> Space:
         """Return the space of a file; ignore a profile that is damaged or describes another model."""
         if isinstance(profile, bytes) and _MODELS.get(profile[16:20]) == model and _is_usable(profile, model):
             return cls(model, profile)
+        if profile:
+            _LOG.warning("ignored an ICC profile that is damaged or not for %s", model)
         return cls(model)
 
     @property
@@ -57,7 +59,7 @@ class Space:
         if self.model == "GRAY" and self.profile is None:
             return np.repeat(pixels, 3, axis=2)
         assert self.profile is not None
-        return _convert(pixels, self.profile, self.model, _srgb(), "RGB", np.uint16)
+        return _convert(pixels, self.profile, self.model, _srgb(), "RGB", np.uint16, exact=bool(self.cicp))
 
     def from_srgb(self, pixels: Unit) -> Unit:
         """Convert HxWx3 pixels in sRGB, float32 in [0, 1], to HxWxC of this space, float32 in [0, 1]."""
@@ -71,18 +73,33 @@ class Space:
     def convert_from_srgb(self, pixels: Pixels | Unit, dtype: Any) -> Pixels:
         """Convert HxWx3 pixels in sRGB to HxWxC of this space by its profile, as uint8 or uint16."""
         assert self.profile is not None
-        return _convert(pixels, _srgb(), "RGB", self.profile, self.model, dtype)
+        return _convert(pixels, _srgb(), "RGB", self.profile, self.model, dtype, exact=bool(self.cicp))
 
 
 SRGB = Space()
 
 
-def _convert(pixels: Pixels | Unit, profile: bytes, model: str, target: bytes, target_model: str, dtype: Any) -> Pixels:
-    """Convert HxWxC pixels from one profile to another."""
+def _convert(
+    pixels: Pixels | Unit,
+    profile: bytes,
+    model: str,
+    target: bytes,
+    target_model: str,
+    dtype: Any,
+    *,
+    exact: bool = False,
+) -> Pixels:
+    """Convert HxWxC pixels from one profile to another.
+
+    ``exact``: compute every pixel, which takes three times as long, instead of interpolating in a table of 33 colours
+    a side, which is too coarse for the curves of HDR.
+    """
     source = np.ascontiguousarray(to_integers(pixels, np.uint16))
     source = source[..., 0] if model == "GRAY" else source
-    spaces: dict[str, Any] = {"colorspace": model.lower(), "outcolorspace": target_model.lower()}
-    result: Pixels = imagecodecs.cms_transform(source, profile, target, outdtype=dtype, **spaces, **_TRANSFORM)
+    options: dict[str, Any] = {"colorspace": model.lower(), "outcolorspace": target_model.lower(), "outdtype": dtype}
+    flags = imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION | (imagecodecs.CMS.FLAGS.NOOPTIMIZE if exact else 0)
+    intent = imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC
+    result: Pixels = imagecodecs.cms_transform(source, profile, target, intent=intent, flags=flags, **options)
     return result[..., None] if target_model == "GRAY" else result
 
 

@@ -1,4 +1,7 @@
-"""Decode and encode 16-bit PNG and TIFF with imagecodecs, because Pillow supports 16 bits in grey only."""
+"""Decode and encode 16-bit PNG and TIFF with imagecodecs, because Pillow supports 16 bits in grey only.
+
+HDR in AVIF and HEIC is decoded to 16 bits too: in 8 bits of its curves, bands would be visible.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import mmap
 import struct
 import zlib
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import imagecodecs
 import numpy as np
+import pi_heif
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
+from imaging.arrays import Pixels
+from imaging.colour import Space
 from imaging.errors import InvalidPhotograph
 from imaging.exif import BYTE, Entry, Exif
 from imaging.metadata import Metadata
@@ -20,16 +27,21 @@ from imaging.metadata import Metadata
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT, XMP_TAG = 258, 262, 338, 339, 700
 _WHITE_IS_ZERO, _SEPARATED = 0, 5
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_PNG_DEPTH = 24  # offset of the bit depth in IHDR; the colour type follows
+PNG_DEPTH = 24  # offset of the bit depth in IHDR; the colour type follows
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 #: Lossless TIFF compressions: Pillow's name, and libtiff's.
 _COMPRESSIONS = {"tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "deflate", "raw": "none"}
+# Pillow does not know grey with alpha of 16 bits. With these entries it reads the header; the pixels are decoded here.
+TiffImagePlugin.OPEN_INFO |= {
+    (order, photometric, (1,), 1, (16, 16), (kind,)): ("LA", "LA;16")
+    for order, photometric, kind in product((b"II", b"MM"), (_WHITE_IS_ZERO, 1), (0, _ASSOCIATED, _UNASSOCIATED))
+}
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
     """Whether the file that Pillow opened has integers of 16 bits a channel."""
     if image.format == "PNG":
-        return data[_PNG_DEPTH] == 16
+        return data[PNG_DEPTH] == 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags: Any = image.tag_v2
         return set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -70,7 +82,7 @@ def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
 
 def _decode_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     """Decode into memory that can be released: imagecodecs 2026.1.14 leaks the array of a damaged PNG."""
-    channels = _PNG_CHANNELS[data[_PNG_DEPTH + 1]] + ("transparency" in image.info)
+    channels = _PNG_CHANNELS[data[PNG_DEPTH + 1]] + ("transparency" in image.info)
     memory = mmap.mmap(-1, max(1, image.width * image.height * channels * 2), flags=mmap.MAP_PRIVATE)
     pixels = np.frombuffer(memory, np.uint16).reshape(image.height, image.width, channels)
     try:
@@ -81,14 +93,24 @@ def _decode_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     return pixels
 
 
-def encode(
-    pixels: NDArray[np.uint16], kind: str, *, profile: bytes | None, compression: str, metadata: Metadata
-) -> bytes:
+def decode_hdr(image: Image.Image, data: bytes) -> Pixels:
+    """Decode an AVIF or HEIC of HDR to HxWxC uint16 pixels, or uint8 if it has 8 bits; C is 1 to 4."""
+    if image.format == "HEIF":
+        pixels: Pixels = np.asarray(pi_heif.open_heif(data, convert_hdr_to_8bit=False))
+    else:
+        pixels = imagecodecs.avif_decode(data)
+    if image.format == "AVIF" and pixels.dtype == np.uint16:  # 10 or 12 bits; AV1-ISOBMFF, 2.3.3
+        white = 4095 if data[data.find(b"av1C") + 6] & 0x20 else 1023
+        pixels = (pixels * np.uint32(65535) // white).astype(np.uint16)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def encode(pixels: NDArray[np.uint16], kind: str, *, space: Space, compression: str, metadata: Metadata) -> bytes:
     """Encode HxWxC uint16 pixels as a PNG (any C) or TIFF (C of 1, 3 or 4) of 16 bits, with metadata."""
     channels = pixels.shape[2]
     pixels = pixels[..., 0] if channels == 1 else pixels
     if kind == "PNG":
-        return add_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), profile, metadata)
+        return add_png_chunks(bytes(imagecodecs.png_encode(pixels, level=4)), space, metadata)
     name = _COMPRESSIONS.get(compression, "deflate")
     tiff = imagecodecs.tiff_encode(
         pixels,
@@ -96,16 +118,18 @@ def encode(
         predictor=None if name == "none" else 2,
         photometric="rgb" if channels > 1 else "minisblack",
         extrasample="unassalpha" if channels == 4 else None,
-        iccprofile=profile,
+        iccprofile=space.profile,
     )
     return add_tiff_tags(bytes(tiff), metadata)
 
 
-def add_png_chunks(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
-    """Return the PNG with chunks for profile and metadata after IHDR (PNG, third edition, 11.3)."""
+def add_png_chunks(data: bytes, space: Space, metadata: Metadata) -> bytes:
+    """Return the PNG with chunks for colours and metadata after IHDR (PNG, third edition, 11.3)."""
     bodies = []
-    if profile:
-        bodies.append(b"iCCPprofile\0\0" + zlib.compress(profile))
+    if space.cicp:
+        bodies.append(b"cICP" + space.cicp)
+    if space.profile:
+        bodies.append(b"iCCPprofile\0\0" + zlib.compress(space.profile))
     if metadata.exif:
         bodies.append(b"eXIf" + metadata.exif.to_block().removeprefix(b"Exif\0\0"))
     if metadata.xmp:

@@ -9,11 +9,11 @@ import io
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from imaging import deep, jpeg
 from imaging.arrays import Pixels, map_strips, to_integers, to_unit
-from imaging.colour import SRGB
+from imaging.colour import SRGB, Space
 from imaging.exif import ORIENTATION
 from imaging.metadata import NO_METADATA, Metadata
 from imaging.options import OUTPUTS, QUALITY
@@ -41,7 +41,7 @@ def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, 
     if photograph.ink:
         return _encode_inks(photograph, kind, quality, metadata)
     if pixels.dtype == np.uint16:
-        return deep.encode(pixels, kind, profile=profile, compression=photograph.compression, metadata=metadata)
+        return deep.encode(pixels, kind, space=photograph.space, compression=photograph.compression, metadata=metadata)
     if kind == "JPEG":
         sampling = photograph.sampling
         return jpeg.encode(pixels, quality=quality, sampling=sampling, profile=profile, metadata=metadata)
@@ -55,22 +55,21 @@ def _reduce(photograph: Photograph, kind: str) -> Photograph:
     if photograph.has_alpha and kind in ("JPEG", "BMP"):
         pixels = map_strips(pixels, pixels.shape[2] - 1, pixels.dtype, _blend_over_white)
     only_rgb = kind in ("WEBP", "AVIF") or (kind == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2] == 2)
-    if pixels.shape[2] <= 2 and only_rgb:
-        grey, dtype = space, pixels.dtype
-
-        def to_rgb(strip: Pixels) -> Pixels:
-            rgb = to_integers(to_unit(grey.to_srgb(strip[..., :1])), dtype)
-            return np.concatenate([rgb, strip[..., 1:]], axis=2)
-
-        pixels, space = map_strips(pixels, pixels.shape[2] + 2, dtype, to_rgb), SRGB
-    if kind == "BMP" and space.profile:
-        source = space
-        pixels = map_strips(pixels, 3, np.uint8, lambda strip: to_integers(source.to_srgb(strip), np.uint8))
-        space = SRGB
+    only_srgb = kind == "BMP" or (kind != "PNG" and space.cicp)
+    if (pixels.shape[2] <= 2 and only_rgb) or (space.profile and only_srgb):
+        pixels, space = _convert_to_srgb(pixels, space), SRGB
     if pixels.dtype == np.uint16 and kind not in ("PNG", "TIFF"):
         pixels = map_strips(pixels, pixels.shape[2], np.uint8, lambda strip: to_integers(strip, np.uint8))
     ink = photograph.ink if kind in ("JPEG", "TIFF") else None
     return replace(photograph, pixels=pixels, space=space, ink=ink)
+
+
+def _convert_to_srgb(pixels: Pixels, space: Space) -> Pixels:
+    def convert(strip: Pixels) -> Pixels:
+        rgb = to_integers(to_unit(space.to_srgb(strip[..., : space.channels])), strip.dtype)
+        return np.concatenate([rgb, strip[..., space.channels :]], axis=2)
+
+    return map_strips(pixels, pixels.shape[2] - space.channels + 3, pixels.dtype, convert)
 
 
 def _blend_over_white(strip: Pixels) -> Pixels:
@@ -110,14 +109,16 @@ def _encode_with_pillow(
         case "TIFF":
             options["compression"] = photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]
         case "PNG":
-            options["compress_level"] = PNG_EFFORT
-            if xmp:
-                options["pnginfo"] = text = PngImagePlugin.PngInfo()
-                text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", errors="replace"))
+            options = {"compress_level": PNG_EFFORT}
     if kind in ("WEBP", "AVIF") and xmp:
         options["xmp"] = xmp
-    if kind in ("PNG", "WEBP", "AVIF") and exif:
+    if kind in ("WEBP", "AVIF") and exif:
         options["exif"] = exif.to_block()
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    return deep.add_tiff_tags(buffer.getvalue(), metadata) if kind == "TIFF" else buffer.getvalue()
+    match kind:
+        case "PNG":
+            return deep.add_png_chunks(buffer.getvalue(), photograph.space, metadata)
+        case "TIFF":
+            return deep.add_tiff_tags(buffer.getvalue(), metadata)
+    return buffer.getvalue()

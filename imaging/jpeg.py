@@ -5,6 +5,7 @@ CMYK files go through Pillow, which handles the inverted values of Adobe's.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +19,7 @@ from PIL import Image
 from imaging.errors import InvalidPhotograph
 from imaging.metadata import Metadata
 
+_LOG = logging.getLogger(__name__)
 #: Warnings of libjpeg that affect no pixel: a few stray bytes between two markers, and unusual headers, which some
 #: cameras write. libjpeg reports only the first warning, so a file with an unusual header is decoded by Pillow, which
 #: rejects truncated files. All other warnings count as damage.
@@ -25,6 +27,8 @@ _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
 _MAX_STRAY = 16
 _NO_END, _END = "Premature end of JPEG file", b"\xff\xd9"
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
+#: What libjpeg-turbo's fast interface says of a sampling that it does not know; libjpeg itself, in Pillow, knows it.
+_RARE_SAMPLING = "subsampling"
 #: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100
 #: The first byte of a marker, and one that is neither stuffing nor a restart (ITU-T T.81, B.1.1).
@@ -32,8 +36,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 #: Starts of frames whose decoder notices missing bits: baseline, extended, progressive (the arithmetic ones do not).
 _PROGRESSIVE = 0xC2
 _HUFFMAN_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
-#: Chroma subsampling by the factors of luma, if those of chroma are one; rarer ones become 4:2:0.
-_SAMPLINGS = {(1, 1): "444", (2, 1): "422", (1, 2): "440", (2, 2): "420"}
+#: Chroma subsampling by whether luma has at least twice as many samples across and down.
+_SAMPLINGS = {(False, False): "444", (True, False): "422", (False, True): "440", (True, True): "420"}
 _TURNED = {"422": "440", "440": "422"}
 _SEGMENT = 65_533  # bytes that fit a segment, without those of its length
 _ICC_CHUNK = _SEGMENT - 14
@@ -51,6 +55,10 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
     try:
         pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
+        if "ICC" in str(error) and len(plain := _without_profile(data)) < len(data):
+            if not any(at_least) and not image.info.get("icc_profile"):  # once for a photograph
+                _LOG.warning("ignored an ICC profile of a JPEG whose segments are doubled, missing or misnumbered")
+            return decode(plain, image, at_least=at_least)
         pixels = _decode_again(data, image, str(error), options)
         if pixels is None:
             raise
@@ -71,9 +79,34 @@ def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[s
     if stray and stray[2].lower() == "d9":  # the end: nothing can follow
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=False, **options)
         return pixels
-    if stray or _ODD_HEADER.search(warning):
+    if _RARE_SAMPLING in warning:
+        _require_whole_ratios(image)
+    if stray or _RARE_SAMPLING in warning or _ODD_HEADER.search(warning):
         return np.array(image)  # raises if the file ends too early
     return None
+
+
+def _require_whole_ratios(image: Image.Image) -> None:
+    """Raise `InvalidPhotograph` if a plane has neither as many samples as another nor a fraction 1/2, 1/3 or 1/4."""
+    factors = [component[1:3] for component in _components(image)]
+    if any(max(axis) % factor for axis in zip(*factors, strict=True) for factor in axis):
+        names = ", ".join(f"{across}x{down}" for across, down in factors)
+        raise InvalidPhotograph(f"the sampling of the JPEG ({names}) is not supported: save it with 4:4:4 or 4:2:0")
+
+
+def _components(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Return the number, the sampling factors across and down, and the table of each component."""
+    return getattr(image, "layer", None) or [(0, 1, 1, 0)]
+
+
+def _without_profile(data: bytes) -> bytes:
+    """Return the JPEG without the segments of its ICC profile."""
+    kept, at = [], 0
+    for marker, start, end in segments(data):
+        if marker == 0xE2 and data[start + 4 : start + 16] == b"ICC_PROFILE\0":
+            kept.append(data[at:start])
+            at = end
+    return b"".join([*kept, data[at:]])
 
 
 def require_few_scans(data: bytes) -> None:
@@ -116,12 +149,15 @@ def _has_all_scans(data: bytes) -> bool:
 
 
 def sampling_of(image: Image.Image, *, turned: bool) -> str:
-    """Return the chroma subsampling for the new file: ``444``, ``422``, ``440`` or ``420``."""
+    """Return the chroma subsampling for the new file: ``444``, ``422``, ``440`` or ``420``.
+
+    Rarer ones become the one of these that keeps all samples.
+    """
     if image.mode == "CMYK":
         return "444"
-    (_, *luma, _), *chroma = getattr(image, "layer", None) or [(0, 1, 1, 0)]
-    plain = all(component[1:3] == (1, 1) for component in chroma)
-    name = _SAMPLINGS.get(tuple(luma), "420") if plain else "420"
+    luma, *chroma = _components(image)
+    across, down = (all(luma[axis] >= 2 * plane[axis] for plane in chroma) for axis in (1, 2))
+    name = _SAMPLINGS[across, down]
     return _TURNED.get(name, name) if turned else name
 
 

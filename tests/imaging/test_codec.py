@@ -31,6 +31,7 @@ from tests.photographs import (
     pixels_16_bits,
     profile,
     resize_bilinear,
+    with_chunks,
 )
 
 
@@ -179,8 +180,62 @@ def test_chroma_subsampling_is_kept(sampling):
     assert sampled(encode(decode(data))) == sampled(data)
 
 
-def test_rare_subsampling_becomes_420():
-    assert sampled(encode(decode(simplejpeg.encode_jpeg(pixels(), 95, colorsubsampling="411")))) == (2, 2)
+def flat_jpeg(*factors, frame=0xC0, bits=8, height=64, width=96):
+    """Return a grey JPEG whose planes have these sampling factors; each block is two bits: no DC difference, no AC."""
+
+    def segment(marker, body):
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    across, down = (max(axis) for axis in zip(*factors, strict=True))
+    units = -(-width // (8 * across)) * -(-height // (8 * down))
+    blocks = units * sum(x * y for x, y in factors)
+    planes = b"".join(bytes([number, x << 4 | y, 0]) for number, (x, y) in enumerate(factors, 1))
+    size = struct.pack(">BHHB", bits, height, width, len(factors))
+    table = bytes([1] + [0] * 15) + b"\0"  # one code of one bit, for the symbol 0
+    scan = b"".join(bytes([number, 0]) for number in range(1, len(factors) + 1))
+    return b"".join([
+        b"\xff\xd8",
+        segment(0xDB, b"\0" + b"\1" * 64),
+        segment(frame, size + planes),
+        segment(0xC4, b"\0" + table + b"\x10" + table),
+        segment(0xDA, bytes([len(factors)]) + scan + b"\0\x3f\0"),
+        bytes(2 * blocks // 8) + bytes([0xFF >> 2 * blocks % 8] * (blocks % 4 > 0)),
+        b"\xff\xd9",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("factors", "kept"),
+    [
+        ([(4, 1), (1, 1), (1, 1)], "422"),
+        ([(4, 2), (1, 1), (1, 1)], "420"),
+        ([(1, 4), (1, 1), (1, 1)], "440"),
+        ([(3, 1), (1, 1), (1, 1)], "422"),
+        ([(1, 3), (1, 1), (1, 1)], "440"),
+        ([(2, 2), (1, 2), (2, 1)], "444"),
+        ([(2, 2), (2, 1), (1, 2)], "444"),
+        ([(2, 2), (1, 2), (1, 1)], "422"),
+        ([(2, 2), (2, 1), (2, 1)], "440"),
+        ([(1, 1), (2, 2), (2, 2)], "444"),
+        ([(1, 1), (2, 1), (1, 2)], "444"),
+        ([(2, 1), (2, 1), (2, 1)], "444"),
+        ([(1, 2), (1, 2), (1, 2)], "444"),
+        ([(3, 1), (3, 1), (3, 1)], "444"),
+        ([(4, 1), (2, 1), (2, 1)], "422"),
+    ],
+    ids=str,
+)
+def test_every_sampling_is_decoded_and_the_nearest_that_keeps_all_samples_is_written(factors, kept):
+    data = flat_jpeg(*factors)
+    photograph = decode(data)
+    assert (photograph.pixels == 128).all()
+    assert np.allclose(to_unit(decode_small(data)), 128 / 255)
+    assert photograph.sampling == kept
+
+
+def test_a_truncated_jpeg_of_rare_sampling_is_rejected():
+    with pytest.raises(InvalidPhotograph):
+        decode(flat_jpeg((3, 1), (1, 1), (1, 1), height=640, width=960)[:-600])
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -268,9 +323,7 @@ def test_orientation_is_applied_and_its_tag_reset(orientation, kind):
     if kind == "PNG 16 bits":
         stored = pixels_16_bits(3, 120, 200)
         plain = encode_16_bits("PNG", stored)
-        chunk = b"eXIf" + make_exif(orientation)[6:]
-        chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-        data = plain[:33] + chunk + plain[33:]
+        data = with_chunks(plain, eXIf=make_exif(orientation)[6:])
     else:
         plain, data = (encode_image(pixels(120, 200), kind, exif=exif) for exif in (b"", make_exif(orientation)))
     assert np.array_equal(decode(data).pixels, TURNS[orientation](decode(plain).pixels))
@@ -380,8 +433,19 @@ def animated(kind):
     return buffer.getvalue()
 
 
+def tiff(array, **tags):
+    return imagecodecs.tiff_encode(array, **tags)
+
+
+def with_tag(data, tag, value):
+    """Return the little-endian TIFF with another value of a tag that is one SHORT."""
+    at = data.index(struct.pack("<HHI", tag, 3, 1)) + 8
+    return data[:at] + struct.pack("<H", value) + data[at + 2 :]
+
+
 def bad_files():
     whole = encode_image(pixels())
+    inks = np.full((64, 96, 5), 100, np.uint8)
     return {
         "empty": (b"", "0 bytes"),
         "text": (b"this is a letter, not a photograph", "not a photograph"),
@@ -413,6 +477,23 @@ def bad_files():
         "Lab": (encode_image(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
         "run-length encoded BMP": (bitmap("run lengths"), "run-length encoded"),
         "too many scans": (scan_bomb(), "scans"),
+        "JPEG of fractional sampling": (flat_jpeg((3, 1), (2, 1), (2, 1)), r"\(3x1, 2x1, 2x1\) is not supported"),
+        "JPEG of 12 bits": (flat_jpeg((1, 1), frame=0xC1, bits=12), "12 bits a channel"),
+        "JPEG of 12 bits, progressive": (flat_jpeg(*[(1, 1)] * 3, frame=0xC2, bits=12), "12 bits a channel"),
+        "lossless JPEG": (flat_jpeg(*[(1, 1)] * 3, frame=0xC3), "lossless"),
+        "lossless JPEG of 16 bits": (flat_jpeg((1, 1), frame=0xC3, bits=16), "lossless"),
+        "JPEG-LS": (flat_jpeg((1, 1), frame=0xF7), "JPEG-LS"),
+        "hierarchical JPEG": (flat_jpeg((1, 1), frame=0xC5), "hierarchical"),
+        "JPEG of two channels": (flat_jpeg((1, 1), (1, 1)), "2 channels"),
+        "TIFF of CMYK with alpha": (tiff(inks, photometric="separated", extrasample="unassalpha"), "CMYK with alpha"),
+        "TIFF of CMYK, premultiplied": (tiff(inks, photometric="separated", extrasample="assocalpha"), "with alpha"),
+        "TIFF of floating point": (tiff(pixels().astype(np.float32), photometric="rgb"), "floating point"),
+        "TIFF of half floats": (tiff(pixels().astype(np.float16), photometric="rgb"), "floating point"),
+        "TIFF of doubles": (tiff(pixels()[..., 0].astype(np.float64)), "floating point"),
+        "TIFF of signed integers": (tiff(pixels_16_bits().astype(np.int16), photometric="rgb"), "signed"),
+        "TIFF of 32 bits": (tiff(pixels().astype(np.uint32), photometric="rgb"), "32 bits"),
+        "TIFF of 16-bit Lab": (with_tag(tiff(pixels_16_bits(), photometric="rgb"), 262, 8), "colour model 8"),
+        "TIFF of an unknown compression": (with_tag(encode_image(pixels(), "TIFF"), 259, 34712), "compression 34712"),
     }
 
 
@@ -554,13 +635,55 @@ def test_a_tiff_of_many_pages_is_rejected_without_counting_them():
         decode(bytes(tiff))
 
 
-def deep_tiff(array, **tags):
-    return imagecodecs.tiff_encode(array, **tags)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "photometric"), [(2, "minisblack"), (4, "rgb")])
+def test_premultiplied_alpha_and_straight_alpha_are_the_same_photograph(dtype, channels, photometric):
+    white = np.iinfo(dtype).max
+    straight = np.full((32, 32, channels), white // 3, dtype)
+    straight[..., -1] = white // 2
+    premultiplied = straight.copy()
+    premultiplied[..., :-1] = straight[..., :-1].astype(float) * straight[..., -1:] / white
+    options = {"photometric": photometric}
+    plain = decode(tiff(straight, extrasample="unassalpha", **options)).pixels
+    found = decode(tiff(premultiplied, extrasample="assocalpha", **options)).pixels
+    assert np.array_equal(plain, straight)
+    assert np.abs(found.astype(int) - straight).max() <= 2
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_with_alpha_of_sixteen_bits(byteorder, photometric):
+    array = pixels_16_bits(2)
+    data = tiff(array.copy(), photometric=photometric, extrasample="unassalpha", byteorder=byteorder)
+    expected = array if photometric == "minisblack" else np.dstack([65_535 - array[..., 0], array[..., 1]])
+    assert np.array_equal(decode(data).pixels, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("spill", [0, 0x300])
+def test_the_transparent_grey_of_a_png_is_in_the_bits_of_its_pixels(bits, spill):
+    """Bits above those of the pixels do not count (PNG, third edition, 11.3.1.1)."""
+    values = np.arange(32 * 32).reshape(32, 32) % (1 << bits)
+    packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).reshape(32, -1).astype(np.uint8), axis=1)
+    rows = zlib.compress(np.hstack([np.zeros((32, 1), np.uint8), packed]).tobytes())
+    png = b"\x89PNG\r\n\x1a\n" + bytes(25) + struct.pack(">I", 0) + b"IEND\xaeB`\x82"
+    header = struct.pack(">IIBBBBB", 32, 32, bits, 0, 0, 0, 0)
+    chunks = with_chunks(png, IHDR=header, tRNS=struct.pack(">H", spill + 1), IDAT=rows)
+    photograph = decode(chunks[:8] + chunks[33:])
+    assert np.array_equal(photograph.pixels[..., 1] == 0, values == 1)
+    assert np.array_equal(photograph.pixels[..., 0], values * 255 // ((1 << bits) - 1))
+
+
+def test_the_transparent_colour_of_a_png_is_in_the_bits_of_its_pixels():
+    array = pixels()
+    colour = array[10, 10].astype(">u2") + 0x300
+    decoded = decode(with_chunks(encode_image(array, "PNG"), tRNS=colour.astype(">u2").tobytes())).pixels
+    assert (decoded[10, 10, 3], decoded[..., 3].max()) == (0, 255)
 
 
 def test_colours_are_divided_by_associated_alpha():
     colours = np.full((32, 32, 3), 30_000, np.uint16)
-    data = deep_tiff(
+    data = tiff(
         np.dstack([colours, np.full((32, 32), 32_768)]).astype(np.uint16), photometric="rgb", extrasample="assocalpha"
     )
     assert np.abs(decode(data).pixels[0, 0, :3].astype(int) - 30_000 * 65_535 // 32_768).max() <= 1
@@ -568,17 +691,17 @@ def test_colours_are_divided_by_associated_alpha():
 
 def test_an_extra_channel_of_unspecified_meaning_is_dropped():
     array = np.dstack([pixels_16_bits(3), np.zeros((240, 320))]).astype(np.uint16)
-    photograph = decode(deep_tiff(array, photometric="rgb", extrasample="unspecified"))
+    photograph = decode(tiff(array, photometric="rgb", extrasample="unspecified"))
     assert np.array_equal(photograph.pixels, pixels_16_bits(3))
 
 
 def test_white_is_zero_is_inverted():
-    data = deep_tiff(65_535 - pixels_16_bits(1)[..., 0], photometric="miniswhite")
+    data = tiff(65_535 - pixels_16_bits(1)[..., 0], photometric="miniswhite")
     assert np.array_equal(decode(data).pixels, pixels_16_bits(1))
 
 
 def test_cmyk_of_sixteen_bits_is_rejected():
-    data = deep_tiff(np.full((32, 32, 4), 1000, np.uint16), photometric="separated")
+    data = tiff(np.full((32, 32, 4), 1000, np.uint16), photometric="separated")
     with pytest.raises(InvalidPhotograph, match="16 bits|not a photograph"):
         decode(data)
 
@@ -606,10 +729,7 @@ def test_damaged_16_bit_pngs_leak_no_memory():
 
 def test_sixteen_bits_with_a_transparent_colour():
     array = pixels_16_bits(3)
-    plain = imagecodecs.png_encode(array)
-    chunk = b"tRNS" + array[10, 10].astype(">u2").tobytes()
-    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    decoded = decode(plain[:33] + chunk + plain[33:]).pixels
+    decoded = decode(with_chunks(imagecodecs.png_encode(array), tRNS=array[10, 10].astype(">u2").tobytes())).pixels
     assert np.array_equal(decoded[..., :3], array)
     assert (decoded[10, 10, 3], decoded[0, 0, 3]) == (0, 65_535)
 
