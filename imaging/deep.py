@@ -18,6 +18,7 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
+from imaging import iptc, png
 from imaging.arrays import Pixels
 from imaging.colour import Space
 from imaging.errors import InvalidPhotograph
@@ -134,6 +135,8 @@ def add_png_chunks(data: bytes, space: Space, metadata: Metadata) -> bytes:
         bodies.append(b"eXIf" + metadata.exif.to_block().removeprefix(b"Exif\0\0"))
     if metadata.xmp:
         bodies.append(b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
+    if metadata.iptc:
+        bodies.append(png.raw_profile(png.IPTC, iptc.to_photoshop(metadata.iptc)))
     chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in bodies]
     return b"".join([data[:33], *chunks, data[33:]])
 
@@ -141,7 +144,7 @@ def add_png_chunks(data: bytes, space: Space, metadata: Metadata) -> bytes:
 def add_tiff_tags(data: bytes, metadata: Metadata) -> bytes:
     """Return the little-endian TIFF with the metadata added."""
     exif = metadata.exif or Exif("<", {}, {}, {})
-    if metadata.xmp:
-        packet = {XMP_TAG: Entry(BYTE, len(metadata.xmp), metadata.xmp)}
-        exif = replace(exif, main={**exif.main, **packet})
+    for tag, block in ((XMP_TAG, metadata.xmp), (iptc.TIFF_TAG, metadata.iptc)):
+        if block:
+            exif = replace(exif, main={**exif.main, tag: Entry(BYTE, len(block), block)})
     return exif.append_to(data) if exif.main or exif.settings or exif.position else data

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.errors import InvalidPhotograph
+from imaging.iptc import to_photoshop
 from imaging.metadata import Metadata
 
 _LOG = logging.getLogger(__name__)
@@ -174,13 +175,15 @@ def encode(
 def add_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
     """Return the file with metadata after the JFIF segment, in the order that Exif requires (CIPA DC-008, 4.5.4).
 
-    EXIF longer than a segment is shortened; longer XMP, and a profile longer than 255 segments, are dropped.
+    EXIF longer than a segment is shortened; longer XMP and IPTC, and a profile of more than 255 segments, are dropped.
     """
     segments = []
     if metadata.exif:
         segments.append((0xE1, metadata.exif.shortened(_SEGMENT).to_block()))
     if metadata.xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp) <= _SEGMENT:
         segments.append((0xE1, packet))
+    if metadata.iptc and len(block := b"Photoshop 3.0\0" + to_photoshop(metadata.iptc)) <= _SEGMENT:
+        segments.append((0xED, block))
     parts = [profile[i : i + _ICC_CHUNK] for i in range(0, len(profile), _ICC_CHUNK)] if profile else []
     for number, part in enumerate(parts if len(parts) < 256 else [], 1):  # ICC.1:2022, B.4
         segments.append((0xE2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part))

@@ -1,4 +1,4 @@
-"""Keep EXIF and XMP, and change only what would be untrue in the new file.
+"""Keep EXIF, XMP and IPTC, and change only what would be untrue in the new file.
 
 The new image is upright, so the orientation becomes 1 in both. Sizes in pixels become those of the new file. What is
 left behind is not described any more: the embedded thumbnail, which shows the old image, places in its pixels, a video,
@@ -14,7 +14,7 @@ from xml.dom import minidom
 
 from PIL import Image
 
-from imaging import exif, png
+from imaging import exif, iptc, png
 from imaging.exif import Exif
 from imaging.position import is_named_position, may_hold_position
 
@@ -48,21 +48,23 @@ _NUMBER = re.compile(r"\s{0,9}[+-]?\d{1,9}(?:\.\d{0,9})?\s{0,9}")
 
 @dataclass(frozen=True)
 class Metadata:
-    """The EXIF and XMP of a file, as stored there, and the orientation in which its pixels are shown, 1 to 8."""
+    """EXIF, XMP and IPTC of a file, as stored there, and the orientation in which its pixels are shown, 1 to 8."""
 
     exif: Exif | None = None
     xmp: bytes | None = None
     orientation: int = 1
+    iptc: bytes | None = None
 
     @classmethod
-    def of(cls, block: object, packet: object) -> Metadata:
-        """Parse EXIF and XMP as a codec returns them. The orientation is that in EXIF, else that in XMP."""
+    def of(cls, block: object, packet: object, photoshop: object = None) -> Metadata:
+        """Parse what a codec returns for EXIF, XMP and IPTC. The orientation is that in EXIF, else that in XMP."""
+        captions = iptc.from_photoshop(photoshop) if isinstance(photoshop, bytes) else None
         parsed = exif.parse(block) if isinstance(block, bytes) else None
         xmp = packet if isinstance(packet, bytes) else None
         if parsed and exif.ORIENTATION in parsed.main:
-            return cls(parsed, xmp, parsed.orientation)
+            return cls(parsed, xmp, parsed.orientation, captions)
         match = _ORIENTATION.search(xmp[:_MAX_XMP]) if xmp else None
-        return cls(parsed, xmp, int(match[1]) if match else 1)
+        return cls(parsed, xmp, int(match[1]) if match else 1, captions)
 
     def updated(self, *, width: int, height: int, gps: bool) -> Metadata:
         """Return the metadata for an upright file of this size, with the position if ``gps``."""
@@ -70,6 +72,7 @@ class Metadata:
         return Metadata(
             self.exif.updated(width=width, height=height, is_turned=is_turned, gps=gps) if self.exif else None,
             _update_xmp(self.xmp, width, height, is_turned=is_turned, gps=gps) if self.xmp else None,
+            iptc=iptc.updated(self.iptc, gps=gps) if self.iptc else None,
         )
 
 
@@ -81,8 +84,12 @@ def read_metadata(image: Image.Image, data: bytes) -> Metadata:
     if image.format == "PNG":
         before_pixels, everywhere = png.read_blocks(data)
         shown = Metadata.of(before_pixels.get(png.EXIF), before_pixels.get(png.XMP))
-        return replace(Metadata.of(everywhere.get(png.EXIF), everywhere.get(png.XMP)), orientation=shown.orientation)
-    return Metadata.of(data if image.format == "TIFF" else image.info.get("exif"), image.info.get("xmp"))
+        kept = Metadata.of(*(everywhere.get(name) for name in (png.EXIF, png.XMP, png.IPTC)))
+        return replace(kept, orientation=shown.orientation)
+    if image.format == "TIFF":
+        return Metadata.of(data, image.info.get("xmp"), exif.read_value(data, iptc.TIFF_TAG))
+    photoshop = image.info.get("photoshop", {})  # of a JPEG
+    return Metadata.of(image.info.get("exif"), image.info.get("xmp"), photoshop.get(iptc.RESOURCE))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-EXIF, XMP = b"eXIf", b"XML:com.adobe.xmp"
+EXIF, XMP, IPTC = b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type iptc"
 #: Texts in which ImageMagick keeps the blocks of other formats.
-_RAW_PROFILES = {b"Raw profile type exif": EXIF, b"Raw profile type APP1": EXIF, b"Raw profile type xmp": XMP}
+_RAW_PROFILES = {
+    b"Raw profile type exif": EXIF, b"Raw profile type APP1": EXIF, b"Raw profile type xmp": XMP,
+    b"Raw profile type 8bim": IPTC, IPTC: IPTC,
+}  # fmt: skip
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 #: Chunks that say how pixels and colours are to be shown, with their minimum length; they count only before the pixels
@@ -21,7 +24,7 @@ Blocks = dict[bytes, bytes]
 
 
 def read_blocks(data: bytes) -> tuple[Blocks, Blocks]:
-    """Return the EXIF and XMP blocks that browsers read, those before the pixels, and all blocks of the file."""
+    """Return the blocks of EXIF, XMP and IPTC before the pixels, which browsers read, and those of the whole file."""
     found: Blocks = {}
     before_pixels: Blocks | None = None
     for kind, start, end in _chunks(data):
@@ -35,6 +38,12 @@ def read_blocks(data: bytes) -> tuple[Blocks, Blocks]:
             found[keyword] = _decode_text(kind, text, keyword)
     raw = {name: found[keyword] for keyword, name in _RAW_PROFILES.items() if found.get(keyword)}
     return before_pixels or {}, raw | found
+
+
+def raw_profile(name: bytes, block: bytes) -> bytes:
+    """Return the kind and the body of a chunk that holds a block of another format, as ImageMagick writes it."""
+    text = b"\n%s\n%8d\n%s\n" % (name.rpartition(b" ")[2], len(block), block.hex("\n", 36).encode())
+    return b"zTXt" + name + b"\0\0" + zlib.compress(text)
 
 
 def without_extras(data: bytes) -> bytes:

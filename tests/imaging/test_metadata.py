@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, IptcImagePlugin
 
 from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
@@ -244,6 +244,53 @@ def test_damaged_chunks_behind_the_pixels_are_ignored(chunk):
     assert photograph.pixels.shape == (240, 320, 3)
     assert not photograph.metadata.exif
     assert not photograph.metadata.xmp
+
+
+def dataset(record, number, value):
+    return struct.pack(">BBBH", 0x1C, record, number, len(value)) + value
+
+
+RIGHTS = dataset(1, 90, b"\x1b%G") + dataset(2, 80, "Jürgen Müller".encode()) + dataset(2, 116, b"(c) 2026")
+PLACE, PREVIEW, TRANSPORT = dataset(2, 120, b"48.13715, 11.57612"), dataset(2, 202, b"old"), dataset(8, 10, b"old")
+RESOURCE = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(RIGHTS + PLACE + PREVIEW + TRANSPORT))
+RESOURCE += RIGHTS + PLACE + PREVIEW + TRANSPORT + b"\0" * (len(RIGHTS + PLACE) % 2)
+RESOLUTION = b"8BIM\x03\xed\0\0" + struct.pack(">I", 16) + bytes(16)
+
+
+def files_with_iptc():
+    """Yield files with IPTC as different programs write it."""
+    jpeg, tiff = encode_image(pixels()), TIFF
+    block = b"Photoshop 3.0\0" + RESOLUTION + RESOURCE
+    yield "JPEG", jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+    bare = RIGHTS + PLACE + PREVIEW
+    yield "TIFF", Exif("<", {33723: Entry(7, len(bare), bare)}, {}, {}).append_to(tiff)
+    padded = bare + bytes(-len(bare) % 4)
+    yield "TIFF, as long numbers", Exif("<", {33723: Entry(4, len(padded) // 4, padded)}, {}, {}).append_to(tiff)
+    for name, content in {"iptc": block, "8bim": RESOURCE, "IPTC": bare}.items():
+        text = b"Raw profile type %s\0\0" % name.lower().encode() + zlib.compress(raw_profile(name, content))
+        for late in (False, True):
+            yield f"PNG, {name}, {late}", png_with(png_chunk(b"zTXt", text), late=late)
+    yield "PNG of 16 bits", png_with(png_chunk(b"zTXt", text), late=False, bits=16)
+
+
+WITH_IPTC = dict(files_with_iptc())
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
+@pytest.mark.parametrize("data", WITH_IPTC.values(), ids=WITH_IPTC)
+def test_iptc_is_kept_without_previews(data, kind):
+    photograph = decode(data)
+    kept = encode(photograph, format=kind)
+    assert decode(kept).metadata.iptc == RIGHTS + PLACE
+    assert kind == "png" or IptcImagePlugin.getiptcinfo(open_image(kept))[2, 116] == b"(c) 2026"
+    assert decode(encode(photograph, format=kind, gps=False)).metadata.iptc == RIGHTS
+
+
+@pytest.mark.parametrize("block", [b"", b"\x1c", b"\x1c\x02\x50\x80\x04\0\0\0\x09", b"text", RESOURCE[:16], PREVIEW])
+def test_damaged_iptc_is_dropped(block):
+    text = b"Raw profile type iptc\0\0" + zlib.compress(raw_profile("iptc", block))
+    again = decode(encode(decode(png_with(png_chunk(b"zTXt", text), late=True))))
+    assert again.metadata.iptc is None
 
 
 WHOLE = encode_image(pixels(), "PNG")
