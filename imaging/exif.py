@@ -15,7 +15,7 @@ from imaging.position import bytes_may_hold_position
 
 ORIENTATION, SETTINGS, POSITION = 0x0112, 0x8769, 0x8825
 _WIDTH, _HEIGHT = 0xA002, 0xA003
-_INTEROPERABILITY = 0xA005
+_COLOR_SPACE, _UNCALIBRATED, _INTEROPERABILITY = 0xA001, 0xFFFF, 0xA005
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214  # in pixels of the old file
 _MAKER_NOTE = 0x927C
 #: Tags that a block which is too long loses last: camera, dates and rights.
@@ -67,12 +67,19 @@ Directory = dict[int, Entry]
 
 @dataclass(frozen=True)
 class Exif:
-    """The EXIF of a photograph, in the byte order of its file (``<`` or ``>``)."""
+    """The EXIF of a photograph, in the byte order of its file (``<`` or ``>``), and its interoperability index."""
 
     order: str
     main: Directory
     settings: Directory
     position: Directory
+    interoperability: bytes = b""
+
+    @property
+    def is_adobe_rgb(self) -> bool:
+        """Whether the colours are Adobe RGB: by the index R03 (DCF 2.0), or by the ColorSpace 2 of some cameras."""
+        space = self._number(self.settings, _COLOR_SPACE)
+        return space == 2 or (space in (0, _UNCALIBRATED) and self.interoperability.startswith(b"R03"))
 
     @property
     def orientation(self) -> int:
@@ -174,8 +181,9 @@ def parse(data: bytes) -> Exif | None:
     data = data.removeprefix(_PREFIX)
     order, main = read_main(data)
     inner = [_read_inner(data, main.get(tag), order) for tag in (SETTINGS, POSITION)]
+    index = _read_inner(data, inner[0].pop(_INTEROPERABILITY, None), order).get(1)
     kept = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE}
-    return Exif(order, kept, *inner) if kept or any(inner) else None
+    return Exif(order, kept, *inner, index.value if index else b"") if kept or any(inner) else None
 
 
 def read_main(data: bytes) -> tuple[str, Directory]:
@@ -203,7 +211,7 @@ def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
         return {}
     entries = read_directory(data, struct.unpack(f"{order}I", pointer.value)[0], order)
     # Pointers lead to directories that are not kept.
-    return {tag: entry for tag, entry in entries.items() if tag != _INTEROPERABILITY and entry.kind != _POINTER}
+    return {tag: entry for tag, entry in entries.items() if tag == _INTEROPERABILITY or entry.kind != _POINTER}
 
 
 #: Limits of one directory, beyond those of cameras; without them a crafted file could repeat one large value.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from imaging.arrays import to_integers
 from imaging.colour import Space
@@ -50,7 +49,6 @@ _PRIMARIES: dict[int, Chromaticities] = {
     22: (*_D65, 0.63, 0.34, 0.295, 0.605, 0.155, 0.077),
 }
 _UNSPECIFIED = 2
-_COLOR_SPACE, _UNCALIBRATED = 0xA001, b"\xff\xff"
 _REFERENCE_WHITE, _KNEE = 203.0, 0.8
 #: The body of the chunk cICP: primaries, transfer, matrix and full range (PNG, third edition, 11.3.2.6).
 _CICP = re.compile(rb"\0\0\0\x04cICP(.)(.)(.)(.)", re.DOTALL)
@@ -102,7 +100,7 @@ def space_of(model: str, image: Image.Image, data: bytes, exif: Exif | None) -> 
     gamma, chromaticities = (image.info.get(name) for name in ("gamma", "chromaticity"))
     if image.format == "PNG" and ("srgb" in image.info or gamma or chromaticities):
         return space if "srgb" in image.info else _png_space(model, gamma, chromaticities or _SRGB)
-    return _space(model, _ADOBE_RGB, 563 / 256) if _is_adobe_rgb(image, exif) else space
+    return _space(model, _ADOBE_RGB, 563 / 256) if exif and exif.is_adobe_rgb else space
 
 
 def is_hdr(image: Image.Image, data: bytes) -> bool:
@@ -127,17 +125,6 @@ def code_points(image: Image.Image, data: bytes) -> tuple[int, int] | None:
     else:
         points = None
     return points if points != (_UNSPECIFIED, _UNSPECIFIED) else None
-
-
-def _is_adobe_rgb(image: Image.Image, exif: Exif | None) -> bool:
-    """Whether EXIF says Adobe RGB: by the index R03 (DCF 2.0), or by the ColorSpace 2 of some cameras."""
-    if exif is None or not exif.settings:
-        return False
-    number = exif.settings[_COLOR_SPACE].value[:2] if _COLOR_SPACE in exif.settings else _UNCALIBRATED
-    with suppress(Exception):  # for damaged blocks Pillow raises many types
-        is_r03 = number == _UNCALIBRATED and image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) in ("R03", b"R03\0")
-        return is_r03 or number in (b"\2\0", b"\0\2")
-    return False
 
 
 def _space_from_code_points(model: str, primaries: int, transfer: int) -> Space:
