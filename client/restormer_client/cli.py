@@ -106,7 +106,7 @@ def add_enhance_options(verb: argparse.ArgumentParser) -> None:
 def add_server_options(verb: argparse.ArgumentParser, flag: str = "--url", timeout: float = TIMEOUT) -> None:
     """Add the options of `Enhancer`, and the timeout; `enhancer_arguments` reads them."""
     server = verb.add_argument_group("server")
-    url = os.environ.get("RESTORMER_URL", "127.0.0.1:8001")
+    url = os.environ.get("RESTORMER_URL") or "127.0.0.1:8001"
     where = "host:port, dns:///host:port (default $RESTORMER_URL, %(default)s)"
     server.add_argument(flag, dest="url", metavar="URL", default=url, help=where)
     server.add_argument(

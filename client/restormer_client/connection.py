@@ -5,16 +5,20 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     import grpc
 
 #: Target schemes that gRPC may resolve to several addresses; requests are balanced over them.
 _MULTI_ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:", "xds:")
+#: Names that Linux distributions give to loopback in /etc/hosts.
+_LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # No limit in the client: the server sets it. (Any `channel_args` of tritonclient restore gRPC's 4 MiB limit.)
     ("grpc.max_send_message_length", -1),
@@ -59,6 +63,8 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.url.strip():
+            raise ValueError("the server's address is empty: use host:port (Triton's gRPC port is 8001)")
         if "://" in self.url and not self.url.startswith(("dns://", "xds://", "unix://")):
             raise ValueError(
                 f"{self.url!r} is not a gRPC address: use host:port without http:// (Triton's gRPC port is 8001)"
@@ -70,15 +76,11 @@ class Connection:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server is on this machine."""
-        if self.url.startswith("unix:"):
+        """Whether the server is on this machine, by its address: no name is looked up."""
+        if self.url.startswith(("unix:", "unix-abstract:")):
             return True
-        address = re.sub(r"^(dns|ipv4|ipv6):/*", "", self.url)
-        host = address.rpartition(":")[0].strip("[]") or address
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        addresses = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?/*", "", self.url.lower())
+        return all(_is_loopback(unquote(address)) for address in addresses.split(","))
 
     def options(self) -> list[tuple[str, Any]]:
         """Return the gRPC channel options."""
@@ -118,3 +120,19 @@ class Connection:
                     f"header {name!r}: a name must be letters, digits, '_', '.' or '-', a value one line of ASCII"
                 )
         return pairs
+
+
+def _is_loopback(address: str) -> bool:
+    """Tell whether ``host``, ``host:port``, ``ipv6`` or ``[ipv6]:port`` is loopback, in any spelling that sockets take.
+
+    The unspecified address counts: a connection to it reaches this machine.
+    """
+    has_port = "]:" in address or address.count(":") == 1
+    host = (address.rpartition(":")[0] if has_port else address).strip("[]").partition("%")[0].rstrip(".")
+    try:
+        if ":" not in host:
+            return socket.inet_aton(host)[0] in (0, 127)  # 127.1 and 0x7f000001 too
+        ip = ipaddress.IPv6Address(host)
+        return (ip.ipv4_mapped or ip).is_loopback or ip.is_unspecified
+    except (OSError, ValueError):
+        return host in _LOOPBACK_NAMES

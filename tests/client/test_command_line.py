@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from restormer_client import DeadlineExceeded, InvalidPhotograph, Overloaded, calls, files
+from restormer_client import DeadlineExceeded, InvalidPhotograph, Overloaded, calls, cli, files
 from restormer_client.cli import main
 
 import imaging
@@ -305,6 +305,8 @@ def test_wrong_address_prints_one_line(folder, capsys, tmp_path, url):
 def test_address_from_the_environment(fake, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("RESTORMER_URL", fake.url)
     assert main(["enhance", str(folder / "a.jpg"), str(tmp_path / "o.jpg")]) == 0
+    monkeypatch.setenv("RESTORMER_URL", "")  # as compose passes a variable that is not set
+    assert cli._build_parser().parse_args(["status"]).url == "127.0.0.1:8001"
 
 
 def test_token_file_is_sent(fake, folder, tmp_path, run):

@@ -29,6 +29,7 @@ def test_pickle_keeps_all_settings(client):
     ("make", "message"),
     [
         (lambda: Enhancer("http://triton:8001"), "host:port without http://"),
+        (lambda: Enhancer(" "), "address is empty"),
         (lambda: Enhancer("triton:8001", token="t"), "plaintext"),
         (lambda: TLS(cert="c.pem"), "mutual TLS needs both"),
         (lambda: TLS(key="k.pem"), "mutual TLS needs both"),
@@ -52,19 +53,36 @@ def test_multiple_addresses_use_round_robin():
     assert "grpc.service_config" not in dict(Connection("triton:8001").options())
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:1", "localhost:1", "dns:///localhost:1", "[::1]:1"])
-def test_loopback_bypasses_the_proxy(url):
+LOOPBACK = (
+    "127.0.0.1", "127.0.0.1:1", "127.3.2.1:1", "127.1:1", "0x7f000001:1", "0.0.0.0:1", "localhost", "LOCALHOST:1",
+    "localhost.:1", "ip6-localhost:1", "localhost.localdomain:1", "[::1]", "::1", "[::1]:1", "[0:0:0:0:0:0:0:1]:1",
+    "[::ffff:127.0.0.1]:1", "[::1%lo]:1", "[::]:1", "dns:localhost:1", "dns:///Localhost:1", "dns://8.8.8.8/localhost:1",
+    "ipv4:127.0.0.1", "ipv4:127.0.0.1:1,127.0.0.2:1", "ipv6:[::1]:1", "ipv6:%5B::1%5D:1", "unix:///run/triton.sock",
+    "unix-abstract:triton",
+)  # fmt: skip
+OTHERS = (
+    "127.example.com:8001", "localhost.example.com:1", "notlocalhost:1", "10.0.0.1:8001", "128.0.0.1:1", "[::2]:1",
+    "[::ffff:10.0.0.1]:1", "dns:///h:1", "dns://127.0.0.1/triton:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "unix-box:1",
+    "2001:db8::1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", LOOPBACK)
+def test_loopback_bypasses_the_proxy_in_every_spelling(url):
     assert dict(Connection(url).options())["grpc.enable_http_proxy"] == 0
 
 
-@pytest.mark.parametrize("url", ["127.example.com:8001", "localhost.example.com:1", "10.0.0.1:8001", "dns:///h:1"])
+@pytest.mark.parametrize("url", OTHERS)
 def test_addresses_that_are_not_loopback(url):
     assert not Connection(url).is_loopback
 
 
-@pytest.mark.parametrize("url", ["127.3.2.1:1", "unix:///run/triton.sock", "ipv4:127.0.0.1:1", "localhost"])
-def test_loopback_addresses(url):
-    assert Connection(url).is_loopback
+def test_a_call_to_loopback_does_not_use_the_proxy_of_the_environment(fake, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    port = fake.url.rpartition(":")[2]
+    for url in (f"LOCALHOST:{port}", f"ipv4:127.0.0.1:{port}"):
+        with Enhancer(url) as enhancer:
+            assert enhancer.enhance(b"x", timeout=5) == b"x"
 
 
 @pytest.mark.parametrize(
