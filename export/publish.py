@@ -7,6 +7,7 @@ service. If the machine dies between the two renames, the next build finds the o
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -92,29 +93,44 @@ def remove_version(model: Path, version: int) -> bool:
         return False
     with _lock_model(model):
         shutil.rmtree(aside, ignore_errors=True)  # of a rollback that was killed
-        folder.rename(aside)
-        shutil.rmtree(aside)
+        shutil.rmtree(aside if _rename(folder, aside) else folder)
     return True
 
 
 @contextlib.contextmanager
 def _prepare_version(model: Path, version: int) -> Iterator[Path]:
-    folder, aside, staging = model / str(version), model / f".{version}.aside", model / f".{version}.staging"
-    if aside.exists() and not folder.exists():
-        aside.rename(folder)
-    for leftover in (aside, staging):  # of a build that was killed: the lock excludes a running one
-        shutil.rmtree(leftover, ignore_errors=True)
+    folder = model / str(version)
+    aside, staging, partial = (model / f".{version}.{name}" for name in ("aside", "staging", "partial"))
+
+    def clean_up() -> None:
+        if aside.exists() and (staging.exists() or not folder.exists()):  # an error or Ctrl-C between the two renames
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.move(aside, folder)
+        for leftover in (aside, staging, partial):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    clean_up()  # after a build that was killed: the lock excludes a running one
     staging.mkdir()
     try:
         yield staging
-        if folder.exists():
-            folder.rename(aside)
+        if folder.exists() and not _rename(folder, aside):
+            shutil.copytree(folder, partial)
+            partial.rename(aside)
+            shutil.rmtree(folder)
         staging.rename(folder)
     finally:
-        if aside.exists() and not folder.exists():  # an error or Ctrl-C between the two renames
-            aside.rename(folder)
-        for leftover in (aside, staging):
-            shutil.rmtree(leftover, ignore_errors=True)
+        clean_up()
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Rename a folder; return False if that is impossible, as in a lower layer of an overlay."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

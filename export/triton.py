@@ -78,13 +78,16 @@ def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[st
     """Run a Triton on a repository, which is only read, and stop it at the end.
 
     ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line, and
-    ``wrapper`` is a command that starts it. Of the server's variables only those of `INSTALLATION` are used. Raises
+    ``wrapper`` is a command that starts it. Of the server's variables only those of `INSTALLATION` are used, and none
+    of Python's (PYTHONPATH), because its interpreter is another one. Raises
     `ExportError` with the last line that the server printed.
     """
     if not python.is_file():
         raise ExportError(f"--server-python {python} not found: install the server (make setup)")
     environment = {
-        name: value for name, value in os.environ.items() if name in INSTALLATION or not name.startswith("RESTORMER_")
+        name: value
+        for name, value in os.environ.items()
+        if name in INSTALLATION or not name.startswith(("RESTORMER_", "PYTHON"))
     }
     with tempfile.TemporaryDirectory() as state:
         grpc_port, metrics_port = free_ports(2)

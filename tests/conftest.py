@@ -1,11 +1,13 @@
 """Fixtures for all tests: one real engine and one real Triton for each session, in temporary folders."""
 
+import errno
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -183,6 +185,26 @@ def cuda_device(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
     return select
+
+
+@pytest.fixture
+def lower_layer(monkeypatch):
+    """Return a context in which the folders below a path behave as in a lower layer of an overlay: no rename."""
+
+    @contextmanager
+    def hold(folder):
+        inodes, rename = {path.stat().st_ino for path in folder.rglob("*") if path.is_dir()}, os.rename
+
+        def rename_upper(source, target, **options):
+            if os.stat(source).st_ino in inodes:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+            rename(source, target, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename_upper)
+            yield
+
+    return hold
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from export.fidelity import Fidelity, NotRun, Reference, require_fidelity, torch
 from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
-from export.publish import provenance, replace_version
+from export.publish import provenance, remove_version, replace_version
 from export.request import Options, Request, make_command
 from export.targets import TARGETS
 from export.targets.cpu import require_precision, why_not
@@ -238,6 +238,30 @@ def test_ctrl_c_between_the_two_renames_restores_the_version(copy, monkeypatch):
     assert files(copy) == before
 
 
+def test_a_version_in_a_lower_layer_of_an_overlay_is_replaced_and_removed(copy, lower_layer):
+    with lower_layer(copy), replace_version(copy / "restormer", 1) as folder:
+        (folder / "new").write_text("engine")
+    assert files(copy / "restormer/1") == {Path("new"): b"engine"}
+    with lower_layer(copy):
+        assert remove_version(copy / "restormer", 1)
+    assert sorted(path.name for path in (copy / "restormer").iterdir() if path.name[0] in ".1") == [".lock"]
+
+
+def test_ctrl_c_while_such_a_version_is_removed_restores_it(copy, lower_layer, monkeypatch):
+    before, rmtree = files(copy), shutil.rmtree
+
+    def interrupted(path, **options):
+        if path.name == "1" and not options:
+            (path / "model.onnx").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with lower_layer(copy), pytest.raises(KeyboardInterrupt), replace_version(copy / "restormer", 1) as folder:
+        (folder / "new").write_text("engine")
+    assert files(copy) == before
+
+
 def test_leftovers_of_a_killed_build_are_removed(copy):
     before = files(copy)
     (copy / "restormer/.1.staging").mkdir()
@@ -416,9 +440,10 @@ def test_the_minimum_share_cannot_be_lowered(published, tiny, tmp_path, capsys):
 def test_the_last_stage_is_the_engine_served_by_triton(tiny, tmp_path, gpu_host, monkeypatch):
     """A real Triton serves the engine before it is published; the same arithmetic gives the same figures.
 
-    On a host with GPUs and settings for them (a stub), this stage is still served on the CPU. A proxy and settings of
-    another server are not used.
+    On a host with GPUs and settings for them (a stub), this stage is still served on the CPU. A proxy, settings of
+    another server and of another Python are not used.
     """
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("RESTORMER_VERSIONS", "2")
