@@ -1,32 +1,38 @@
 # restormer-triton. `make help` prints the comments after `##`.
 
 PYTHON      ?= python3
-PACKAGE     ?= demo/package
-PRECISION   ?= fp32
-TARGET      ?= auto
-VERSION     ?= 1
-BASELINE    ?= 1
-PHOTOS      ?= demo/photos
-TRUTH       ?= demo/targets
-CALIBRATION ?= demo/calibration
-CALIBRATOR  ?= percentile
-ENGINES     ?= engines
-MAX_BATCH   ?= 8
-OPTIMIZATION_LEVEL ?= $(if $(RELEASE),5,3)
-TIMING_ITERATIONS ?= $(if $(RELEASE),8,1)
-TILING      ?= $(if $(RELEASE),full,none)
-COMPATIBILITY ?= none
-WORKSPACE_MB ?= 0
-COMPUTE_CAPABILITIES ?= 8.6 8.9 12.0
-ADDRESS     ?= 127.0.0.1
-GRPC_PORT   ?= 8001
-METRICS_PORT ?= 8002
-HTTP_PORT   ?= $(or $(RESTORMER_HTTP_PORT),0)
-REPOSITORY  ?= model_repository
-STATE       ?= .run
-OUTPUT      ?= out
+# All other settings count only on make's command line: a VERSION or an OUTPUT in the environment belongs to another program.
+PACKAGE     = demo/package
+PRECISION   = fp32
+TARGET      = auto
+VERSION     = 1
+BASELINE    = 1
+PHOTOS      = demo/photos
+TRUTH       = demo/targets
+CALIBRATION = demo/calibration
+CALIBRATOR  = percentile
+ENGINES     = engines
+MAX_BATCH   = 8
+OPTIMIZATION_LEVEL = $(if $(RELEASE),5,3)
+TIMING_ITERATIONS = $(if $(RELEASE),8,1)
+TILING      = $(if $(RELEASE),full,none)
+COMPATIBILITY = none
+WORKSPACE_MB = 0
+COMPUTE_CAPABILITIES = 8.6 8.9 12.0
+ADDRESS     = $(or $(RESTORMER_ADDRESS),127.0.0.1)
+GRPC_PORT   = $(or $(RESTORMER_GRPC_PORT),8001)
+METRICS_PORT = $(or $(RESTORMER_METRICS_PORT),8002)
+HTTP_PORT   = $(or $(RESTORMER_HTTP_PORT),0)
+REPOSITORY  = $(or $(RESTORMER_REPOSITORY),model_repository)
+STATE       = $(or $(RESTORMER_STATE),.run)
+OUTPUT      = out
+$(foreach name,\
+	AT_LEAST AUX_STREAMS BATCH BATCHES CONCURRENCY CROPS DATA DEVICE ENGINE FILES GATE GPU HARDWARE \
+	ONLY_PUBLISHED ONNXRUNTIME_TENSORRT OPT_BATCH PAIRS PERF_ANALYZER PLAN PRICE RATE RATES RECORD RELEASE \
+	ROUNDS SECONDS SERVED SIDE SIDE_OVERRIDE SIZE SLO_P99_MS STANDARD TRTEXEC URL,$(eval $(name) =))
 
-ENVS   ?= .envs
+ENVS = $(or $(RESTORMER_ENVS),.envs)
+$(if $(word 2,$(ENVS)),$(error ENVS=$(ENVS): make cannot use a path with spaces here))
 BUILD  := $(ENVS)/build/bin/python
 BULK   := $(ENVS)/bulk/bin/python
 SERVER := $(ENVS)/server/bin/python
@@ -35,6 +41,9 @@ SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(ME
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # --quiet: pip prints only warnings and errors.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+SETUPTOOLS = "$$(grep ^setuptools== requirements/build.txt)"
+# The user's variables for Python do not reach our interpreters, nor those that send pip's packages elsewhere.
+unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES))) PIP_PREFIX PIP_TARGET PIP_USER
 export PYTHONDONTWRITEBYTECODE = 1
 
 # The last line of output must come from the command and not from make.
@@ -54,52 +63,65 @@ help:  ## List the commands and their settings
 ##- measuring and tests: RECORD=file.json  ROUNDS=3
 
 check-python:
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 supports 3.12 at most): make PYTHON=python3.11, or python3.12" % v)'
-	@$(PYTHON) -m server check-python
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or 3.12, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "error: Python %d.%d cannot run the local server (numpy 1.26 supports 3.12 at most): make PYTHON=python3.11, or python3.12" % v)'
+	@"$(PYTHON)" -m server check-python
 
 # Three environments, because their requirements conflict: the server's Python models need numpy 1.26, the build side
-# needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file; make installs
-# the environment again when the lock file is newer.
-$(ENVS)/build.done: requirements/build.txt requirements/client.txt
-	@$(MAKE) check-python
-	@echo "installing the build side and the client ..." >&2
-	@$(PYTHON) -m venv --clear $(ENVS)/build
-	@$(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt
-	@rm -f $(ENVS)/gpu.done
-	@touch $@
+# needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file with checksums of
+# its lock files: make installs the environment again when their content changed, and not when only their times did, as
+# after `git checkout`.
+LOCKS_build      := requirements/build.txt requirements/client.txt
+LOCKS_server     := requirements/server.txt requirements/triton.txt
+LOCKS_dev        := requirements/dev.txt
+LOCKS_gpu        := requirements/gpu.txt
+LOCKS_bulk       := requirements/bulk.txt
+LOCKS_bulk-test  := requirements/bulk-test.txt
+# -: the path of this folder, which an editable install contains.
+LOCKS_build-ours := - pyproject.toml client/pyproject.toml
+LOCKS_server-ours := $(LOCKS_build-ours)
+LOCKS_bulk-ours  := $(LOCKS_build-ours)
+checksums = pwd -P | sha256sum $(LOCKS_$(1))
+# A phony target is always out of date.
+.PHONY: $(foreach stamp,$(patsubst LOCKS_%,%,$(filter LOCKS_%,$(.VARIABLES))),$(shell \
+	$(call checksums,$(stamp)) 2>/dev/null | cmp -s - $(ENVS)/$(stamp).done || echo $(ENVS)/$(stamp).done))
 
-$(ENVS)/server.done: requirements/server.txt requirements/triton.txt
+# $(call install,WHAT,COMMANDS) runs the commands and writes the stamp; one line reports a failure.
+define install
+@echo "installing $(1) ..." >&2
+@mkdir -p $(@D) && rm -f $@
+@{ $(2); } >$(ENVS)/install.log 2>&1 || { echo "error: cannot install $(1): $$(grep -m 1 -E '^(ERROR|Error)|apt install' $(ENVS)/install.log \
+	|| tail -n 1 $(ENVS)/install.log): check the network and the free space, then repeat the command (log: $(ENVS)/install.log)" >&2; exit 1; }
+@$(call checksums,$(basename $(@F))) >$@
+endef
+
+$(ENVS)/build.done:
 	@$(MAKE) check-python
-	@echo "installing the server ..." >&2
-	@$(PYTHON) -m venv --clear $(ENVS)/server
-	@$(SERVER) $(PIP_INSTALL) -r requirements/server.txt
-	@rm -rf $(ENVS)/triton
-	@$(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt
-	@touch $@
+	$(call install,the build side and the client,"$(PYTHON)" -m venv --clear $(ENVS)/build \
+		&& $(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt)
+	@rm -f $(ENVS)/gpu.done
+
+# With setuptools, which installs this repository below.
+$(ENVS)/server.done:
+	@$(MAKE) check-python
+	$(call install,the server,"$(PYTHON)" -m venv --clear $(ENVS)/server && $(SERVER) $(PIP_INSTALL) -r requirements/server.txt $(SETUPTOOLS) \
+		&& rm -rf $(ENVS)/triton && $(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt)
 
 # An editable install of this repository, separate from the packages above because it takes seconds instead of minutes.
-$(ENVS)/%-ours.done: $(ENVS)/%.done pyproject.toml client/pyproject.toml
-	@$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps -e . -e client
-	@touch $@
+# --no-build-isolation: it needs no network.
+$(ENVS)/build-ours.done $(ENVS)/server-ours.done $(ENVS)/bulk-ours.done: $(ENVS)/%-ours.done: $(ENVS)/%.done
+	$(call install,this repository,$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation -e . -e client)
 
-$(ENVS)/dev.done: requirements/dev.txt $(ENVS)/build-ours.done
-	@echo "installing the test tools ..." >&2
-	@$(BUILD) $(PIP_INSTALL) -r requirements/dev.txt
+$(ENVS)/dev.done: $(ENVS)/build-ours.done
+	$(call install,the test tools,$(BUILD) $(PIP_INSTALL) -r requirements/dev.txt)
 	@if [ -e $(ENVS)/gpu.done ]; then rm $(ENVS)/gpu.done; $(MAKE) setup-gpu; fi
-	@touch $@
 
-$(ENVS)/bulk.done: requirements/bulk.txt
+$(ENVS)/bulk.done:
 	@$(MAKE) check-python
-	@echo "installing Ray and the client ..." >&2
-	@$(PYTHON) -m venv --clear $(ENVS)/bulk
-	@$(BULK) $(PIP_INSTALL) -r requirements/bulk.txt
-	@touch $@
+	$(call install,Ray and the client,"$(PYTHON)" -m venv --clear $(ENVS)/bulk && $(BULK) $(PIP_INSTALL) -r requirements/bulk.txt $(SETUPTOOLS))
 
-$(ENVS)/bulk-test.done: requirements/bulk-test.txt $(ENVS)/bulk-ours.done
-	@echo "installing an object store to test against ..." >&2
-	@$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt
-	@touch $@
+$(ENVS)/bulk-test.done: $(ENVS)/bulk-ours.done
+	$(call install,an object store to test against,$(BULK) $(PIP_INSTALL) -r requirements/bulk-test.txt)
 
 setup: $(ENVS)/build-ours.done $(ENVS)/server-ours.done  ## Install the environments of demo and serve into .envs/ (about 3 GB)
 
@@ -118,11 +140,8 @@ test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
 
 ##@ Engines
 setup-gpu: $(ENVS)/gpu.done  ## On a GPU host: install TensorRT and onnxruntime-gpu
-$(ENVS)/gpu.done: requirements/gpu.txt $(ENVS)/build-ours.done
-	@echo "installing TensorRT ..." >&2
-	@$(BUILD) -m pip uninstall --quiet --yes onnxruntime
-	@$(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt
-	@touch $@
+$(ENVS)/gpu.done: $(ENVS)/build-ours.done
+	$(call install,TensorRT,$(BUILD) -m pip uninstall --quiet --yes onnxruntime && $(BUILD) $(PIP_INSTALL) -r requirements/gpu.txt -c requirements/build.txt)
 
 inspect: $(ENVS)/build-ours.done  ## Print network, cost, claims and contradictions of PACKAGE
 	@$(BUILD) -m export inspect --package "$(PACKAGE)"
@@ -264,13 +283,13 @@ test-bulk: setup $(ENVS)/bulk-test.done $(ENVS)/dev.done  ## Kill a bulk job, it
 
 # Uses its own repository and engines; the published ones stay unchanged.
 test-docker: TARGET = cpu
-test-docker: REPOSITORY = $(abspath $(OUTPUT))/test-docker/model_repository
-test-docker: ENGINES = $(abspath $(OUTPUT))/test-docker/engines
+test-docker: REPOSITORY = $(shell realpath -m "$(OUTPUT)")/test-docker/model_repository
+test-docker: ENGINES = $(shell realpath -m "$(OUTPUT)")/test-docker/engines
 test-docker: setup $(ENVS)/dev.done  ## Build, start, call, break and stop the containers from a clean clone
 	@command -v docker >/dev/null && docker info >/dev/null 2>&1 || { echo "error: Docker does not answer: install Docker with compose v2 and start it" >&2; exit 1; }
-	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(dir $(REPOSITORY))"
+	@rm -rf "$(REPOSITORY)" && mkdir -p "$(REPOSITORY)" && git archive HEAD model_repository | tar -x -C "$(REPOSITORY)/.."
 	@$(MAKE) engine TARGET=cpu PRECISION=fp32 VERSION=1 REPOSITORY="$(REPOSITORY)" ENGINES="$(ENGINES)"
-	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$(abspath $(RECORD))") $(BUILD) -m pytest tests/docker/test_compose.py tests/acceptance/docker.py --timeout 1800 -p no:cacheprovider
+	@ENGINES_FOR_TEST="$(REPOSITORY)" $(if $(RECORD),RECORD="$$(realpath -m "$(RECORD)")") $(BUILD) -m pytest tests/docker/test_compose.py tests/acceptance/docker.py --timeout 1800 -p no:cacheprovider
 
 clean: stop  ## Remove environments and outputs; published engines stay
 	@rm -rf "$(ENVS)" "$(STATE)" "$(OUTPUT)"

@@ -16,11 +16,13 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/envs/build \
  && $install -r /tmp/build.txt -r requirements/client.txt -r /tmp/gpu.txt \
  && rm /tmp/build.txt /tmp/gpu.txt
 COPY . .
-# The stamp files tell make that the environment is already installed.
+# The stamp files tell make that the environment is already installed (Makefile).
 RUN python3 -m pip --python /opt/envs/build/bin/python install --no-cache-dir --quiet --no-deps . ./client \
  && rm -rf build client/build ./*.egg-info client/*.egg-info \
- && cd /opt/envs && touch build.done build-ours.done gpu.done
-ENV ENVS=/opt/envs \
+ && sha256sum requirements/build.txt requirements/client.txt > /opt/envs/build.done \
+ && pwd -P | sha256sum - pyproject.toml client/pyproject.toml > /opt/envs/build-ours.done \
+ && sha256sum requirements/gpu.txt > /opt/envs/gpu.done
+ENV RESTORMER_ENVS=/opt/envs \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
 USER 10001:10001
