@@ -52,7 +52,7 @@ def assemble_repository(settings: Settings) -> None:
     for model in models:
         _assemble_model(settings, model, fresh / model.name)
     if settings.served.exists():
-        settings.served.rename(old)
+        shutil.move(settings.served, old)  # copies a folder that cannot be renamed: one in a lower layer of an overlay
     fresh.rename(settings.served)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -43,10 +44,28 @@ def hardware_from_gpus(cards: Iterable[tuple[str, str]]) -> str:
     return names.pop() if len(names) == 1 else "gpu" if names else "cpu"
 
 
-def shared_memory_size(folder: Path = SHM) -> int:
-    """Return the size of the shared memory in bytes."""
-    held = os.statvfs(folder)
-    return held.f_frsize * held.f_blocks
+def shared_memory(prefix: str) -> tuple[int, int]:
+    """Return size and free bytes of the shared memory. What `leftover_regions` occupy is free: a start removes them."""
+    leftovers, held = sum(leftover_regions(prefix).values()), os.statvfs(SHM)
+    return held.f_frsize * held.f_blocks, held.f_frsize * held.f_bavail + leftovers
+
+
+def leftover_regions(prefix: str) -> dict[Path, int]:
+    """Find this user's regions of shared memory that killed servers left behind; return the bytes that each occupies.
+
+    Those are all with the prefix of a state folder that no server runs from, and others that no process maps.
+    """
+    mapped: set[bytes] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it exited meanwhile, or is another user's
+            mapped.update(re.findall(rb"/(restormer_\S+)", maps.read_bytes()))
+    regions = {}
+    for region in SHM.glob("restormer_*"):
+        is_unused = region.name.startswith(prefix) or os.fsencode(region.name) not in mapped
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            if is_unused and (status := region.stat()).st_uid == os.getuid():
+                regions[region] = status.st_blocks * 512
+    return regions
 
 
 def tensorrt_version(folders: Iterable[Path] = LIBRARIES) -> str:

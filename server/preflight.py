@@ -105,6 +105,11 @@ def _check_triton(settings: Settings) -> str:
     if not settings.binary.is_file():
         fix = "correct --triton" if settings.triton else "correct --wheel, or install it with make setup"
         raise ServerError(f"Triton is not installed ({settings.binary} not found): {fix}")
+    if unusable := re.search(r"[^\w@%+=:,./-]" if settings.triton else "[:;$]", str(settings.root.absolute())):
+        raise ServerError(
+            f"Triton does not run from {settings.root.absolute()}: {unusable[0]!r} in the path has a meaning to the "
+            "shell or to the loader of its libraries: move it"
+        )
     return str(settings.binary)
 
 
@@ -163,13 +168,21 @@ def _describe_instances(settings: Settings) -> str:
 
 
 def _check_shared_memory(settings: Settings) -> str:
-    need, worst, size = *shared_memory_need(settings), host.shared_memory_size()
+    (need, worst), (size, free) = shared_memory_need(settings), host.shared_memory(settings.shm_prefix)
+    if free < need <= size:
+        raise ServerError(
+            f"{host.SHM} has {free >> 20} of {size >> 20} MiB free, and {need >> 20} are needed: stop the programs "
+            f"that use it, or remove the files that they left there (ls -lS {host.SHM})"
+        )
     if size < need:
         raise ServerError(
             f"{host.SHM} has {size >> 20} MiB, and {need >> 20} are needed: docker run --shm-size={need >> 20}m, or "
             f"SHM_SIZE={need >> 20}m docker compose up, or mount -o remount,size={need >> 20}m {host.SHM}"
         )
-    return f"{size >> 20} MiB; {need >> 20} needed, {worst >> 20} if every process held the largest photograph at once"
+    return (
+        f"{free >> 20} of {size >> 20} MiB free; {need >> 20} needed, {worst >> 20} if every process held the largest "
+        "photograph at once"
+    )
 
 
 def shared_memory_need(settings: Settings) -> tuple[int, int]:

@@ -44,8 +44,8 @@ def start(settings: Settings) -> RunningServer:
         command = prepare(settings)
         with settings.log.open("wb") as log:
             triton = subprocess.Popen(
-                command, env=triton_environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                command, env=triton_environment(settings), cwd=settings.state, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
             )  # fmt: skip
         server = _write_record(settings, triton.pid, engine)
         try:
@@ -63,7 +63,9 @@ def run(settings: Settings) -> None:
         command = prepare(settings)
         # The process id stays the same: `stop` and the health check find the server by it.
         _write_record(settings, os.getpid(), engine)
-        os.execve(settings.binary, command, triton_environment(settings))
+        environment = triton_environment(settings)
+        os.chdir(settings.state)  # the settings' relative paths are no longer valid
+        os.execve(command[0], command, environment)
 
 
 def _check_start(settings: Settings) -> Engine:
@@ -134,31 +136,34 @@ def kill_orphans(settings: Settings) -> int:
     """Kill the Python stubs of this state folder whose Triton was killed; return their number.
 
     A stub notices only after a while that its Triton is gone, and holds the network's memory until then. The regions
-    that a killed Triton leaves in /dev/shm are removed too. Call this only while no server of this state folder runs.
+    that killed Tritons left in /dev/shm are removed too. Call this only while no server of this state folder runs.
     """
-    served, killed = f"{settings.served.absolute()}/".encode(), 0
+    killed = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it exited meanwhile
-            command = path.read_bytes()
-            if b"triton_python_backend_stub" in command.partition(b"\0")[0] and served in command:
+            program = path.read_bytes().partition(b"\0")[0]
+            if b"triton_python_backend_stub" in program and _runs_in(settings.state, path.parent.name):
                 _send_signal(int(path.parent.name), signal.SIGKILL)
                 killed += 1
-    for region in host.SHM.glob(f"{settings.shm_prefix}*"):
+    for region in host.leftover_regions(settings.shm_prefix):
         region.unlink(missing_ok=True)
     return killed
+
+
+def _runs_in(folder: Path, pid: int | str) -> bool:
+    """Tell whether a process runs in this folder, as Triton and its stubs do in the state folder."""
+    return os.path.samefile(f"/proc/{pid}/cwd", folder)
 
 
 def running_server(settings: Settings) -> RunningServer | None:
     """Return the recorded server, if its process exists and is a Triton that serves from this state folder."""
     try:
         server = RunningServer(**json.loads(record_path(settings).read_text(encoding="utf-8")))
-        program, *options = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        program = Path(f"/proc/{server.pid}/cmdline").read_bytes().partition(b"\0")[0]
+        is_triton = program.endswith(b"/tritonserver") and _runs_in(settings.state, server.pid)
     except (OSError, ValueError, TypeError):
         return None
-    flag = "--model-repository="
-    repositories = [Path(option.removeprefix(flag)).resolve() for option in options if option.startswith(flag)]
-    is_served = repositories == [settings.served.resolve()]
-    return server if Path(program).name == "tritonserver" and is_served else None
+    return server if is_triton else None
 
 
 def triton_environment(settings: Settings) -> dict[str, str]:
@@ -166,10 +171,13 @@ def triton_environment(settings: Settings) -> dict[str, str]:
 
     The stub ignores PYTHONPATH and PYTHONHOME and uses the environment whose ``bin`` is first on PATH. The thread
     counts are for OpenBLAS, which would start a thread for each core in every stub, although the work is shared between
-    processes. OpenVINO uses TBB, which ignores both variables.
+    processes. OpenVINO uses TBB, which ignores both variables. The user's variables for Python and for bash, which
+    starts the stub, are left out.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ, "PATH": path}
+    users = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BASH"))}
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**threads, **users, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     if settings.triton:
         return environment
     libraries = [settings.wheel.absolute() / "nvidia_pytriton.libs", libpython_folder()]
@@ -201,6 +209,11 @@ def _wait_until_ready(settings: Settings, triton: subprocess.Popen[bytes], secon
             raise ServerError(
                 f"Triton exited with {triton.returncode}: {_failure_reason(settings.log)} ({settings.log})"
             )
+        if line := re.search(_STUB_FAILURE, settings.log.read_bytes()):
+            deep.kill()
+            deep.wait()
+            reason = line[0].decode(errors="replace")
+            raise ServerError(f"Triton's Python stub does not start: {reason} ({settings.log})")
         time.sleep(0.1)
     assert deep.stderr is not None
     message = " ".join(deep.stderr.read().split())[:400]
@@ -214,7 +227,8 @@ def deep_check_command(settings: Settings, seconds: float) -> list[str]:
     The client trusts only the server's own certificate, because ``tls_ca`` is the clients' authority. With mutual TLS
     it also presents that certificate, which must therefore be valid for clients too.
     """
-    command = [str(Path(sys.executable).with_name("restormer-client")), "status", "--url", settings.local_url]
+    # -I: without the user's variables for Python. -B: write no bytecode.
+    command = [sys.executable, "-IBm", "restormer_client", "status", "--url", settings.local_url]
     command += ["--wait", str(seconds), "--timeout", str(seconds)]
     if settings.tls_cert:
         command += ["--tls-ca", str(settings.tls_cert)]
@@ -225,6 +239,12 @@ def deep_check_command(settings: Settings, seconds: float) -> list[str]:
     return command
 
 
+#: Line of the log if a Python stub does not start: from bash, the loader, Triton or Python. Triton goes on waiting.
+_STUB_FAILURE = re.compile(
+    rb"^\S*sh: (?!warning).+|^.*triton_python_backend_stub: (?!.*no version information).+"
+    rb"|^Failed to run python backend stub.*|^Fatal Python error.*",
+    re.MULTILINE,
+)
 #: Start of a line in Triton's log (``--log-format=ISO8601``); the letter is the severity.
 _PREFIX = r"^\d{4}-\d\d-\d\dT[\d:.]+Z? [%s] \d+ \S+\] "
 #: Lines of a failed start's log that give the reason, the most specific kind first.

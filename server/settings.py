@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shlex
 import socket
 import sys
 import sysconfig
@@ -176,8 +178,8 @@ class Settings:
         return [str(self.binary.absolute()), *flags]
 
     def _fixed(self) -> Iterator[str]:
-        yield f"--model-repository={self.served.absolute()}"
-        yield f"--backend-directory={self.backends.absolute()}"
+        yield f"--model-repository={self._path_for_shell(self.served)}"
+        yield f"--backend-directory={self._path_for_shell(self.backends)}"
         yield "--disable-auto-complete-config"  # a field missing in a config is an error
         yield "--strict-readiness=true"
         yield "--exit-on-error=true"
@@ -198,6 +200,14 @@ class Settings:
         yield f"--backend-config=python,shm-default-byte-size={SHM_MIB << 20}"
         yield f"--backend-config=python,shm-growth-byte-size={SHM_MIB << 20}"
         yield f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"
+
+    def _path_for_shell(self, path: Path) -> str:
+        """Return the path for Triton, which passes it to a shell without quotes to start a Python stub.
+
+        A path that needs quotes becomes relative to the state folder, in which Triton runs.
+        """
+        absolute = str(path.absolute())
+        return absolute if shlex.quote(absolute) == absolute else os.path.relpath(path, self.state)
 
     def _optional(self, key: str) -> Iterator[str]:
         groups = ",".join(RESTRICTED)

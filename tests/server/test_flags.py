@@ -205,11 +205,14 @@ def test_the_maximum_of_processes_is_enough_for_eight_gpus():
     assert assemble.MAX_PROCESSES / seconds >= 8 * GPU_RATE
 
 
-def test_a_python_stub_uses_one_openblas_thread_by_default(monkeypatch):
+def test_a_python_stub_uses_one_openblas_thread_by_default_and_nothing_of_the_users_python(monkeypatch):
+    for name in ("PYTHONPATH", "PYTHONWARNINGS", "BASH_ENV"):
+        monkeypatch.setenv(name, "/mine")
     monkeypatch.setattr("server.process.libpython_folder", lambda: Path("/lib"))
     for settings in (Settings(), Settings(triton=Path("/opt/tritonserver"))):
         environment = triton_environment(settings)
         assert environment["OPENBLAS_NUM_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
+        assert not {"PYTHONPATH", "PYTHONWARNINGS", "BASH_ENV"} & set(environment)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert triton_environment(Settings())["OMP_NUM_THREADS"] == "3"
 

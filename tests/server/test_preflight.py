@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 import shutil
 import socket
@@ -10,6 +11,7 @@ import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -170,12 +172,34 @@ def test_preflight_prints_all_problems(tmp_path):
 
 
 def test_too_little_shared_memory_is_rejected(monkeypatch, repository):
-    monkeypatch.setattr(host, "shared_memory_size", lambda: 64 << 20)  # Docker's default
+    monkeypatch.setattr(host, "shared_memory", lambda prefix: (64 << 20, 64 << 20))  # Docker's default
     problem = rows(repository=repository, hardware="cpu", preprocess_instances=2, postprocess_instances=3)[
         "shared memory"
     ].problem
     assert "has 64 MiB, and 256 are needed" in problem
     assert "--shm-size=256m" in problem
+
+
+def test_free_shared_memory_counts_with_what_killed_servers_left(monkeypatch, repository):
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda folder: SimpleNamespace(f_frsize=1 << 20, f_blocks=1024, f_bavail=100, f_bfree=100, f_flag=0),
+    )
+    options = {"repository": repository, "hardware": "cpu", "preprocess_instances": 1, "postprocess_instances": 1}
+    monkeypatch.setattr(host, "leftover_regions", lambda prefix: {})
+    assert "100 of 1024 MiB free, and 160 are needed" in rows(**options)["shared memory"].problem
+    monkeypatch.setattr(host, "leftover_regions", lambda prefix: {Path("region"): 80 << 20})
+    assert rows(**options)["shared memory"].result.startswith("180 of 1024 MiB free")
+
+
+@pytest.mark.parametrize("option", ["wheel", "triton"])
+def test_a_path_from_which_triton_does_not_run_is_reported(tmp_path, option):
+    binary = Settings(**{option: tmp_path / "with: colon"}).binary
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    row = rows(**{option: tmp_path / "with: colon"})["Triton"]
+    assert "in the path has a meaning to the shell" in row.problem
 
 
 def test_more_processes_need_more_shared_memory(repository):

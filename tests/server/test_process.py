@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import mmap
 import os
 import queue
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from server import process
+from server import assemble, process
 from server.process import kill_orphans, running_server
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
@@ -94,38 +95,84 @@ def stubs(state):
             command = path.read_bytes()
         except OSError:
             continue
-        if b"python_backend_stub" in command and f"{state}/served/".encode() in command:
+        if b"python_backend_stub" in command and os.path.samefile(path.with_name("cwd"), state):
             pids.append(int(path.parent.name))
     return pids
 
 
 def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tmp_path):
+    """From folders whose names a shell would split and expand: Triton starts its stubs through one, without quotes."""
+    state, models = tmp_path / "l'état; of $HOME (1) & more", tmp_path / "my models"
+    models.symlink_to(repository)
+    command = server_command("start", repository=models, state=state, grpc_port=free_port(), metrics_port=free_port())
+    subprocess.run(command, cwd=ROOT, check=True)
+    orphans = stubs(state)
+    assert len(orphans) >= 5
+    os.kill(json.loads((state / "server.json").read_text())["pid"], signal.SIGKILL)
+    try:
+        subprocess.run(command, cwd=ROOT, check=True)
+        assert not set(orphans) & set(stubs(state))
+        assert len(stubs(state)) == len(orphans)
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+    assert stubs(state) == []
+    assert list(Path("/dev/shm").glob(f"{Settings(state=state).shm_prefix}*")) == []
+
+
+def test_a_stub_that_does_not_start_is_reported_within_seconds(repository, tmp_path):
+    bash = tmp_path / "bin/bash"
+    bash.parent.mkdir()
+    bash.write_text("#!/bin/sh\necho 'bash: line 1: exec: /my: not found' >&2\nexit 127\n")
+    bash.chmod(0o755)
     command = server_command(
         "start", repository=repository, state=tmp_path, grpc_port=free_port(), metrics_port=free_port()
     )
-    subprocess.run(command, cwd=ROOT, check=True)
-    orphans = stubs(tmp_path)
-    assert len(orphans) >= 5
-    os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
-    try:
-        subprocess.run(command, cwd=ROOT, check=True)
-        assert not set(orphans) & set(stubs(tmp_path))
-        assert len(stubs(tmp_path)) == len(orphans)
-    finally:
-        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
-    assert stubs(tmp_path) == []
-    assert list(Path("/dev/shm").glob(f"{Settings(state=tmp_path).shm_prefix}*")) == []
+    environment = {**os.environ, "PATH": f"{bash.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Python stub does not start: bash: line 1: exec: /my: not found" in done.stderr
 
 
-def test_stop_removes_the_shared_memory_of_a_killed_server(tmp_path, monkeypatch):
+def test_a_warning_of_bash_or_the_loader_is_not_a_failed_start():
+    warnings = (
+        b"bash: warning: setlocale: LC_ALL: cannot change locale (xx_XX)",
+        b"backends/python/triton_python_backend_stub: /opt/libz.so.1: no version information available (required by x)",
+        b"2026-11-29T10:00:00Z I 1 pb_stub.cc:1] started",
+    )
+    assert not process._STUB_FAILURE.search(b"\n".join(warnings))
+    for failure in (
+        b"bash: Zeile 1: /x: Keine Berechtigung",
+        b"/x y/triton_python_backend_stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open",
+        b"Fatal Python error: init_fs_encoding: failed to get the Python codec of the filesystem encoding",
+    ):
+        assert process._STUB_FAILURE.search(b"\n".join((*warnings, failure, b"")))[0] == failure
+
+
+def test_stop_removes_the_shared_memory_of_killed_servers(tmp_path, monkeypatch):
     shared = tmp_path / "shm"
     shared.mkdir()
     monkeypatch.setattr(process.host, "SHM", shared)
-    settings, other = Settings(state=tmp_path / "a"), Settings(state=tmp_path / "b")
-    for each in (settings, other):
-        (shared / f"{each.shm_prefix}0").touch()
-    assert not process.stop(settings)
-    assert [path.name for path in shared.iterdir()] == [f"{other.shm_prefix}0"]
+    settings, running, killed = (Settings(state=tmp_path / name) for name in "abc")
+    regions = [shared / f"{each.shm_prefix}0" for each in (settings, running, killed)]
+    for region in regions:
+        region.write_bytes(bytes(8192))
+    with regions[1].open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+        assert process.host.leftover_regions(settings.shm_prefix) == {}  # another user's
+        monkeypatch.undo()
+        monkeypatch.setattr(process.host, "SHM", shared)
+        assert process.host.leftover_regions(settings.shm_prefix) == {regions[0]: 8192, regions[2]: 8192}
+        assert not process.stop(settings)
+        assert list(shared.iterdir()) == [regions[1]]
+
+
+def test_a_served_copy_in_a_lower_layer_of_an_overlay_is_replaced(repository, tmp_path, lower_layer):
+    settings = Settings(repository=repository, state=tmp_path, hardware="cpu")
+    assemble.assemble_repository(settings)
+    with lower_layer(tmp_path):
+        assemble.assemble_repository(settings)
+    assert (settings.served / "restormer/1/model.onnx").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 def test_the_stubs_of_another_state_folder_are_left_alone(tmp_path, triton):
