@@ -123,7 +123,7 @@ class Exif:
                 break
             del kept[name][tag]
             excess -= 12 + (length if length > 4 else 0)
-        return Exif(self.order, **kept)
+        return replace(self, main=kept["main"], settings=kept["settings"], position=kept["position"])
 
     def append_to(self, tiff: bytes) -> bytes:
         """Return the little-endian TIFF with these tags: a new directory at its end, to which its header then points.
@@ -139,8 +139,11 @@ class Exif:
     def _to_little_endian(self) -> Exif:
         if self.order == "<":
             return self
-        swapped = ({tag: e.byte_swapped() for tag, e in d.items()} for d in (self.main, self.settings, self.position))
-        return Exif("<", *swapped)
+        main, settings, position = (
+            {tag: entry.byte_swapped() for tag, entry in each.items()}
+            for each in (self.main, self.settings, self.position)
+        )
+        return Exif("<", main, settings, position)
 
     def _to_directory(self, start: int) -> bytes:
         """Return the main directory for offset ``start``, followed by the other directories and all values."""
@@ -180,10 +183,12 @@ def parse(data: bytes) -> Exif | None:
     """Parse an embedded block or a whole TIFF; return None if it has no EXIF. Damaged entries are dropped."""
     data = data.removeprefix(_PREFIX)
     order, main = read_main(data)
-    inner = [_read_inner(data, main.get(tag), order) for tag in (SETTINGS, POSITION)]
-    index = _read_inner(data, inner[0].pop(_INTEROPERABILITY, None), order).get(1)
+    settings, position = (_read_inner(data, main.get(tag), order) for tag in (SETTINGS, POSITION))
+    index = _read_inner(data, settings.pop(_INTEROPERABILITY, None), order).get(1)
     kept = {tag: entry for tag, entry in main.items() if tag in _DESCRIPTIVE}
-    return Exif(order, kept, *inner, index.value if index else b"") if kept or any(inner) else None
+    if not (kept or settings or position):
+        return None
+    return Exif(order, kept, settings, position, index.value if index else b"")
 
 
 def read_main(data: bytes) -> tuple[str, Directory]:
