@@ -12,7 +12,8 @@ _SIGNATURES = (
     (0, b"MMOR"), (0, b"IIU\0"), (0, b"FOVb"), (0, b"\0MRM"),
 )  # fmt: skip
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 259, 262
-_SUB_DIRECTORIES, _THUMBNAIL, _DNG_VERSION = 330, 513, 0xC612
+_SUB_DIRECTORIES, _DNG_VERSION = 330, 0xC612
+_THUMBNAIL = 513  # a tag of the thumbnail in the second directory of EXIF
 _MAX_DIRECTORIES = 16  # pointed to or chained; beyond those of real files
 _SENSOR = (32803, 34892)  # photometric interpretations: a filter array, and linear values of the sensor (DNG 1.7)
 _MAKERS = (32767, 32770, 34713, 65535)  # compressions: Sony, Samsung, Nikon, Pentax
@@ -40,7 +41,7 @@ def _is_raw_tiff(data: bytes) -> bool:
         return _number(directory, _WIDTH, order) * _number(directory, _HEIGHT, order)
 
     is_raw = _DNG_VERSION in main or any(map(is_of_sensor, [main, *others]))
-    return is_raw or _is_thumbnail(main, order) or any(area(other) > area(main) for other in others)
+    return is_raw or _is_reduced(main, order) or any(area(other) > area(main) for other in others)
 
 
 def has_pages(data: bytes, second: int) -> bool:
@@ -49,18 +50,16 @@ def has_pages(data: bytes, second: int) -> bool:
     for _ in range(_MAX_DIRECTORIES):
         if not at:
             return False
-        if not order or not _is_thumbnail(read_directory(data, at, order), order):
+        directory = read_directory(data, at, order)
+        if not order or not (_is_reduced(directory, order) or _THUMBNAIL in directory):
             return True
         at = next_directory(data, at, order)
     return True
 
 
-def _is_thumbnail(directory: Directory, order: str) -> bool:
-    """Whether a directory says that its image is a smaller form of another, or has the tag of EXIF's thumbnails."""
-    is_reduced = (
-        _number(directory, _NEW_SUBFILE_TYPE, order) & 1 or _number(directory, _SUBFILE_TYPE, order) == _REDUCED
-    )
-    return bool(is_reduced) or _THUMBNAIL in directory
+def _is_reduced(directory: Directory, order: str) -> bool:
+    """Whether a directory says that its image is a smaller form of another."""
+    return _number(directory, _NEW_SUBFILE_TYPE, order) & 1 == 1 or _number(directory, _SUBFILE_TYPE, order) == _REDUCED
 
 
 def _number(directory: Directory, tag: int, order: str) -> int:

@@ -12,6 +12,7 @@ from tests.photographs import encode_image, pixels
 
 #: TIFF tags: the kind of image, its size, compression and colours, pointers to further directories, DNG's version.
 NEW_SUBFILE, SUBFILE, WIDTH, HEIGHT, COMPRESSION, PHOTOMETRIC, SUB, DNG = 254, 255, 256, 257, 259, 262, 330, 0xC612
+JPEG_AT = 513
 LONG, POINTER = 4, 13
 CFA, LINEAR_RAW = 32803, 34892
 
@@ -73,7 +74,8 @@ def pages(*others):
 
 @pytest.mark.parametrize(
     ("others", "is_taken"),
-    [([{NEW_SUBFILE: 1}], True), ([{SUBFILE: 2}], True), ([{NEW_SUBFILE: 1}, {NEW_SUBFILE: 5}], True),
+    [([{NEW_SUBFILE: 1}], True), ([{SUBFILE: 2}], True), ([{JPEG_AT: 8}], True),
+     ([{NEW_SUBFILE: 1}, {NEW_SUBFILE: 5}], True),
      ([{}], False), ([{NEW_SUBFILE: 2}], False), ([{NEW_SUBFILE: 1}, {}], False), ([{NEW_SUBFILE: 1}] * 20, False)],
 )  # fmt: skip
 def test_thumbnails_after_the_first_image_are_not_pages(others, is_taken):
@@ -89,6 +91,7 @@ TIFFS = {
     "with smaller images": tiff_with({}, REDUCED, {**REDUCED, WIDTH: 40, HEIGHT: 30}),
     "pointers to nowhere": tiff_with({SUB: 0xFFFFFFF0}),
     "pointer of zero": tiff_with({SUB: 0}),
+    "the tags of old JPEGs": tiff_with({JPEG_AT: 8}),
 }
 
 
