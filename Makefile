@@ -41,9 +41,10 @@ SERVER_FLAGS = --address $(ADDRESS) --grpc-port $(GRPC_PORT) --metrics-port $(ME
 FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # --quiet: pip prints only warnings and errors.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
-SETUPTOOLS = "$$(grep ^setuptools== requirements/build.txt)"
+SETUPTOOLS = "$$(sed -n /^setuptools==/p requirements/build.txt)"
 # The user's variables for Python do not reach our interpreters, nor those that send pip's packages elsewhere.
-unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES))) PIP_PREFIX PIP_TARGET PIP_USER
+unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES))) PIP_PREFIX PIP_TARGET
+export PIP_USER = 0
 export PYTHONDONTWRITEBYTECODE = 1
 
 # The last line of output must come from the command and not from make.

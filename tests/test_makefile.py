@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 #: Records its arguments and its environment, makes virtual environments of itself, and stands in for pip.
 PYTHON = """#!/bin/sh
 { printf '%s|' "$@"; echo; } >>calls
-env | grep -E '^(PYTHON.+|PIP_TARGET)=' >>environment
+env | grep -E '^(PYTHON.+|PIP_TARGET|PIP_USER)=' >>environment
 case "$*" in
     "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
     "-m pip install "*) if [ -e offline ]; then
@@ -99,8 +99,9 @@ def test_a_failed_install_is_one_line_and_repeated(clone):
 
 def test_the_users_python_variables_stay_outside(clone):
     users = ("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS", "PYTHONHOME", "PYTHONOPTIMIZE", "PIP_TARGET")
-    clone.make("setup", **dict.fromkeys(users, "1"))
-    assert set((clone.folder / "environment").read_text().splitlines()) == {"PYTHONDONTWRITEBYTECODE=1"}
+    done, calls = clone.make("setup", **dict.fromkeys(users, "1"), PIP_USER="1", MAKEFLAGS="-j4")
+    assert (done.returncode, len(installs(calls))) == (0, 7)
+    assert set((clone.folder / "environment").read_text().splitlines()) == {"PIP_USER=0", "PYTHONDONTWRITEBYTECODE=1"}
 
 
 @pytest.mark.parametrize(
