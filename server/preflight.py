@@ -60,7 +60,7 @@ def run_checks(settings: Settings) -> Iterator[Row]:
     checks: dict[str, Callable[[Settings], str]] = {
         "settings": _check_settings, "Python": _check_environment, "Triton": _check_triton, "client": _check_client,
         "hardware": _check_hardware, "engine": _check_engine, "instances": _describe_instances,
-        "shared memory": _check_shared_memory, "state folder": _check_state, "ports": _check_ports, "TLS": _check_tls,
+        "shared memory": _check_shared_memory, "state folder": check_state, "ports": _check_ports, "TLS": _check_tls,
         "admin key": _check_admin_key,
     }  # fmt: skip
     for name, check_one in checks.items():
@@ -203,7 +203,8 @@ def shared_memory_need(settings: Settings) -> tuple[int, int]:
     return need, need + largest * (counts["preprocess"] + 2 * counts["postprocess"] + 2 * 2)
 
 
-def _check_state(settings: Settings) -> str:
+def check_state(settings: Settings) -> str:
+    """Make the state folder and check that a server can run from it."""
     folder = settings.state
     try:
         folder.mkdir(parents=True, exist_ok=True)

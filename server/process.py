@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -195,6 +196,11 @@ def assemble_backends(settings: Settings) -> None:
     shutil.copytree(root / "backends/python", target)
     shutil.copy2(stub, target)
     (target / stub.name).chmod(0o755)
+    # The stub reads paths as ASCII: it does not find an editable install elsewhere. It imports from this folder too.
+    for package in ("adapters", "imaging"):
+        spec = importlib.util.find_spec(package)
+        if spec and spec.origin and not spec.origin.isascii():
+            (target / package).symlink_to(Path(spec.origin).parent)
 
 
 def _wait_until_ready(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) -> None:
@@ -268,7 +274,7 @@ def _failure_reason(log: Path) -> str:
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
     """Lock the state folder, so that no other process starts a server from it or replaces its served copy."""
-    settings.state.mkdir(parents=True, exist_ok=True)
+    preflight.check_state(settings)
     with (settings.state / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

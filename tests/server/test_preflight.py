@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 import hosts
-from server import host, preflight, settings
+from server import host, preflight, process, settings
 from server.errors import ServerError
 from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, copy_repository, free_port, server_command
@@ -214,6 +214,8 @@ def test_more_processes_need_more_shared_memory(repository):
 def test_an_unwritable_state_folder_is_reported(repository, tmp_path):
     (tmp_path / "file").write_text("")
     assert "--state=..." in rows(repository=repository, state=tmp_path / "file/state")["state folder"].problem
+    with pytest.raises(ServerError, match="--state="):
+        process.start(Settings(repository=repository, state=tmp_path / "file"))
 
 
 @pytest.mark.parametrize("content", ["", "short", "with a space in it 0123456789", "ümlaut-0123456789-0123456789"])

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,18 @@ def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tm
         subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
     assert stubs(state) == []
     assert list(Path("/dev/shm").glob(f"{Settings(state=state).shm_prefix}*")) == []
+
+
+def test_stubs_import_from_a_folder_with_other_letters(tmp_path, monkeypatch):
+    """They read paths as ASCII; the folder of the backends is relative to the one that they run in."""
+    package = tmp_path / "ä/imaging"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "imaging")
+    process.assemble_backends(Settings(state=tmp_path, wheel=ROOT / ".envs/triton"))
+    assert (tmp_path / "backends/python/imaging").samefile(package)
+    assert not (tmp_path / "backends/python/adapters").exists()
 
 
 def test_a_stub_that_does_not_start_is_reported_within_seconds(repository, tmp_path):
