@@ -22,6 +22,7 @@ damaged metadata are dropped and do not make a photograph invalid.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ MIN_SIDE, MAX_ASPECT = 16, 32
 #: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python: up to 4 s for a megabyte of a crafted file.
 _RUN_LENGTHS = (1, 2)
 _MAX_WEBP_CHUNKS = 1000  # before the pixels; beyond those of real files
+#: The box infe: its size, version, flags, identifier and protection; texts follow (ISO/IEC 14496-12, 8.11.6).
+_ITEM = re.compile(rb"(\0\0..)infe(.).{3}..{3}", re.DOTALL)
 # ICC profiles for printing are larger than the 1 MiB that Pillow accepts in a compressed chunk of a PNG.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
@@ -161,10 +164,7 @@ def _convert_mode(image: Image.Image, data: bytes) -> Image.Image:
     if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"):
         has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa")
         return image.convert("RGBA" if has_alpha else "RGB")
-    raise InvalidPhotograph(
-        f"the photograph has pixels of the type {image.mode} (32 bits, floating point or Lab): "
-        "send 8 or 16 bits a channel, in grey, RGB or CMYK"
-    )
+    raise ValueError(f"pixels of the type {image.mode}")  # 12 or 32 bits, floating point, Lab: `unsupported` names it
 
 
 def _is_fast(image: Image.Image) -> bool:
@@ -233,6 +233,7 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
     if len(data) > limits.bytes:
         raise InvalidPhotograph(f"the photograph has {len(data):,} bytes; at most {limits.bytes:,} are allowed")
     require_developed(data)
+    _require_text_in_items(data)
     with _errors_mapped(data):
         image = Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
     with image:
@@ -241,6 +242,19 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
             turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = read_metadata(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation
+
+
+def _require_text_in_items(data: bytes) -> None:
+    """Raise `InvalidPhotograph` if the texts of an item of a HEIC are not UTF-8: pi_heif 1.4 crashes the process."""
+    for item in _ITEM.finditer(data) if data[4:8] == b"ftyp" else ():
+        size, version = int.from_bytes(item[1], "big"), item[2][0]
+        texts = data[item.end() + (2 if version == 3 else 0) : item.start() + size]  # behind the numbers
+        try:
+            texts[:4].decode(), texts[4:].decode()
+        except UnicodeDecodeError as error:
+            raise InvalidPhotograph(
+                "the header of the HEIC or AVIF is damaged: an item is not named in UTF-8"
+            ) from error
 
 
 def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:

@@ -80,24 +80,9 @@ def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[s
     if stray and stray[2].lower() == "d9":  # the end: nothing can follow
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=False, **options)
         return pixels
-    if _RARE_SAMPLING in warning:
-        _require_whole_ratios(image)
     if stray or _RARE_SAMPLING in warning or _ODD_HEADER.search(warning):
         return np.array(image)  # raises if the file ends too early
     return None
-
-
-def _require_whole_ratios(image: Image.Image) -> None:
-    """Raise `InvalidPhotograph` if a plane has neither as many samples as another nor a fraction 1/2, 1/3 or 1/4."""
-    factors = [component[1:3] for component in _components(image)]
-    if any(max(axis) % factor for axis in zip(*factors, strict=True) for factor in axis):
-        names = ", ".join(f"{across}x{down}" for across, down in factors)
-        raise InvalidPhotograph(f"the sampling of the JPEG ({names}) is not supported: save it with 4:4:4 or 4:2:0")
-
-
-def _components(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Return the number, the sampling factors across and down, and the table of each component."""
-    return getattr(image, "layer", None) or [(0, 1, 1, 0)]
 
 
 def _without_profile(data: bytes) -> bytes:
@@ -156,7 +141,9 @@ def sampling_of(image: Image.Image, *, turned: bool) -> str:
     """
     if image.mode == "CMYK":
         return "444"
-    luma, *chroma = _components(image)
+    luma, *chroma = getattr(image, "layer", None) or [
+        (0, 1, 1, 0)
+    ]  # number, factors across and down, and table of each
     across, down = (all(luma[axis] >= 2 * plane[axis] for plane in chroma) for axis in (1, 2))
     name = _SAMPLINGS[across, down]
     return _TURNED.get(name, name) if turned else name

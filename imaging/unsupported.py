@@ -33,6 +33,10 @@ def _jpeg_reason(data: bytes) -> str | None:
         return f"the JPEG has {bits} bits a channel: send one of 8 bits, or a PNG or TIFF of 16 bits"
     if components not in (1, 3, 4):
         return f"the JPEG has {components} channels: send grey, RGB or CMYK"
+    factors = [(byte >> 4, byte & 15) for byte in data[start + 11 : end : 3]]
+    if any(not factor or max(axis) % factor for axis in zip(*factors, strict=True) for factor in axis):
+        names = ", ".join(f"{across}x{down}" for across, down in factors)
+        return f"the sampling of the JPEG ({names}) is not in whole ratios: save it with 4:4:4 or 4:2:0"
     return None
 
 
@@ -40,9 +44,9 @@ def _tiff_reason(data: bytes) -> str | None:
     order, main = read_main(data)
     if not main:
         return None
-    bits, (compression, *_), (photometric, *_), extra, formats = (
+    bits, (compression, *_), (photometric, *_), (planes, *_), extra, formats = (
         main[tag].numbers(order) if tag in main else default
-        for tag, default in ((258, (1,)), (259, (1,)), (262, (0,)), (338, ()), (339, (1,)))
+        for tag, default in ((258, (1,)), (259, (1,)), (262, (0,)), (284, (1,)), (338, ()), (339, (1,)))
     )
     unusual = {
         "floating point or signed pixels": set(formats) != {1},
@@ -50,6 +54,8 @@ def _tiff_reason(data: bytes) -> str | None:
         f"the compression {compression}": compression not in TiffImagePlugin.COMPRESSION_INFO,
         f"the colour model {photometric}": photometric not in _COLOURS,
         "CMYK with alpha": photometric == _CMYK and any(extra),
+        "CMYK of more than 8 bits": photometric == _CMYK and max(bits) > 8,
+        "channels in separate planes": planes == 2,
         f"{len(extra)} extra channels": len(extra) > 1,
     }
     names = " and ".join(name for name, is_so in unusual.items() if is_so)

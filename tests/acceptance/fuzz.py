@@ -29,10 +29,12 @@ from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, exit_on_interrupt, finish_run, show_progress
 from tests.acceptance.leftovers import expect_no_leftovers
 from tests.imaging.test_codec import FILES, TAGGED
+from tests.imaging.test_colour import NAMED
 from tests.photographs import encode_image, open_image, pixels
 from traffic.server import Server, run_server
 
 GOOD = [data for data, *_ in FILES.values()] + list(TAGGED.values())
+GOOD += NAMED.values()
 GOOD += [encode_image(pixels(24, 32), kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")]
 SECONDS_PER_MEGAPIXEL, MINIMUM_SECONDS = 1.0, 2.0
 FORMATS = ("", "jpeg", "png", "webp", "tiff", "bmp")

@@ -57,6 +57,10 @@ def palette_with_transparency():
     return encode_image(image, "PNG", transparency=3)
 
 
+def tiff(array, **tags):
+    return imagecodecs.tiff_encode(array, **tags)
+
+
 def deep_planes():
     """Return a TIFF of three separate planes (PlanarConfiguration 2)."""
     return imagecodecs.tiff_encode(pixels_16_bits().transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
@@ -433,10 +437,6 @@ def animated(kind):
     return buffer.getvalue()
 
 
-def tiff(array, **tags):
-    return imagecodecs.tiff_encode(array, **tags)
-
-
 def with_tag(data, tag, value):
     """Return the little-endian TIFF with another value of a tag that is one SHORT."""
     at = data.index(struct.pack("<HHI", tag, 3, 1)) + 8
@@ -477,7 +477,9 @@ def bad_files():
         "Lab": (encode_image(Image.fromarray(pixels()).convert("LAB"), "TIFF"), "8 or 16 bits"),
         "run-length encoded BMP": (bitmap("run lengths"), "run-length encoded"),
         "too many scans": (scan_bomb(), "scans"),
-        "JPEG of fractional sampling": (flat_jpeg((3, 1), (2, 1), (2, 1)), r"\(3x1, 2x1, 2x1\) is not supported"),
+        "HEIC whose item is not named in UTF-8": (HEIC.read_bytes().replace(b"Exif", b"\x8exif", 1), "UTF-8"),
+        "JPEG of fractional sampling": (flat_jpeg((3, 1), (2, 1), (2, 1)), r"\(3x1, 2x1, 2x1\)"),
+        "CMYK JPEG of fractional sampling": (flat_jpeg((3, 1), (2, 1), (1, 1), (3, 1)), "3x1, 2x1, 1x1, 3x1"),
         "JPEG of 12 bits": (flat_jpeg((1, 1), frame=0xC1, bits=12), "12 bits a channel"),
         "JPEG of 12 bits, progressive": (flat_jpeg(*[(1, 1)] * 3, frame=0xC2, bits=12), "12 bits a channel"),
         "lossless JPEG": (flat_jpeg(*[(1, 1)] * 3, frame=0xC3), "lossless"),
@@ -493,6 +495,17 @@ def bad_files():
         "TIFF of signed integers": (tiff(pixels_16_bits().astype(np.int16), photometric="rgb"), "signed"),
         "TIFF of 32 bits": (tiff(pixels().astype(np.uint32), photometric="rgb"), "32 bits"),
         "TIFF of 16-bit Lab": (with_tag(tiff(pixels_16_bits(), photometric="rgb"), 262, 8), "colour model 8"),
+        "TIFF of 12 bits": (with_tag(encode_16_bits("TIFF", pixels_16_bits(1)), 258, 12), "12 bits"),
+        "TIFF of 16-bit CMYK and more": (tiff(pixels_16_bits(5), photometric="separated"), "more than 8 bits"),
+        "TIFF of premultiplied planes": (
+            tiff(
+                inks[:, :, :4].transpose(2, 0, 1).copy(),
+                photometric="rgb",
+                extrasample="assocalpha",
+                planarconfig="separate",
+            ),
+            "separate planes",
+        ),
         "TIFF of an unknown compression": (with_tag(encode_image(pixels(), "TIFF"), 259, 34712), "compression 34712"),
     }
 
