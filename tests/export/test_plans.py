@@ -24,6 +24,7 @@ from export.publish import EngineLocation, link_aliases, provenance
 from export.request import Options, Request
 from export.targets import TARGETS, tensorrt
 from export.targets.tensorrt import AMPERE_PLUS, INSTALLATION, TensorRT, executed_layers
+from export.triton import serve_engine
 from server import engines
 from tests.conftest import SERVER_PYTHON, bare_repository
 
@@ -181,6 +182,18 @@ def test_a_plan_is_served_where_there_is_a_triton_with_tensorrt(monkeypatch, tmp
     (tmp_path / "backends/tensorrt").mkdir(parents=True)
     assert target.why_not_served(request).startswith(reason)
     assert bool(target.why_not_served(request)) == bool(reason)
+
+
+def test_a_plan_is_served_by_nvidias_triton_and_not_by_the_wheel(monkeypatch, tmp_path):
+    """The real server gets the flags; the installation is an empty folder."""
+    monkeypatch.setenv(INSTALLATION, str(tmp_path))
+    (tmp_path / "1").mkdir()
+    flags, models = TARGETS["tensorrt"].serving_flags(), bare_repository(tmp_path / "models")
+    with (
+        pytest.raises(ExportError, match=f"does not start: .*{tmp_path}/bin/tritonserver not found"),
+        serve_engine(SERVER_PYTHON, models, tmp_path / "1", *flags),
+    ):
+        pass
 
 
 def layer(metadata, **stated):
