@@ -54,8 +54,9 @@ MIN_SIDE, MAX_ASPECT = 16, 32
 #: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python: up to 4 s for a megabyte of a crafted file.
 _RUN_LENGTHS = (1, 2)
 _MAX_WEBP_CHUNKS = 1000  # before the pixels; beyond those of real files
-#: The box infe: its size, version, flags, identifier and protection; texts follow (ISO/IEC 14496-12, 8.11.6).
-_ITEM = re.compile(rb"(\0\0..)infe(.).{3}..{3}", re.DOTALL)
+#: The box infe: version, flags, identifier and protection; texts follow (ISO/IEC 14496-12, 8.11.6).
+_ITEM = re.compile(rb"infe(.).{7}", re.DOTALL)
+_MAX_ITEMS = 10_000  # beyond those of real files
 # ICC profiles for printing are larger than the 1 MiB that Pillow accepts in a compressed chunk of a PNG.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
@@ -246,15 +247,16 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
 
 def _require_text_in_items(data: bytes) -> None:
     """Raise `InvalidPhotograph` if the texts of an item of a HEIC are not UTF-8: pi_heif 1.4 crashes the process."""
-    for item in _ITEM.finditer(data) if data[4:8] == b"ftyp" else ():
-        size, version = int.from_bytes(item[1], "big"), item[2][0]
-        texts = data[item.end() + (2 if version == 3 else 0) : item.start() + size]  # behind the numbers
+    for number, item in enumerate(_ITEM.finditer(data) if data[4:8] == b"ftyp" else ()):
+        end = item.start() - 4 + int.from_bytes(data[item.start() - 4 : item.start()], "big")
+        start = item.end() + (2 if item[1] == b"\3" else 0)  # the identifier has two bytes more
         try:
-            texts[:4].decode(), texts[4:].decode()
-        except UnicodeDecodeError as error:
-            raise InvalidPhotograph(
-                "the header of the HEIC or AVIF is damaged: an item is not named in UTF-8"
-            ) from error
+            data[start : min(end, start + 4)].decode(), data[start + 4 : end].decode()
+            is_text = True
+        except UnicodeDecodeError:
+            is_text = False
+        if number >= _MAX_ITEMS or not is_text:
+            raise InvalidPhotograph("the header of the HEIC or AVIF is damaged: an item is not named in UTF-8")
 
 
 def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:
