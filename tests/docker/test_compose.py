@@ -254,3 +254,10 @@ def test_compose_accepts_the_file():
     assert set(services) == set(SERVICES)
     assert services["triton"]["build"]["args"]["BASE"] == "nvcr.io/nvidia/tritonserver:26.11-py3"
     assert services["triton"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == -1  # all
+    files = "docker/compose.yaml:docker/gpus.yaml"
+    environment = {**os.environ, "COMPOSE_FILE": files, "TRITON_GPUS": "0,2", "BUILDER_GPU": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    services = json.loads(done.stdout)["services"]
+    for name, gpus in (("triton", "0,2"), ("builder", "1")):
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device.get("count"), device["device_ids"]) == (None, [gpus])
