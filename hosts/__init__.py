@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 
 
@@ -14,13 +15,30 @@ def gpus() -> list[tuple[str, str]]:
     nvidia-smi itself ignores that variable and lists by bus, CUDA lists the fastest first: ask CUDA for the device
     that a process gets.
     """
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap,uuid", "--format=csv,noheader"]
+    return [(name, capability) for name, capability in query("name", "compute_cap")]
+
+
+def query(*fields: str) -> list[list[str]]:
+    """Return these fields of nvidia-smi for every GPU in CUDA_VISIBLE_DEVICES; empty without a driver."""
+    listing = _nvidia_smi(f"--query-gpu={','.join((*fields, 'uuid'))}", "--format=csv,noheader")
+    rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines() if "," in line]
+    return [row[: len(fields)] for row in _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+def mig_sizes() -> list[int]:
+    """Return the memory of every visible MIG slice in GB, from its name (``MIG 1g.10gb``); empty without slices."""
+    slices = re.findall(r"^\s+MIG \S*?(\d+)gb\S*\s.*UUID: (MIG-[^)\s]+)", _nvidia_smi("-L"), re.MULTILINE)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [int(size) for size, uuid in slices if "MIG-" not in chosen or uuid in chosen]
+
+
+@functools.cache
+def _nvidia_smi(*arguments: str) -> str:
+    command = ["nvidia-smi", *arguments]
     try:
-        listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in listing.stdout.splitlines() if "," in line]
-    return [(name, capability) for name, capability, *_ in _visible(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))]
+        return ""
 
 
 def _visible(rows: list[list[str]], chosen: str | None) -> list[list[str]]:

@@ -115,7 +115,8 @@ def list_values(start: Choice, candidates: Sequence[int], count: int, *, on_gpu:
     instances = {name: n for name, n in asdict(start).items() if name.removesuffix("_instances") in assemble.WORK_MS}
     processes = {name: sorted({max(1, n // 2), n, 2 * n}) for name, n in instances.items()}
     if on_gpu:
-        core = {"core_instances": [1, 2, 3], "core_batch": [2, 4, 8], "core_delay_us": [0, 500, 1000, 2000, 5000]}
+        batches = sorted({max(1, start.core_batch // 4), max(1, start.core_batch // 2), start.core_batch})
+        core = {"core_instances": [1, 2, 3], "core_batch": batches, "core_delay_us": [0, 500, 1000, 2000, 5000]}
     else:  # a CPU runs the photographs of a batch one by one: a batch of two shows whether batches help
         halves = [2**n for n in range(count.bit_length()) if 2**n <= count]
         core = {"core_instances": halves, "core_batch": [1, 2], "core_delay_us": [0, 2000]}

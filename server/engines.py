@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -63,13 +64,28 @@ def versions_to_serve(repository: Path, wanted: Sequence[int]) -> list[int]:
     return sorted(set(wanted)) or sorted(published_versions(repository))[-1:]
 
 
+def plan_documents(repository: Path, gpus: Sequence[tuple[str, str]], wanted: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the JSON of every plan that these GPUs will serve and whose JSON is readable; nothing is checked."""
+    folders, documents = published_versions(repository), []
+    for version in versions_to_serve(repository, wanted):
+        for gpu in dict.fromkeys(gpus):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                path = _plan_path(folders[version], gpu)
+                documents.append(json.loads(path.with_name(f"{path.name}.json").read_bytes()))
+    return documents
+
+
+def _plan_path(folder: Path, gpu: tuple[str, str]) -> Path:
+    return folder / f"model.sm{gpu[1].replace('.', '')}.plan"
+
+
 def _build_command(target: str, version: int = 0) -> str:
-    """Return how to build an engine for the target: as a command of the library, and of make."""
-    precision = {"cpu": "fp32", "tensorrt": "fp16"}[target]
-    flags, settings = f"--precision {precision} --target {target}", f"PRECISION={precision} TARGET={target}"
-    if version:
-        flags, settings = f"{flags} --version {version}", f"{settings} VERSION={version}"
-    return f"python -m export engine {flags} (make engine {settings})"
+    """Return how to build an engine for the target. A plan comes from the builder, which has the server's TensorRT."""
+    version_flag, version_setting = (f" --version {version}", f" VERSION={version}") if version else ("", "")
+    if target == "tensorrt":
+        return f"docker compose run --rm builder make engine PRECISION=fp16 TARGET=tensorrt{version_setting}"
+    flags = f"--precision fp32 --target cpu{version_flag}"
+    return f"python -m export engine {flags} (make engine PRECISION=fp32 TARGET=cpu{version_setting})"
 
 
 def _fixes(target: str, version: int) -> str:
@@ -90,7 +106,7 @@ def _check_graph(version: int, folder: Path) -> Engine:
 def _check_plan(version: int, folder: Path, gpu: tuple[str, str], tensorrt: str | None) -> Engine:
     """Check the version's plan for a GPU: published, built for that GPU, and by the TensorRT that will load it."""
     name, capability = gpu
-    path = folder / f"model.sm{capability.replace('.', '')}.plan"
+    path = _plan_path(folder, gpu)
     fixes = _fixes("tensorrt", version)
     if not path.is_file():
         raise ServerError(f"version {version} has no {path.name} for {name} (compute capability {capability}): {fixes}")

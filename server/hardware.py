@@ -1,7 +1,7 @@
 """Table of the GPUs that the server knows, with the values that it sets in the network's config for each.
 
-On other GPUs `model_repository/restormer/config.pbtxt` is served unchanged. The batch is the same on all GPUs: up to
-``max_batch_size``, the largest size in the engine's profile.
+On other GPUs the network gets the delay and the instances of `model_repository/restormer/config.pbtxt`. The largest
+batch is that of the engine's profile everywhere. Memory limits the instances: a MIG slice has its GPU's name.
 
 The values were calculated, not measured (docs/gpu-checklist.md says how to measure them). Memory bandwidth limits this
 network, not arithmetic; the times below are the minimum for an engine in fp16 (`make roofline GPU=a100`).
@@ -12,6 +12,13 @@ To add a GPU, add a row. Its name must be a word of the name that nvidia-smi pri
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+#: GPU memory of an instance for each photograph of the engine's largest batch, in MiB (a calculation): in half
+#: precision a channel of 512x512 takes 0.5 MiB, and the last decoder level of the paper's network holds two tensors of
+#: 510 channels (in and out of the depthwise convolution of the feed-forward), two of 96 and the skip connection of 48:
+#: 630. float32 takes twice as much. The owner's base network has half as many channels there.
+INSTANCE_MIB = 640
+USABLE = 0.8  #: share of the GPU's memory for instances; the rest is for CUDA, weights, graphs and the tensors' copies
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def run_checks(settings: Settings) -> Iterator[Row]:
     """Run all checks, in the order in which a start needs them."""
     checks: dict[str, Callable[[Settings], str]] = {
         "settings": _check_settings, "Python": _check_environment, "Triton": _check_triton, "client": _check_client,
-        "hardware": _check_hardware, "engine": _check_engine, "instances": _describe_instances,
+        "hardware": _check_hardware, "engine": _check_engine, "driver": _check_driver, "instances": _describe_instances,
         "shared memory": _check_shared_memory, "state folder": check_state, "ports": _check_ports, "TLS": _check_tls,
         "admin key": _check_admin_key,
     }  # fmt: skip
@@ -71,8 +71,15 @@ def run_checks(settings: Settings) -> Iterator[Row]:
 
 
 def serving_gpus(settings: Settings) -> list[tuple[str, str]]:
-    """Return name and compute capability of the GPUs that serve; none on a CPU host."""
-    return [] if assemble.resolve_hardware(settings) == "cpu" else hosts.gpus()
+    """Return name and compute capability of the GPUs that serve; none on a CPU host.
+
+    Raise `ServerError` if a GPU host has no visible GPU.
+    """
+    if assemble.resolve_hardware(settings) == "cpu":
+        return []
+    if not hosts.gpus():
+        raise ServerError("no GPU is visible")  # _check_hardware says why
+    return hosts.gpus()
 
 
 def _check_settings(settings: Settings) -> str:
@@ -122,21 +129,22 @@ def _check_client(settings: Settings) -> str:
 
 
 def _check_hardware(settings: Settings) -> str:
-    chosen, cards = assemble.resolve_hardware(settings), hosts.gpus()
-    if chosen != "cpu" and not cards:
-        raise ServerError(
-            f"--hardware={chosen}, but no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, "
-            "or use --hardware=cpu (make: HARDWARE=cpu)"
-        )
+    chosen = assemble.resolve_hardware(settings)
     if chosen != "cpu" and not settings.triton:
         raise ServerError(
             f"--hardware={chosen} needs NVIDIA's Triton, the PyPI wheel has no TensorRT backend: "
             "use docker compose up triton, or --hardware=cpu (make: HARDWARE=cpu)"
         )
+    if chosen != "cpu" and not hosts.gpus():
+        raise ServerError(
+            "no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES; a container needs --gpus all (docker run), "
+            "NVIDIA's container toolkit (compose), or nvidia.com/gpu and runtimeClassName: nvidia (Kubernetes)"
+        )
     if chosen != "cpu":
-        return f"{chosen}: " + ", ".join(f"{name} ({cc})" for name, cc in cards)
-    unused = "; GPUs are not used: the PyPI wheel has no TensorRT backend" if cards and not settings.triton else ""
-    return f"cpu: {host.cores()} cores{unused}"
+        return f"{chosen}: " + ", ".join(f"{name} ({cc})" for name, cc in hosts.gpus())
+    unused = hosts.gpus() and not settings.triton
+    why = "; GPUs are not used: the PyPI wheel has no TensorRT backend" if unused else ""
+    return f"cpu: {host.cores()} cores{why}"
 
 
 def _check_engine(settings: Settings) -> str:
@@ -163,8 +171,35 @@ def _unusable_versions(settings: Settings) -> list[str]:
     return problems
 
 
+def _check_driver(settings: Settings) -> str:
+    """Compare the driver with what this image's CUDA needs."""
+    if not serving_gpus(settings):
+        return "not used"
+    driver, cuda, minimum = host.driver_version(), host.cuda_version(), host.minimum_driver()
+    if not driver or not minimum:
+        return f"{driver or 'unknown'}, not compared: CUDA {cuda or 'not found'}"
+    if not host.is_driver_too_old():
+        return f"{driver}; CUDA {cuda} needs {minimum}"
+    if libraries := host.compatibility_libraries():
+        return f"{driver}, and CUDA {cuda} needs {minimum}: using {libraries}, which only data-center GPUs support"
+    raise ServerError(
+        f"driver {driver} is too old for CUDA {cuda} of this image: install {minimum} or newer on the host, or use an "
+        f"image of an older release and build the plans again there (TRITON_RELEASE)"
+    )
+
+
 def _describe_instances(settings: Settings) -> str:
-    return ", ".join(f"{count} {name}" for name, count in assemble.instance_counts(settings).items())
+    described = [f"{count} {name}" for name, count in assemble.instance_counts(settings).items()]
+    if serving_gpus(settings):
+        core = assemble.served_config(settings, settings.repository / assemble.CORE)
+        described += [f"{core.instance_group[0].count} restormer on each GPU", f"batches of 1 to {core.max_batch_size}"]
+        described += [f"{assemble.photographs_in_flight(settings)} photographs in flight"]
+        described += [f"pinned memory {settings.pinned_mb or assemble.pinned_mib(settings)} MiB"]
+        if 0 < (batch := assemble.photographs_in_memory(settings)) < core.max_batch_size:
+            described += [
+                f"little GPU memory: if the plan does not load, build it with --max-batch {batch} (make: MAX_BATCH)"
+            ]
+    return ", ".join(described)
 
 
 def _check_shared_memory(settings: Settings) -> str:

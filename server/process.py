@@ -88,7 +88,8 @@ def prepare(settings: Settings) -> list[str]:
     if not settings.triton:
         assemble_backends(settings)
     known = host.triton_options(settings.binary, triton_environment(settings))
-    return settings.flags(preflight.admin_key(settings), known, assemble.rate_limits(settings))
+    pools = len(preflight.serving_gpus(settings)), assemble.pinned_mib(settings)
+    return settings.flags(preflight.admin_key(settings), known, assemble.rate_limits(settings), *pools)
 
 
 def refresh(settings: Settings) -> None:
@@ -173,13 +174,16 @@ def triton_environment(settings: Settings) -> dict[str, str]:
     The stub ignores PYTHONPATH and PYTHONHOME and uses the environment whose ``bin`` is first on PATH. The thread
     counts are for OpenBLAS, which would start a thread for each core in every stub, although the work is shared between
     processes. OpenVINO uses TBB, which ignores both variables. The user's variables for Python and for bash, which
-    starts the stub, are left out.
+    starts the stub, are left out. NVIDIA's Triton gets CUDA's compatibility libraries if the driver is too old for its
+    CUDA.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     users = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BASH"))}
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment = {**threads, **users, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     if settings.triton:
+        if newer := host.compatibility_libraries():
+            environment["LD_LIBRARY_PATH"] = f"{newer}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
         return environment
     libraries = [settings.wheel.absolute() / "nvidia_pytriton.libs", libpython_folder()]
     return {**environment, "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}

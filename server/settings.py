@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import socket
 import sys
@@ -44,6 +45,13 @@ _PORT, _VERSION = _number("port", 1, 65535), _number("version", 1, 1 << 31)
 
 def _versions(text: str) -> tuple[int, ...]:
     return tuple(_VERSION(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _host_policies(text: str) -> tuple[str, ...]:
+    for part in text.split():
+        if not re.fullmatch(r"\w+,(numa-node=\d+|cpu-cores=\d+-\d+)", part):
+            raise argparse.ArgumentTypeError(f"{part} is not like gpu_0,numa-node=0 or gpu_0,cpu-cores=0-15")
+    return tuple(text.split())
 
 
 def _file(text: str) -> Path | None:
@@ -97,6 +105,15 @@ class Settings:
     trace: str = _flag("", str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces")
     trace_rate: int = _flag(100, _number("rate", 1, 1 << 31), "trace one request in this many")
     cache_mb: int = _flag(0, _COUNT, "response cache of restormer in MiB; 0: none")
+    # The network's outputs are copied to the CPU on CUDA's legacy default stream if they are in GPU memory, which waits
+    # for all other streams, and they for it: a copy would stall the batches in flight. Without a GPU pool for outputs
+    # Triton puts them into pinned memory instead, of which its default of 256 MiB holds 85. (Read in Triton's sources
+    # of 2026; docs/gpu-checklist.md measures both ways.)
+    gpu_pool_mb: int = _flag(0, _COUNT, "memory for outputs on each GPU in MiB; 0: outputs go to pinned memory")
+    pinned_mb: int = _flag(0, _COUNT, "pinned memory on a GPU host in MiB; 0: computed from the queues")
+    host_policy: tuple[str, ...] = _flag(
+        (), _host_policies, "cores or NUMA node of each GPU's instances, such as 'gpu_0,numa-node=0 gpu_1,numa-node=1'"
+    )
     start_timeout: int = _flag(
         120,
         _number("number of whole seconds", 1, 86400),
@@ -166,15 +183,17 @@ class Settings:
         }
         return {**ports, "http-port": (self.address, self.http_port)} if self.http_port else ports
 
-    def flags(self, key: str, known: Collection[str], rate_limits: Mapping[str, int]) -> list[str]:
+    def flags(
+        self, key: str, known: Collection[str], rate_limits: Mapping[str, int], gpus: int = 0, pinned_mib: int = 0
+    ) -> list[str]:
         """Return Triton's command line. No other code in this project adds flags to it.
 
         ``key`` opens the restricted groups. ``known`` are the options of this Triton: flags that only newer releases
         have are left out if it does not list them. ``rate_limits`` are the rate limiter's resources; without any it is
-        off.
+        off. ``gpus`` is the number of GPUs that serve, ``pinned_mib`` the pinned memory that they need.
         """
-        limits = _rate_limit_flags(rate_limits)
-        flags = [*self._fixed(), *self._optional(key), *limits, *self._release_specific(known)]
+        limits, memory = _rate_limit_flags(rate_limits), self._memory(gpus, pinned_mib)
+        flags = [*self._fixed(), *self._optional(key), *limits, *memory, *self._release_specific(known)]
         return [str(self.binary.absolute()), *flags]
 
     def _fixed(self) -> Iterator[str]:
@@ -237,9 +256,17 @@ class Settings:
         if self.cache_mb:
             yield f"--cache-directory={(self.root / 'caches').absolute()}"
             yield f"--cache-config=local,size={self.cache_mb << 20}"
+        for policy in self.host_policy:
+            yield f"--host-policy={policy}"
         if self.grpc_connection_age:
             yield f"--grpc-max-connection-age={self.grpc_connection_age * 1000}"
             yield f"--grpc-max-connection-age-grace={self.exit_timeout * 1000}"
+
+    def _memory(self, gpus: int, pinned_mib: int) -> Iterator[str]:
+        if gpus:
+            yield f"--pinned-memory-pool-byte-size={(self.pinned_mb or pinned_mib) << 20}"
+        for gpu in range(gpus):
+            yield f"--cuda-memory-pool-byte-size={gpu}:{self.gpu_pool_mb << 20}"
 
     def _release_specific(self, known: Collection[str]) -> Iterator[str]:
         # Off by default since 26.04; stated explicitly.

@@ -144,9 +144,14 @@ def triton(repository, tmp_path_factory):
 
 
 #: A stub of nvidia-smi: prints the queried fields of all cards and, like the original, ignores CUDA_VISIBLE_DEVICES.
+#: Variables set what all cards have in common.
 NVIDIA_SMI = """#!{python}
-import sys
-cards = [{{"name": n, "compute_cap": c, "uuid": u}} for n, c, u in {cards}]
+import os, sys
+memory, driver = os.environ.get("STUB_MEMORY", "81559 MiB"), os.environ.get("STUB_DRIVER", "580.95.05")
+common = {{"memory.total": memory, "driver_version": driver}}
+cards = [{{"name": n, "compute_cap": c, "uuid": u, **common}} for n, c, u in {cards}]
+if "-L" in sys.argv:
+    sys.exit(print("GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-8932f937)", os.environ.get("STUB_MIG", ""), sep="\\n"))
 (fields,) = [a.removeprefix("--query-gpu=").split(",") for a in sys.argv if a.startswith("--query-gpu=")]
 for card in cards:
     print(", ".join(card[field] for field in fields))
@@ -166,9 +171,12 @@ def gpu_host(tmp_path_factory, monkeypatch):
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    hosts.gpus.cache_clear()
+    cached = (hosts.gpus, hosts._nvidia_smi)
+    for function in cached:
+        function.cache_clear()
     yield
-    hosts.gpus.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """A real Triton with all options on: mutual TLS, admin key, HTTP, tracing, response cache, explicit control."""
 
 import gzip
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import tritonclient.grpc as grpc
 import trustme
 from tritonclient.utils import InferenceServerException
 
-from server import preflight
+from server import engines, preflight
 from server.settings import Settings
 from tests.conftest import ROOT, free_port, server_command
 
@@ -67,6 +69,25 @@ def client(url, ca=None, cert=None, key=None) -> grpc.InferenceServerClient:
 def rows(**options):
     """Run the pre-start checks with these settings; return their rows by name."""
     return {row.name: row for row in preflight.run_checks(Settings(**options))}
+
+
+def publish_plan(repository, version, capability, **changes):
+    """Publish a plan: any bytes with a matching JSON, with `changes`. Return its path."""
+    plan = repository / "restormer" / str(version) / f"model.sm{capability.replace('.', '')}.plan"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_bytes(f"plan for {capability}".encode())
+    document = {
+        "sha256": hashlib.sha256(plan.read_bytes()).hexdigest(),
+        "frame": engines.FRAME,
+        "precision": "fp16",
+        "profile": {"min": [1, 3, 512, 512], "opt": [8, 3, 512, 512], "max": [8, 3, 512, 512]},
+        "machine": {"gpu_compute_capability": capability},
+        "options": {"compatibility": "none"},
+        "runtime": {"name": "tensorrt", "version": "11.4.1.5"},
+        **changes,
+    }
+    plan.with_name(f"{plan.name}.json").write_text(json.dumps(document))
+    return plan
 
 
 @pytest.fixture(scope="session")

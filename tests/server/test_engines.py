@@ -1,5 +1,6 @@
 """Which engines the server accepts, on a CPU host and on simulated GPU hosts."""
 
+import functools
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ from imaging import FRAME
 from server import engines, host
 from server.errors import ServerError
 from tests.conftest import copy_repository
-from tests.server.conftest import rows
+from tests.server.conftest import publish_plan, rows
 
 
 def test_a_version_without_an_engine_for_the_cpu_is_rejected(tmp_path):
@@ -67,24 +68,8 @@ A100, H100 = ("NVIDIA A100-SXM4-80GB", "8.0"), ("NVIDIA H100 80GB HBM3", "9.0")
 
 @pytest.fixture
 def plans(tmp_path):
-    """Publish plans for an A100 and an H100: any bytes with a matching JSON. Returns the function that publishes."""
-
-    def publish(version, capability, **changes):
-        folder = tmp_path / "restormer" / str(version)
-        folder.mkdir(parents=True, exist_ok=True)
-        plan = folder / f"model.sm{capability.replace('.', '')}.plan"
-        plan.write_bytes(f"plan for {capability}".encode())
-        document = {
-            "sha256": hashlib.sha256(plan.read_bytes()).hexdigest(),
-            "frame": engines.FRAME,
-            "machine": {"gpu_compute_capability": capability},
-            "options": {"compatibility": "none"},
-            "runtime": {"name": "tensorrt", "version": "11.4.1.5"},
-            **changes,
-        }
-        plan.with_name(f"{plan.name}.json").write_text(json.dumps(document))
-        return plan
-
+    """Publish plans for an A100 and an H100. Return the function that publishes."""
+    publish = functools.partial(publish_plan, tmp_path)
     publish(1, "8.0")
     publish(1, "9.0")
     return publish
@@ -103,8 +88,11 @@ def test_every_gpu_needs_its_plan(plans, tmp_path):
 
 
 def test_a_plan_of_another_tensorrt_is_rejected(plans, tmp_path):
-    with pytest.raises(ServerError, match=r"built by TensorRT 11\.4\.1\.5, which 11\.3\.0"):
-        engines.check_engines(tmp_path, [H100], tensorrt="11.3.0")
+    for installed in ("11.3.0", "11.4.1.6"):
+        with pytest.raises(
+            ServerError, match=rf"by TensorRT 11\.4\.1\.5, which {re.escape(installed)}.* --rm builder "
+        ):
+            engines.check_engines(tmp_path, [H100], tensorrt=installed)
 
 
 def test_a_plan_for_another_gpu_is_rejected_unless_it_is_portable(plans, tmp_path):

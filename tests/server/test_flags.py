@@ -25,8 +25,8 @@ TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
 NEWEST = frozenset({"allow-client-shm", "http-max-input-size"})
 
 
-def flags(known=(), rate_limits=(), **options):
-    return Settings(**options).flags("the-key", known, dict(rate_limits))
+def flags(known=(), rate_limits=(), gpus=0, pinned_mib=0, **options):
+    return Settings(**options).flags("the-key", known, dict(rate_limits), gpus, pinned_mib)
 
 
 def test_by_default_the_server_is_closed_and_on_loopback():
@@ -72,7 +72,7 @@ def test_the_local_triton_has_every_flag(tmp_path):
     pem = tmp_path / "a.pem"
     everything = flags(
         known, {"cores": 1}, tls_cert=pem, tls_key=pem, tls_ca=pem, http_port=8000, control="explicit",
-        trace="http://c", cache_mb=1, grpc_connection_age=1,
+        trace="http://c", cache_mb=1, grpc_connection_age=1, gpus=1, host_policy=("gpu_0,numa-node=0",),
     )  # fmt: skip
     assert len(known) > 80
     assert {flag.removeprefix("--").split("=")[0] for flag in everything[1:]} <= known
@@ -87,6 +87,7 @@ def test_a_program_that_cannot_run_has_no_options(tmp_path):
     [
         ("--grpc-port", "0"), ("--grpc-port", "70000"), ("--grpc-port", "many"), ("--control", "poll"),
         ("--hardware", "abacus"), ("--cache-mb", "x"), ("--start-timeout", "0"),
+        ("--host-policy", "gpu_0"), ("--host-policy", "gpu_0,cores=1"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_variable", [False, True])
@@ -104,7 +105,7 @@ def test_an_invalid_setting_is_reported_in_one_line(flag, value, as_variable, mo
 @pytest.mark.parametrize(
     ("cards", "name"),
     [
-        ([], "cpu"), ([("NVIDIA A100-SXM4-80GB", "8.0")], "a100"), ([("NVIDIA H100 80GB HBM3", "9.0")] * 8, "h100"),
+        ([], "gpu"), ([("NVIDIA A100-SXM4-80GB", "8.0")], "a100"), ([("NVIDIA H100 80GB HBM3", "9.0")] * 8, "h100"),
         ([("NVIDIA H200", "9.0")], "h200"), ([("NVIDIA L40S", "8.9")], "gpu"),
         ([("NVIDIA H100 PCIe", "9.0"), ("NVIDIA A100-PCIE-40GB", "8.0")], "gpu"),
         ([("NVIDIA H100 NVL", "9.0")], "h100"), ([("GRID A100-10C", "8.0")], "a100"),
@@ -326,7 +327,7 @@ def test_a_setting_takes_precedence_over_the_hardwares_value():
 def test_auto_serves_the_values_of_the_visible_gpus(gpu_host, monkeypatch):
     assert served_core() == served_core(hardware="cpu")
     nvidias = Path("/opt/tritonserver")
-    for visible, hardware in (("0,1", "h100"), ("2", "gpu"), ("0,1,2", "gpu"), ("", "cpu")):
+    for visible, hardware in (("0,1", "h100"), ("2", "gpu"), ("0,1,2", "gpu"), ("", "gpu")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         hosts.gpus.cache_clear()
         assert served_core(triton=nvidias) == served_core(hardware=hardware)
@@ -362,7 +363,7 @@ def test_the_requested_versions_are_served():
 
 
 def test_a_batch_above_the_configs_maximum_is_rejected():
-    with pytest.raises(ServerError, match="--core-batch=9: restormer's config allows 8"):
+    with pytest.raises(ServerError, match="--core-batch=9: the engine takes 8 at most"):
         config("restormer", hardware="h100", core_batch=9)
 
 

@@ -157,7 +157,7 @@ def test_preflight_prints_a_line_for_each_check(repository, tmp_path):
     assert done.returncode == 0, done.stdout
     lines = done.stdout.splitlines()
     assert all(line.startswith("ok  ") for line in lines)
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert "model.onnx, fp32" in done.stdout
     assert not (tmp_path / "served").exists()
 
@@ -307,7 +307,8 @@ def test_incomplete_tls_files_are_rejected(certificates, missing):
 
 def test_hardware_without_its_gpu_or_triton_is_rejected(monkeypatch):
     monkeypatch.setattr(hosts, "gpus", list)
-    assert "no GPU is visible" in rows(hardware="h100")["hardware"].problem
+    checked = rows(hardware="h100", triton=Path("/opt/tritonserver"))
+    assert "no GPU is visible" in checked["hardware"].problem
     monkeypatch.setattr(hosts, "gpus", lambda: [("NVIDIA H100 80GB HBM3", "9.0")])
     assert "needs NVIDIA's Triton" in rows(hardware="h100")["hardware"].problem
     assert (
