@@ -28,6 +28,7 @@ SWEEP = ROOT / "out/perf.csv"
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "int8")
 KEY = "docker/secrets/admin-key"
 MAKE_KEY = f"openssl rand -hex 24 | install -m 0400 -o 10001 /dev/stdin {KEY}"
+FIDELITY = "python -m operations.served_fidelity --at-least 55"
 ENHANCE = "restormer-client enhance demo/photos/balcony.jpg"
 QUERY = "name,compute_cap,driver_version,memory.total"
 
@@ -64,6 +65,7 @@ def list_steps() -> list[Step]:
         Step("preflight", "docker compose run --rm triton preflight", str.splitlines),
         Step("a key for perf_analyzer", f"test -s {KEY} || {MAKE_KEY}"),
         Step("up and healthy", "RESTORMER_ADMIN_KEY_FILE=/run/secrets/admin-key docker compose up -d --wait triton"),
+        Step("fidelity, alone and in a batch of eight", FIDELITY, lambda output: json.loads(output.splitlines()[-1])),
         Step("enhance", f"{ENHANCE} out/gpu.jpg --timeout 120"),
         Step("enhance_tiled", f"{ENHANCE} out/gpu-tiled.jpg --tiled --timeout 120"),
         Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", read_gpu_metrics),

@@ -15,7 +15,8 @@ BULK, LOAD, PIPELINE, TUNE = (
 MODULES = (
     BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.profile", "benchmarks.network.roofline",
     "benchmarks.pipeline.client", "benchmarks.pipeline.frame", "benchmarks.pipeline.imaging",
-    "benchmarks.pipeline.transfer", "operations.canary", "operations.verify_gpu", "tests.acceptance.rolling",
+    "benchmarks.pipeline.transfer", "operations.canary", "operations.served_fidelity", "operations.verify_gpu",
+    "tests.acceptance.rolling",
 )  # fmt: skip
 
 

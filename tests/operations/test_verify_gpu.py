@@ -83,3 +83,38 @@ def test_an_interrupt_stops_the_containers(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         verify_gpu.main()
     assert list(json.loads((tmp_path / "gpu.json").read_text())["steps"]) == ["down"]
+
+
+#: Stands in for every program of the checklist: prints what the figures are read from.
+STUB = """#!/bin/sh
+case "$*" in
+*served_fidelity*) echo '{"photographs": [{"alone": 61.5}]}' ;;
+*perf.py*) printf 'Concurrency,Inferences/Second\\n1,40\\n' > out/perf.csv ;;
+*urlopen*) printf 'nv_gpu_utilization{gpu_uuid="a"} 0.5\\nnv_inference_count{model="restormer"} 6\\n' ;;
+*dpkg-query*) echo 'libnvinfer11 11.4.0.106' ;;
+esac
+"""
+
+
+def test_a_dry_run_goes_through_all_steps(gpu_host, monkeypatch, tmp_path, capsys):
+    """With stubs of Docker, Python, the client and nvidia-smi: every step runs, and all figures are read."""
+    programs = tmp_path / ".envs/build/bin"
+    for folder in (programs, tmp_path / "docker/secrets"):
+        folder.mkdir(parents=True)
+    for name in ("docker", "python", "restormer-client", "openssl", "install"):
+        (programs / name).write_text(STUB)
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(verify_gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(verify_gpu, "ENGINES", tmp_path / "models")
+    monkeypatch.setattr(verify_gpu, "SWEEP", tmp_path / "out/perf.csv")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["verify_gpu"])
+    assert verify_gpu.main() == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["gpus"][0] == "NVIDIA H100 80GB HBM3, 9.0, 580.95.05, 81559 MiB"
+    steps = document["steps"]
+    assert list(steps) == [step.name for step in verify_gpu.list_steps()]
+    assert all(row["passed"] for row in steps.values())
+    assert steps["TensorRT of the server"]["figures"] == "libnvinfer11 11.4.0.106"
+    assert steps["fidelity, alone and in a batch of eight"]["figures"]["photographs"] == [{"alone": 61.5}]
+    assert steps["load"]["figures"] == [{"Concurrency": "1", "Inferences/Second": "40"}]
