@@ -236,13 +236,25 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
     require_developed(data)
     _require_text_in_items(data)
     with _errors_mapped(data):
-        image = Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
+        image = _identify(data)
     with image:
         with _errors_mapped(data):
             _require_supported(image, data, limits)
             turned_by_pillow = image.format == "TIFF" and not deep.is_deep(image, data)
         metadata = read_metadata(image, data)
         yield image, metadata, 1 if turned_by_pillow else metadata.orientation
+
+
+def _identify(data: bytes) -> Image.Image:
+    """Open the file with Pillow, without metadata because of which Pillow rejects a photograph."""
+    try:
+        return Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
+    except UnidentifiedImageError:
+        if data[:2] != b"\xff\xd8":
+            raise
+        image = Image.open(io.BytesIO(jpeg.without_profile(data)), formats=FORMATS)
+        image.info["icc_profile"] = None
+        return image
 
 
 def _require_text_in_items(data: bytes) -> None:

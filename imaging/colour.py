@@ -8,7 +8,6 @@ Conversions are relative colorimetric with black point compensation, in 16 bits 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 
 from imaging.arrays import Pixels, Unit, to_integers, to_unit
 
-_LOG = logging.getLogger(__name__)
 _MODELS = {b"RGB ": "RGB", b"GRAY": "GRAY", b"CMYK": "CMYK"}
 _CHANNELS = {"GRAY": 1, "RGB": 3, "CMYK": 4}
 #: Rec. 709 weights, to make grey without a profile from sRGB.
@@ -44,8 +42,6 @@ class Space:
         """Return the space of a file; ignore a profile that is damaged or describes another model."""
         if isinstance(profile, bytes) and _MODELS.get(profile[16:20]) == model and _is_usable(profile, model):
             return cls(model, profile)
-        if profile:
-            _LOG.warning("ignored an ICC profile that is damaged or not for %s", model)
         return cls(model)
 
     @property

@@ -5,7 +5,6 @@ CMYK files go through Pillow, which handles the inverted values of Adobe's.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -20,7 +19,6 @@ from imaging.errors import InvalidPhotograph
 from imaging.iptc import to_photoshop
 from imaging.metadata import Metadata
 
-_LOG = logging.getLogger(__name__)
 #: Warnings of libjpeg that affect no pixel: a few stray bytes between two markers, and unusual headers, which some
 #: cameras write. libjpeg reports only the first warning, so a file with an unusual header is decoded by Pillow, which
 #: rejects truncated files. All other warnings count as damage.
@@ -56,9 +54,7 @@ def decode(data: bytes, image: Image.Image, *, at_least: tuple[int, int] = (0, 0
     try:
         pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
-        if "ICC" in str(error) and len(plain := _without_profile(data)) < len(data):
-            if not any(at_least) and not image.info.get("icc_profile"):  # once for a photograph
-                _LOG.warning("ignored an ICC profile of a JPEG whose segments are doubled, missing or misnumbered")
+        if "ICC" in str(error) and len(plain := without_profile(data)) < len(data):
             return decode(plain, image, at_least=at_least)
         pixels = _decode_again(data, image, str(error), options)
         if pixels is None:
@@ -85,7 +81,7 @@ def _decode_again(data: bytes, image: Image.Image, warning: str, options: dict[s
     return None
 
 
-def _without_profile(data: bytes) -> bytes:
+def without_profile(data: bytes) -> bytes:
     """Return the JPEG without the segments of its ICC profile."""
     kept, at = [], 0
     for marker, start, end in segments(data):

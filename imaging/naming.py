@@ -9,6 +9,7 @@ values above `_KNEE` approach the peak of the curve (extended Reinhard, in each 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from imaging.arrays import to_integers
 from imaging.colour import Space
 from imaging.errors import InvalidPhotograph
 from imaging.exif import Exif
+
+_LOG = logging.getLogger(__name__)
 
 Values = NDArray[np.float64]
 #: From values in [0, 1] as encoded to linear light in [0, 1].
@@ -95,6 +98,8 @@ def space_of(model: str, image: Image.Image, data: bytes, exif: Exif | None) -> 
     if points:
         return _space_from_code_points(model, *points)
     space = Space.of(model, image.info.get("icc_profile"))
+    if "icc_profile" in image.info and not space.profile:
+        _LOG.warning("ignored an ICC profile that is damaged or not for %s", model)
     if model == "CMYK" or space.profile:
         return space
     gamma, chromaticities = (image.info.get(name) for name in ("gamma", "chromaticity"))
@@ -135,6 +140,7 @@ def _space_from_code_points(model: str, primaries: int, transfer: int) -> Space:
 
 def _png_space(model: str, gamma: float | None, chromaticities: Chromaticities) -> Space:
     """Return the space of gAMA and cHRM; files in sRGB have the gamma 1/2.2, rounded (PNG, third edition, 11.3.2.5)."""
+    gamma = gamma if gamma and 0.1 < gamma < 10 else None  # other numbers are damaged
     is_srgb = not gamma or (_is_srgb(chromaticities) and abs(gamma - 1 / 2.2) < 1e-3)
     return _space(model, chromaticities, 1 / gamma if gamma and not is_srgb else _srgb)
 

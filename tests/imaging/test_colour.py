@@ -253,6 +253,7 @@ NAMED = {
     "gAMA of sRGB": png_of(scene(REC709, srgb), gAMA=gamma_chunk(2.2)),
     "cHRM": png_of(scene(P3_XY, srgb), cHRM=chromaticity_chunk(P3_XY)),
     "sRGB before gAMA": png_of(scene(REC709, srgb), sRGB=b"\0", gAMA=gamma_chunk(1)),
+    "gAMA beyond reason": png_of(scene(REC709, srgb), gAMA=bytes([0, 0, 0, 1])),
     "impossible gAMA and cHRM": png_of(scene(REC709, srgb), gAMA=bytes(4), cHRM=bytes(32)),
     "EXIF: R03": png_of(scene(ADOBE, power(563 / 256)), eXIf=adobe_rgb_exif()[6:]),
     "EXIF: ColorSpace 2": png_of(scene(ADOBE, power(563 / 256)), eXIf=adobe_rgb_exif(2, "")[6:]),
@@ -329,6 +330,15 @@ def test_a_grey_png_with_gamma():
     assert np.abs(core_from_file(encode(decode(data))) - core).max() < 0.004
 
 
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_doubled_profile_of_grey_and_cmyk_is_ignored(mode, caplog):
+    plain = encode_image(Image.fromarray(pixels()).convert(mode))
+    at = 4 + int.from_bytes(plain[4:6], "big")
+    segments = with_icc_segments((1, 1, FIRST), (1, 1, FIRST))[20 : 20 + 2 * (18 + len(FIRST))]
+    assert np.array_equal(decode(plain[:at] + segments + plain[at:]).pixels, decode(plain).pixels)
+    assert "ignored an ICC profile" in caplog.text
+
+
 def with_icc_segments(*segments):
     """Return a JPEG with these ICC segments: number, count and a part of a profile."""
     bodies = (b"ICC_PROFILE\0" + bytes(numbers) + part for *numbers, part in segments)
@@ -354,8 +364,9 @@ FIRST, SECOND = P3.profile[:300], P3.profile[300:]
         [(1, 1, b"")],
         [(1, 1, FIRST)],
         [(1, 2, FIRST), (2, 2, SECOND), (3, 3, b"")],
+        [(1, b"")],  # without the count
     ],
-    ids=lambda segments: " ".join(f"{number}/{count}" for number, count, _ in segments),
+    ids=lambda segments: " ".join("/".join(map(str, numbers)) for *numbers, _ in segments),
 )
 def test_icc_segments_in_disorder_cost_the_profile_at_most(segments, caplog):
     data = with_icc_segments(*segments)
