@@ -21,8 +21,9 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
-from tests.conftest import ROOT, free_port
+from tests.conftest import CARDS, NVIDIA_SMI, ROOT, bare_repository, free_port
 from tests.photographs import encode_image, make_exif, pixels
+from tests.server.conftest import publish_plan
 
 PROJECT = "restormer-test"
 CONTAINER = f"{PROJECT}-triton-cpu-1"
@@ -277,6 +278,34 @@ def test_the_gpu_image_builds_on_another_base(clone):
         assert message in preflight.stdout + preflight.stderr
     assert "Traceback" not in preflight.stdout + preflight.stderr
     run_docker("run", "--rm", "--entrypoint", "python", tag, "-c", "import imaging, restormer_client")
+
+
+#: Prints what Triton was started with, except for its help.
+TRITON = """#!/bin/sh
+[ "$1" = --help ] || { echo "$LD_LIBRARY_PATH"; printf '%s\\n' "$@"; }
+"""
+
+
+def test_the_gpu_image_starts_triton_on_a_host_with_an_old_driver(clone, tmp_path):
+    """Read-only, as Compose runs it, with stubs of nvidia-smi, CUDA's compatibility libraries and Triton."""
+    tag = build_image("restormer-test-gpu:1", "docker/triton.Dockerfile", clone)
+    programs = {
+        "nvidia-smi": ("/usr/local/bin/nvidia-smi", NVIDIA_SMI.format(python="/opt/venv/bin/python", cards=CARDS[:1])),
+        "tritonserver": ("/opt/tritonserver/bin/tritonserver", TRITON),
+        "libcuda.so.1": ("/usr/local/cuda/compat/lib.real/libcuda.so.1", ""),
+    }
+    publish_plan(bare_repository(tmp_path / "models"), 1, "9.0", profile={"max": [32, 3, 512, 512]})
+    options = ["--read-only", "--shm-size", "1g", "--tmpfs", "/run/triton:uid=10001,exec", "--tmpfs", "/tmp"]
+    options += ["-v", f"{tmp_path}/models:/models:ro", "-e", "STUB_DRIVER=570.86.10", "-e", "CUDA_VERSION=13.1.0"]
+    for name, (path, text) in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+        options += ["-v", f"{tmp_path / name}:{path}:ro"]
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    started = run_docker("run", "--rm", *options, tag).stdout.splitlines()
+    assert started[0] == "/usr/local/cuda/compat/lib.real"
+    assert {"--cuda-memory-pool-byte-size=0:0", f"--pinned-memory-pool-byte-size={1824 << 20}"} <= set(started)
 
 
 def test_the_builder_image_builds_on_another_base(clone):
