@@ -74,6 +74,7 @@ def _try_until_deadline(settings: Settings, seconds: float) -> str:
         remaining = max(deadline - time.monotonic(), 1.0)
         tried = subprocess.run(
             process.deep_check_command(settings, remaining),
+            env=process.environment_without_proxies(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

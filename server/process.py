@@ -174,11 +174,12 @@ def triton_environment(settings: Settings) -> dict[str, str]:
     The stub ignores PYTHONPATH and PYTHONHOME and uses the environment whose ``bin`` is first on PATH. The thread
     counts are for OpenBLAS, which would start a thread for each core in every stub, although the work is shared between
     processes. OpenVINO uses TBB, which ignores both variables. The user's variables for Python and for bash, which
-    starts the stub, are left out. NVIDIA's Triton gets CUDA's compatibility libraries if the driver is too old for its
-    CUDA.
+    starts the stub, are left out, and so are proxies: the trace exporter ignores ``no_proxy``, even for loopback.
+    NVIDIA's Triton gets CUDA's compatibility libraries if the driver is too old for its CUDA.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    users = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "BASH"))}
+    kept = environment_without_proxies().items()
+    users = {name: value for name, value in kept if not name.startswith(("PYTHON", "BASH"))}
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     environment = {**threads, **users, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     if settings.triton:
@@ -200,7 +201,8 @@ def assemble_backends(settings: Settings) -> None:
     shutil.copytree(root / "backends/python", target)
     shutil.copy2(stub, target)
     (target / stub.name).chmod(0o755)
-    # The stub reads paths as ASCII: it does not find an editable install elsewhere. It imports from this folder too.
+    # The stub reads paths as ASCII, so it finds no editable install in a folder with other letters. It also imports
+    # from the backend's folder, whose path is then relative.
     for package in ("adapters", "imaging"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and not spec.origin.isascii():
@@ -210,8 +212,9 @@ def assemble_backends(settings: Settings) -> None:
 def _wait_until_ready(settings: Settings, triton: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait for the deep check: a photograph goes through ``enhance``."""
     deep = subprocess.Popen(
-        deep_check_command(settings, seconds), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        deep_check_command(settings, seconds), env=environment_without_proxies(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     while deep.poll() is None:
         if triton.poll() is not None:
             deep.kill()
@@ -247,6 +250,11 @@ def deep_check_command(settings: Settings, seconds: float) -> list[str]:
     if settings.tls_ca:
         command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
     return command
+
+
+def environment_without_proxies() -> dict[str, str]:
+    """Return the environment without proxies: gRPC would ask one for this machine's own addresses too."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 #: Line of the log if a Python stub does not start: from bash, the loader, Triton or Python. Triton goes on waiting.

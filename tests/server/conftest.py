@@ -133,6 +133,7 @@ def run_server(log: Path, is_up, **options):
     with log.open("wb") as output:
         process = subprocess.Popen(
             server_command("run", **options), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9"},  # not for a collector on loopback
             start_new_session=True,
         )  # fmt: skip
     try:

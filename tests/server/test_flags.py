@@ -17,7 +17,7 @@ from imaging import Limits
 from server import assemble, host, preflight
 from server.__main__ import main
 from server.errors import ServerError
-from server.process import deep_check_command, triton_environment
+from server.process import deep_check_command, environment_without_proxies, triton_environment
 from server.settings import HARDWARE, RESTRICTED, Settings
 from tests.conftest import CARDS, ROOT
 
@@ -231,6 +231,13 @@ def test_a_server_on_all_addresses_is_reached_on_loopback(address, listens, reac
     assert settings.metrics_url == f"http://{reached.replace('8001', '8002')}/metrics"
     assert f"--grpc-address={listens.removesuffix(':8001')}" in flags(address=address)
     assert reached in deep_check_command(settings, 1)
+
+
+@pytest.mark.parametrize("proxy", ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"])
+def test_triton_and_the_deep_check_use_no_proxy(monkeypatch, proxy):
+    monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    assert proxy not in environment_without_proxies()
+    assert proxy not in triton_environment(Settings(triton=Path("/opt/tritonserver")))
 
 
 def test_the_deep_check_trusts_only_the_servers_own_certificate():
