@@ -109,12 +109,12 @@ def leftover_regions(prefix: str) -> dict[Path, int]:
 
     Those are all with the prefix of a state folder that no server runs from, and others that no process maps.
     """
-    mapped: set[bytes] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+    candidates, mapped = list(SHM.glob("restormer_*")), set[bytes]()
+    for maps in Path("/proc").glob("[0-9]*/maps") if candidates else ():
         with contextlib.suppress(OSError):  # it exited meanwhile, or is another user's
             mapped.update(re.findall(rb"/(restormer_\S+)", maps.read_bytes()))
     regions = {}
-    for region in SHM.glob("restormer_*"):
+    for region in candidates:
         is_unused = region.name.startswith(prefix) or os.fsencode(region.name) not in mapped
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             if is_unused and (status := region.stat()).st_uid == os.getuid():

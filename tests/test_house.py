@@ -82,6 +82,8 @@ def test_help_lists_every_target_and_setting():
     defaults = re.findall(r"^([A-Z_]+) +\??=", MAKEFILE.partition("SERVER_FLAGS")[0], re.MULTILINE)
     optional = re.findall(r"\$\(if \$\(([A-Z_]+)\),", MAKEFILE)
     assert [name for name in {*defaults, *optional} if f" {name}=" not in listed] == []
+    emptied = re.search(r"^\$\(foreach name,\\\n(.*?),", MAKEFILE, re.MULTILINE | re.DOTALL)[1].split()
+    assert {*optional} - {*defaults} <= {*emptied}, "an inherited variable would count"
 
 
 def test_every_target_has_a_comment():
