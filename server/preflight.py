@@ -148,6 +148,9 @@ def _check_hardware(settings: Settings) -> str:
 
 
 def _check_engine(settings: Settings) -> str:
+    for path in (settings.repository, *settings.repository.rglob("[!.]*")):
+        if path.exists() and not os.access(path, os.R_OK):  # another user wrote it under a umask of 077
+            raise ServerError(f"user {os.getuid()} cannot read {path}: chmod -R a+rX {settings.repository}")
     gpus = serving_gpus(settings)
     engine = check_engines(settings.repository, gpus, settings.versions)
     document = json.loads(engine.path.with_name(f"{engine.path.name}.json").read_bytes())

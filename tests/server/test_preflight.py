@@ -193,6 +193,13 @@ def test_free_shared_memory_counts_with_what_killed_servers_left(monkeypatch, re
     assert rows(**options)["shared memory"].result.startswith("180 of 1024 MiB free")
 
 
+def test_a_repository_of_another_user_that_cannot_be_read_is_reported(monkeypatch):
+    """A container's user cannot read what was built under a umask of 077. (The tests may run as root, which can.)"""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "restormer")
+    problem = rows(repository=ROOT / "model_repository")["engine"].problem
+    assert "model_repository/restormer: chmod -R a+rX" in problem
+
+
 @pytest.mark.parametrize("option", ["wheel", "triton"])
 def test_a_path_from_which_triton_does_not_run_is_reported(tmp_path, option):
     binary = Settings(**{option: tmp_path / "with: colon"}).binary
