@@ -17,7 +17,7 @@ from PIL import Image
 
 from imaging.errors import InvalidPhotograph
 from imaging.iptc import to_photoshop
-from imaging.metadata import Metadata
+from imaging.metadata import Metadata, shorten_xmp
 
 #: Warnings of libjpeg that affect no pixel: a few stray bytes between two markers, and unusual headers, which some
 #: cameras write. libjpeg reports only the first warning, so a file with an unusual header is decoded by Pillow, which
@@ -39,6 +39,7 @@ _HUFFMAN_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
 _SAMPLINGS = {(False, False): "444", (True, False): "422", (False, True): "440", (True, True): "420"}
 _TURNED = {"422": "440", "440": "422"}
 _SEGMENT = 65_533  # bytes that fit a segment, without those of its length
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC_CHUNK = _SEGMENT - 14
 
 
@@ -158,13 +159,13 @@ def encode(
 def add_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
     """Return the file with metadata after the JFIF segment, in the order that Exif requires (CIPA DC-008, 4.5.4).
 
-    EXIF longer than a segment is shortened; longer XMP and IPTC, and a profile of more than 255 segments, are dropped.
+    EXIF and XMP longer than a segment are shortened; longer IPTC, and a profile of more than 255 segments, are dropped.
     """
     segments = []
     if metadata.exif:
         segments.append((0xE1, metadata.exif.shortened(_SEGMENT).to_block()))
-    if metadata.xmp and len(packet := b"http://ns.adobe.com/xap/1.0/\0" + metadata.xmp) <= _SEGMENT:
-        segments.append((0xE1, packet))
+    if metadata.xmp and (packet := shorten_xmp(metadata.xmp, _SEGMENT - len(_XMP))):
+        segments.append((0xE1, _XMP + packet))
     if metadata.iptc and len(block := b"Photoshop 3.0\0" + to_photoshop(metadata.iptc)) <= _SEGMENT:
         segments.append((0xED, block))
     parts = [profile[i : i + _ICC_CHUNK] for i in range(0, len(profile), _ICC_CHUNK)] if profile else []

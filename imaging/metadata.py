@@ -9,7 +9,9 @@ searched for one are removed.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from xml.dom import minidom
 
 from PIL import Image
@@ -23,7 +25,8 @@ _ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of such a packet
 _TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
 _PANORAMA = "http://ns.google.com/photos/1.0/panorama/"
-_RDF_ALTERNATIVES = ("Alt", "http://www.w3.org/1999/02/22-rdf-syntax-ns#")
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_RDF_ALTERNATIVES = ("Alt", _RDF)
 _XMLNS = "http://www.w3.org/2000/xmlns/"
 #: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if it has to change.
 _MAX_XMP = 2_000_000
@@ -36,6 +39,11 @@ _LEFT_BEHIND = (
 )  # fmt: skip
 #: Names of places in the stored pixels: in pixels, and in fractions of the sides.
 _PLACES, _REGIONS = ("SubjectArea", "SubjectLocation"), ("Regions", "RegionInfo", "ImageRegion")
+#: Properties that a packet which is too long loses last.
+_LAST_LOST = {
+    "rights", "creator", "UsageTerms", "WebStatement", "Marked", "Credit", "CopyrightNotice", "DateCreated",
+    "CreateDate", "DateTimeOriginal", "Make", "Model", "Rating", "title", "description", "subject",
+}  # fmt: skip
 #: Sizes in pixels, as an attribute or an element.
 _SIZES = re.compile(
     rb":(PixelXDimension|PixelYDimension|ImageWidth|ImageLength|(?:CroppedAreaImage|FullPano)(?:Width|Height)Pixels)"
@@ -129,11 +137,8 @@ def _update_xmp(packet: bytes, width: int, height: int, *, is_turned: bool, gps:
     is_other = is_resized or (orientation and orientation[1] != b"1") or packet[:2] in _UTF16
     if gps and not is_other and not _has_any((*untrue, _PANORAMA), searched.decode("latin-1")):
         return packet
-    if len(packet) > _MAX_XMP:
-        return None
-    try:
-        document = minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))
-    except Exception:  # noqa: BLE001  expat and minidom raise many types for foreign bytes
+    document = _parse_xmp(packet)
+    if document is None:
         return None
     scales = [
         side / (stated.get(f"CroppedAreaImage{axis}Pixels") or stated.get(f"FullPano{axis}Pixels") or side)
@@ -144,6 +149,44 @@ def _update_xmp(packet: bytes, width: int, height: int, *, is_turned: bool, gps:
     # Node by node: an XMP packet has no XML declaration (XMP part 1, 7.3.2).
     nodes = (node for node in document.childNodes if gps or node is document.documentElement or _is_wrapper(node))
     return "".join(node.toxml() for node in nodes).encode("utf-8")
+
+
+def _parse_xmp(packet: bytes) -> minidom.Document | None:
+    if len(packet) > _MAX_XMP:
+        return None
+    try:
+        return minidom.parseString(packet if packet[:2] in _UTF16 else packet.rstrip(b"\0"))
+    except Exception:  # noqa: BLE001  expat and minidom raise many types for foreign bytes
+        return None
+
+
+def shorten_xmp(packet: bytes, max_bytes: int) -> bytes | None:
+    """Return the packet without what ``max_bytes`` has no room for: the longest properties go first, rights last.
+
+    Return None if it cannot be parsed, or is too long without any property.
+    """
+    if len(packet) <= max_bytes:
+        return packet
+    document = _parse_xmp(packet)
+    if document is None:
+        return None
+    removals: list[tuple[bool, int, Callable[[], object]]] = []
+    containers = document.getElementsByTagNameNS(_RDF, "RDF")
+    for each in (node for rdf in containers for node in rdf.childNodes if isinstance(node, minidom.Element)):
+        for attribute in each.attributes.values():
+            if attribute.namespaceURI not in (None, _RDF, _XMLNS):
+                is_last, length = attribute.localName in _LAST_LOST, len(attribute.value)
+                removals.append((is_last, -length, partial(each.removeAttributeNode, attribute)))
+        for child in each.childNodes:
+            if isinstance(child, minidom.Element):
+                removals.append((child.localName in _LAST_LOST, -len(child.toxml()), partial(each.removeChild, child)))
+    excess = len(document.toxml("utf-8")) - max_bytes
+    for _, negative, remove in sorted(removals, key=lambda removal: removal[:2]):
+        if excess > 0:
+            remove()
+            excess += negative
+    shortened = "".join(node.toxml() for node in document.childNodes).encode("utf-8")
+    return shortened if len(shortened) <= max_bytes else None
 
 
 def _update_elements(document: minidom.Document, changes: _Changes) -> bool:

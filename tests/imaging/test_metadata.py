@@ -436,6 +436,30 @@ def test_places_in_the_pixels_are_kept_as_long_as_the_pixels(orientation, size, 
     assert (SUBJECT_AREA in kept.exif.settings) == area
 
 
+LONG = "+12 " * 10_000
+
+
+@pytest.mark.parametrize(
+    ("attributes", "content"),
+    [
+        (f'crs:Masks="{LONG}{LONG}"', ""),
+        (f'crs:Masks="{LONG}" crs:Curve="{LONG[:-4000]}"', ""),
+        ("", f"<crs:Masks><rdf:Seq><rdf:li>{LONG}{LONG}</rdf:li></rdf:Seq></crs:Masks>"),
+        ("", f"<crs:Masks>{LONG * 10}</crs:Masks><crs:Curve>{LONG * 9}</crs:Curve>"),
+    ],
+)
+def test_xmp_too_long_for_a_jpeg_loses_its_longest_properties(attributes, content):
+    rights = "<dc:rights><rdf:Alt><rdf:li>(c) 2026 " + "r" * 9_000 + "</rdf:li></rdf:Alt></dc:rights>"
+    packet = described(rights + content, attributes, 'xmlns:crs="http://ns.adobe.com/camera-raw-settings/1.0/"')
+    source = dataclasses.replace(decode(encode_image(pixels(), "PNG")), metadata=Metadata(None, packet))
+    assert decode(encode(source)).metadata.xmp == packet
+    kept = decode(encode(source, format="jpeg")).metadata.xmp
+    assert b"(c) 2026" in kept
+    assert b'dc:format="house"' in kept
+    assert b"<crs:Masks" not in kept
+    assert (b"Curve=" in kept) == ("Curve=" in attributes)
+
+
 def updated(packet, *, gps):
     return Metadata(None, packet).updated(width=1, height=1, gps=gps).xmp
 
