@@ -136,7 +136,7 @@ def test_scaling_page_matches_the_code():
     """Every option on the page exists, every option of a job is on the page, and its figures are right."""
     page = Path("docs/scaling.md").read_text(encoding="utf-8")
     known = {flag for action in enhance_parser()._actions for flag in action.option_strings}
-    others = {"--input_dir", "--output_dir"}  # the client's
+    others = {"--input_dir", "--output_dir", "--host-policy"}  # the client's, and Triton's
     assert set(re.findall(r"--[a-z][a-z_-]+", page)) - others <= known
     jobs = {"--input", "--output", "--server", "--in-flight", "--shard", "--patience", "--price-per-hour"}
     assert jobs | {"--ray-address", "--actors"} <= set(re.findall(r"--[a-z][a-z-]+", page))
