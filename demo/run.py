@@ -28,6 +28,7 @@ from export import evaluate
 from export.errors import ExportError
 from export.files import sha256
 from export.metrics import psnr
+from export.termination import exit_on_sigterm
 from imaging import SUFFIXES
 
 DEMO = Path(__file__).parent
@@ -44,8 +45,9 @@ def main() -> int:
     parser.add_argument("server_flags", nargs="*", help="after --: flags of python -m server")
     arguments = parser.parse_args()
     started = time.monotonic()
+    command = [str(arguments.server_python), "-m", "server", *arguments.server_flags]
     try:
-        with run_server([str(arguments.server_python), "-m", "server", *arguments.server_flags]) as server:
+        with exit_on_sigterm(), run_server(command) as server:
             engine = json.loads(Path(f"{server['engine']}.json").read_text(encoding="utf-8"))
             if sha256(Path(f"{server['engine']}.json")) != server["engine_sha256"]:
                 raise EnhanceError("the running server serves an older engine: make stop, then repeat the command")

@@ -17,6 +17,7 @@ from export.precision import PRECISIONS
 from export.progress import say
 from export.request import AUTO, CALIBRATORS, COMPATIBILITY, TILING, Options, Request
 from export.targets import TARGETS
+from export.termination import exit_on_sigterm
 from imaging.options import NATIVE, SMALL
 
 DEFAULT = Request(package=Path())  # its defaults are those of the flags
@@ -43,13 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
-        return min(_VERBS[options.pop("verb")](options) or 0, 1)
+        with exit_on_sigterm():
+            return min(_VERBS[options.pop("verb")](options) or 0, 1)
     except (ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
         print("interrupted: nothing was published", file=sys.stderr)
-        return 130
+        return error.code if isinstance(error, SystemExit) else 130  # type: ignore[return-value]
 
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:

@@ -22,14 +22,17 @@ from export.fingerprint import fingerprint
 from export.names import MODEL
 from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
-from export.publish import EngineLocation, provenance, versions
+from export.publish import EngineLocation, lock_models, provenance, versions
 from export.request import AUTO, Request, make_command, require_valid
 from export.targets import TARGETS
 from export.targets.base import Target
 
 
-def build(request: Request) -> list[Path]:
-    """Build and publish the requested engines, except those that are up to date; return all. Raises `ExportError`."""
+def build(request: Request, *, is_locked: bool = False) -> list[Path]:
+    """Build and publish the requested engines, except those that are up to date; return all. Raises `ExportError`.
+
+    Holds the lock of the folders that it publishes into, unless the caller does (``is_locked``).
+    """
     if request.target not in (AUTO, *TARGETS):
         raise ExportError(f"--target {request.target} is unknown: choose one of {', '.join((AUTO, *TARGETS))}")
     if request.precision == AUTO:
@@ -48,7 +51,8 @@ def build(request: Request) -> list[Path]:
             changed[target] = current
     try:
         if changed:
-            _publish_engines(request, precision, locations, changed)
+            with lock_models([] if is_locked else {locations[target].model for target in changed}):
+                _publish_engines(request, precision, locations, changed)
     finally:
         if request.target == AUTO and not any(target.automatic for target in targets):
             _report_remaining(request)
@@ -77,14 +81,15 @@ def _build_fastest(request: Request) -> list[Path]:
         return build(replace(request, precision=cached, target="cpu"))
     from export.fastest import rank_precisions  # imports PyTorch
 
-    for name in rank_precisions(request.package):
-        try:
-            engines = build(replace(request, precision=name, target="cpu"))
-        except GateError as error:
-            say(f"--precision auto: {name} is rejected: {error}")
-        else:
-            write_bytes(cache, json.dumps({"precision": name}).encode())
-            return engines
+    with lock_models([TARGETS["cpu"].location(request).model]):
+        for name in rank_precisions(request.package):
+            try:
+                engines = build(replace(request, precision=name, target="cpu"), is_locked=True)
+            except GateError as error:
+                say(f"--precision auto: {name} is rejected: {error}")
+            else:
+                write_bytes(cache, json.dumps({"precision": name}).encode())
+                return engines
     raise ExportError("--precision auto: every precision that this CPU executes misses its gate; see above")
 
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,19 @@ class EngineLocation:
 def replace_version(model: Path, version: int) -> Iterator[Path]:
     """Yield an empty folder that becomes ``model/<version>`` if the block succeeds, and is removed if it fails.
 
-    One build at a time: a second one fails while the first holds the lock.
+    The caller holds the lock of ``model``.
     """
+    with _explain_failure(model / str(version)), _prepare_version(model, version) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _explain_failure(target: Path) -> Iterator[None]:
     try:
-        with _lock_model(model), _prepare_version(model, version) as folder:
-            yield folder
+        yield
     except OSError as error:
-        where = error.filename or model / str(version)
-        raise ExportError(f"cannot publish into {model / str(version)}: {where}: {error.strerror or error}") from error
+        where = error.filename or target
+        raise ExportError(f"cannot publish into {target}: {where}: {error.strerror or error}") from error
 
 
 def keep_siblings(model: Path, version: int, engine: str, checkpoint: str, folder: Path) -> list[str]:
@@ -91,7 +96,7 @@ def remove_version(model: Path, version: int) -> bool:
     folder, aside = model / str(version), model / f".{version}.removed"
     if not folder.is_dir():
         return False
-    with _lock_model(model):
+    with lock_models([model]):
         shutil.rmtree(aside, ignore_errors=True)  # of a rollback that was killed
         shutil.rmtree(aside if _rename(folder, aside) else folder)
     return True
@@ -134,13 +139,17 @@ def _rename(source: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock_model(model: Path) -> Iterator[None]:
-    model.mkdir(parents=True, exist_ok=True)
-    with (model / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(f"another build is publishing into {model}: wait until it has finished") from None
+def lock_models(models: Iterable[Path]) -> Iterator[None]:
+    """Hold the locks of model folders. Raises `ExportError` if another build or rollback holds one."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            with _explain_failure(model):
+                model.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((model / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportError(f"another build or rollback uses {model}: wait until it has finished") from None
         yield
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.names import INPUT, MODEL, OUTPUT
+from export.termination import exit_on_sigterm
 from imaging import InvalidPhotograph
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def start_triton(python: Path, repository: Path, *flags: str) -> Iterator[str]:
 
 @contextmanager
 def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """Run a Triton on a repository, which is only read, and stop it at the end.
+    """Run a Triton on a repository, which is only read, and stop it at the end, also after SIGTERM.
 
     ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line, and
     ``wrapper`` is a command that starts it. Of the server's variables only those of `INSTALLATION` are used, and none
@@ -89,7 +90,7 @@ def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[st
         for name, value in os.environ.items()
         if name in INSTALLATION or not name.startswith(("RESTORMER_", "PYTHON"))
     }
-    with tempfile.TemporaryDirectory() as state:
+    with exit_on_sigterm(), tempfile.TemporaryDirectory() as state:
         grpc_port, metrics_port = free_ports(2)
         command = [str(python.absolute()), "-m", "server", "--repository", str(repository), "--state", state]
         command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), *flags]

@@ -26,6 +26,7 @@ import numpy as np
 import hosts
 from export import machine
 from export.files import write_bytes
+from export.termination import exit_on_sigterm
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "onnxruntime", "openvino", "onnx", "numpy", "tensorrt-rtx", "tritonclient", "grpcio")
@@ -90,9 +91,10 @@ def print_status(line: str) -> None:
 
 
 def exit_on_interrupt(main: Callable[[], int | None]) -> None:
-    """Run a command line and exit with its code, or with one line after Ctrl-C."""
+    """Run a command line and exit with its code, or with one line after Ctrl-C; SIGTERM ends it in the same way."""
     try:
-        sys.exit(main())
+        with exit_on_sigterm():
+            sys.exit(main())
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
 

@@ -147,8 +147,8 @@ class NvidiaTarget(Target):
         config.add_optimization_profile(_profile(builder, network, self.profile(options)))
         cache = _load_timings(config, timing_cache)
         data = builder.build_serialized_network(network, config)
-        if getattr(config.progress_monitor, "interrupted", False):
-            raise KeyboardInterrupt
+        if interruption := getattr(config.progress_monitor, "interruption", None):
+            raise interruption
         if data is None:
             reason = "; ".join(logger.errors) or "no reason given"
             raise ExportError(f"{self.library_name} did not build the engine: {reason}")
@@ -225,15 +225,15 @@ def make_logger(trt: Any) -> Any:
 
 
 def make_progress_monitor(trt: Any) -> Any:
-    """Make a monitor that shows the builder's phases in one line; Ctrl-C stops the build at its next step."""
+    """Make a monitor that shows the builder's phases in one line; Ctrl-C and SIGTERM stop it at its next step."""
 
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.interrupted = False
+            self.interruption: BaseException | None = None
             self._steps: dict[str, int] = {}
 
-        # Ctrl-C may arrive in any of the three, and no exception may cross the library that calls them.
+        # Either may arrive in any of the three, and no exception may cross the library that calls them.
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             with self._catch_interrupt():
                 self._steps[phase] = steps
@@ -242,7 +242,7 @@ def make_progress_monitor(trt: Any) -> Any:
             with self._catch_interrupt():
                 total = self._steps.get(phase, 0)
                 print(f"\r    {phase[:50]:<50} {step}/{total} ", end="", file=sys.stderr, flush=True)
-            return not self.interrupted
+            return self.interruption is None
 
         def phase_finish(self, phase: str) -> None:
             with self._catch_interrupt():
@@ -252,7 +252,7 @@ def make_progress_monitor(trt: Any) -> Any:
         def _catch_interrupt(self) -> Iterator[None]:
             try:
                 yield
-            except KeyboardInterrupt:
-                self.interrupted = True
+            except (KeyboardInterrupt, SystemExit) as error:
+                self.interruption = error
 
     return Progress()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -31,7 +32,7 @@ from export.fidelity import Fidelity, NotRun, Reference, require_fidelity, torch
 from export.fingerprint import fingerprint
 from export.metrics import Distance
 from export.precision import PRECISIONS
-from export.publish import provenance, remove_version, replace_version
+from export.publish import lock_models, provenance, remove_version, replace_version
 from export.request import Options, Request, make_command
 from export.targets import TARGETS
 from export.targets.cpu import require_precision, why_not
@@ -271,12 +272,11 @@ def test_leftovers_of_a_killed_build_are_removed(copy):
     assert files(copy) == before
 
 
-def test_a_concurrent_build_is_rejected(copy):
-    with replace_version(copy / "restormer", 1) as folder:
-        with pytest.raises(ExportError, match="another build is publishing"), replace_version(copy / "restormer", 1):
-            pass
-        (folder / "new").write_text("engine")
-    assert (copy / "restormer/1/new").is_file()
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_concurrent_build_is_rejected_before_anything_is_measured(copy, tiny, capsys, precision):
+    with lock_models([copy / "restormer"]), pytest.raises(ExportError, match="another build"):
+        build(request_for(copy, **tiny, precision=precision))
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unwritable_repository_is_reported(copy, monkeypatch):
@@ -286,7 +286,7 @@ def test_an_unwritable_repository_is_reported(copy, monkeypatch):
     monkeypatch.setattr(Path, "open", deny)  # the tests may run as root, which may write anywhere
     with (
         pytest.raises(ExportError, match="cannot publish into .*: Permission denied"),
-        replace_version(copy / "restormer", 1),
+        lock_models([copy / "restormer"]),
     ):
         pass
 
@@ -558,7 +558,8 @@ def test_a_full_disk_leaves_the_published_engine(copy, tiny):
     assert files(copy) == before
 
 
-def test_ctrl_c_leaves_the_published_engine(copy, tiny):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_leave_the_published_engine(copy, tiny, number, code):
     """A real build, interrupted before it publishes."""
     before = files(copy)
     # A shell's background jobs ignore SIGINT, and their children inherit that; a user's build does not.
@@ -567,8 +568,34 @@ def test_ctrl_c_leaves_the_published_engine(copy, tiny):
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **interruptible) as build_process:
         while not list((copy / "restormer").glob(".1.staging")) and build_process.poll() is None:
             time.sleep(0.02)
-        build_process.send_signal(signal.SIGINT)
+        build_process.send_signal(number)
         output = build_process.communicate(timeout=120)[1]
-    assert build_process.returncode == 130, output
+    assert build_process.returncode == code, output
     assert output.splitlines()[-1] == "interrupted: nothing was published"
     assert files(copy) == before
+    assert not list((copy / "restormer").glob(".1.*"))
+
+
+def test_sigterm_stops_a_private_server(repository, tmp_path):
+    """Twice, as make and timeout send it to a whole process group, while a real Triton runs."""
+    script = f"""if True:
+        from pathlib import Path
+        from export.triton import serve_engine
+        with serve_engine(Path("{SERVER_PYTHON}"), Path("{repository}"), Path("{repository}/restormer/1")):
+            print("running", flush=True)
+            __import__("time").sleep(120)
+    """
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "running\n"
+        [record] = tmp_path.glob("*/server.json")
+        pid = json.loads(record.read_text())["pid"]
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.2)
+    assert process.returncode == 143
+    assert not Path(f"/proc/{pid}/exe").exists()  # a zombie has none
+    assert not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def request_for_auto(package, tmp_path, monkeypatch):
     built, original = [], build.build
 
     def pretending(outcome):
-        def pretended(request):
+        def pretended(request, **options):
             if request.precision == "auto":
                 return original(request)
             built.append((request.precision, request.target))

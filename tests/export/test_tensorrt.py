@@ -158,8 +158,9 @@ def test_an_invalid_graph_is_rejected():
         RTX.build_plan(b"no graph", ONE_GPU)
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("when", ["phase_start", "step_complete", "phase_finish"])
-def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
+def test_ctrl_c_and_sigterm_in_the_builder_reach_the_user(when, interruption):
     """No exception may cross the library: the monitor stops the build, which then raises it."""
     progress = make_progress_monitor(RTX.library())
     assert progress.step_complete("tactics", 1)
@@ -167,13 +168,13 @@ def test_ctrl_c_in_the_builder_reaches_the_user(when, monkeypatch, capsys):
 
     class Interrupted(dict):
         def interrupt(self, *arguments):
-            raise KeyboardInterrupt
+            raise interruption
 
         __setitem__ = get = pop = interrupt
 
     progress._steps = Interrupted()
     getattr(progress, when)(*calls[when])
-    assert progress.interrupted
+    assert isinstance(progress.interruption, interruption)
     assert not progress.step_complete("tactics", 2)
 
 
