@@ -14,7 +14,7 @@ from restormer_client.calls import MAX_TIMEOUT, TIMEOUT, Format
 from restormer_client.connection import TLS
 from restormer_client.enhancer import Enhancer
 from restormer_client.errors import EnhanceError
-from restormer_client.files import find_jobs, write_atomically
+from restormer_client.files import find_jobs, format_from_name, write_atomically
 from restormer_client.folder import error_line
 from restormer_client.tiny import TINY_PHOTOGRAPH
 
@@ -22,7 +22,7 @@ from restormer_client.tiny import TINY_PHOTOGRAPH
 READY_TIMEOUT = 5.0
 _EXAMPLES = """examples:
   restormer-client enhance in.jpg out.jpg
-  restormer-client enhance in.heic out.webp --format webp --quality 85 --strength 0.7
+  restormer-client enhance in.heic out.webp --quality 85 --strength 0.7
   restormer-client enhance --input_dir photos --output_dir out --jobs 8 --report failures.csv
                                    # repeat it to resume: outputs newer than their input are skipped
   restormer-client status --url triton:8001 --wait 60
@@ -94,7 +94,7 @@ def add_enhance_options(verb: argparse.ArgumentParser) -> None:
     """Add the options of `Enhancer.enhance`; `enhance_arguments` reads them."""
     group = verb.add_argument_group("output")
     group.add_argument(
-        "--format", choices=get_args(Format), help="default: the input's format, whatever the output's suffix"
+        "--format", choices=get_args(Format), help="default: the input's; of one photograph, that of its output's name"
     )
     group.add_argument("--quality", type=int, help="1 to 100 (default 92)")
     group.add_argument("--size", choices=("native", "512"), help="512: the longer side in pixels (default native)")
@@ -139,7 +139,10 @@ def _run_enhance(enhancer: Enhancer, options: argparse.Namespace, parser: Parser
         return _enhance_folder(enhancer, options, arguments)
     if not all(one) or any(many):
         parser.error("give an input and an output file, or --input_dir and --output_dir")
+    if source.is_dir():
+        raise ValueError(f"{source} is a folder: use --input_dir {source} --output_dir FOLDER")
     _check_writable(target)
+    arguments["format"] = format_from_name(target, options.format)
     photograph = source.read_bytes()
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input itself: choose another output file")

@@ -69,6 +69,9 @@ class Connection:
             raise ValueError(
                 f"{self.url!r} is not a gRPC address: use host:port without http:// (Triton's gRPC port is 8001)"
             )
+        for _, port in map(_split, self._addresses):
+            if port.isdecimal() and not 0 < int(port) < 65536:
+                raise ValueError(f"{self.url!r} has the port {port}: it must be from 1 to 65535")
         if self.token is not None and self.tls is None and not self.is_loopback:
             raise ValueError("a token must not be sent in plaintext: add tls=TLS(...)")
         if not callable(self.token):
@@ -77,10 +80,15 @@ class Connection:
     @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine, by its address: no name is looked up."""
+        return all(map(_is_loopback, self._addresses))
+
+    @property
+    def _addresses(self) -> list[str]:
+        """The hosts, each with its port if the URL names one; none of a socket of this machine."""
         if self.url.startswith(("unix:", "unix-abstract:")):
-            return True
+            return []
         addresses = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?/*", "", self.url.lower())
-        return all(_is_loopback(unquote(address)) for address in addresses.split(","))
+        return [unquote(address) for address in addresses.split(",")]
 
     def options(self) -> list[tuple[str, Any]]:
         """Return the gRPC channel options."""
@@ -122,13 +130,19 @@ class Connection:
         return pairs
 
 
+def _split(address: str) -> tuple[str, str]:
+    """Split an address into host and port, which is empty without one."""
+    has_port = "]:" in address or address.count(":") == 1
+    host, _, port = address.rpartition(":") if has_port else (address, "", "")
+    return host, port
+
+
 def _is_loopback(address: str) -> bool:
     """Tell whether ``host``, ``host:port``, ``ipv6`` or ``[ipv6]:port`` is loopback, in any spelling that sockets take.
 
     The unspecified address counts: a connection to it reaches this machine.
     """
-    has_port = "]:" in address or address.count(":") == 1
-    host = (address.rpartition(":")[0] if has_port else address).strip("[]").partition("%")[0].rstrip(".")
+    host = _split(address)[0].strip("[]").partition("%")[0].rstrip(".")
     try:
         if ":" not in host:
             return socket.inet_aton(host)[0] in (0, 127)  # 127.1 and 0x7f000001 too

@@ -11,12 +11,14 @@ from typing import TypeVar
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
-#: File name suffixes of the formats that the server reads.
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".hif",
-)  # fmt: skip
-_SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "avif": ".avif"}
-_CONVERTED_TO = {".heic": "jpeg", ".heif": "jpeg", ".hif": "jpeg"}  #: formats that the server reads but does not write
+#: File name suffixes of the formats that the server writes, the usual one first.
+_SUFFIXES_OF = {
+    "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",), "tiff": (".tif", ".tiff"),
+    "bmp": (".bmp",), "avif": (".avif",),
+}  # fmt: skip
+_FORMAT_OF = {suffix: format for format, suffixes in _SUFFIXES_OF.items() for suffix in suffixes}
+_CONVERTED_TO = {".heic": "jpeg", ".heif": "jpeg", ".hif": "jpeg"}  #: read but not written
+SUFFIXES = (*_FORMAT_OF, *_CONVERTED_TO)  #: of the formats that the server reads
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,17 @@ def _raise(error: OSError) -> None:
 def output_path(path: AnyPath, format: str | None) -> AnyPath:
     """Return the output name: the input's, with the suffix of the requested format (JPEG for HEIC)."""
     new_format = format or _CONVERTED_TO.get(path.suffix.lower())
-    return path.with_suffix(_SUFFIX_OF[new_format]) if new_format else path
+    return path.with_suffix(_SUFFIXES_OF[new_format][0]) if new_format else path
+
+
+def format_from_name(path: Path, format: str | None) -> str:
+    """Return the format of an output's suffix. Raise `ValueError` if it is unknown, or not that of ``format``."""
+    named = _FORMAT_OF.get(path.suffix.lower())
+    if named is None or format not in (None, named):
+        suffixes = _SUFFIXES_OF[format] if format else _FORMAT_OF
+        wanted = f"--format {format}" if format else "a format that the server writes"
+        raise ValueError(f"{path} is not the name of {wanted}: end it in {', '.join(suffixes)}")
+    return named
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -252,6 +252,12 @@ def test_unwritable_output_is_a_failure(folder, run, tmp_path):
     assert {"a.jpg", "b.PNG"} < set(read_files(out))
 
 
+@pytest.mark.parametrize(("name", "format"), [("o.PNG", "png"), ("o.jfif", "jpeg"), ("o.tif", "tiff")])
+def test_the_suffix_of_an_output_decides_its_format(folder, run, fake, tmp_path, name, format):
+    assert run("enhance", folder / "a.jpg", tmp_path / name)[0] == 0
+    assert fake.requests[-1].parameters["format"] == format
+
+
 def test_input_and_output_as_flags(folder, run, tmp_path):
     assert run("enhance", "--input", folder / "a.jpg", "--output", tmp_path / "o.jpg")[0] == 0
     assert (tmp_path / "o.jpg").read_bytes() == b"a.jpg"
@@ -278,6 +284,10 @@ def test_input_and_output_as_flags(folder, run, tmp_path):
         (("enhance", "a.jpg", "b.jpg", "--tls-cert", "c.pem"), 1, "mutual TLS needs both"),
         (("enhance", "a.jpg", "b.jpg", "--tls-ca", "absent.pem"), 1, "absent.pem: No such file"),
         (("enhance", "a.jpg", "b.jpg", "--token-file", "absent"), 1, "absent: No such file"),
+        (("enhance", "a.jpg", "b.xyz"), 1, ".avif"),
+        (("enhance", "a.jpg", "b"), 1, ".avif"),
+        (("enhance", "a.jpg", "b.jpg", "--format", "tiff"), 1, ".tif, .tiff"),
+        (("enhance", ".", "b.jpg"), 1, "--input_dir"),
         (("nonsense",), 2, "invalid choice: 'nonsense'"),
     ],
 )
@@ -356,6 +366,7 @@ def test_suffixes_are_the_servers():
 
 def test_formats_are_the_servers():
     assert get_args(calls.Format) == tuple(OUTPUTS)
+    assert {suffix: files.format_from_name(Path(f"a{suffix}"), None) for suffix in WRITTEN} == WRITTEN
     assert {files.output_path(Path("a.jpg"), name).suffix: name for name in OUTPUTS}.items() <= WRITTEN.items()
 
 

@@ -30,6 +30,9 @@ def test_pickle_keeps_all_settings(client):
     [
         (lambda: Enhancer("http://triton:8001"), "host:port without http://"),
         (lambda: Enhancer(" "), "address is empty"),
+        (lambda: Enhancer("localhost:80001"), "port 80001"),
+        (lambda: Enhancer("[::1]:0"), "port 0"),
+        (lambda: Enhancer("ipv4:10.0.0.1:8001,10.0.0.2:65536"), "port 65536"),
         (lambda: Enhancer("triton:8001", token="t"), "plaintext"),
         (lambda: TLS(cert="c.pem"), "mutual TLS needs both"),
         (lambda: TLS(key="k.pem"), "mutual TLS needs both"),
