@@ -1,6 +1,7 @@
 """The demo: its package, its training, the simulated camera, `make demo` and its page."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -230,14 +231,18 @@ def test_make_demo_uses_a_running_server_and_leaves_it_running(triton, tmp_path)
     assert subprocess.run(triton.command("status"), cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def test_a_running_server_with_an_older_engine_is_rejected(triton, tmp_path):
-    state = tmp_path / "state"
-    state.mkdir()
-    (state / "served").symlink_to(triton.state / "served")  # a record is valid only beside the served copy
-    record = json.loads((triton.state / "server.json").read_text())
-    (state / "server.json").write_text(json.dumps({**record, "engine_sha256": "0" * 64}))
-    command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON), "--", "--state", str(state)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_a_running_server_with_an_older_engine_is_rejected(triton):
+    path = triton.state / "server.json"
+    record, times = path.read_text(encoding="utf-8"), path.stat()  # its time is the server's start
+    path.write_text(json.dumps({**json.loads(record), "engine_sha256": "0" * 64}), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "demo.run", "--server-python", str(SERVER_PYTHON)]
+        done = subprocess.run(
+            [*command, "--", "--state", str(triton.state)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    finally:
+        path.write_text(record, encoding="utf-8")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert done.returncode == 1
     assert "older engine" in done.stderr
 
