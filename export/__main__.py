@@ -15,7 +15,7 @@ from export.engines import engines_table, rollback
 from export.errors import ExportError
 from export.precision import PRECISIONS
 from export.progress import say
-from export.request import AUTO, CALIBRATORS, COMPATIBILITY, TILING, Options, Request
+from export.request import AUTO, CALIBRATORS, COMPATIBILITY, TILING, Options, Request, require_repository
 from export.targets import TARGETS
 from export.termination import exit_on_sigterm
 from imaging.options import NATIVE, SMALL
@@ -33,17 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
     rollback = verbs.add_parser("rollback", help="remove a published version")
     rollback.add_argument("--version", type=_positive, required=True, help="version folder to remove")
     for verb in (engine, engines, rollback):
-        verb.add_argument("--repository", type=Path, default=DEFAULT.repository, help="Triton model repository")
-        verb.add_argument("--engines", type=Path, default=DEFAULT.engines, help="engines that Triton does not serve")
+        verb.add_argument("--repository", type=_path, default=DEFAULT.repository, help="Triton model repository")
+        verb.add_argument("--engines", type=_path, default=DEFAULT.engines, help="engines that Triton does not serve")
     inspect = verbs.add_parser("inspect", help="print what is in a model package")
     enhance = verbs.add_parser("enhance", help="enhance photographs with PyTorch, without a server")
     _enhance_flags(enhance)
     evaluate = verbs.add_parser("evaluate", help="measure a package and its published versions on pairs")
     _evaluate_flags(evaluate)
     for verb in (engine, inspect, evaluate):
-        verb.add_argument("--package", type=Path, required=True, help="folder of the model package")
+        verb.add_argument("--package", type=_path, required=True, help="folder of the model package")
     options = vars(parser.parse_args(arguments))
     try:
+        if "repository" in options:
+            require_repository(options["repository"])
         with exit_on_sigterm():
             return min(_VERBS[options.pop("verb")](options) or 0, 1)
     except (ExportError, OSError) as error:
@@ -58,16 +60,16 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--precision", default=DEFAULT.precision, help=", ".join((*PRECISIONS, AUTO)))
     engine.add_argument("--target", default=DEFAULT.target, help=", ".join((AUTO, *TARGETS)))
     engine.add_argument("--version", type=_positive, default=DEFAULT.version, help="version folder to publish as")
-    engine.add_argument("--photos", type=Path, default=DEFAULT.photos, help="folder to measure fidelity on")
+    engine.add_argument("--photos", type=_path, default=DEFAULT.photos, help="folder to measure fidelity on")
     engine.add_argument(
-        "--truth", type=Path, default=DEFAULT.ground_truth, dest="ground_truth",
+        "--truth", type=_path, default=DEFAULT.ground_truth, dest="ground_truth",
         help="their ground truth, under the same names",
     )  # fmt: skip
-    engine.add_argument("--pairs", type=Path, help="JSON lines of input and target, instead of both folders")
-    engine.add_argument("--data", type=Path, help="folder the paths of --pairs are relative to")
-    engine.add_argument("--calibration", type=Path, default=DEFAULT.calibration, help="folder for ranges and scales")
+    engine.add_argument("--pairs", type=_path, help="JSON lines of input and target, instead of both folders")
+    engine.add_argument("--data", type=_path, help="folder the paths of --pairs are relative to")
+    engine.add_argument("--calibration", type=_path, default=DEFAULT.calibration, help="folder for ranges and scales")
     engine.add_argument("--calibrator", default=DEFAULT.calibrator, help=", ".join(CALIBRATORS))
-    engine.add_argument("--plan", type=Path, help="INT8 plan to use instead of measuring one")
+    engine.add_argument("--plan", type=_path, help="INT8 plan to use instead of measuring one")
     engine.add_argument("--gate", type=float, help="minimum PSNR in dB instead of the precision's own; recorded")
     engine.add_argument(
         "--side-override",
@@ -75,7 +77,7 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
         metavar="512",
         help="build for 512x512 although the network was trained at another size",
     )
-    engine.add_argument("--server-python", type=Path, help="interpreter of the server, for the last stage")
+    engine.add_argument("--server-python", type=_path, help="interpreter of the server, for the last stage")
     options = DEFAULT.options
     engine.add_argument("--max-batch", type=_positive, default=options.max_batch, help="largest batch of the profile")
     engine.add_argument("--opt-batch", type=_positive, help="batch that the plan is fastest at (default: --max-batch)")
@@ -97,12 +99,12 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
 
 def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     model = enhance.add_mutually_exclusive_group(required=True)
-    model.add_argument("--package", type=Path, help="folder of the model package")
-    model.add_argument("--checkpoint", type=Path, help="checkpoint file alone, without the JSON files of a package")
-    enhance.add_argument("--input", type=Path, help="photograph to read")
-    enhance.add_argument("--output", type=Path, help="file to write; its suffix selects the format")
-    enhance.add_argument("--input_dir", type=Path, help="folder of photographs to read")
-    enhance.add_argument("--output_dir", type=Path, help="folder to write into")
+    model.add_argument("--package", type=_path, help="folder of the model package")
+    model.add_argument("--checkpoint", type=_path, help="checkpoint file alone, without the JSON files of a package")
+    enhance.add_argument("--input", type=_path, help="photograph to read")
+    enhance.add_argument("--output", type=_path, help="file to write; its suffix selects the format")
+    enhance.add_argument("--input_dir", type=_path, help="folder of photographs to read")
+    enhance.add_argument("--output_dir", type=_path, help="folder to write into")
     enhance.add_argument(
         "--suffix", default="", help="added to the stem of every name in --output_dir, for example _hdr"
     )
@@ -117,19 +119,25 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_flags(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("--pairs", type=Path, required=True, help="JSON lines of input and target")
-    evaluate.add_argument("--data", type=Path, help="folder their paths are relative to (default: the file's own)")
+    evaluate.add_argument("--pairs", type=_path, required=True, help="JSON lines of input and target")
+    evaluate.add_argument("--data", type=_path, help="folder their paths are relative to (default: the file's own)")
     evaluate.add_argument("--versions", type=_versions, default=(), help="published versions, as 1,2 (default: all)")
-    evaluate.add_argument("--repository", type=Path, default=DEFAULT.repository, help="Triton model repository")
-    evaluate.add_argument("--server-python", type=Path, help="interpreter of the server, to start a Triton")
+    evaluate.add_argument("--repository", type=_path, default=DEFAULT.repository, help="Triton model repository")
+    evaluate.add_argument("--server-python", type=_path, help="interpreter of the server, to start a Triton")
     evaluate.add_argument("--url", default="", help="a running Triton that serves the versions, instead of a new one")
-    evaluate.add_argument("--output", type=Path, default=Path("out/evaluate"), help="folder of the results")
+    evaluate.add_argument("--output", type=_path, default=Path("out/evaluate"), help="folder of the results")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line, like every other error."""
         self.exit(2, f"error: {message}\n")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
@@ -163,6 +171,8 @@ def _enhance(options: dict[str, Any]) -> int:
         raise ExportError("give --input and --output, or --input_dir and --output_dir")
     if all(one) and options["suffix"]:
         raise ExportError("--suffix goes with --input_dir and --output_dir; --output is the whole name")
+    if all(one) and one[0].is_dir():
+        raise ExportError(f"--input {one[0]} is a folder: use --input_dir and --output_dir")
     pairs = [one] if all(one) else enhance.pairs_from_folders(*folder, options["suffix"])
     enhance.require_no_overwriting(pairs)
     for _, target in pairs:

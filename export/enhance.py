@@ -12,7 +12,7 @@ from export.fidelity import Runner, torch_runner
 from export.files import write_bytes
 from export.network.rewrites import HALVES, to_floating_type
 from export.package.model_package import Package, network_from_package
-from export.progress import count_steps, say
+from export.progress import say, step, track
 from imaging import SUFFIXES, InvalidPhotograph, Options, core_from_file, file_from_core
 from imaging.options import WRITTEN
 
@@ -45,15 +45,14 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner, *, size: str) -> 
     The name of an output decides its format.
     """
     failed = 0
-    with count_steps(f"enhancing {len(pairs)} photographs", len(pairs)) as tick:
-        for source, target in pairs:
+    with step(f"enhancing {len(pairs)} photographs"):
+        for source, target in track(pairs):
             try:
                 options = Options(format=format_from_name(target), size=size)
                 write_bytes(target, enhance(source.read_bytes(), run, options))
             except (InvalidPhotograph, OSError) as error:
                 failed += 1
                 say(f"\nerror: {source}: {error}")
-            tick()
     return failed
 
 

@@ -27,7 +27,7 @@ from export.names import MODEL
 from export.package.claims import SPLITS, Claims, claims_from_folder
 from export.package.model_package import network_from_package, package_from_folder
 from export.package.pairs import Pair, Pixels, open_image, pairs_from_file, resize_to_square, tensor_from_pixels
-from export.progress import count_steps, say, step
+from export.progress import say, step, track
 from export.publish import documents, versions
 from imaging import SIDE, InvalidPhotograph
 
@@ -74,6 +74,10 @@ def evaluate(request: EvaluationRequest) -> dict[str, Any]:
     """Measure, write the results into ``output``, return their summary. Raises `ExportError`."""
     pairs, measurements = pairs_from_file(request.pairs, request.data), Measurements()
     stages = _choose_versions(request, measurements.remarks)
+    for remark in measurements.remarks:
+        say(f"remark: {remark}")
+    if not next(path for path in (request.output, *request.output.parents) if path.exists()).is_dir():
+        raise ExportError(f"--output {request.output} is not a folder, and cannot become one: choose another")
     with step("reading the package"):
         run = torch_runner(network_from_package(package_from_folder(request.package)))
     squares = _read_squares(pairs, measurements.remarks)
@@ -117,7 +121,8 @@ def _choose_versions(request: EvaluationRequest, remarks: list[str]) -> dict[int
         known = ", ".join(map(str, published)) or "none"
         raise ExportError(f"version {', '.join(missing)} is not published in {request.repository} (published: {known})")
     if not chosen or not (request.url or request.server_python):
-        remarks.append("only PyTorch was measured: " + ("no --server-python" if chosen else "no engine is published"))
+        reason = "no --server-python" if chosen else "no engine is published"
+        remarks.append(f"only PyTorch is measured, no version: {reason}")
         return {}
     checkpoint, stages = sha256(checkpoint_path(request.package)), {}
     for version in chosen:
@@ -131,12 +136,11 @@ def _choose_versions(request: EvaluationRequest, remarks: list[str]) -> dict[int
 def _read_squares(pairs: list[Pair], remarks: list[str]) -> list[tuple[Pixels, Pixels]]:
     """Read every pair at the network's size."""
     squares, unequal = [], []
-    with count_steps(f"reading {len(pairs)} pairs", len(pairs)) as tick:
-        for pair in pairs:
+    with step(f"reading {len(pairs)} pairs"):
+        for pair in track(pairs):
             image, target = open_image(pair.input), open_image(pair.target)
             unequal += [pair.name] if image.size != target.size else []
             squares.append((resize_to_square(image), resize_to_square(target)))
-            tick()
     if unequal:
         remarks.append(f"input and target differ in shape in {len(unequal)} pairs, the first is {unequal[0]}")
     return squares
@@ -154,8 +158,8 @@ def _measure_core(
     stage: str, pairs: list[Pair], squares: list[tuple[Pixels, Pixels]], run: Runner, measurements: Measurements
 ) -> None:
     lowest = float("inf")
-    with count_steps(stage, len(pairs)) as tick:
-        for pair, (image, target) in zip(pairs, squares, strict=True):
+    with step(stage):
+        for pair, (image, target) in track(list(zip(pairs, squares, strict=True))):
             output = np.asarray(run(tensor_from_pixels(image)), np.float32)
             if not np.isfinite(output).all():
                 raise ExportError(f"{stage}: the output for {pair.name} holds NaN or infinity; nothing was written")
@@ -166,14 +170,12 @@ def _measure_core(
                 picture = difference_picture(tensor_from_pixels(image), output, tensor_from_pixels(target))
                 measurements.worst = (f"{pair.name} ({stage}, {lowest:.2f} dB)", picture)
             measurements.add(stage, pair, (SIDE, SIDE), False, row)
-            tick()
 
 
 def _measure_enhance(stage: str, pairs: list[Pair], client: Any, measurements: Measurements) -> None:
     """Measure what a user gets from the file: both images upright, the target resized to the result."""
-    with count_steps(f"{stage} at the photographs' own resolution", len(pairs)) as tick:
-        for pair in pairs:
-            tick()
+    with step(f"{stage} at the photographs' own resolution"):
+        for pair in track(pairs):
             try:
                 result = open_image(io.BytesIO(triton.enhance(client, pair.input.read_bytes())), upright=True)
             except InvalidPhotograph as error:
@@ -224,4 +226,4 @@ def _write(folder: Path, summary: dict[str, Any], measurements: Measurements) ->
     write_bytes(folder / "images.csv", text.getvalue().encode())
     write_bytes(folder / "worst.png", picture.getvalue())
     write_bytes(folder / "evaluation.json", document.encode())
-    say(f"{folder}: images.csv, evaluation.json, worst.png: {summary['worst']}")
+    say(f"written to {folder}: images.csv, evaluation.json, and worst.png of {summary['worst']}")

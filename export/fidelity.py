@@ -21,7 +21,9 @@ from export.metrics import Distance, distance
 from export.network import half
 from export.package.pairs import Pair, core_tensor_as_trained
 from export.precision import Precision
-from imaging import SIDE, SUFFIXES, InvalidPhotograph, core_from_file
+from export.progress import track
+from export.request import photographs
+from imaging import SIDE, InvalidPhotograph, core_from_file
 
 Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
@@ -103,7 +105,7 @@ class Reference:
         """
         figures: dict[str, tuple[Distance, float]] = {}
         to_ground_truth = []
-        for name, image in self.images.items():
+        for name, image in track(self.images.items()):
             output, expected = np.asarray(run(image), np.float32), self.outputs[name]
             if not np.isfinite(output).all():
                 raise GateError(f"{stage}: the output for {name} holds NaN or infinity; nothing was published")
@@ -137,7 +139,7 @@ class Reference:
             name, image = list(self.images.items())[which]
             mirrored = image if turn < 4 else image[..., ::-1]
             images[f"{name}, turned {turn}" if turn else name] = np.ascontiguousarray(np.rot90(mirrored, turn, (2, 3)))
-        alone = {name: np.asarray(run(image), np.float32).clip(0, 1) for name, image in images.items()}
+        alone = {name: np.asarray(run(image), np.float32).clip(0, 1) for name, image in track(images.items())}
         outputs = iter(np.split(run(np.concatenate(list(images.values()))), size))
         return Reference(images, alone, {}).measure(stage, executes, lambda image: next(outputs))
 
@@ -156,21 +158,19 @@ def reference_from_photographs(
     """
     images = {pair.name: core_tensor_as_trained(pair.input) for pair in pairs} or core_tensors(folder)
     run = torch_runner(network)
-    outputs = {name: run(image).clip(0, 1) for name, image in images.items()}
+    outputs = {name: run(image).clip(0, 1) for name, image in track(images.items())}
     if bad := [name for name, output in outputs.items() if not np.isfinite(output).all()]:
         raise ExportError(f"the float32 network itself makes NaN or infinity of {bad[0]}: is it trained?")
     if pairs:
         return Reference(images, outputs, {pair.name: core_tensor_as_trained(pair.target) for pair in pairs})
-    targets = {path.stem: path for path in photographs(ground_truth)} if ground_truth else {}
+    targets = {path.stem: path for path in photographs(ground_truth, "--truth", 0)} if ground_truth else {}
     paired = [(name, targets[Path(name).stem]) for name in images if Path(name).stem in targets]
     return Reference(images, outputs, {name: core_tensor(path) for name, path in paired})
 
 
 def core_tensors(folder: Path, count: int = MAX_PHOTOGRAPHS) -> dict[str, Tensor]:
     """Read the first photographs of a folder as core tensors ``[1, 3, 512, 512]``, by file name."""
-    paths = photographs(folder)[:count]
-    if not paths:
-        raise ExportError(f"no photographs in {folder}: give a folder to measure fidelity on as --photos")
+    paths = photographs(folder, "--photos")[:count]
     return {path.name: core_tensor(path) for path in paths}
 
 
@@ -211,11 +211,6 @@ def difference_picture(image: Tensor, reference: Tensor, output: Tensor) -> NDAr
     panels = [image, reference, output.clip(0, 1), error / max(float(error.max()), 1e-9)]
     pixels: NDArray[np.uint8] = np.round(np.concatenate([_hwc(p) for p in panels], axis=1) * 255).astype(np.uint8)
     return pixels
-
-
-def photographs(folder: Path) -> list[Path]:
-    """List the photographs of a folder, by name."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def core_tensor(path: Path, side: int = SIDE) -> Tensor:

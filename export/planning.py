@@ -14,8 +14,8 @@ from export.network import int8
 from export.network.cost import network_convolutions
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer
-from export.progress import count_steps, say, step
-from export.request import Request
+from export.progress import say, step
+from export.request import Request, calibration_photographs
 from imaging import SIDE
 
 MAX_CALIBRATION = 32  #: photographs that activations are calibrated on
@@ -45,12 +45,7 @@ def plan_from_request(
 
 def calibration_images(folder: Path, side: int, count: int) -> dict[str, fidelity.Tensor]:
     """Read up to ``count`` photographs, spread evenly over a folder, as core tensors of a side."""
-    paths = fidelity.photographs(folder)
-    if len(paths) < int8.MIN_PHOTOGRAPHS:
-        raise ExportError(
-            f"{folder} holds {len(paths)} photographs, at least {int8.MIN_PHOTOGRAPHS} are needed to know the ranges: "
-            "give a folder with more as --calibration"
-        )
+    paths = calibration_photographs(folder)
     count = min(count, len(paths))
     spread = [paths[i * len(paths) // count] for i in range(count)]
     return {path.name: fidelity.core_tensor(path, side) for path in spread}
@@ -66,13 +61,13 @@ def _ranges_and_errors(
         say(f"    calibration of these photographs is cached ({cache})")
         return cached["ranges"], cached["errors"]
     images = calibration_images(request.calibration, SIDE, MAX_CALIBRATION)
-    with count_steps(f"calibrating on {len(images)} photographs ({request.calibrator})", len(images)) as tick:
-        ranges = int8.calibrate(network, images, request.calibrator, tick)
+    with step(f"calibrating on {len(images)} photographs ({request.calibrator})"):
+        ranges = int8.calibrate(network, images, request.calibrator)
     work = sum(layer.macs for layer in layers) * len(ranges) * COST_PHOTOGRAPHS
     side = next((s for s in COST_SIDES if work * (s / SIDE) ** 2 <= COST_WORK), COST_SIDES[-1])
     small = calibration_images(request.calibration, side, COST_PHOTOGRAPHS)
-    with count_steps(f"what each convolution costs in INT8, at {side}x{side}", len(ranges)) as tick:
-        errors = int8.errors_alone(network, ranges, small, tick)
+    with step(f"what each convolution costs in INT8, at {side}x{side}"):
+        errors = int8.errors_alone(network, ranges, small)
     write_bytes(cache, json.dumps({"ranges": ranges, "errors": errors}, indent=1).encode())
     return ranges, errors
 

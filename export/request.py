@@ -10,8 +10,10 @@ from pathlib import Path
 from export.errors import ExportError
 from export.names import MODEL
 from export.package.pairs import Pair, pairs_from_file
+from imaging import SUFFIXES
 
 MAX_PAIRS = 16  #: pairs that are read from the top of a file
+MIN_CALIBRATION = 8  #: photographs to calibrate on
 MAX_BATCH = 8  #: max_batch_size of the configs; a test compares them
 AUTO = "auto"  #: as a precision or target: the fastest, or everything, that this machine can build
 CALIBRATORS = ("percentile", "entropy", "minmax")
@@ -87,10 +89,7 @@ class Request:
 
 def require_valid(request: Request) -> None:
     """Raise `ExportError` for settings that would fail the build after minutes."""
-    if not (request.repository / MODEL / "config.pbtxt").is_file():
-        raise ExportError(
-            f"--repository {request.repository} is not a restormer repository: {MODEL}/config.pbtxt not found"
-        )
+    require_repository(request.repository)
     if request.gate is not None and not math.isfinite(request.gate):
         raise ExportError(f"--gate {request.gate} must be a finite number of dB")
     if request.calibrator not in CALIBRATORS:
@@ -104,7 +103,32 @@ def require_valid(request: Request) -> None:
     options = request.options
     if options.opt_batch and options.opt_batch > options.max_batch:
         raise ExportError(f"--opt-batch {options.opt_batch} is larger than --max-batch {options.max_batch}")
-    request.read_pairs()
+    if request.read_pairs():
+        return
+    photographs(request.photos, "--photos")
+    if not request.ground_truth.is_dir() and request.ground_truth != Request.ground_truth:
+        raise ExportError(f"--truth {request.ground_truth} is not a folder: give that of the photographs' ground truth")
+
+
+def require_repository(folder: Path) -> None:
+    """Raise `ExportError` for a folder without the served models."""
+    if not (folder / MODEL / "config.pbtxt").is_file():
+        raise ExportError(f"--repository {folder} is not a restormer repository: {MODEL}/config.pbtxt not found")
+
+
+def photographs(folder: Path, flag: str, minimum: int = 1) -> list[Path]:
+    """List the photographs of a flag's folder, by name. Raises `ExportError` if there are fewer than ``minimum``."""
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if len(paths) < minimum:
+        raise ExportError(
+            f"{folder} holds {len(paths)} photographs, at least {minimum} are needed: give a folder with more as {flag}"
+        )
+    return paths
+
+
+def calibration_photographs(folder: Path) -> list[Path]:
+    """List the photographs that ranges are measured on. Raises `ExportError` if there are too few."""
+    return photographs(folder, "--calibration", MIN_CALIBRATION)
 
 
 def make_command(request: Request, target: str) -> str:

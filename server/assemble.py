@@ -17,7 +17,7 @@ from typing import Any
 
 import hosts
 from server import host
-from server.engines import plan_documents
+from server.engines import plan_documents, require_repository
 from server.errors import ServerError
 from server.hardware import GPUS, INSTANCE_MIB, USABLE, Values
 from server.settings import Settings
@@ -45,11 +45,8 @@ def assemble_repository(settings: Settings) -> None:
     The copy is missing for a moment between two renames, so Triton must not load models before this returns. Raises
     `ServerError` if the repository has no ``restormer``.
     """
+    require_repository(settings.repository)
     models = sorted(path for path in settings.repository.glob("*") if (path / "config.pbtxt").is_file())
-    if CORE not in {model.name for model in models}:
-        raise ServerError(
-            f"{settings.repository} is not a restormer repository: {CORE}/config.pbtxt not found: set --repository"
-        )
     fresh, old = settings.served.with_name("served.new"), settings.served.with_name("served.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

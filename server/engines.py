@@ -41,6 +41,8 @@ def check_engines(
     ``tensorrt`` is the version that must have built the plans, by default the one installed here; empty: not compared.
     """
     folders = published_versions(repository)
+    if not folders:
+        require_repository(repository)
     if missing := [str(version) for version in wanted if version not in folders]:
         published = ", ".join(map(str, sorted(folders))) or "none"
         raise ServerError(f"version {', '.join(missing)} is not published in {repository}; published: {published}")
@@ -52,6 +54,12 @@ def check_engines(
     if not engines:
         raise ServerError(f"no engine in {repository / 'restormer'}: {_build_command('tensorrt' if gpus else 'cpu')}")
     return engines[0]
+
+
+def require_repository(folder: Path) -> None:
+    """Raise `ServerError` for a folder without the served models."""
+    if not (folder / "restormer/config.pbtxt").is_file():
+        raise ServerError(f"{folder} is not a restormer repository: restormer/config.pbtxt not found: set --repository")
 
 
 def published_versions(repository: Path) -> dict[int, Path]:

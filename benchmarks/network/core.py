@@ -374,7 +374,7 @@ def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: M
     ready = rewrite_network(network)
     forms = {"plain": onnx_from_network(network, side=side), "engine": cpu_graph(ready, side=side)}
     has_int8, has_gpu = not cpu.why_not(PRECISIONS["int8"]), torch.cuda.is_available()
-    ranges = int8.calibrate(ready, calibration, "minmax", lambda: None) if has_int8 or has_gpu else None
+    ranges = int8.calibrate(ready, calibration, "minmax") if has_int8 or has_gpu else None
     if has_int8:
         forms["int8 engine"] = cpu_graph(ready, ranges, side=side)
     if has_gpu:

@@ -215,7 +215,7 @@ def _export_subject(arguments: argparse.Namespace) -> Subject:
     show_progress("exporting the graph ...")
     ready, ranges = rewrite_network(network), None
     if precision.name == "int8":  # random weights have no photographs: another random image gives their ranges
-        ranges = int8.calibrate(ready, {"other": random_image(side, seed=1)}, "minmax", lambda: None)
+        ranges = int8.calibrate(ready, {"other": random_image(side, seed=1)}, "minmax")
     about = {"network": name, "side": side, "precision": precision.name}
     return cpu_graph(ready, ranges, side=side), cpu.settings(precision), about
 

@@ -18,7 +18,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer, TransformerBlock
+from export.progress import track
 
 PERCENTILE = 99.999
 LEVELS = 127  #: the largest INT8 magnitude used; -128 is not used, so that the grid is symmetric
-MIN_PHOTOGRAPHS = 8  #: to calibrate on
 MARGIN = 1.0  #: dB that the plan stays above its gate: the errors of layers add up only approximately
 Images = Mapping[str, NDArray[np.float32]]
 
@@ -127,11 +127,11 @@ def candidates(network: Restormer) -> dict[str, nn.Conv2d]:
     return layers
 
 
-def calibrate(network: Restormer, images: Images, method: str, tick: Callable[[], None]) -> dict[str, float]:
+def calibrate(network: Restormer, images: Images, method: str) -> dict[str, float]:
     """Return the largest input magnitude that INT8 represents for each candidate, from photographs ``[1, 3, S, S]``.
 
     ``method``: ``minmax`` takes the largest seen, ``percentile`` cuts the outermost 0.001 %, ``entropy`` loses the
-    least information (ONNX Runtime's implementations). ``tick`` is called after every photograph.
+    least information (ONNX Runtime's implementations).
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -148,9 +148,8 @@ def calibrate(network: Restormer, images: Images, method: str, tick: Callable[[]
     hooks = [layer.register_forward_pre_hook(partial(collect, name)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
-            for image in images.values():
+            for image in track(images.values()):
                 network(torch.from_numpy(image))
-                tick()
     finally:
         for hook in hooks:
             hook.remove()
@@ -161,20 +160,17 @@ def calibrate(network: Restormer, images: Images, method: str, tick: Callable[[]
     return {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in limits.items()}
 
 
-def errors_alone(
-    network: Restormer, ranges: Mapping[str, float], images: Images, tick: Callable[[], None]
-) -> dict[str, float]:
+def errors_alone(network: Restormer, ranges: Mapping[str, float], images: Images) -> dict[str, float]:
     """Measure, for each candidate, the mean squared error of the output when it alone is quantized."""
     inputs = [torch.from_numpy(image) for image in images.values()]
     with torch.inference_mode():
         references = [network(image) for image in inputs]
     errors = {}
-    for name in candidates(network):
+    for name in track(candidates(network)):
         candidate = fake_quantize(network, {name: ranges[name]})
         with torch.inference_mode():
             squares = [(candidate(x) - y).square().mean() for x, y in zip(inputs, references, strict=True)]
         errors[name] = float(torch.stack(squares).mean())
-        tick()
     return errors
 
 

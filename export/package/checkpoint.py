@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ _NOT_CHECKPOINTS = (
     (rb"\s*(?:<!doctype|<html|<\?xml)", "a web page, probably of a failed download: download the checkpoint again"),
     (rb"\s*\{\s*\"", "a JSON document: put the checkpoint in its place"),
 )  # fmt: skip
+_ZIP, _PICKLE = b"PK\3\4", b"\x80"  #: first bytes of what torch.save writes, and wrote before PyTorch 1.6
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -251,12 +253,24 @@ def _load(path: Path) -> object:
             return load_file(path)
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file makes the unpickler raise many types, IndexError included
         if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ExportError(
                 f"{path} is rejected: it asks for {name[1]}, which could run code; save tensors only"
             ) from error
-        raise ExportError(f"{path} is rejected: it is not a checkpoint of tensors; save the state dict only") from error
-    except Exception as error:  # a damaged file makes the unpickler raise many types, IndexError included
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path} cannot be read as a checkpoint ({reason}); is the file complete?") from error
+        if isinstance(error, pickle.UnpicklingError) and head.startswith((_ZIP, _PICKLE)):
+            reason = "it is not a checkpoint of tensors; save the state dict only"
+            raise ExportError(f"{path} is rejected: {reason}") from error
+        raise ExportError(f"{path} cannot be read as a checkpoint: {_describe_damage(path, head, error)}") from error
+
+
+def _describe_damage(path: Path, head: bytes, error: Exception) -> str:
+    """Say what is wrong with a file that PyTorch or safetensors cannot read."""
+    again = "copy or download it again"
+    if not head:
+        return f"it is empty: {again}"
+    if path.suffix == ".safetensors" or head.startswith(_PICKLE) or (head.startswith(_ZIP) and not is_zipfile(path)):
+        return f"it is cut off or damaged: {again}"
+    if head.startswith(_ZIP):
+        return f"{' '.join(str(error).split())[:120]}; was it written by torch.save?"
+    return "it is not a zip archive, which torch.save writes: give the checkpoint itself"

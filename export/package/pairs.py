@@ -6,6 +6,7 @@ A line is an object such as ``{"input": "images/1_src.jpg", "target": "images/1_
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def pairs_from_file(path: Path, data: Path | None = None) -> list[Pair]:
     if not pairs:
         raise ExportError(f"{path} holds no pairs: one JSON object per line, with {_keys(INPUT_KEYS, TARGET_KEYS)}")
     files = dict.fromkeys(file for pair in pairs for file in (pair.input, pair.target))
-    if missing := [str(file) for file in files if not file.is_file()]:
+    if missing := [os.path.normpath(file) for file in files if not file.is_file()]:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise ExportError(
             f"{path} names {len(missing)} files that do not exist: {', '.join(missing[:10])}{more}; "

@@ -117,7 +117,9 @@ def test_an_engine_below_the_gate_is_not_published(copy, tiny):
         ),
         (["--precision", "int8", "--calibration", "demo/photos"], "holds 5 photographs, at least 8 are needed"),
         (["--precision", "int8", "--plan", "demo/photos"], "--plan demo/photos is not a file: give the .int8.json"),
-        (["--photos", "server"], "no photographs in server"),
+        (["--photos", "server"], "server holds 0 photographs"),
+        (["--photos", "nowhere"], "nowhere holds 0 photographs"),
+        (["--truth", "nowhere"], "--truth nowhere is not a folder"),
         (["--repository", "demo"], "config.pbtxt not found"),
         (["--opt-batch", "16"], "--opt-batch 16 is larger than --max-batch 8"),
     ],
@@ -126,9 +128,23 @@ def test_invalid_requests_print_one_error_line(flags, message, capsys, tmp_path,
     given = ["--repository", str(bare_repository(tmp_path / "bare"))] if "--repository" not in flags else []
     folders = ["--package", str(tiny["package"]), "--photos", str(tiny["photos"]), "--engines", str(tmp_path)]
     assert main(["engine", *folders, *flags, *given]) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    output = capsys.readouterr().err
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+    assert "reading the package" not in output
+
+
+@pytest.mark.parametrize("verb", ["engines", "rollback --version 1", "evaluate --package demo/package --pairs a.jsonl"])
+def test_a_folder_that_is_not_a_repository_is_named(verb, capsys):
+    assert main([*verb.split(), "--repository", "demo"]) == 1
+    assert "--repository demo is not a restormer repository" in capsys.readouterr().err
+
+
+def test_an_empty_path_is_rejected(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "--package", ""])
+    assert capsys.readouterr().err == "error: argument --package: the path is empty\n"
 
 
 @pytest.mark.parametrize(("name", "type_name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
@@ -486,7 +502,8 @@ def test_an_engine_of_an_older_release_is_listed_as_such(copy, capsys):
 
 
 def test_an_empty_list_names_the_next_command(tmp_path, capsys):
-    assert main(["engines", "--repository", str(tmp_path), "--engines", str(tmp_path)]) == 0
+    repository = bare_repository(tmp_path / "models")
+    assert main(["engines", "--repository", str(repository), "--engines", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no engine is published: make engine PRECISION=fp32\n"
 
 

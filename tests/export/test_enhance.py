@@ -27,6 +27,11 @@ def test_a_folder_with_a_bad_photograph_in_it(tiny, tmp_path, capsys):
     assert "b.png" in errors[0]
 
 
+def test_a_folder_in_place_of_a_photograph(tmp_path, capsys):
+    assert main(["enhance", *PACKAGE, "--input", str(tmp_path), "--output", str(tmp_path / "out.png")]) == 1
+    assert "--input_dir" in capsys.readouterr().err
+
+
 def test_one_photograph(tmp_path):
     (tmp_path / "in.png").write_bytes(encode_image(pixels(48, 64), "PNG"))
     given = ["--input", str(tmp_path / "in.png"), "--output", str(tmp_path / "out.png")]

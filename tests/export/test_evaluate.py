@@ -104,6 +104,7 @@ def test_ten_pairs_recomputed(tiny, ten, tmp_path, capsys, monkeypatch):
     flags = ("--package", package, "--pairs", ten, "--repository", repository, "--output", tmp_path / "out")
     summary, rows = run(capsys, *flags)
     require_equal(summary, "PyTorch float32", rows, expected)
+    assert summary["remarks"][0] == "only PyTorch is measured, no version: no engine is published"
     assert summary["agrees"] == {"test": {"PyTorch float32": {"l1": True, "psnr": False}}}
     assert any("1 pairs" in remark and "3_photos.png" in remark for remark in summary["remarks"])
     worst = int(np.argmin(psnr))
@@ -195,9 +196,9 @@ def require_one_line(tmp_path, capsys, flags, keywords):
 
 
 def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
-    lines = [json.dumps({"input": f"missing-{n}.png", "target": f"missing-{n}.png"}) for n in range(12)]
+    lines = [json.dumps({"input": f"a/../missing-{n}.png", "target": f"missing-{n}.png"}) for n in range(12)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    keywords = ["12 files", *(f"missing-{n}.png" for n in range(10)), "2 more"]
+    keywords = ["24 files", *(f"{tmp_path}/missing-{n}.png" for n in range(5)), "14 more"]
     require_one_line(tmp_path, capsys, ["--package", tiny["package"]], keywords)
 
 
@@ -208,6 +209,7 @@ def test_missing_files_are_listed_up_to_ten(tiny, tmp_path, capsys):
         (["--versions", "7"], ["version 7", "published: 1"]),
         (["--url", "127.0.0.1:1"], ["127.0.0.1:1"]),
         (["--server-python", "nowhere/bin/python"], ["nowhere/bin/python", "make setup"]),
+        (["--output", "README.md/evaluate"], ["--output README.md/evaluate is not a folder"]),
     ],
 )
 def test_other_invalid_requests_print_one_error_line(tiny, repository, tmp_path, capsys, flags, keywords):

@@ -34,7 +34,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def ranges(network, images):
-    return int8.calibrate(network, images, "minmax", lambda: None)
+    return int8.calibrate(network, images, "minmax")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_errors_alone_leave_the_network_as_it_was(network, images, ranges):
     image = torch.from_numpy(images["0"])
     with torch.inference_mode():
         before = network(image)
-        errors = int8.errors_alone(network, ranges, {"0": images["0"]}, lambda: None)
+        errors = int8.errors_alone(network, ranges, {"0": images["0"]})
         after = network(image)
     assert torch.equal(before, after)
     assert errors.keys() == ranges.keys()
@@ -116,7 +116,7 @@ def test_errors_alone_leave_the_network_as_it_was(network, images, ranges):
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_methods_cut_outliers_and_min_max_does_not(network, images, ranges, method):
-    actual = int8.calibrate(network, images, method, lambda: None)
+    actual = int8.calibrate(network, images, method)
     assert actual.keys() == ranges.keys()
     assert all(0 < actual[name] <= ranges[name] * 1.001 for name in actual)
     assert any(actual[name] < ranges[name] for name in actual)

@@ -138,6 +138,7 @@ def test_broken_packages_print_one_error_line(tmp_path, weights, capsys):
         assert code == 1, problem
         assert len(lines) == 1, problem
         assert any(part in lines[0] for part in message.split("|")), (problem, lines)
+    (repository / "restormer/.lock").unlink()
     assert sorted(repository.rglob("*")) == before
 
 
@@ -280,7 +281,10 @@ def test_counters_of_profilers_are_dropped_with_a_remark(tmp_path, weights):
         (b"\xef\xbb\xbf<!DOCTYPE html><html></html>", "web page"),
         (b"/annex/objects/MD5E-s1--0.pt\n", "git annex get"),
         (b'{"error": "not found"}', "JSON"),
-        (b"", "complete"),
+        (b"", "empty"),
+        (b"hello world\n", "not a zip archive"),
+        (b"123\n", "not a zip archive"),
+        (b"PK\3\4half of one", "cut off"),
     ],
 )
 def test_files_that_are_not_checkpoints_are_named(tmp_path, content, message):

@@ -58,6 +58,12 @@ def test_a_repository_without_engines_is_rejected(tmp_path):
     assert "make engine" in errors[0]
 
 
+def test_a_folder_that_is_not_a_repository_is_rejected(tmp_path):
+    code, errors = start(tmp_path, repository=tmp_path)
+    assert code == 1
+    assert "not a restormer repository" in errors[0]
+
+
 def test_a_changed_engine_is_rejected(tmp_path, repository):
     copy = copy_repository(repository, tmp_path / "copy")
     with (copy / "restormer/1/model.onnx").open("ab") as file:
