@@ -1,7 +1,7 @@
 # restormer-triton. `make help` prints the comments after `##`.
 
 PYTHON      ?= python3
-# All other settings count only on make's command line: a VERSION or an OUTPUT in the environment belongs to another program.
+# All other settings count only on make's command line: a VERSION or OUTPUT in the environment may belong to another program.
 PACKAGE     = demo/package
 PRECISION   = fp32
 TARGET      = auto
@@ -42,7 +42,7 @@ FOLDERS = --repository "$(REPOSITORY)" --engines "$(ENGINES)"
 # --quiet: pip prints only warnings and errors.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 SETUPTOOLS = "$$(sed -n /^setuptools==/p requirements/build.txt)"
-# The user's variables for Python do not reach our interpreters, nor those that send pip's packages elsewhere.
+# Variables of the user for Python, or for where pip installs packages, do not reach our interpreters.
 unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES))) PIP_PREFIX PIP_TARGET
 export PIP_USER = 0
 export PYTHONDONTWRITEBYTECODE = 1
@@ -70,15 +70,15 @@ check-python:
 
 # Three environments, because their requirements conflict: the server's Python models need numpy 1.26, the build side
 # needs PyTorch and numpy 2, and the Triton wheel is installed without dependencies. Each has a stamp file with checksums of
-# its lock files: make installs the environment again when their content changed, and not when only their times did, as
-# after `git checkout`.
+# its lock files: make reinstalls an environment when their content has changed, but not when only their times have (as
+# after `git checkout`).
 LOCKS_build      := requirements/build.txt requirements/client.txt
 LOCKS_server     := requirements/server.txt requirements/triton.txt
 LOCKS_dev        := requirements/dev.txt
 LOCKS_gpu        := requirements/gpu.txt
 LOCKS_bulk       := requirements/bulk.txt
 LOCKS_bulk-test  := requirements/bulk-test.txt
-# -: the path of this folder, which an editable install contains.
+# -: standard input, here the path of this folder, which an editable install contains.
 LOCKS_build-ours := - pyproject.toml client/pyproject.toml
 LOCKS_server-ours := $(LOCKS_build-ours)
 LOCKS_bulk-ours  := $(LOCKS_build-ours)
@@ -102,14 +102,14 @@ $(ENVS)/build.done:
 		&& $(BUILD) $(PIP_INSTALL) -r requirements/build.txt -r requirements/client.txt)
 	@rm -f $(ENVS)/gpu.done
 
-# With setuptools, which installs this repository below.
+# setuptools is needed to install this repository below.
 $(ENVS)/server.done:
 	@$(MAKE) check-python
 	$(call install,the server,"$(PYTHON)" -m venv --clear $(ENVS)/server && $(SERVER) $(PIP_INSTALL) -r requirements/server.txt $(SETUPTOOLS) \
 		&& rm -rf $(ENVS)/triton && $(SERVER) $(PIP_INSTALL) --no-deps --target $(ENVS)/triton -r requirements/triton.txt)
 
 # An editable install of this repository, separate from the packages above because it takes seconds instead of minutes.
-# --no-build-isolation: it needs no network.
+# --no-build-isolation: no network is needed.
 $(ENVS)/build-ours.done $(ENVS)/server-ours.done $(ENVS)/bulk-ours.done: $(ENVS)/%-ours.done: $(ENVS)/%.done
 	$(call install,this repository,$(ENVS)/$*/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation -e . -e client)
 

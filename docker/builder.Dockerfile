@@ -16,7 +16,7 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/envs/build \
  && $install -r /tmp/build.txt -r requirements/client.txt -r /tmp/gpu.txt \
  && rm /tmp/build.txt /tmp/gpu.txt
 COPY . .
-# The stamp files tell make that the environment is already installed (Makefile).
+# These stamp files tell make that the environment is installed (see the Makefile).
 RUN python3 -m pip --python /opt/envs/build/bin/python install --no-cache-dir --quiet --no-deps . ./client \
  && rm -rf build client/build ./*.egg-info client/*.egg-info \
  && sha256sum requirements/build.txt requirements/client.txt > /opt/envs/build.done \

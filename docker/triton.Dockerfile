@@ -29,8 +29,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /
 USER 10001:10001
 EXPOSE 8001 8002
-# The server replaces NVIDIA's entry point, a script, so that signals and exit codes are the server's. That script links CUDA's
-# compatibility libraries for old drivers, as root in a writable container; the server passes their folder to Triton instead
-# (server/host.py).
+# The server replaces NVIDIA's entry point, a script, so that signals and exit codes are the server's. For old drivers the script
+# links CUDA's compatibility libraries, which needs root and a writable container; the server passes their folder to Triton
+# instead (server/host.py).
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "server"]
 CMD ["run"]
