@@ -246,7 +246,7 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
 
 
 def _identify(data: bytes) -> Image.Image:
-    """Open the file with Pillow, without metadata because of which Pillow rejects a photograph."""
+    """Open the file with Pillow, without damaged metadata for which Pillow rejects it."""
     try:
         return Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
     except UnidentifiedImageError:
@@ -258,17 +258,17 @@ def _identify(data: bytes) -> Image.Image:
 
 
 def _require_text_in_items(data: bytes) -> None:
-    """Raise `InvalidPhotograph` if the texts of an item of a HEIC are not UTF-8: pi_heif 1.4 crashes the process."""
+    """Raise `InvalidPhotograph` if the text of a HEIC item is not UTF-8, on which pi_heif 1.4 crashes the process."""
     for number, item in enumerate(_ITEM.finditer(data) if data[4:8] == b"ftyp" else ()):
         end = item.start() - 4 + int.from_bytes(data[item.start() - 4 : item.start()], "big")
-        start = item.end() + (2 if item[1] == b"\3" else 0)  # the identifier has two bytes more
+        start = item.end() + (2 if item[1] == b"\3" else 0)  # the identifier is two bytes longer
         try:
             data[start : min(end, start + 4)].decode(), data[start + 4 : end].decode()
             is_text = True
         except UnicodeDecodeError:
             is_text = False
         if number >= _MAX_ITEMS or not is_text:
-            raise InvalidPhotograph("the header of the HEIC or AVIF is damaged: an item is not named in UTF-8")
+            raise InvalidPhotograph("the header of the HEIC or AVIF is damaged: the name of an item is not UTF-8")
 
 
 def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:

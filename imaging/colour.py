@@ -29,8 +29,8 @@ _SAME = 1.5 / 255
 class Space:
     """A colour model (``RGB``, ``GRAY`` or ``CMYK``) and the ICC profile of the file, if any.
 
-    Without a profile RGB is sRGB, grey has the curve of sRGB, and CMYK is undefined. ``cicp`` is the body of the chunk
-    with which a PNG says that it is HDR; the profile of HDR maps it to SDR.
+    Without a profile RGB is sRGB, grey has the curve of sRGB, and CMYK is undefined. ``cicp`` is the body of the
+    chunk cICP of an HDR PNG; its profile maps the pixels to SDR.
     """
 
     model: str = "RGB"
@@ -87,8 +87,8 @@ def _convert(
 ) -> Pixels:
     """Convert HxWxC pixels from one profile to another.
 
-    ``exact``: compute every pixel, which takes three times as long, instead of interpolating in a table of 33 colours
-    a side, which is too coarse for the curves of HDR.
+    ``exact``: compute every pixel instead of interpolating in a table of 33 colours a side, which is too coarse for the
+    curves of HDR. This takes three times as long.
     """
     source = np.ascontiguousarray(to_integers(pixels, np.uint16))
     source = source[..., 0] if model == "GRAY" else source

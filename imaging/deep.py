@@ -1,6 +1,6 @@
 """Decode and encode 16-bit PNG and TIFF with imagecodecs, because Pillow supports 16 bits in grey only.
 
-HDR in AVIF and HEIC is decoded to 16 bits too: in 8 bits of its curves, bands would be visible.
+HDR in AVIF and HEIC is decoded to 16 bits too, because its curves show bands in 8 bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PNG_DEPTH = 24  # offset of the bit depth in IHDR; the colour type follows
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 #: Lossless TIFF compressions: Pillow's name, and libtiff's.
 _COMPRESSIONS = {"tiff_lzw": "lzw", "tiff_adobe_deflate": "deflate", "tiff_deflate": "deflate", "raw": "none"}
-# Pillow does not know grey with alpha of 16 bits. With these entries it reads the header; the pixels are decoded here.
+# Pillow does not know 16-bit grey with alpha. With these entries it reads the header; the pixels are decoded here.
 TiffImagePlugin.OPEN_INFO |= {
     (order, photometric, (1,), 1, (16, 16), (kind,)): ("LA", "LA;16")
     for order, photometric, kind in product((b"II", b"MM"), (_WHITE_IS_ZERO, 1), (0, _ASSOCIATED, _UNASSOCIATED))
@@ -95,7 +95,7 @@ def _decode_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
 
 
 def decode_hdr(image: Image.Image, data: bytes) -> Pixels:
-    """Decode an AVIF or HEIC of HDR to HxWxC uint16 pixels, or uint8 if it has 8 bits; C is 1 to 4."""
+    """Decode an HDR AVIF or HEIC to HxWxC uint16 pixels, or uint8 if it has 8 bits; C is 1 to 4."""
     if image.format == "HEIF":
         pixels: Pixels = np.asarray(pi_heif.open_heif(data, convert_hdr_to_8bit=False))
     else:

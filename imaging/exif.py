@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT = 0xA002, 0xA003
 _COLOR_SPACE, _UNCALIBRATED, _INTEROPERABILITY = 0xA001, 0xFFFF, 0xA005
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214  # in pixels of the old file
 _MAKER_NOTE = 0x927C
-#: Tags that a block which is too long loses last: camera, dates and rights.
+#: Tags that are dropped last from a block that is too long: camera, dates and rights.
 _LAST_LOST = {0x010F, 0x0110, 0x0132, 0x013B, 0x8298, 0x9003, 0x9004, *range(0x9010, 0x9013), *range(0x9290, 0x9293)}
 #: Tags that describe the photograph: text, camera, resolution, date, author, rights, rating and Windows' own texts. The
 #: others describe the layout of the old file, and would be wrong in the new one.
@@ -51,7 +51,7 @@ class Entry:
     value: bytes
 
     def numbers(self, order: str) -> tuple[int, ...]:
-        """Return the values of a type that counts or points; (0,) for the other types."""
+        """Return the values of an integer or offset type; (0,) for other types."""
         code = {BYTE: "B", _SHORT: "H", _LONG: "I", _POINTER: "I"}.get(self.kind)
         return struct.unpack(f"{order}{self.count}{code}", self.value) if code else (0,)
 
@@ -113,8 +113,8 @@ class Exif:
         return _PREFIX + head + self._to_directory(8)
 
     def shortened(self, max_bytes: int) -> Exif:
-        """Return the EXIF without what a block of ``max_bytes`` has no room for: the maker's note goes first, then the
-        longest values; camera, dates and rights go last."""
+        """Return the EXIF shortened to ``max_bytes``: the maker's note is dropped first, then the longest values;
+        camera, dates and rights last."""
         excess = len(self.to_block()) - max_bytes
         kept = {"main": dict(self.main), "settings": dict(self.settings), "position": dict(self.position)}
         entries = [(name, tag, len(entry.value)) for name, tags in kept.items() for tag, entry in tags.items()]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from imaging.position import bytes_may_hold_position
 
 TIFF_TAG, RESOURCE = 33723, 0x0404
-#: The head of the IPTC resource in a block of Photoshop's, without a name.
+#: The head of the IPTC resource in a Photoshop block, without a name.
 _RESOURCE = b"8BIM\x04\x04\0\0"
 _PREVIEWS = range(200, 203)  # datasets of the application record that show the old image
 
 
 def from_photoshop(block: bytes) -> bytes | None:
-    """Return the IPTC block in a block of Photoshop's, or the block itself if it is one."""
+    """Return the IPTC block in a Photoshop block, or the block itself if it is IPTC."""
     if (at := block.find(_RESOURCE)) >= 0:
         start = at + len(_RESOURCE) + 4
         block = block[start : start + int.from_bytes(block[start - 4 : start], "big")]
@@ -19,7 +19,7 @@ def from_photoshop(block: bytes) -> bytes | None:
 
 
 def to_photoshop(block: bytes) -> bytes:
-    """Return a block of Photoshop's with the IPTC block."""
+    """Return a Photoshop block that contains the IPTC block."""
     return _RESOURCE + len(block).to_bytes(4, "big") + block + b"\0" * (len(block) % 2)
 
 

@@ -26,7 +26,7 @@ _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
 _MAX_STRAY = 16
 _NO_END, _END = "Premature end of JPEG file", b"\xff\xd9"
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
-#: What libjpeg-turbo's fast interface says of a sampling that it does not know; libjpeg itself, in Pillow, knows it.
+#: In the error of libjpeg-turbo's fast interface for a sampling that it does not know; libjpeg itself, in Pillow, does.
 _RARE_SAMPLING = "subsampling"
 #: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100

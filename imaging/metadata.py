@@ -1,8 +1,8 @@
 """Keep EXIF, XMP and IPTC, and change only what would be untrue in the new file.
 
-The new image is upright, so the orientation becomes 1 in both. Sizes in pixels become those of the new file. What is
-left behind is not described any more: the embedded thumbnail, which shows the old image, places in its pixels, a video,
-a gain map. The rest is kept, unless the position is stripped: then all entries that hold a position or cannot be
+The new image is upright, so the orientation becomes 1 in both. Sizes in pixels become those of the new file. Data about
+what the new file lacks is removed: the embedded thumbnail of the old image, places in its pixels, a video, a gain map.
+The rest is kept, unless the position is stripped: then all entries that hold a position or cannot be
 searched for one are removed.
 """
 
@@ -30,7 +30,7 @@ _RDF_ALTERNATIVES = ("Alt", _RDF)
 _XMLNS = "http://www.w3.org/2000/xmlns/"
 #: The longest XMP packet that is parsed; a longer one is kept unchanged, or dropped if it has to change.
 _MAX_XMP = 2_000_000
-#: Parts of namespaces and names of what is left behind: the video of a motion photo, gain maps, depth maps, other
+#: Parts of namespaces and names of what is dropped: the video of a motion photo, gain maps, depth maps, other
 #: images and sound, the extended part of the packet, and thumbnails.
 _LEFT_BEHIND = (
     "MotionPhoto", "MicroVideo", "oplus.com/photos", "xiaomi.com/photos", "photos/1.0/container/", "photos/dd/1.0/",

@@ -1,10 +1,10 @@
-"""Make colour spaces of files that name their colours by other means than an ICC profile.
+"""Make colour spaces for files that specify their colours without an ICC profile.
 
 These are the numbers of ITU-T H.273 (the chunk cICP of a PNG, nclx in HEIC and AVIF), gAMA and cHRM of a PNG, and the
 Adobe RGB of EXIF. Each becomes an ICC profile, which the encoded file then has.
 
-HDR, with the curve PQ or HLG, is seen as SDR: 203 cd/m², the white of text and paper in HDR (ITU-R BT.2408), is 1, and
-values above `_KNEE` approach the peak of the curve (extended Reinhard, in each channel).
+HDR, with the curve PQ or HLG, is mapped to SDR: 203 cd/m², the white of text and paper (ITU-R BT.2408), becomes 1, and
+values above `_KNEE` are compressed (extended Reinhard, in each channel).
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def _roll_off(light: Values, peak: float) -> Values:
 
 
 _HDR: dict[int, Curve] = {16: _pq, 18: _hlg}
-#: TransferCharacteristics (ITU-T H.273, table 3). The others are curves of video cameras, and unspecified ones: files
-#: with these are made for displays, and are read as sRGB.
+#: TransferCharacteristics (ITU-T H.273, table 3). The others are unspecified or curves of video cameras: their files
+#: are made for displays, and are read as sRGB.
 _CURVES: dict[int, Curve | float] = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6, **_HDR}
 
 
 def space_of(model: str, image: Image.Image, data: bytes, exif: Exif | None) -> Space:
-    """Return the space of a file that Pillow has opened, by what comes first in the order of its format.
+    """Return the space of a file that Pillow has opened, from the source that takes precedence in its format.
 
     Raises `InvalidPhotograph` for a PNG of narrow range.
     """
@@ -115,7 +115,7 @@ def is_hdr(image: Image.Image, data: bytes) -> bool:
 
 
 def code_points(image: Image.Image, data: bytes) -> tuple[int, int] | None:
-    """Return the primaries and the transfer that apply to the file; None if it has none, or a profile comes first."""
+    """Return the primaries and the transfer that apply to the file; None if it has none, or has a profile instead."""
     if image.format == "PNG":
         found = _CICP.search(data, 0, max(data.find(b"IDAT"), 0))
         if found and found[4] == b"\0":

@@ -1,4 +1,4 @@
-"""Read the chunks of a PNG: metadata before and behind its pixels, and what a decoder needs (PNG, third edition)."""
+"""Read the chunks of a PNG: metadata before and after its pixels, and what a decoder needs (PNG, third edition)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 EXIF, XMP, IPTC = b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type iptc"
-#: Texts in which ImageMagick keeps the blocks of other formats.
+#: Text chunks in which ImageMagick keeps the blocks of other formats.
 _RAW_PROFILES = {
     b"Raw profile type exif": EXIF, b"Raw profile type APP1": EXIF, b"Raw profile type xmp": XMP,
     b"Raw profile type 8bim": IPTC, IPTC: IPTC,
@@ -47,7 +47,7 @@ def raw_profile(name: bytes, block: bytes) -> bytes:
 
 
 def without_extras(data: bytes) -> bytes:
-    """Return the file without the chunks that do not change its pixels: for a damaged one Pillow rejects the whole PNG.
+    """Return the file without chunks that change no pixel, because Pillow rejects the whole PNG if one is damaged.
 
     Other formats are returned unchanged.
     """
@@ -65,7 +65,7 @@ def without_extras(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of the chunks up to IEND that lie in the file."""
+    """Yield kind, start and end of the complete chunks up to IEND."""
     kind, start = b"", 8
     for _ in range(_MAX_CHUNKS):
         if kind == b"IEND" or start + 12 > len(data):
@@ -83,7 +83,7 @@ def _is_intact(data: bytes, start: int, end: int) -> bool:
 
 
 def _decode_text(kind: bytes, text: bytes, keyword: bytes) -> bytes:
-    """Return the block in a text behind its keyword; empty if it is damaged."""
+    """Return the block in a text chunk after its keyword; empty if it is damaged."""
     is_compressed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
     if kind == b"zTXt":
         text = text[1:]

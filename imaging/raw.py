@@ -6,7 +6,7 @@ from imaging.errors import InvalidPhotograph
 from imaging.exif import Directory, next_directory, read_directory, read_main
 
 #: Offset and bytes by which raw files are recognized: Canon CR2, CR3 and CRW, Fujifilm, Olympus, Panasonic, Sigma and
-#: Minolta. The other makers' are a TIFF.
+#: Minolta. Raw files of other makers are TIFFs.
 _SIGNATURES = (
     (8, b"CR\x02"), (4, b"ftypcrx "), (6, b"HEAPCCDR"), (0, b"FUJIFILMCCD-RAW"), (0, b"IIRO"), (0, b"IIRS"),
     (0, b"MMOR"), (0, b"IIU\0"), (0, b"FOVb"), (0, b"\0MRM"),
@@ -58,7 +58,7 @@ def has_pages(data: bytes, second: int) -> bool:
 
 
 def _is_reduced(directory: Directory, order: str) -> bool:
-    """Whether a directory says that its image is a smaller form of another."""
+    """Whether a directory says that its image is a smaller version of another."""
     return _number(directory, _NEW_SUBFILE_TYPE, order) & 1 == 1 or _number(directory, _SUBFILE_TYPE, order) == _REDUCED
 
 

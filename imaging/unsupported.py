@@ -1,4 +1,4 @@
-"""Say why a whole file is not supported, as far as its header tells."""
+"""Say why an undamaged file is not supported, as far as its header shows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _jpeg_reason(data: bytes) -> str | None:
     factors = [(byte >> 4, byte & 15) for byte in data[start + 11 : end : 3]]
     if any(not factor or max(axis) % factor for axis in zip(*factors, strict=True) for factor in axis):
         names = ", ".join(f"{across}x{down}" for across, down in factors)
-        return f"the sampling of the JPEG ({names}) is not in whole ratios: save it with 4:4:4 or 4:2:0"
+        return f"the sampling of the JPEG ({names}) has no whole-number ratios: save it with 4:4:4 or 4:2:0"
     return None
 
 

@@ -572,7 +572,7 @@ def test_a_truncated_file_with_an_unusual_header_is_rejected(kind):
 
 
 def cut_after_scans(number, **options):
-    """Return a JPEG that ends after so many of its scans."""
+    """Return a JPEG that ends after this many scans."""
     whole = encode_image(pixels(), **options)
     starts = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
     return whole[: starts[number]]
@@ -587,7 +587,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("missing", [1, 2])
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
-def test_a_jpeg_that_lacks_only_its_end_marker_is_taken(data, missing):
+def test_a_jpeg_that_lacks_only_its_end_marker_is_accepted(data, missing):
     """As in browsers; no pixel is missing."""
     assert np.array_equal(decode(data[:-missing]).pixels, decode(data).pixels)
     assert np.array_equal(decode_small(data[:-missing]), decode_small(data))
@@ -674,7 +674,7 @@ def test_grey_with_alpha_of_sixteen_bits(byteorder, photometric):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("spill", [0, 0x300])
-def test_the_transparent_grey_of_a_png_is_in_the_bits_of_its_pixels(bits, spill):
+def test_the_transparent_grey_of_a_png_has_the_depth_of_its_pixels(bits, spill):
     """Bits above those of the pixels do not count (PNG, third edition, 11.3.1.1)."""
     values = np.arange(32 * 32).reshape(32, 32) % (1 << bits)
     packed = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).reshape(32, -1).astype(np.uint8), axis=1)
@@ -687,7 +687,7 @@ def test_the_transparent_grey_of_a_png_is_in_the_bits_of_its_pixels(bits, spill)
     assert np.array_equal(photograph.pixels[..., 0], values * 255 // ((1 << bits) - 1))
 
 
-def test_the_transparent_colour_of_a_png_is_in_the_bits_of_its_pixels():
+def test_the_transparent_colour_of_a_png_has_the_depth_of_its_pixels():
     array = pixels()
     colour = array[10, 10].astype(">u2") + 0x300
     decoded = decode(with_chunks(encode_image(array, "PNG"), tRNS=colour.astype(">u2").tobytes())).pixels

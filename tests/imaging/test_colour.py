@@ -199,7 +199,7 @@ def hlg(light):
     return np.where(scene <= 1 / 12, np.sqrt(3 * scene), logarithm)
 
 
-#: A scene inside sRGB in linear light, dim enough that the curve of HDR leaves it as it is.
+#: A scene inside sRGB in linear light, so dim that mapping HDR to SDR does not change it.
 LIGHT = np.random.default_rng(0).uniform(0.1, 0.7, (4, 4, 3)).repeat(16, 0).repeat(16, 1)
 
 
@@ -263,7 +263,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("data", NAMED.values(), ids=NAMED)
-def test_colours_named_outside_a_profile_are_seen_and_said_afterwards(data):
+def test_colours_without_a_profile_are_read_and_written_as_one(data):
     core = core_from_file(data)
     assert np.abs(middles(core_of_scene()) - middles(core)).max() < 0.004
     for name in ("png", "tiff", "jpeg", "bmp"):
@@ -272,7 +272,7 @@ def test_colours_named_outside_a_profile_are_seen_and_said_afterwards(data):
 
 
 def middles(core):
-    """Return the colours in the middle of the scene's squares, away from edges, which each space blends in its way."""
+    """Return the colours in the middle of the scene's squares, away from edges, which each space blends differently."""
     return core[:, 64::128, 64::128]
 
 
@@ -307,7 +307,7 @@ def test_nclx_in_avif(points):
 
 
 @pytest.mark.parametrize("points", [(12, 13), (9, 16), (9, 18)])
-def test_nclx_in_heic_is_as_cicp_in_png(points):
+def test_nclx_in_heic_means_the_same_as_cicp_in_png(points):
     at = (heic := HEIC.read_bytes()).index(b"colrprof") + 4
     nclx = b"nclx" + struct.pack(">HHHB", *points, 1, 0x80)
     photograph = decode(heic[:at] + nclx + heic[at + len(nclx) :])
@@ -368,7 +368,7 @@ FIRST, SECOND = P3.profile[:300], P3.profile[300:]
     ],
     ids=lambda segments: " ".join("/".join(map(str, numbers)) for *numbers, _ in segments),
 )
-def test_icc_segments_in_disorder_cost_the_profile_at_most(segments, caplog):
+def test_invalid_icc_segments_lose_only_the_profile(segments, caplog):
     data = with_icc_segments(*segments)
     photograph = decode(data)
     assert np.array_equal(photograph.pixels, decode(encode_image(pixels())).pixels)

@@ -177,7 +177,7 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_first(others, kind):
 
 
 def raw_profile(name, block):
-    """Return a block as ImageMagick writes it into a text of a PNG."""
+    """Return a block as ImageMagick writes it into a text chunk of a PNG."""
     digits = block.hex()
     lines = [digits[i : i + 72] for i in range(0, len(digits), 72)]
     return f"\n{name}\n{len(block):8}\n".encode() + "\n".join(lines).encode() + b"\n"
@@ -213,7 +213,7 @@ def png_with(chunk, *, late, bits=8):
 @pytest.mark.parametrize("bits", PNGS)
 @pytest.mark.parametrize("name", PNG_BLOCKS)
 def test_the_chunks_of_a_png_are_read_to_its_end(name, bits, late):
-    """Browsers do not turn an image by a chunk behind its pixels, nor by ImageMagick's texts."""
+    """Browsers ignore the orientation in a chunk after the pixels and in ImageMagick's text chunks."""
     (kind, body), turns = PNG_BLOCKS[name]
     photograph = decode(png_with(png_chunk(kind, body), late=late, bits=bits))
     assert photograph.pixels.shape[:2] == ((320, 240) if turns and not late else (240, 320))
@@ -239,7 +239,7 @@ DAMAGED_CHUNKS = {
 
 
 @pytest.mark.parametrize("chunk", DAMAGED_CHUNKS.values(), ids=DAMAGED_CHUNKS)
-def test_damaged_chunks_behind_the_pixels_are_ignored(chunk):
+def test_damaged_chunks_after_the_pixels_are_ignored(chunk):
     photograph = decode(png_with(chunk, late=True))
     assert photograph.pixels.shape == (240, 320, 3)
     assert not photograph.metadata.exif
@@ -317,7 +317,7 @@ def test_chunks_that_change_no_pixel_do_not_make_a_png_invalid(chunk, at):
     assert np.array_equal(decode(inserted).pixels, pixels())
 
 
-def test_colours_behind_the_pixels_are_ignored():
+def test_colours_after_the_pixels_are_ignored():
     late = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(profile("p3"))) + png_chunk(b"tRNS", bytes(6))
     photograph = decode(WHOLE[:-12] + late + WHOLE[-12:])
     assert photograph.space.profile is None
@@ -356,7 +356,7 @@ CLAIMS = [  # namespace and name
 @pytest.mark.parametrize("gps", [True, False])
 @pytest.mark.parametrize("is_element", [True, False])
 @pytest.mark.parametrize(("space", "name"), CLAIMS)
-def test_xmp_does_not_describe_what_is_left_behind(space, name, is_element, gps):
+def test_xmp_does_not_describe_what_is_dropped(space, name, is_element, gps):
     claim = f"<any:{name}>claimed</any:{name}>" if is_element else f'any:{name}="claimed"'
     packet = described(claim, spaces=f'xmlns:any="{space}"') if is_element else described(
         "", claim, f'xmlns:any="{space}"'
@@ -378,7 +378,7 @@ STRUCTURES = {
 
 
 @pytest.mark.parametrize("content", STRUCTURES.values(), ids=STRUCTURES)
-def test_structures_that_describe_what_is_left_behind_are_removed_as_a_whole(content):
+def test_structures_that_describe_what_is_dropped_are_removed_as_a_whole(content):
     kept = updated(described(content), gps=True)
     assert not [word for word in (b"claimed", b"Primary", b"<rdf:Seq") if word in kept]
     assert b'dc:format="house"' in kept
@@ -426,7 +426,7 @@ REGIONS = (
     [(1, (400, 200), True, True), (6, (200, 400), False, False), (3, (400, 200), False, False),
      (1, (512, 256), True, False)],
 )  # fmt: skip
-def test_places_in_the_pixels_are_kept_as_long_as_the_pixels(orientation, size, regions, area):
+def test_places_in_the_pixels_are_kept_if_no_pixel_moves(orientation, size, regions, area):
     sides = {0xA002: Entry(4, 1, struct.pack("<I", 400)), 0xA003: Entry(4, 1, struct.pack("<I", 200))}
     exif = Exif("<", {}, {**sides, SUBJECT_AREA: Entry(3, 2, struct.pack("<HH", 100, 50))}, {})
     packet = described(REGIONS, 'exif:PixelXDimension="400" exif:PixelYDimension="200"')

@@ -1,4 +1,4 @@
-"""Raw files of cameras are rejected by name, and their thumbnails are never enhanced."""
+"""Test that raw files of cameras are rejected as such, and that their thumbnails are never enhanced."""
 
 import io
 import struct
@@ -56,7 +56,7 @@ RAW = {
 
 @pytest.mark.parametrize("decoder", [decode, decode_small])
 @pytest.mark.parametrize("data", RAW.values(), ids=RAW)
-def test_raw_files_are_rejected_by_name(decoder, data):
+def test_raw_files_are_rejected_as_raw_files(decoder, data):
     with pytest.raises(InvalidPhotograph, match="raw file"):
         decoder(data)
 
@@ -73,13 +73,13 @@ def pages(*others):
 
 
 @pytest.mark.parametrize(
-    ("others", "is_taken"),
+    ("others", "is_accepted"),
     [([{NEW_SUBFILE: 1}], True), ([{SUBFILE: 2}], True), ([{JPEG_AT: 8}], True),
      ([{NEW_SUBFILE: 1}, {NEW_SUBFILE: 5}], True),
      ([{}], False), ([{NEW_SUBFILE: 2}], False), ([{NEW_SUBFILE: 1}, {}], False), ([{NEW_SUBFILE: 1}] * 20, False)],
 )  # fmt: skip
-def test_thumbnails_after_the_first_image_are_not_pages(others, is_taken):
-    if is_taken:
+def test_thumbnails_after_the_first_image_are_not_pages(others, is_accepted):
+    if is_accepted:
         assert decode(pages(*others)).pixels.shape == (120, 160, 3)
     else:
         with pytest.raises(InvalidPhotograph, match="more than one image"):
