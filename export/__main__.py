@@ -84,7 +84,7 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
     engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
     engine.add_argument("--timing-iterations", type=_positive, default=options.timing_iterations)
     engine.add_argument("--tiling", choices=TILING, default=options.tiling)
-    engine.add_argument("--aux-streams", type=int, help="0: none (default: TensorRT chooses)")
+    engine.add_argument("--aux-streams", type=int, help="maximum; 0: none (default: TensorRT chooses)")
     engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
     engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
     engine.add_argument(

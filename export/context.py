@@ -123,17 +123,17 @@ class BuildContext:
             return NotRun(stage=stage, reason=str(error)[:110])
 
     def measure_batch(self, executes: str, run: fidelity.Runner) -> list[Stage]:
-        """Measure a batch against its photographs alone, if the engine takes batches.
+        """Compare a batch with the same photographs run alone, if the engine takes batches.
 
         Raises `GateError` if one differs by more than the gate allows.
         """
         size = min(fidelity.BATCH, self.request.options.max_batch)
         if size == 1:
             return []
-        reached = self.reference.measure_batch(f"batch of {size}, against alone", executes, run, size)
+        reached = self.reference.measure_batch(f"batch of {size}, against batch of 1", executes, run, size)
         if reached.psnr < self.gate:
             raise GateError(
-                f"in a batch of {size}, {reached.worst} is {reached.psnr:.1f} dB from its output alone, the gate is "
+                f"in a batch of {size} {reached.worst} has {reached.psnr:.1f} dB against its output alone; the gate is "
                 f"{self.gate:.0f} dB: nothing was published"
             )
         return [reached]

@@ -131,7 +131,7 @@ class Reference:
     def measure_batch(self, stage: str, executes: str, run: Runner, size: int) -> Fidelity:
         """Run one batch of different photographs; compare each output with that of its photograph alone.
 
-        Where there are fewer photographs, they are repeated, rotated and mirrored.
+        If there are fewer photographs, they are repeated, rotated and mirrored.
         """
         images = {}
         for position in range(size):

@@ -34,7 +34,7 @@ def why_no_gpu(capabilities: Collection[str]) -> str:
     if present.intersection(capabilities):
         return ""
     here = f"found {', '.join(sorted(present))}" if present else "no GPU here"
-    return f"wants compute capability {' or '.join(sorted(capabilities, key=float))}, {here}"
+    return f"needs compute capability {' or '.join(sorted(capabilities, key=float))}, {here}"
 
 
 def peak_memory_mib() -> int:

@@ -27,12 +27,12 @@ class Options:
     """Settings of NVIDIA's builders.
 
     The one profile takes batches of 1 to ``max_batch`` and is fastest at ``opt_batch`` (None: the largest).
-    ``optimization_level`` is the builder's effort, 0 to 5; ``timing_iterations`` is how many times it times each
-    candidate of a layer for the mean; ``tiling`` is its effort to keep tensors in the L2 cache between layers (see
-    `TILING`); ``aux_streams`` limits the streams that it runs independent layers on (None: TensorRT's choice).
+    ``optimization_level`` is the builder's effort, 0 to 5; ``timing_iterations`` is how many timings of each
+    candidate of a layer are averaged; ``tiling`` is its effort to keep tensors in the L2 cache between layers (see
+    `TILING`); ``aux_streams`` limits the streams for independent layers (None: TensorRT chooses).
     ``compatibility`` is for ``tensorrt`` (see `COMPATIBILITY`), ``compute_capabilities`` are the GPUs that an ``rtx``
     engine is built for. ``workspace_mb`` limits the scratch memory of a layer; 0 means no limit.
-    ``onnxruntime_tensorrt`` adds ONNX Runtime's TensorRT to the ladder of a ``tensorrt`` build: a second build.
+    ``onnxruntime_tensorrt`` adds ONNX Runtime's TensorRT to the ladder of a ``tensorrt`` build (a second build).
     """
 
     max_batch: int = MAX_BATCH

@@ -80,8 +80,8 @@ def run_server(python: Path, repository: Path, *flags: str, wrapper: Sequence[st
 
     ``python`` is the interpreter of the server's environment, ``flags`` are more flags of its command line, and
     ``wrapper`` is a command that starts it. Of the server's variables only those of `INSTALLATION` are used, and none
-    of Python's (PYTHONPATH), because its interpreter is another one. Raises
-    `ExportError` with the last line that the server printed.
+    of Python's (PYTHONPATH), because its interpreter is another one. Raises `ExportError` with the last line that the
+    server printed.
     """
     if not python.is_file():
         raise ExportError(f"--server-python {python} not found: install the server (make setup)")

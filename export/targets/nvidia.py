@@ -69,7 +69,7 @@ class NvidiaTarget(Target):
     def measure(
         self, context: BuildContext, graph: bytes, plan: Plan, path: Path, layers: list[Convolution]
     ) -> tuple[dict[str, Any], list[Stage]]:
-        """Measure the stages behind the ONNX graph, with these convolutions; return entries about the runtime too."""
+        """Measure the stages after the ONNX graph, with these convolutions; return entries about the runtime too."""
 
     def library(self) -> Any:
         """Import the library. Raises `ExportError` saying how to install it."""
@@ -186,7 +186,7 @@ class NvidiaTarget(Target):
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
-    """Take the batches of the shapes, at the graph's size."""
+    """Make a profile with the batches of these shapes and the graph's image size."""
     profile, image = builder.create_optimization_profile(), tuple(network.get_input(0).shape)[1:]
     profile.set_shape(INPUT, *((shapes[name][0], *image) for name in ("min", "opt", "max")))
     return profile

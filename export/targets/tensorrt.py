@@ -41,7 +41,7 @@ Tensor = NDArray[np.float32]
 Runner = Callable[[Tensor], Tensor]
 DEVICE = "cuda"
 WARM_UP, ROUNDS = 5, 20  #: runs of a batch before and while its time is measured
-#: Parts of the names that TensorRT's inspector has for types, in lower case, and the types; the first match counts.
+#: Parts of the type names of TensorRT's inspector, in lower case, and the types; the first match counts.
 _ARITHMETIC = {
     "int8": "INT8",
     "bf": "BFLOAT16",
@@ -120,9 +120,9 @@ class TensorRT(NvidiaTarget):
         if reason := super().why_not_served(request):
             return reason
         if not (Path(os.environ.get(INSTALLATION, "")) / "backends/tensorrt").is_dir():
-            return f"no Triton with TensorRT: set {INSTALLATION}=/opt/tritonserver in its image"
+            return f"no Triton with TensorRT: set {INSTALLATION}=/opt/tritonserver in NVIDIA's image"
         if len({capability for _, capability in hosts.gpus()}) > 1:
-            return "mixed GPUs, one plan: set CUDA_VISIBLE_DEVICES"
+            return "mixed GPUs, and a plan for one kind: set CUDA_VISIBLE_DEVICES"
         return ""
 
     def serving_flags(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class TensorRT(NvidiaTarget):
 
         if torch.version.cuda is None:
             raise ExportError(
-                "PyTorch here has no CUDA, and it runs the plan to measure its fidelity: "
+                "PyTorch runs the plan to measure its fidelity, and this one has no CUDA: "
                 "install a CUDA build of torch==2.13.0"
             )
         try:
@@ -196,7 +196,7 @@ class LoadedPlan:
         return statistics.median(times[WARM_UP:])
 
     def layers(self) -> dict[str, Any]:
-        """Return what TensorRT's inspector says of the layers that execute: trtexec's ``--exportLayerInfo``."""
+        """Return what TensorRT's inspector says of the executed layers, as trtexec's ``--exportLayerInfo`` does."""
         inspector = self._engine.create_engine_inspector()
         information: dict[str, Any] = json.loads(
             inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -221,7 +221,7 @@ class LoadedPlan:
 
 
 def executed_layers(information: Mapping[str, Any], layers: Iterable[Convolution]) -> list[Convolution]:
-    """Return the graph's convolutions with the types that TensorRT's inspector reports to execute.
+    """Return the graph's convolutions with the types in which they execute, by TensorRT's inspector.
 
     The type is that of a layer's weights or else of its first input; TensorRT 10 names it ``Format/Datatype``, 11
     ``DataType``.

@@ -487,7 +487,7 @@ def test_engines_are_listed(repository, published, capsys):
     assert lines[1].split()[0].endswith("restormer/1/model.onnx")
     assert lines[1].endswith("yes")
     assert all(
-        "emulated" in line and line.endswith("no: wants compute capability 8.6 or 8.9 or 12.0, no GPU here")
+        "emulated" in line and line.endswith("no: needs compute capability 8.6 or 8.9 or 12.0, no GPU here")
         for line in lines[2:]
     )
 

@@ -134,7 +134,7 @@ def test_a_portable_plan_is_measured_and_published_under_the_names_it_serves(
     document = provenance(engine)
     stages = [stage["rung"] for stage in document["fidelity"]["ladder"]]
     assert stages[1:] == [
-        "ONNX Runtime", "ONNX Runtime, CUDA", "engine, TensorRT", "batch of 2, against alone", "served by Triton",
+        "ONNX Runtime", "ONNX Runtime, CUDA", "engine, TensorRT", "batch of 2, against batch of 1", "served by Triton",
     ]  # fmt: skip
     assert "reason" in document["fidelity"]["ladder"][2]  # there is no CUDA here
     assert document["fidelity"]["ladder"][-2]["psnr"] > 90
@@ -154,15 +154,15 @@ def test_a_portable_plan_is_measured_and_published_under_the_names_it_serves(
     (row,) = engines_table(**folders).splitlines()[1:]
     assert row.endswith("yes")
     monkeypatch.setattr(hosts, "gpus", lambda: [("Tesla T4", "7.5")])
-    assert "no: wants compute capability 8.0 or 8.6 or 8.9" in engines_table(**folders)
+    assert "no: needs compute capability 8.0 or 8.6 or 8.9" in engines_table(**folders)
     monkeypatch.setattr(hosts, "gpus", lambda: [A100])
     capsys.readouterr()
     build(request)
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_a_name_is_left_to_the_plan_that_was_built_for_it(tmp_path):
-    """The plan for 8.6 is one of an older portable plan; that for 9.0 was built on such a GPU."""
+def test_an_alias_does_not_replace_a_plan_built_for_that_gpu(tmp_path):
+    """The plan for 8.6 belongs to an older portable plan; that for 9.0 was built on such a GPU."""
     for name, engine in (("sm80", "sm80"), ("sm86", "sm89"), ("sm90", "sm90")):
         (tmp_path / f"model.{name}.plan").write_text(name)
         (tmp_path / f"model.{name}.plan.json").write_text(json.dumps({"engine": f"model.{engine}.plan"}))
@@ -200,8 +200,8 @@ def layer(metadata, **stated):
     return {"Name": "a layer", "LayerType": "gemm", "Metadata": metadata, **stated}
 
 
-def test_what_executes_is_read_from_tensorrts_inspector():
-    """Rows in the forms of TensorRT 10 and 11, of layers fused from several nodes, and names only."""
+def test_executed_types_are_read_from_tensorrts_inspector():
+    """Read rows as written by TensorRT 10 and 11, of layers fused from several nodes, and with names only."""
     information = {
         "Layers": [
             layer("[ONNX Layer: a]\x1e[ONNX Layer: add]", Inputs=[{"DataType": "Half", "Format": "kLINEAR"}]),

@@ -192,7 +192,7 @@ def test_the_plan_is_for_cudas_device_and_not_for_the_first_of_nvidia_smi(gpu_ho
     assert tensorrt.note() == "NVIDIA L40S, compute capability 8.9"
 
 
-def test_a_driver_that_is_too_old_is_not_taken_for_a_missing_cuda(cuda_device, monkeypatch):
+def test_a_driver_that_is_too_old_is_not_reported_as_a_missing_cuda(cuda_device, monkeypatch):
     def fail():
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nPlease update it")
 
@@ -205,7 +205,7 @@ def test_a_driver_that_is_too_old_is_not_taken_for_a_missing_cuda(cuda_device, m
         TARGETS["tensorrt"].gpu()
 
 
-def test_timings_are_kept_apart_by_gpu_and_tensorrt(cuda_device, monkeypatch):
+def test_timings_are_separate_for_each_gpu_and_tensorrt(cuda_device, monkeypatch):
     """H100 and H200 have the same compute capability; TensorRT here is a stub."""
     tensorrt = TARGETS["tensorrt"]
     monkeypatch.setattr(type(tensorrt), "library", lambda self: SimpleNamespace(__version__="11.4.1.5"))
