@@ -12,8 +12,8 @@ import subprocess
 def gpus() -> list[tuple[str, str]]:
     """Return name and compute capability (``9.0``) of every GPU in CUDA_VISIBLE_DEVICES; empty without a driver.
 
-    nvidia-smi itself ignores that variable and lists by bus, CUDA lists the fastest first: ask CUDA for the device
-    that a process gets.
+    nvidia-smi itself ignores that variable and lists by bus; CUDA lists the fastest first. For the device that a
+    process gets, ask CUDA.
     """
     return [(name, capability) for name, capability in query("name", "compute_cap")]
 

@@ -2,8 +2,8 @@
 
     python -m operations.served_fidelity --url 127.0.0.1:8001 --at-least 55
 
-Each photograph is sent alone, and all of them in one batch, whose kernels may be others. Prints a table, and one JSON
-object as the last line. Fails if a photograph has fewer decibels than ``--at-least``.
+Each photograph is sent alone, then all of them in one batch, for which TensorRT may use other kernels. Prints a table,
+and one JSON object as the last line. Fails if a photograph has fewer decibels than ``--at-least``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, default=Path("demo/calibration"), help="folder (default %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="photographs in the batch (default %(default)s)")
     parser.add_argument("--url", default="127.0.0.1:8001", help="running server (default %(default)s)")
-    parser.add_argument("--at-least", type=float, default=55.0, help="minimum dB (default %(default)s, as of fp16)")
+    parser.add_argument("--at-least", type=float, default=55.0, help="minimum dB (default %(default)s, as for fp16)")
     add_record_option(parser)
     options = parser.parse_args()
     try:
@@ -54,7 +54,7 @@ def main() -> int:
     finish_run({"at_least": options.at_least, "photographs": rows}, options.record)
     worst = min(rows, key=decibels)
     if decibels(worst) < options.at_least:
-        print(f"error: {worst['name']}: {decibels(worst):.1f} dB, --at-least {options.at_least:g}", file=sys.stderr)
+        print(f"error: {worst['name']}: {decibels(worst):.1f} dB < --at-least {options.at_least:g}", file=sys.stderr)
         return 1
     return 0
 
@@ -71,7 +71,7 @@ def compare(images: Mapping[str, Core], reference: Runner, served: Runner) -> li
 
 
 def decibels(row: Mapping[str, Any]) -> float:
-    """Return the fewest decibels of a row."""
+    """Return the lowest decibels of a row."""
     return float(min(value for key, value in row.items() if key != "name"))
 
 

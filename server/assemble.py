@@ -95,7 +95,7 @@ def rate_limits(settings: Settings) -> dict[str, int]:
 def photographs_in_flight(settings: Settings) -> int:
     """Return how many photographs may be in each step of ``enhance`` on a GPU host; 0 on a CPU host.
 
-    That of the config, or one batch that runs and one that waits for each instance of the network, if these are more.
+    As in the config, or, if more, two batches for each instance of the network: one that runs and one that waits.
     """
     if resolve_hardware(settings) == "cpu":
         return 0
@@ -123,7 +123,7 @@ def _photographs_in_batches(settings: Settings) -> int:
 
 
 def _set_in_flight(config: Any, limit: int) -> None:
-    """Let as many photographs wait at a step as may be in flight, where the config has less."""
+    """Let as many photographs wait at a step as may be in flight, if the config allows fewer."""
     ensemble, batcher = config.ensemble_scheduling, config.dynamic_batching
     if ensemble.max_inflight_requests:
         ensemble.max_inflight_requests = limit
@@ -227,7 +227,7 @@ def import_schema() -> tuple[Any, Any]:
 def resolve_hardware(settings: Settings) -> str:
     """Return the hardware to select configs for: as set, or by the visible GPUs. The PyPI wheel cannot use GPUs.
 
-    NVIDIA's Triton without a visible GPU is not a CPU server: its image cannot run the engines of one.
+    NVIDIA's Triton without a visible GPU is not a CPU server: its image cannot run engines for CPUs.
     """
     if settings.hardware != "auto":
         return settings.hardware

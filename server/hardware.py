@@ -1,7 +1,7 @@
 """Table of the GPUs that the server knows, with the values that it sets in the network's config for each.
 
 On other GPUs the network gets the delay and the instances of `model_repository/restormer/config.pbtxt`. The largest
-batch is that of the engine's profile everywhere. Memory limits the instances: a MIG slice has its GPU's name.
+batch is that of the engine's profile everywhere. Memory may limit the instances; a MIG slice has its GPU's name.
 
 The values were calculated, not measured (docs/gpu-checklist.md says how to measure them). Memory bandwidth limits this
 network, not arithmetic; the times below are the minimum for an engine in fp16 (`make roofline GPU=a100`).

@@ -99,7 +99,7 @@ def compatibility_libraries() -> Path | None:
 
 
 def shared_memory(prefix: str) -> tuple[int, int]:
-    """Return size and free bytes of the shared memory. What `leftover_regions` occupy is free: a start removes them."""
+    """Return size and free bytes of the shared memory. `leftover_regions` count as free: a start removes them."""
     leftovers, held = sum(leftover_regions(prefix).values()), os.statvfs(SHM)
     return held.f_frsize * held.f_blocks, held.f_frsize * held.f_bavail + leftovers
 
@@ -107,7 +107,7 @@ def shared_memory(prefix: str) -> tuple[int, int]:
 def leftover_regions(prefix: str) -> dict[Path, int]:
     """Find this user's regions of shared memory that killed servers left behind; return the bytes that each occupies.
 
-    Those are all with the prefix of a state folder that no server runs from, and others that no process maps.
+    These are all regions of state folders from which no server runs, and others that no process maps.
     """
     candidates, mapped = list(SHM.glob("restormer_*")), set[bytes]()
     for maps in Path("/proc").glob("[0-9]*/maps") if candidates else ():
@@ -125,7 +125,7 @@ def leftover_regions(prefix: str) -> dict[Path, int]:
 def tensorrt_version(folders: Iterable[Path] = LIBRARIES) -> str:
     """Return TensorRT's version (``11.4.1.5``); empty if it is not installed.
 
-    The name of its library lacks the build number, the last one, which the package or the image's environment has.
+    The name of its library lacks the last number, the build; the package or the image's environment has it.
     """
     libraries = [library.name for folder in folders for library in sorted(folder.glob("libnvinfer.so.*.*"))]
     if not libraries:

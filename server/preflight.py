@@ -114,8 +114,8 @@ def _check_triton(settings: Settings) -> str:
         raise ServerError(f"Triton is not installed ({settings.binary} not found): {fix}")
     if unusable := re.search(r"[^\w@%+=:,./-]" if settings.triton else "[:;$]", str(settings.root.absolute())):
         raise ServerError(
-            f"Triton does not run from {settings.root.absolute()}: {unusable[0]!r} in the path has a meaning to the "
-            "shell or to the loader of its libraries: move it"
+            f"Triton cannot run from {settings.root.absolute()}: {unusable[0]!r} in the path has a meaning to the shell"
+            " or to the loader of its libraries: move it"
         )
     return str(settings.binary)
 

@@ -153,7 +153,7 @@ def kill_orphans(settings: Settings) -> int:
 
 
 def _runs_in(folder: Path, pid: int | str) -> bool:
-    """Tell whether a process runs in this folder, as Triton and its stubs do in the state folder."""
+    """Return whether a process runs in this folder, as Triton and its stubs do in the state folder."""
     return os.path.samefile(f"/proc/{pid}/cwd", folder)
 
 
@@ -201,8 +201,7 @@ def assemble_backends(settings: Settings) -> None:
     shutil.copytree(root / "backends/python", target)
     shutil.copy2(stub, target)
     (target / stub.name).chmod(0o755)
-    # The stub reads paths as ASCII, so it finds no editable install in a folder with other letters. It also imports
-    # from the backend's folder, whose path is then relative.
+    # The stub reads paths as ASCII and misses editable installs in other paths. It imports from this folder too.
     for package in ("adapters", "imaging"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and not spec.origin.isascii():
@@ -257,7 +256,7 @@ def environment_without_proxies() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
-#: Line of the log if a Python stub does not start: from bash, the loader, Triton or Python. Triton goes on waiting.
+#: Line of the log if a Python stub does not start: from bash, the loader, Triton or Python. Triton keeps waiting.
 _STUB_FAILURE = re.compile(
     rb"^\S*sh: (?!warning).+|^.*triton_python_backend_stub: (?!.*no version information).+"
     rb"|^Failed to run python backend stub.*|^Fatal Python error.*",

@@ -50,7 +50,7 @@ def _versions(text: str) -> tuple[int, ...]:
 def _host_policies(text: str) -> tuple[str, ...]:
     for part in text.split():
         if not re.fullmatch(r"\w+,(numa-node=\d+|cpu-cores=\d+-\d+)", part):
-            raise argparse.ArgumentTypeError(f"{part} is not like gpu_0,numa-node=0 or gpu_0,cpu-cores=0-15")
+            raise argparse.ArgumentTypeError(f"{part} does not look like gpu_0,numa-node=0 or gpu_0,cpu-cores=0-15")
     return tuple(text.split())
 
 
@@ -105,14 +105,14 @@ class Settings:
     trace: str = _flag("", str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces")
     trace_rate: int = _flag(100, _number("rate", 1, 1 << 31), "trace one request in this many")
     cache_mb: int = _flag(0, _COUNT, "response cache of restormer in MiB; 0: none")
-    # The network's outputs are copied to the CPU on CUDA's legacy default stream if they are in GPU memory, which waits
-    # for all other streams, and they for it: a copy would stall the batches in flight. Without a GPU pool for outputs
-    # Triton puts them into pinned memory instead, of which its default of 256 MiB holds 85. (Read in Triton's sources
-    # of 2026; docs/gpu-checklist.md measures both ways.)
+    # Triton copies outputs in GPU memory to the CPU on CUDA's legacy default stream. That stream waits for all others,
+    # and they wait for it: a copy would stall the batches in flight. Without a GPU pool, Triton puts outputs into
+    # pinned memory instead; its default of 256 MiB holds 85 of them. (Read in Triton's sources of 2026;
+    # docs/gpu-checklist.md measures both ways.)
     gpu_pool_mb: int = _flag(0, _COUNT, "memory for outputs on each GPU in MiB; 0: outputs go to pinned memory")
     pinned_mb: int = _flag(0, _COUNT, "pinned memory on a GPU host in MiB; 0: computed from the queues")
     host_policy: tuple[str, ...] = _flag(
-        (), _host_policies, "cores or NUMA node of each GPU's instances, such as 'gpu_0,numa-node=0 gpu_1,numa-node=1'"
+        (), _host_policies, "cores or NUMA node for each GPU's instances, as in 'gpu_0,numa-node=0 gpu_1,numa-node=1'"
     )
     start_timeout: int = _flag(
         120,

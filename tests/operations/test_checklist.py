@@ -1,4 +1,4 @@
-"""Every command of the GPU checklist names verbs, settings, flags and services that exist; the minutes add up."""
+"""Test that commands of the GPU checklist name verbs, settings and services that exist, and that minutes add up."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ MAKE = r'(?:^|builder |=\S+ )(make [a-z][\w-]*(?: \w+=(?:"[^"]*"|\$\([^)]*\)|\S+
 
 @pytest.mark.parametrize("command", [command for (command,) in find(MAKE)])
 def test_every_make_command_exists(command):
-    """Expanded by make without running them."""
+    """Make expands them without running them."""
     done = subprocess.run(f"{command} --dry-run", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [name for name in re.findall(r" (\w+)=", command) if f"$({name})" not in MAKEFILE] == []

@@ -15,7 +15,7 @@ def run(monkeypatch, capsys, *options):
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_served_engine_is_compared_alone_and_in_a_batch(triton, monkeypatch, capsys):
+def test_a_served_engine_is_compared_one_by_one_and_in_a_batch(triton, monkeypatch, capsys):
     code, figures = run(monkeypatch, capsys, "--url", triton.url, "--batch", "2", "--at-least", "90")
     assert code == 0
     assert len(figures["photographs"]) == 2

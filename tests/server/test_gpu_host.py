@@ -1,4 +1,4 @@
-"""A GPU host as far as a CPU can show it: a stub of nvidia-smi (tests/conftest.py), and plans that are any bytes."""
+"""Test a GPU host on a CPU: nvidia-smi is a stub (tests/conftest.py), and plans contain any bytes."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_the_served_configs_follow_the_engines_profile(models, batch):
 
 
 def test_the_smallest_profile_of_the_served_plans_decides(models, monkeypatch):
-    """A batch for an H100 of 32 photographs, and for an L40S of 4."""
+    """Plans for batches of 32 on an H100 and of 4 on an L40S."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     publish_plan(models, 1, "9.0", profile={"max": [32, 3, 512, 512]})
     publish_plan(models, 1, "8.9", profile={"max": [4, 3, 512, 512]})
@@ -86,7 +86,7 @@ def test_the_smallest_profile_of_the_served_plans_decides(models, monkeypatch):
     ],
 )  # fmt: skip
 def test_memory_limits_the_instances(models, memory, slices, precision, batch, instances, monkeypatch):
-    """Also of a MIG slice, which has the name of its GPU."""
+    """The memory of a MIG slice counts too, although it has the name of its GPU."""
     monkeypatch.setenv("STUB_MEMORY", memory)
     monkeypatch.setenv("STUB_MIG", slices)
     publish_plan(models, 1, "9.0", precision=precision, profile={"max": [batch, 3, 512, 512]})
@@ -105,7 +105,7 @@ def test_only_the_visible_slice_counts(gpu_host, monkeypatch):
 
 
 def test_a_mixed_host_is_served(models, tmp_path, monkeypatch):
-    """With a plan for each capability: every GPU gets an instance, and Triton selects its plan by capability."""
+    """Every GPU gets an instance, and Triton selects its plan by compute capability."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(host, "tensorrt_version", lambda: "11.4.1.5")
     settings = Settings(repository=models, triton=NVIDIAS, state=tmp_path / "state")

@@ -186,7 +186,7 @@ def test_too_little_shared_memory_is_rejected(monkeypatch, repository):
     assert "--shm-size=256m" in problem
 
 
-def test_free_shared_memory_counts_with_what_killed_servers_left(monkeypatch, repository):
+def test_free_shared_memory_includes_what_killed_servers_left(monkeypatch, repository):
     monkeypatch.setattr(
         os,
         "statvfs",

@@ -120,7 +120,7 @@ def test_a_start_after_a_killed_server_kills_its_stubs_and_serves(repository, tm
     assert list(Path("/dev/shm").glob(f"{Settings(state=state).shm_prefix}*")) == []
 
 
-def test_stubs_import_from_a_folder_with_other_letters(tmp_path, monkeypatch):
+def test_stubs_import_from_a_folder_with_non_ascii_letters(tmp_path, monkeypatch):
     """They read paths as ASCII; the folder of the backends is relative to the one that they run in."""
     package = tmp_path / "ä/imaging"
     package.mkdir(parents=True)
