@@ -5,10 +5,10 @@ Needs only Python, PyTorch, NumPy and Pillow: on a machine without the project's
 the same. ``--device cpu --size tiny --side 64`` runs the same code without a GPU.
 
 Each row is a candidate at one batch size: the median time of a call by CUDA events, the peak of allocated memory, and
-the lowest PSNR of an image of the batch against float32 without TF32 on the same device. The roof is the time in which
-the device's own measured rates could do the same: each operation takes at least its arithmetic at the rate of a large
-matrix product in its type, and its bytes at the rate of a large copy (the roofline model: Williams, Waterman and
-Patterson, "Roofline", 2009). It counts unfused operations, as eager PyTorch runs them; ``torch.compile`` fuses, so it
+the lowest PSNR of an image of the batch against float32 without TF32 on the same device. The roof is the minimum
+time at the device's own measured rates: an operation takes as long as its arithmetic at the rate of a large matrix
+product of its type, or its bytes at the rate of a large copy (the roofline model: Williams, Waterman and Patterson,
+"Roofline", 2009). It counts unfused operations, as eager PyTorch runs them; ``torch.compile`` fuses, so it
 may exceed this roof. A row that fails gives its reason, and the next one runs.
 """
 
@@ -297,7 +297,7 @@ def attempt(work: Callable[[], Row], seconds: float) -> Row:
 
 
 def run_all(device: Device, network: Restormer, side: int, batches: list[int], save: Callable[[Row], None]) -> Row:
-    """Measure everything; print each row and call ``save`` with the figures so far when it is there."""
+    """Measure everything; after each row, print it and call ``save`` with the figures so far."""
     deadline = time.monotonic() + BUDGET
     figures: Row = {"device": device.name, "torch": torch.__version__, "cuda": torch.version.cuda, "side": side}
     figures["rates"] = rates = measure_rates(device)

@@ -161,7 +161,7 @@ def layers_from_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any],
     for timed in profile[1:]:  # the first is the number of runs
         name, of = timed["name"], rows.get(timed["name"], {})
         kind = REORDER if "reformat" in name.lower() else ELEMENTWISE
-        # TensorRT 11 has the type apart from the format.
+        # TensorRT 11 states the type separately from the format.
         stated = (tensor.get("DataType") or tensor.get("Format/Datatype") for tensor in of.get("Outputs", []))
         written = {str(each) for each in stated if each}
         made.append(

@@ -18,7 +18,7 @@ def random_image(side: int, *, seed: int) -> NDArray[np.float32]:
 
 
 def standard_network() -> Restormer:
-    """Return the network that figures of speed are about: the owner's base, all of its weights random."""
+    """Return the network of the speed measurements: the owner's base with random weights."""
     torch.manual_seed(0)
     return randomize(Restormer(owner_network()).eval())
 

@@ -3,7 +3,7 @@
 The ONNX graph of an engine gives the operations of each layer and the fewest bytes that pass memory. A layer is not
 faster than its operations at the datasheet's rate for their type, nor than its bytes at the datasheet's bandwidth (the
 roofline model: Williams, Waterman and Patterson, "Roofline", 2009). Layers run one after another, so their times add
-up, in two ways:
+up, in three ways:
 
 - *fused*: a layer is a convolution, product, LayerNorm or softmax with everything that follows it up to the next. It
   reads what other layers left, once, and writes what other layers need. An engine that does not join two convolutions
@@ -99,7 +99,7 @@ OTHER_BOARDS = ("pcie", "nvl", "40gb", "64gb")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 EXPORTED = ("fp32", "fp16", "bf16")  #: the other precisions are made of these
 BATCHES = (1, 8, 32)  #: of the comparison of GPUs
-#: Photographs a second that the owner's optimisation guide expects of a TensorRT engine: from, to.
+#: Photographs a second that the owner's optimization guide expects of a TensorRT engine: from, to.
 GUIDE = {
     ("a100", "fp16"): (180, 180),
     ("a100", "int8"): (350, 350),
@@ -274,7 +274,7 @@ def layers_of_block(found: list[Convolution], block: Block, stage: str, precisio
 
 
 def blocks_on_chip(network: Restormer, gpu: Gpu, batch: int, precision: str) -> dict[str, dict[str, float]]:
-    """Return by stage the limits of a block whose inner maps stay on the chip, for one image of a batch.
+    """Return, by stage, the limits of a block whose inner maps stay on the chip, for one image of a batch.
 
     It reads its input twice and writes its output once; the weights pass once a batch.
     """

@@ -164,7 +164,7 @@ def test_a_candidate_that_compiles_for_minutes_is_a_row_with_its_reason(network,
 
 
 def test_a_tensorrt_build_may_take_longer_than_other_starts(folder, monkeypatch):
-    """Without TensorRT its candidate answers why it does not run, after seconds."""
+    """Without TensorRT, the candidate says within seconds why it does not run."""
     monkeypatch.setattr(core, "PATIENCE", 0.01)
     slow, build = (core.Candidate("a candidate", kind, "engine") for kind in ("openvino", "tensorrt"))
     assert core.Worker(slow, folder).reason == "no answer within 0.01 s"

@@ -1,4 +1,4 @@
-"""The measurement in PyTorch on a GPU: its rows on a CPU, and with substitutes for the CUDA calls."""
+"""Test the measurement in PyTorch on a GPU: its rows on a CPU, and with substitutes for the CUDA calls."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def network():
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Substitutes for CUDA's events, graphs and memory, so that their lines run on a CPU."""
+    """Replace CUDA's events, graphs and memory, so that the code that uses them runs on a CPU."""
 
     class Event:
         def __init__(self, *, enable_timing):
@@ -98,7 +98,7 @@ def test_every_row_on_a_cpu(quick, network, monkeypatch, tmp_path, capsys):
     assert figures["arithmetic"]["fp16"]["between_db"] > figures["arithmetic"]["bf16"]["between_db"] > 35
 
 
-def test_the_lines_for_cuda_and_batch_8(quick, network, cuda):
+def test_the_code_for_cuda_and_batch_8_runs(quick, network, cuda):
     figures = gpu.run_all(cuda, network, SIDE, [8], lambda figures: None)
     assert [row["candidate"] for row in figures["rows"]] == [each.name for each in gpu.CANDIDATES]
     assert all(row["peak_mib"] == 3 and row["median_ms"] > 0 for row in figures["rows"])
@@ -125,7 +125,7 @@ def test_work_that_takes_too_long_is_stopped():
     assert "TimeoutError" in gpu.attempt(lambda: time.sleep(60), -1.0)["not_run"]
 
 
-def test_operations_are_counted_as_by_the_cost_of_the_architecture():
+def test_operation_counts_match_the_cost_of_the_architecture():
     architecture = owner_network("tiny")
     with torch.no_grad():
         work = gpu.count_work(Restormer(architecture), 2, 64)
