@@ -1,4 +1,4 @@
-"""The Makefile in a clone of its own, with a stub of Python: installing, the environment, and paths with spaces."""
+"""Test the Makefile in its own clone with a stub of Python: installing, the environment, and paths with spaces."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ esac
 
 @dataclass
 class Clone:
-    """A clone whose Python is a stub."""
+    """Make a clone whose Python is a stub."""
 
     folder: Path
 

@@ -138,7 +138,7 @@ def _split(address: str) -> tuple[str, str]:
 
 
 def _is_loopback(address: str) -> bool:
-    """Tell whether ``host``, ``host:port``, ``ipv6`` or ``[ipv6]:port`` is loopback, in any spelling that sockets take.
+    """Return whether ``host``, ``host:port``, ``ipv6`` or ``[ipv6]:port`` is loopback, in any spelling of sockets.
 
     The unspecified address counts: a connection to it reaches this machine.
     """

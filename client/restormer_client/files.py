@@ -64,7 +64,7 @@ def is_photograph(name: str) -> bool:
 
 
 def _find_files(source: Path, target: Path) -> Iterator[Path]:
-    """Yield the files that are not hidden, and links to nothing or to folders, which are not followed."""
+    """Yield the files that are not hidden, broken links, and links to folders, which are not followed."""
     excluded = target.resolve()  # an output folder inside the input folder
     for folder, folders, names in os.walk(source, onerror=_raise):
         visible = [[name for name in each if not name.startswith(".")] for each in (folders, names)]

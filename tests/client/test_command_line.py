@@ -95,7 +95,7 @@ def test_failures_are_printed_reported_and_retried(folder, run, fake, tmp_path):
     assert (code, json.loads((tmp_path / "failures.json").read_text())) == (0, [])
 
 
-def test_files_are_counted_if_they_are_left_out(folder, run, fake, tmp_path):
+def test_files_that_are_left_out_are_counted(folder, run, fake, tmp_path):
     """A link to a folder is not followed; a link to nothing is a photograph that cannot be read."""
     for name in ("d.JFIF", "e.jpe", "f.hif"):
         (folder / name).write_bytes(b"x")
