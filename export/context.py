@@ -133,7 +133,7 @@ class BuildContext:
         reached = self.reference.measure_batch(f"batch of {size}, against batch of 1", executes, run, size)
         if reached.psnr < self.gate:
             raise GateError(
-                f"in a batch of {size} {reached.worst} has {reached.psnr:.1f} dB against its output alone; the gate is "
+                f"in a batch of {size}, {reached.worst} is {reached.psnr:.1f} dB from its output alone; the gate is "
                 f"{self.gate:.0f} dB: nothing was published"
             )
         return [reached]
