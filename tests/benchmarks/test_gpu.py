@@ -95,7 +95,9 @@ def test_every_row_on_a_cpu(quick, network, monkeypatch, tmp_path, capsys):
         assert row["photographs_per_second"] == pytest.approx(batch * 1e3 / row["median_ms"])
         assert row["roof_share"] == pytest.approx(row["roof_ms"] / row["median_ms"])
         assert row["psnr_db"] is None or row["psnr_db"] > (100 if "float32, TF32" in name else 35), name
-    assert figures["arithmetic"]["fp16"]["between_db"] > figures["arithmetic"]["bf16"]["between_db"] > 35
+    assert figures["arithmetic"].keys() == {"fp16", "bf16"}
+    for row in figures["arithmetic"].values():
+        assert row["between_db"] is None or row["between_db"] > 35  # None: the same bits
 
 
 def test_the_code_for_cuda_and_batch_8_runs(quick, network, cuda):
