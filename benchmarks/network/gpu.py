@@ -277,17 +277,21 @@ def limit_time(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"stopped after {seconds:.0f} s: the rows have {BUDGET:.0f} s in all")
 
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
     handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def attempt(work: Callable[[], Row], seconds: float) -> Row:
     """Return the row of a piece of work, or the reason why there is none; Ctrl-C still ends the run."""
+    if seconds <= 0:
+        return {"not_run": f"not started: the rows have {BUDGET:.0f} s in all"}
     try:
         with limit_time(seconds):
             return work()
