@@ -201,7 +201,7 @@ def test_a_driver_that_is_too_old_is_not_reported_as_a_missing_cuda(cuda_device,
     with pytest.raises(ExportError, match=r"cannot use the GPU: .* too old \(found version 12020\)\.$"):
         TARGETS["tensorrt"].gpu()
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(ExportError, match=r"no CUDA, .*: install a CUDA build of torch"):
+    with pytest.raises(ExportError, match=r"has no CUDA: install a CUDA build of torch"):
         TARGETS["tensorrt"].gpu()
 
 
