@@ -2,7 +2,7 @@
 
 Needs only Python, PyTorch, NumPy and Pillow: on a machine without the project's environments run
 ``python3 -m benchmarks.network.gpu``. The weights and images are random, so decibels show only that two forms compute
-the same. ``--device cpu --size tiny --side 64`` runs the same code without a GPU.
+the same. ``--device cpu --size tiny --side 16`` runs the same code without a GPU.
 
 Each row is a candidate at one batch size: the median time of a call by CUDA events, the peak of allocated memory, and
 the lowest PSNR of an image of the batch against float32 without TF32 on the same device. The roof is the minimum
@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,7 +43,7 @@ from operations.recording import (
     write_record,
 )
 
-BUDGET = 450.0  #: seconds for all rows; rows that would start later are not run
+BUDGET = 450.0  #: seconds for all rows; a row that needs more than is left is not started
 SECONDS = 2.0  #: minimum time of the calls of a row; each row has at least `CALLS` calls
 CALLS = 3
 ARITHMETIC_SIDE = 128  #: side of the image on which half arithmetic is compared with its emulation on a CPU
@@ -54,7 +53,10 @@ Operations = list[tuple[float, float]]  #: floating-point operations and bytes o
 
 @dataclass(frozen=True)
 class Candidate:
-    """A form of the network; ``batches`` limits the batch sizes that it is measured at."""
+    """A form of the network.
+
+    ``batches`` limits the batch sizes that it is measured at; ``needs`` is how many seconds a row may take.
+    """
 
     name: str
     precision: str = "fp32"
@@ -64,6 +66,7 @@ class Candidate:
     cuda_graph: bool = False
     compiled: bool = False
     batches: tuple[int, ...] = ()
+    needs: float = 15.0
 
     @property
     def arithmetic(self) -> str:
@@ -81,7 +84,7 @@ CANDIDATES = (
     Candidate("autocast float16", autocast=True),
     Candidate("eager float16, channels-last", "fp16", channels_last=True),
     Candidate("float16, CUDA graph", "fp16", cuda_graph=True),
-    Candidate("torch.compile float16", "fp16", compiled=True, batches=(8,)),
+    Candidate("torch.compile float16", "fp16", compiled=True, batches=(8,), needs=180.0),
 )
 REFERENCE = CANDIDATES[0]
 
@@ -270,31 +273,10 @@ def compare_arithmetic(network: Restormer, device: Device) -> dict[str, Row]:
     return rows
 
 
-@contextmanager
-def limit_time(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in the main thread after this time."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"stopped after {seconds:.0f} s: the rows have {BUDGET:.0f} s in all")
-
-    timer = signal.setitimer(signal.ITIMER_REAL, 0)
-    handler = signal.signal(signal.SIGALRM, stop)
+def attempt(work: Callable[[], Row]) -> Row:
+    """Return the row of a piece of work, or the reason why there is none."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-
-
-def attempt(work: Callable[[], Row], seconds: float) -> Row:
-    """Return the row of a piece of work, or the reason why there is none; Ctrl-C still ends the run."""
-    if seconds <= 0:
-        return {"not_run": f"not started: the rows have {BUDGET:.0f} s in all"}
-    try:
-        with limit_time(seconds):
-            return work()
+        return work()
     except Exception as error:  # noqa: BLE001  any exception of PyTorch is a row of the table
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {"not_run": f"{type(error).__name__}: {first}"[:300]}
@@ -306,7 +288,7 @@ def run_all(device: Device, network: Restormer, side: int, batches: list[int], s
     figures: Row = {"device": device.name, "torch": torch.__version__, "cuda": torch.version.cuda, "side": side}
     figures["rates"] = rates = measure_rates(device)
     print(f"{device.name}: " + ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates.items()) + " (T/s)")
-    figures["arithmetic"] = attempt(lambda: compare_arithmetic(network, device), deadline - time.monotonic())
+    figures["arithmetic"] = attempt(lambda: compare_arithmetic(network, device))
     for name, row in figures["arithmetic"].items():
         print(f"{name} at {ARITHMETIC_SIDE}x{ARITHMETIC_SIDE}: {row}")
     torch.manual_seed(0)
@@ -320,7 +302,9 @@ def run_all(device: Device, network: Restormer, side: int, batches: list[int], s
         for batch in [each for each in batches if not candidate.batches or each in candidate.batches]:
             roof = roof_ms(count_work(typed, batch, side), rates[candidate.arithmetic], rates["copy"])
             work = partial(measure, candidate, network, images[:batch], references[:batch], device, roof)
-            row = {"candidate": candidate.name, "batch": batch, **attempt(work, deadline - time.monotonic())}
+            has_time = deadline - time.monotonic() > candidate.needs
+            reason = {"not_run": f"not started: less than {candidate.needs:.0f} s of {BUDGET:.0f} s left"}
+            row = {"candidate": candidate.name, "batch": batch, **(attempt(work) if has_time else reason)}
             print(format_row(row), flush=True)
             figures["rows"].append(row)
             save(figures)
