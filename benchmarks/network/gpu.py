@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.network.random_weights import randomize
+from export.metrics import psnr
 from export.network.architecture import OWNER_SIZES, owner_network
 from export.network.half import emulation
 from export.network.restormer import Restormer
@@ -250,9 +252,8 @@ def measure(
 
 def lowest_psnr(output: Tensor, reference: Tensor) -> float | None:
     """Return the lowest PSNR in dB of an image of the batch (peak 1.0); None if it is not finite, as for equal ones."""
-    errors = (output.double() - reference.double()).square().mean(dim=(1, 2, 3))
-    lowest = float(-10 * errors.max().log10())
-    return lowest if torch.isfinite(torch.tensor(lowest)) else None
+    lowest = float(np.min([psnr(*pair) for pair in zip(output.numpy(), reference.numpy(), strict=True)]))
+    return lowest if np.isfinite(lowest) else None
 
 
 def compare_arithmetic(network: Restormer, device: Device) -> dict[str, Row]:
@@ -328,7 +329,7 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="CUDA_VISIBLE_DEVICES chooses a GPU")
     parser.add_argument("--size", choices=OWNER_SIZES, default="base", help="which of the owner's networks")
     parser.add_argument("--side", type=int, default=512, help="of the images, a multiple of 8")
     parser.add_argument("--batches", type=parse_numbers(int), default=[1, 8, 32], help="batch sizes, as in 1,8,32")
