@@ -27,7 +27,7 @@ REPOSITORY  = $(or $(RESTORMER_REPOSITORY),model_repository)
 STATE       = $(or $(RESTORMER_STATE),.run)
 OUTPUT      = out
 $(foreach name,\
-	AT_LEAST AUX_STREAMS BATCH BATCHES CONCURRENCY CROPS DATA DEVICE ENGINE FILES GATE GPU HARDWARE \
+	AT_LEAST AUX_STREAMS BATCH BATCHES CONCURRENCY DATA DEVICE ENGINE FILES GATE GPU HARDWARE \
 	ONLY_PUBLISHED ONNXRUNTIME_TENSORRT OPT_BATCH PAIRS PERF_ANALYZER PLAN PRICE RATE RATES RECORD RELEASE \
 	ROUNDS SECONDS SERVED SIDE SIDE_OVERRIDE SIZE SLO_P99_MS STANDARD TRTEXEC URL,$(eval $(name) =))
 
@@ -52,7 +52,7 @@ MAKEFLAGS += --no-print-directory
 # Two installs of one source tree must not run at the same time.
 .NOTPARALLEL:
 .PHONY: help setup setup-gpu setup-bulk inspect engine evaluate engines rollback serve stop demo test test-docker test-load test-rolling test-bulk \
-	verify-gpu canary fuzz benchmark benchmark-core benchmark-gpu benchmark-transfer benchmark-imaging benchmark-client benchmark-bulk \
+	verify-gpu canary fuzz benchmark benchmark-core benchmark-gpu benchmark-imaging benchmark-client benchmark-bulk \
 	profile tune roofline report \
 	lint format lock clean check-python
 
@@ -219,10 +219,6 @@ benchmark-gpu: $(ENVS)/build-ours.done  ## Measure the owner's base network in P
 
 benchmark-imaging: $(ENVS)/build-ours.done  ## Measure time and memory of a photograph without the network
 	@$(BUILD) -m benchmarks.pipeline.imaging $(if $(RECORD),--record "$(RECORD)")
-
-benchmark-transfer: $(ENVS)/build-ours.done  ## Compare methods for full resolution: transfer, tiles, enlarging, network at full size
-##- CROPS=file.jpg for a picture of crops
-	@$(BUILD) -m benchmarks.pipeline.transfer --package "$(PACKAGE)" $(if $(RECORD),--record "$(RECORD)") $(if $(CROPS),--crops "$(CROPS)")
 
 benchmark-client: setup  ## Compare the client with perf_analyzer and tritonclient
 	@$(BUILD) -m benchmarks.pipeline.client --repository "$(REPOSITORY)" \

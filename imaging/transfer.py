@@ -7,8 +7,8 @@ is kept, because it comes from the photograph itself.
 
 Unlike in the guided filter, the ridge pulls the slope towards the local gain (mean of O over mean of I) and not towards
 zero. A flat window does not determine the slope, and zero would wash out the texture of, say, a wall; the gain
-brightens the texture as much as the wall, as another exposure would. ``make benchmark-transfer`` compares the method
-with tiles, with enlarging and with the network at full size, and varies the ridge; the table is in docs/photographs.md.
+brightens the texture as much as the wall, as another exposure would. docs/decisions/full-resolution.md compares the
+method with tiles, with enlarging and with the network at full size, and varies the ridge.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Look:
     offset: Unit
 
     @classmethod
-    def between(cls, before: Unit, after: Unit, *, strength: float = 1.0, ridge: float = EPSILON) -> Look:
+    def between(cls, before: Unit, after: Unit, *, strength: float = 1.0) -> Look:
         """Fit the look between two small images, hxwxC float32 in [0, 1]; ``strength`` is 0 (no change) to 1 (full)."""
         height, width, channels = before.shape
         flat = (height, width * channels)
@@ -48,7 +48,7 @@ class Look:
                 np.ascontiguousarray(before).reshape(flat),
                 np.ascontiguousarray(after).reshape(flat),
                 channels,
-                ridge,
+                EPSILON,
                 BLACK,
             )
         )

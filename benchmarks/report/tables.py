@@ -32,8 +32,6 @@ RECORDS = {
     "tune-gpu": "make tune SLO_P99_MS=…",
     "roofline": "make roofline GPU=h100 PRICE=2.5",
     "imaging": "make benchmark-imaging",
-    "transfer": "make benchmark-transfer",
-    "frame": "python -m benchmarks.pipeline.frame FOLDER",
     "client": "make benchmark-client",
     "bulk": "make benchmark-bulk",
     "load": "make test-load",
@@ -375,28 +373,6 @@ def records_table() -> str:
     )
 
 
-def nearness_table(document: Record) -> str:
-    """Compare preprocess with a full decode and Pillow's resize."""
-    rows = {
-        f"{row['aspect']}, {row['megapixels']} MP": row
-        | {"decoded": "full size" if row["shrink"] == 1 else f"1/{row['shrink']}"}
-        for row in document["rows"]
-    }
-    return _grid("aspect ratio and size", rows, ("photographs", "photographs"), ("decoded at", "decoded"),
-                 ("core tensor: PSNR (dB)", "core_psnr", ".1f"),
-                 ("largest difference, of 255", "core_difference", ".0f"),
-                 ("output: PSNR (dB)", "output_psnr", ".1f"),
-                 ("largest difference, of 255", "output_difference", ".0f"))  # fmt: skip
-
-
-def ways_table(document: Record) -> str:
-    """Compare the ways to full resolution, with the true look and with the network's."""
-    looks = (("true look", "true look"), ("network", "network's look"))
-    rows = {f"{title}: {way}": row for key, title in looks for way, row in document[key].items()}
-    return _grid("look and way", rows, ("PSNR (dB)", "psnr", ".2f"), ("SSIM", "ssim", ".3f"),
-                 ("fine detail", "detail", ".2f"))  # fmt: skip
-
-
 def cost_table(document: Record) -> str:
     """Show what a photograph costs around the network, by its size."""
     rows = {size: row | {"megabytes": row["bytes"] / 1e6} for size, row in document["sizes"].items()}
@@ -610,8 +586,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "records": records_table,
     },
     "docs/photographs.md": {
-        "nearness": _from(nearness_table, "frame"),
-        "ways": _from(ways_table, "transfer"),
         "fuzz": _from(fuzz_table, "fuzz"),
         "cost": _from(cost_table, "imaging"),
         "files": _from(files_table, "imaging"),

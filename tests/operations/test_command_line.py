@@ -14,9 +14,8 @@ BULK, LOAD, PIPELINE, TUNE = (
 )  # fmt: skip
 MODULES = (
     BULK, LOAD, PIPELINE, TUNE, "benchmarks.network.core", "benchmarks.network.profile", "benchmarks.network.roofline",
-    "benchmarks.pipeline.client", "benchmarks.pipeline.frame", "benchmarks.pipeline.imaging",
-    "benchmarks.pipeline.transfer", "operations.canary", "operations.served_fidelity", "operations.verify_gpu",
-    "tests.acceptance.rolling",
+    "benchmarks.pipeline.client", "benchmarks.pipeline.imaging", "operations.canary", "operations.served_fidelity",
+    "operations.verify_gpu", "tests.acceptance.rolling",
 )  # fmt: skip
 
 
