@@ -6,8 +6,8 @@ disturb another's. Candidates take turns, round after round, so that a drift of 
 is PyTorch eager in float32, written as in the paper (``benchmarks.network.paper``), and decibels are PSNR against it:
 with random weights they show that a form computes the same, not how photographs look.
 
-The record also has the ladder of rewrites in the engine's own runtime, threads, streams, the first
-call, and what the processor reaches at best.
+The record also has the ladder of rewrites in the engine's own runtime, the first call, and what the processor reaches
+at best.
 """
 
 from __future__ import annotations
@@ -62,14 +62,12 @@ CALIBRATION = 8  #: photographs for the INT8 ranges of a trained network
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run a network: the runtime, the graph file it reads, the runtime's options, and the images a call."""
+    """A way to run a network: the runtime, the graph file it reads, and the precision."""
 
     name: str
     kind: str
     graph: str = ""
     precision: str = "fp32"
-    options: tuple[tuple[str, str], ...] = ()
-    batch: int = 1
 
 
 def candidates() -> list[Candidate]:
@@ -131,8 +129,7 @@ def _load_openvino(candidate: Candidate, path: Path) -> Run:
     precision = PRECISIONS[candidate.precision]
     if reason := cpu.why_not(precision):
         raise ExportError(reason)
-    options = {**cpu.settings(precision), **dict(candidate.options)}
-    return cpu.runner_from_model(cpu.compile_engine(path, options, batch=candidate.batch))
+    return cpu.runner_from_model(cpu.compile_engine(path, cpu.settings(precision)))
 
 
 def _load_torch(candidate: Candidate, folder: Path) -> Run:
@@ -190,7 +187,7 @@ def _capture_cuda_graph(network: Any, folder: Path) -> Callable[[Any], Any]:
 def serve_candidate(candidate: Candidate, folder: Path, pipe: Connection) -> None:
     """Run in a candidate's process: report when it is ready, then time a call for every message."""
     try:
-        image, began = np.repeat(np.load(folder / "image.npy"), candidate.batch, axis=0), time.perf_counter()
+        image, began = np.load(folder / "image.npy"), time.perf_counter()
         run = load_candidate(candidate, folder)
         ready = time.perf_counter()
         output = run(image)
@@ -226,7 +223,7 @@ class Worker:
 
     def __init__(self, candidate: Candidate, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self.candidate, self.seconds = candidate, list[float]()  # of an image
+        self.candidate, self.seconds = candidate, list[float]()
         self.memory: int | None = None
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve_candidate, args=(candidate, folder, theirs), daemon=True)
@@ -268,7 +265,7 @@ class Worker:
         """Return the PSNR of its first image against a reference; `EQUAL_DB` for equal bits."""
         from export.metrics import psnr
 
-        return min(psnr(np.load(folder / self.first["output"])[:1], reference[:1]), EQUAL_DB)
+        return min(psnr(np.load(folder / self.first["output"]), reference), EQUAL_DB)
 
     def turn(self) -> None:
         """Time one call."""
@@ -277,7 +274,7 @@ class Worker:
         if "not_run" in answer:
             self.first = answer
             return
-        self.seconds.append(answer["seconds"] / self.candidate.batch)
+        self.seconds.append(answer["seconds"])
         self.memory = answer["memory_mib"]
 
     def stop(self) -> None:
@@ -422,47 +419,6 @@ def _export_step(name: str, form: Any, graph: str, image: Tensor, folder: Path, 
     return Candidate(name, "openvino", graph, precision)
 
 
-def measure_settings(folder: Path, rounds: int, precision: str) -> dict[str, Any]:
-    """Measure threads and a cache in seconds an image, and streams in images a second."""
-    cores = len(os.sched_getaffinity(0))
-    cache = str(folder / "cache")
-    threads = sorted({1, max(1, cores // 2), cores})
-    ways = {_plural(count, "thread"): {"INFERENCE_NUM_THREADS": str(count)} for count in threads}
-    ways |= {"compiled into a cache": {"CACHE_DIR": cache}, "compiled from the cache": {"CACHE_DIR": cache}}
-    found = [Candidate(name, "openvino", "engine", precision, tuple(options.items())) for name, options in ways.items()]
-    rows = {each.pop("step"): each for each in steps_of(compare(found, folder, rounds), folder)}
-    image = np.load(folder / "image.npy")
-    return {"rows": rows, "streams": _measure_streams(folder / "engine.onnx", image, precision, cores, rounds)}
-
-
-def _measure_streams(path: Path, image: Tensor, precision: str, cores: int, rounds: int) -> dict[str, list[float]]:
-    """Return images a second of each round, with one stream over all cores and with a stream a core."""
-    import openvino
-
-    from export.targets import cpu
-
-    queues = {}
-    for streams in sorted({1, cores}):
-        options = {**cpu.settings(PRECISIONS[precision]), "NUM_STREAMS": str(streams)}
-        queues[streams] = openvino.AsyncInferQueue(cpu.compile_engine(path, options), streams)
-    rates: dict[str, list[float]] = {_plural(streams, "stream"): [] for streams in queues}
-    for turn in range(rounds + 1):  # the first is a warm-up
-        for streams, queue in queues.items():
-            show_progress(f"streams: {streams}, round {turn}/{rounds}")
-            began = time.perf_counter()
-            for _ in range(4 * streams):
-                queue.start_async({0: image})
-            queue.wait_all()
-            if turn:
-                rates[_plural(streams, "stream")].append(4 * streams / (time.perf_counter() - began))
-    return rates
-
-
-def _plural(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 thread, 2 threads."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def measure_network(
     name: str, network: Restormer, image: Tensor, weights: str, calibration: Mapping[str, Tensor], folder: Path,
     rounds: int,
@@ -525,7 +481,6 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
         precision = "fp32" if cpu.why_not(PRECISIONS["bf16"]) else "bf16"
         document["ladder_of"] = f"standard network at 256, OpenVINO in {precision}"
         document["ladder"] = measure_ladder(standard, image, small, rounds, precision)
-        document["settings"] = measure_settings(small, rounds, precision)
     return document
 
 
@@ -535,7 +490,6 @@ def print_tables(document: Mapping[str, Any]) -> None:
         print(f"\n{name}: {network['parameters']:,} parameters, {network['gflop']:.0f} GFLOP an image, "
               f"{network['weights']} weights\n{tables.network_table(network, document['peak'])}")  # fmt: skip
     print(f"\nladder, {document['ladder_of']}\n{tables.steps_table(document['ladder'])}")
-    print(f"\n{tables.settings_table(document['settings'])}")
 
 
 def main() -> None:

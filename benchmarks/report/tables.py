@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.network.peak import peak_of
@@ -169,13 +168,6 @@ def steps_table(steps: Sequence[Record]) -> str:
         rows.append([step["step"], step["median_s"], span(step), f"{step['speedup']:.2f}", decibels(step), note])
         before = step
     return table(("step", "s", "min–max", "×", "dB", "note"), rows)
-
-
-def settings_table(settings: Record) -> str:
-    """Compare threads, streams and the cache of compiled engines."""
-    rows = settings["rows"] | {name: {"rate": median(rates)} for name, rates in settings["streams"].items()}
-    return _grid("settings of the engine", rows, ("s", "median_s"), ("ready (s)", "ready_s"),
-                 ("first call (s)", "first_s"), ("images a second", "rate"), ("not run", "not_run"))  # fmt: skip
 
 
 def kinds_table(*profiles: Record) -> str:

@@ -139,16 +139,16 @@ def require_precision(precision: Precision) -> None:
         raise ExportError(f"{reason}: use --precision fp32, which every CPU executes")
 
 
-def compile_engine(path: Path, options: Mapping[str, str], *, batch: int = 1) -> openvino.CompiledModel:
-    """Compile an engine file for one image at a time, as the server's adapter does, or for another batch."""
+def compile_engine(path: Path, options: Mapping[str, str]) -> openvino.CompiledModel:
+    """Compile an engine file for one image at a time, as the server's adapter does."""
     core = _core()
     model = core.read_model(path)
-    model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
+    model.reshape([1, *list(model.input(0).partial_shape)[1:]])
     return core.compile_model(model, "CPU", dict(options))
 
 
 def runner_from_model(model: openvino.CompiledModel) -> Callable[[Tensor], Tensor]:
-    """Return a function from ``[N, C, H, W]`` float32 to the same; N is the batch it was compiled for."""
+    """Return a function from ``[1, C, H, W]`` float32 to the same."""
     return lambda image: np.asarray(model(image)[0], np.float32)
 
 

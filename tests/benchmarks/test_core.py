@@ -63,15 +63,14 @@ def test_a_candidate_that_dies_is_a_row(folder):
     assert "no such graph" in worker.first["not_run"]
 
 
-def test_steps_have_seconds_an_image_or_a_reason(folder):
-    """Two candidates that run, one of them with two images a call, and one without a graph."""
-    engine = core.Candidate("engine", "openvino", "engine")
-    pair = core.Candidate("two a call", "openvino", "engine", batch=2)
-    dead, first, two = core.steps_of(core.compare([MISSING, engine, pair], folder, rounds=2), folder)
+def test_steps_have_seconds_or_a_reason(folder):
+    """Two candidates that run, and one without a graph."""
+    engine, plain = (core.Candidate(name, "openvino", name) for name in ("engine", "plain"))
+    dead, first, second = core.steps_of(core.compare([MISSING, engine, plain], folder, rounds=2), folder)
     assert "no such graph" in dead["not_run"]
     assert first["speedup"] == 1  # the first that ran
-    assert two["speedup"] == pytest.approx(first["median_s"] / two["median_s"])
-    assert two["psnr_db"] > 90
+    assert second["speedup"] == pytest.approx(first["median_s"] / second["median_s"])
+    assert second["psnr_db"] > 90
 
 
 def test_a_random_network_has_no_ones_and_zeros_that_a_runtime_removes(network):
@@ -140,12 +139,9 @@ def test_the_printed_tables_have_the_reasons_of_what_did_not_run(capsys):
             "networks": {"demo 512": {"gflop": 300.0, "parameters": 1, "weights": "trained", "rows": rows}},
             "ladder_of": "the network",
             "ladder": [{"step": "first"} | dead],
-            "settings": {"rows": {"1 thread": dead}, "streams": {"1 stream": [0.5, 0.4, 0.7]}},
         }
     )
-    printed = capsys.readouterr().out
-    assert printed.count("its process died") == 3
-    assert "0.500" in printed  # the median of the streams
+    assert capsys.readouterr().out.count("its process died") == 2
 
 
 def measure(network, folder, found, monkeypatch):
