@@ -33,6 +33,7 @@ from benchmarks.network.peak import higher_of, measured_peaks
 from benchmarks.report import tables
 from benchmarks.report.tables import EQUAL_DB, ON_GPU, OURS
 from export.errors import ExportError
+from export.machine import peak_memory_mib
 from export.precision import PRECISIONS
 from operations.recording import (
     add_record_option,
@@ -91,12 +92,12 @@ def candidates() -> list[Candidate]:
 
 
 def gpu_candidates() -> list[Candidate]:
-    """Return what to compare on a GPU host. Not run on a GPU yet (docs/gpu-checklist.md)."""
+    """Return what to compare on a GPU host. Not run on a GPU yet (docs/gpu-checklist.md).
+
+    ``benchmarks.network.gpu`` measures PyTorch's other forms there.
+    """
     return [
         Candidate("GPU: PyTorch eager float32", "cuda"),
-        Candidate("GPU: PyTorch autocast float16", "cuda autocast", precision="fp16"),
-        Candidate("GPU: torch.compile float16", "cuda compile", precision="fp16"),
-        Candidate("GPU: CUDA graph float16", "cuda graph", precision="fp16"),
         Candidate("GPU: ONNX Runtime CUDA, float16", "ort cuda", "fp16", "fp16"),
         Candidate("GPU: ONNX Runtime TensorRT, float16", "ort tensorrt", "fp16", "fp16"),
         Candidate("GPU: TensorRT FP16", "tensorrt", "fp16", "fp16"),
@@ -138,8 +139,8 @@ def _load_torch(candidate: Candidate, folder: Path) -> Run:
     from benchmarks.network import paper
 
     saved = torch.load(folder / "network.pt", weights_only=False)
-    kind, half = candidate.kind, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(candidate.precision)
-    if half is torch.bfloat16 and not kind.startswith("cuda"):
+    kind, number = candidate.kind, torch.bfloat16 if candidate.precision == "bf16" else torch.float32
+    if number is torch.bfloat16:
         import openvino
 
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -147,41 +148,19 @@ def _load_torch(candidate: Candidate, folder: Path) -> Run:
     if kind == "paper":
         weights, eps = saved.state_dict(), saved.architecture.eps
         return lambda image: np.asarray(paper.restormer(weights, torch.from_numpy(image), eps=eps).numpy())
-    device = "cuda" if kind.startswith("cuda") else "cpu"
-    network = saved.to(device, half) if half and kind != "cuda autocast" else saved.to(device)
+    device = "cuda" if kind == "cuda" else "cpu"
     layout = torch.contiguous_format if kind in ("eager", "cuda") else torch.channels_last
     torch.backends.cudnn.allow_tf32 = False  # on by default: float32 means float32 here
-    network = network.to(memory_format=layout)
-    if kind.endswith("compile"):
+    network = saved.to(device, number, memory_format=layout)
+    if kind == "compile":
         network = torch.compile(network)
-    call = _capture_cuda_graph(network, folder) if kind == "cuda graph" else network
 
     def run(image: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=kind == "cuda autocast"):
+        with torch.inference_mode():
             given = torch.from_numpy(image).to(device, memory_format=layout)
-            return np.asarray(call(given).float().cpu().numpy())
+            return np.asarray(network(given).float().cpu().numpy())
 
     return run
-
-
-def _capture_cuda_graph(network: Any, folder: Path) -> Callable[[Any], Any]:
-    """Return the network as a CUDA graph at the image's size."""
-    import torch
-
-    slot = torch.from_numpy(np.load(folder / "image.npy")).to("cuda", memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for _ in range(3):
-            network(slot)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = network(slot)
-
-    def call(image: Any) -> Any:
-        slot.copy_(image)
-        graph.replay()
-        return output
-
-    return call
 
 
 def serve_candidate(candidate: Candidate, folder: Path, pipe: Connection) -> None:
@@ -196,26 +175,15 @@ def serve_candidate(candidate: Candidate, folder: Path, pipe: Connection) -> Non
         while pipe.recv():
             began = time.perf_counter()
             run(image)
-            pipe.send({"seconds": time.perf_counter() - began, "memory_mib": _memory_mib(candidate)})
+            seconds = time.perf_counter() - began
+            memory = None if candidate.name.startswith(ON_GPU) else peak_memory_mib()
+            pipe.send({"seconds": seconds, "memory_mib": memory})
     except EOFError:
         return
     except ExportError as error:
         pipe.send({"not_run": str(error)})
     except Exception as error:  # noqa: BLE001  any exception of a runtime is a row of the table
         pipe.send({"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-
-
-def _memory_mib(candidate: Candidate) -> int | None:
-    """Return the peak memory of this process; on a GPU that of PyTorch there, and None for other runtimes."""
-    from export.machine import peak_memory_mib
-
-    if not candidate.name.startswith(ON_GPU):
-        return peak_memory_mib()
-    if not candidate.kind.startswith("cuda"):
-        return None
-    import torch
-
-    return int(torch.cuda.max_memory_allocated()) // 2**20
 
 
 class Worker:

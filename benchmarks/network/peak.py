@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,22 +67,11 @@ def best_seconds(function: Callable[[], Any]) -> float:
 
 
 def _gpu_peaks() -> dict[str, float | None]:
-    """Measure products on the GPU; float32 without TF32, as is PyTorch's default."""
-    import torch
+    """Measure products on the GPU; float32 without TF32."""
+    from benchmarks.network import gpu
 
-    found: dict[str, float | None] = {}
-    for name, kind in (("float32", torch.float32), ("float16", torch.float16)):
-        square = torch.rand(8192, 8192, device="cuda").to(kind)
-        found[f"gpu_{name}_gflops"] = 2 * 8192**3 / 1e9 / best_seconds(partial(_square_on_gpu, square))
-    return found
-
-
-def _square_on_gpu(square: Any) -> None:
-    """Multiply the matrix by itself and wait for the result."""
-    import torch
-
-    square @ square
-    torch.cuda.synchronize()
+    rates = gpu.measure_rates(gpu.Device("cuda"))
+    return {"gpu_float32_gflops": rates["fp32"] / 1e9, "gpu_float16_gflops": rates["fp16"] / 1e9}
 
 
 def _product(operation: str) -> tuple[onnx.ModelProto, NDArray[Any]]:
