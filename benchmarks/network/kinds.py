@@ -9,7 +9,6 @@ Bytes are the minimum that a layer reads and writes.
 from __future__ import annotations
 
 import re
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ OPERATIONS = {
     **dict.fromkeys(("Transpose", "Concat", "Gather", "Split", "Slice", "Reshape", "DepthToSpace", "SpaceToDepth"),
                     MOVES),
 }  # fmt: skip
-PRECISION = {"float": "f32", "float16": "f16", "bfloat16": "bf16"}  #: OpenVINO's names for ONNX Runtime's
-RENAMED = ("Reshape", "Identity")  #: only rename a tensor in ONNX Runtime
 #: OpenVINO's own names for the parts of a LayerNormalization.
 FROM_NORM = ("MVN", "ReduceMean", "Subtract", "RMS")
 
@@ -62,7 +59,7 @@ class Layer:
 
 
 def graph_nodes(model: onnx.ModelProto) -> dict[str, Node]:
-    """Return the nodes by name, and by the name of their first output, which ONNX Runtime gives to some layers."""
+    """Return the nodes by name, and by the name of their first output."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -118,35 +115,6 @@ def layer_from_nodes(name: str, originals: Iterable[str], kind: str, known: dict
         kind = min((member.kind for member in members), key=lambda each: RANK.index(each) if each in RANK else 0)
     module = next((member.module for member in members if member.macs and member.module), "")
     return Layer(name, kind, macs=sum(member.macs for member in members), module=module, **rest)
-
-
-def layers_from_onnxruntime(events: Sequence[dict[str, Any]], known: dict[str, Node]) -> list[Layer]:
-    """Return the layers of an ONNX Runtime profile: one event a node and run, in microseconds."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            found[event["name"].removesuffix("_kernel_time") + " " + event["args"]["node_index"]].append(event)
-    made = []
-    for turns in found.values():
-        name, of = turns[0]["name"].removesuffix("_kernel_time"), turns[0]["args"]
-        operation = of["op_name"]
-        kind = REORDER if operation.startswith("Reorder") else OPERATIONS.get(operation, ELEMENTWISE)
-        sizes = [prod(shape) * _width(each) for key in ("input_type_shape", "output_type_shape")
-                 for typed in of[key] for each, shape in typed.items() if operation not in RENAMED]  # fmt: skip
-        written = next((each for typed in of["output_type_shape"] for each in typed), "")
-        made.append(
-            layer_from_nodes(
-                name, [] if kind == REORDER else [name, name.removesuffix("_nchwc")], kind, known,
-                ms=statistics.median(turn["dur"] for turn in turns[1:] or turns) / 1e3, type=operation,
-                precision=PRECISION.get(written, written), bytes=sum(sizes),
-            )
-        )  # fmt: skip
-    return made
-
-
-def _width(name: str) -> int:
-    """Return the bytes of an element by ONNX Runtime's name of its type."""
-    return {"double": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}.get(name, 4)
 
 
 def layers_from_trtexec(profile: Sequence[dict[str, Any]], info: dict[str, Any], known: dict[str, Node]) -> list[Layer]:

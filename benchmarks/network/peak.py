@@ -15,7 +15,7 @@ SIDE = 2048  #: of the matrices
 #: The figure of the peak for a precision, by our names and by those of the runtimes' layers. Only GPUs have fp16.
 PEAKS = {
     "fp32": "float32_gflops", "bf16": "bfloat16_gflops", "int8": "int8_gops",
-    "fp16": "float16_gflops", "f32": "float32_gflops", "u8": "int8_gops", "i8": "int8_gops", "uint8": "int8_gops",
+    "fp16": "float16_gflops", "f32": "float32_gflops", "u8": "int8_gops", "i8": "int8_gops",
 }  # fmt: skip
 
 

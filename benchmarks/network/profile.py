@@ -1,8 +1,8 @@
 """Time every layer of the network on this machine's processor (``make profile``).
 
-The published ``cpu`` engine runs in OpenVINO with its counters (PERF_COUNT) and the settings of its JSON, and the same
-graph in ONNX Runtime with its profiler. ``--package`` and ``--standard`` (the owner's base, random weights) use the
-graph that a build for the ``cpu`` target would make instead; in INT8 with every layer that a CPU can run in INT8.
+The published ``cpu`` engine runs in OpenVINO with its counters (PERF_COUNT) and the settings of its JSON. ``--package``
+and ``--standard`` (the owner's base, random weights) use the graph that a build for the ``cpu`` target would make
+instead; in INT8 with every layer that a CPU can run in INT8.
 
 Layers are shown by kind (benchmarks/network/kinds.py), with the arithmetic and memory traffic that they reach.
 ``--trtexec`` makes the same tables of a GPU's figures, from two files of trtexec and the graph that it was given.
@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import openvino
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from benchmarks.network.peak import measured_peaks
 from benchmarks.network.random_weights import random_image, standard_network
 from benchmarks.report import tables
 from export.errors import ExportError
-from export.names import INPUT, MODEL
+from export.names import MODEL
 from export.network import int8
 from export.network.cpu_form import cpu_graph
 from export.network.graph import onnx_bytes
@@ -62,9 +61,7 @@ Subject = tuple[onnx.ModelProto, dict[str, str], dict[str, Any]]  #: graph, Open
 
 
 class OpenVino:
-    """The graph in OpenVINO, with its counters."""
-
-    name = "OpenVINO"
+    """The graph in OpenVINO, with its counters and without."""
 
     def __init__(self, graph: Path, nodes: dict[str, Node], settings: dict[str, str]) -> None:
         self._nodes = nodes
@@ -116,39 +113,11 @@ class OpenVino:
         return made
 
 
-class OnnxRuntime:
-    """The graph in ONNX Runtime, with its profiler."""
-
-    name = "ONNX Runtime"
-
-    def __init__(self, graph: Path, nodes: dict[str, Node], folder: Path) -> None:
-        self._nodes = nodes
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-        self._plain = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def run_plain(self, image: Image) -> None:
-        """Run without the profiler."""
-        self._plain.run(None, {INPUT: image})
-
-    def run_counted(self, image: Image) -> None:
-        """Run with the profiler."""
-        self._session.run(None, {INPUT: image})
-
-    def layers(self) -> list[Layer]:
-        """Return the layers that ran, with the median of all rounds but the first."""
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        return kinds.layers_from_onnxruntime(events, self._nodes)
-
-
-def profile(
-    runtime: OpenVino | OnnxRuntime, image: Image, rounds: int, peak: Mapping[str, float | None]
-) -> dict[str, Any]:
-    """Run with counters and without in turns, after a warm-up; return the figures of a runtime."""
+def profile(runtime: OpenVino, image: Image, rounds: int, peak: Mapping[str, float | None]) -> dict[str, Any]:
+    """Run with counters and without in turns, after a warm-up; return the figures."""
     seconds: dict[str, list[float]] = {"plain": [], "counted": []}
     for turn in range(rounds + 1):
-        show_progress(f"{runtime.name}: round {turn}/{rounds}")
+        show_progress(f"round {turn}/{rounds}")
         for what, run in (("plain", runtime.run_plain), ("counted", runtime.run_counted)):
             began = time.perf_counter()
             run(image)
@@ -156,7 +125,7 @@ def profile(
     show_progress()
     plain, counted = ([second * 1e3 for second in seconds[what][1:]] for what in ("plain", "counted"))
     return {
-        "runtime": runtime.name,
+        "runtime": "OpenVINO",
         "rounds": rounds,
         "counted_ms": statistics.median(counted),
         "plain_ms": statistics.median(plain),
@@ -173,11 +142,6 @@ def layer_figures(layers: list[Layer], peak: Mapping[str, float | None]) -> dict
         "kinds": kinds.summarize_kinds(layers, peak),
         "layers": [asdict(each) for each in sorted(layers, key=lambda each: -each.ms)],
     }
-
-
-def slowest_only(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a profile with its slowest layers only: all of the standard network's are a megabyte."""
-    return found | {"layers": found["layers"][:RECORDED]}
 
 
 def published_engine(repository: Path) -> Path:
@@ -253,19 +217,17 @@ def profile_from_trtexec(profiled: Path, info: Path, graph: Path) -> dict[str, A
         ) from error
     side = model.graph.input[0].type.tensor_type.shape.dim[-1].dim_value
     about = {"network": str(graph), "side": side, "precision": "as the graph is typed", "runtime": "TensorRT"}
-    return {**about, **layer_figures(found, {}), "others": []}
+    return {**about, **layer_figures(found, {})}
 
 
-def profile_runtimes(model: onnx.ModelProto, settings: dict[str, str], side: int, rounds: int) -> dict[str, Any]:
-    """Profile the graph in each runtime; return the figures of the first, and beside them those of the other."""
-    nodes, peak, image = kinds.graph_nodes(model), measured_peaks(), random_image(side, seed=0)
+def profile_graph(model: onnx.ModelProto, settings: dict[str, str], side: int, rounds: int) -> dict[str, Any]:
+    """Profile the graph in OpenVINO; return the figures, and the peak of the processor."""
+    peak = measured_peaks()
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "model.onnx")
         graph.write_bytes(onnx_bytes(model))
-        # One after the other: the first one's threads are gone and its tensors out of the caches.
-        first = profile(OpenVino(graph, nodes, settings), image, rounds, peak)
-        other = profile(OnnxRuntime(graph, nodes, Path(folder)), image, rounds, peak)
-    return {"settings": settings, "peak": peak, **first, "others": [other]}
+        runtime = OpenVino(graph, kinds.graph_nodes(model), settings)
+        return {"settings": settings, "peak": peak, **profile(runtime, random_image(side, seed=0), rounds, peak)}
 
 
 def arguments_from(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -304,17 +266,15 @@ def main() -> None:
         else:
             model, settings, found = load_subject(arguments)
             about = describe_circumstances(command)
-            found |= profile_runtimes(model, settings, found["side"], arguments.rounds)
+            found |= profile_graph(model, settings, found["side"], arguments.rounds)
     except ExportError as error:
         raise SystemExit(f"error: {error}") from None
     document: dict[str, Any] = {"circumstances": about, **found}
-    runtimes = (document, *document["others"])
     print(f"{document['network']}, {document['side']}x{document['side']}, {document['precision']}\n")
-    print(tables.runs_table(*runtimes))
-    for each in runtimes:
-        print(f"\n{tables.kinds_table(each)}\n\n{tables.layers_table(each, PRINTED)}")
-    recorded = slowest_only(document) | {"others": [slowest_only(each) for each in document["others"]]}
-    finish_run(document, arguments.record, recorded)
+    print(f"{tables.runs_table(document)}\n\n{tables.kinds_table(document)}\n")
+    print(f"{tables.layers_table(document, PRINTED)}\n")
+    # All layers of the standard network are a megabyte.
+    finish_run(document, arguments.record, document | {"layers": document["layers"][:RECORDED]})
 
 
 if __name__ == "__main__":

@@ -175,12 +175,12 @@ def kinds_table(*profiles: Record) -> str:
     groups = []
     for found in profiles:
         types = ", ".join(sorted({precision for row in found["kinds"] for precision in row["precisions"]}))
-        side = f"{found['side']}x{found['side']}, " if "side" in found else ""
         rows = {
             row["kind"]: row | {"peak": row["least_ms"] and row["least_ms"] / row["ms"], "gb_s": row["gb_s"] or None}
             for row in found["kinds"]
         }
-        columns: list[Column] = [(f"{side}{found['runtime']} ({types}): layers", "count"), ("ms", "ms")]
+        title = f"{found['side']}x{found['side']}, {found['runtime']} ({types})"
+        columns: list[Column] = [(f"{title}: layers", "count"), ("ms", "ms")]
         columns += [("share", "share", ".1%"), ("of the peak", "peak", ".0%"), ("GB/s", "gb_s")]
         groups.append((rows, columns))
     return _joined("kind of layer", *groups)
@@ -193,10 +193,9 @@ def layers_table(found: Record, top: int) -> str:
     return table(("slowest layers", "kind", "run as", "ms"), rows)
 
 
-def runs_table(*profiles: Record) -> str:
-    """Show the time of a run in each runtime, without its counters and with them, and the sum of its layers."""
-    rows = {found["runtime"]: found for found in profiles}
-    return _grid("runtime", rows, ("a run (ms)", "plain_ms"), ("with counters (ms)", "counted_ms"),
+def runs_table(found: Record) -> str:
+    """Show the time of a run without counters and with them, and the sum of its layers."""
+    return _grid("runtime", {found["runtime"]: found}, ("a run (ms)", "plain_ms"), ("with counters (ms)", "counted_ms"),
                  ("sum of its layers (ms)", "total_ms"))  # fmt: skip
 
 

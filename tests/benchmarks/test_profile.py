@@ -99,23 +99,19 @@ def test_a_fused_layer_has_its_most_costly_kind_and_counts_each_node_once():
     assert kinds.layer_from_nodes("x", [""], kinds.REORDER, known, **rest).kind == kinds.REORDER
 
 
-def test_both_runtimes_run_all_convolutions_of_the_graph(graph, tmp_path):
+def test_openvino_runs_all_convolutions_of_the_graph(graph, monkeypatch):
     known = kinds.graph_nodes(graph)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(graph.SerializeToString())
-    image = np.zeros((1, 3, SIDE, SIDE), np.float32)
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    monkeypatch.setattr(profile, "measured_peaks", lambda: {"float32_gflops": 100.0})
     wanted = sum({id(node): node.macs for node in known.values() if node.kind.endswith("convolution")}.values())
-    for runtime in (profile.OpenVino(path, known, settings), profile.OnnxRuntime(path, known, tmp_path)):
-        found = profile.profile(runtime, image, 2, {"float32_gflops": 100.0})
-        assert found["total_ms"] > 0
-        assert sum(each["macs"] for each in found["layers"] if each["kind"].endswith("convolution")) == wanted
-        assert {each["kind"] for each in found["layers"]} <= set(kinds.RANK)
-        assert {"1x1 convolution", kinds.DEPTHWISE, kinds.PRODUCT} <= {each["kind"] for each in found["kinds"]}
-        assert sum(row["share"] for row in found["kinds"]) == pytest.approx(1)
-        multiplying = [row for row in found["kinds"] if row["gflop"]]
-        assert all(set(row["precisions"]) == {"f32"} for row in multiplying)
-        assert all(row["least_ms"] == pytest.approx(10 * row["gflop"]) for row in multiplying)  # at 100 GFLOP/s
+    found = profile.profile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"}, SIDE, 2)
+    assert found["total_ms"] > 0
+    assert sum(each["macs"] for each in found["layers"] if each["kind"].endswith("convolution")) == wanted
+    assert {each["kind"] for each in found["layers"]} <= set(kinds.RANK)
+    assert {"1x1 convolution", kinds.DEPTHWISE, kinds.PRODUCT} <= {each["kind"] for each in found["kinds"]}
+    assert sum(row["share"] for row in found["kinds"]) == pytest.approx(1)
+    multiplying = [row for row in found["kinds"] if row["gflop"]]
+    assert all(set(row["precisions"]) == {"f32"} for row in multiplying)
+    assert all(row["least_ms"] == pytest.approx(10 * row["gflop"]) for row in multiplying)  # at 100 GFLOP/s
 
 
 def test_a_kind_in_two_precisions_is_compared_with_both_peaks_if_both_were_measured():
@@ -127,24 +123,6 @@ def test_a_kind_in_two_precisions_is_compared_with_both_peaks_if_both_were_measu
     assert row["least_ms"] == pytest.approx(2 + 1)
     assert kinds.summarize_kinds(two, peak | {"int8_gops": None})[0]["least_ms"] is None
     assert kinds.summarize_kinds(two, {})[0]["least_ms"] is None
-
-
-def event(name, operation, microseconds):
-    shapes = {"input_type_shape": [{"float": [1, 8, 4, 4]}], "output_type_shape": [{"float": [1, 8, 4, 4]}]}
-    args = {"op_name": operation, "node_index": "1", **shapes}
-    return {"cat": "Node", "name": f"{name}_kernel_time", "dur": microseconds, "args": args}
-
-
-def test_the_first_run_of_onnx_runtime_does_not_count():
-    events = [event("conv_nchwc", "Conv", each) for each in (9000, 100, 300, 200)]
-    known = {"conv": kinds.Node("3x3 convolution", 10, "m")}
-    (found,) = kinds.layers_from_onnxruntime([*events, {"cat": "Session", "name": "model_run", "dur": 1}], known)
-    assert (found.ms, found.kind, found.bytes, found.module) == (0.2, "3x3 convolution", 2 * 8 * 16 * 4, "m")
-
-
-def test_a_renamed_tensor_moves_no_bytes():
-    (found,) = kinds.layers_from_onnxruntime([event("flat", "Reshape", 5)], {})
-    assert (found.kind, found.bytes) == (kinds.MOVES, 0)
 
 
 def trtexec(folder, graph, datatype="DataType"):
