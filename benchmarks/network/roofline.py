@@ -53,7 +53,6 @@ from operations.recording import (
     show_progress,
 )
 
-MEGAPIXELS = "12"  #: of the photographs that the cores beside a GPU prepare and finish
 TERA = 1e12
 DEPTHWISE = "depthwise convolution"
 
@@ -336,21 +335,16 @@ def limits_of_gpus(made: dict[str, onnx.ModelProto], batches: Iterable[int]) -> 
     }
 
 
-def cores_beside(rate: float, imaging: Mapping[str, Any] | None) -> float | None:
-    """Return the cores that prepare and finish so many 12-megapixel photographs a second, by the record of
-    ``make benchmark-imaging``."""
-    if imaging is None:
-        return None
-    row = imaging["sizes"][MEGAPIXELS]
-    return float(rate * (row["preprocess"] + row["postprocess"]) / 1e3)
-
-
 def limits_of_precisions(
     made: dict[str, onnx.ModelProto], gpu: Gpu, batch: int, price: float | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the limits of one GPU by precision, with the cores beside it and the price of a thousand photographs."""
+    """Return the limits of one GPU by precision, with the cores beside it and the price of a thousand photographs.
+
+    The cores prepare and finish 12-megapixel photographs, by the record of ``make benchmark-imaging``.
+    """
     found: dict[str, dict[str, Any]] = {}
     imaging = tables.load_record("imaging")
+    core_ms = sum(imaging["sizes"]["12"][part] for part in ("preprocess", "postprocess")) if imaging else None
     for precision in PRECISIONS:
         model, tf32 = made[precision], precision != "fp32"
         fused, unfused = (graph_layers(model, fused=each, tf32=tf32) for each in (True, False))
@@ -360,7 +354,7 @@ def limits_of_precisions(
             "fused_ms": ms,
             "unfused_ms": minimum_ms(unfused, gpu, batch),
             "memory_share": of_memory / ms,
-            "cores": cores_beside(1e3 / ms, imaging),
+            "cores": core_ms and core_ms / ms,
             "cost_per_thousand": price / 3600 * ms if price else None,
             "kinds": layers_by_kind(fused, gpu, batch),
         }

@@ -90,16 +90,12 @@ def decibels(row: Mapping[str, Any]) -> str | None:
 
 def span(row: Mapping[str, Any], unit: str = "_s") -> str:
     """Return the minimum and the maximum of the rounds."""
-    return _between(row[f"least{unit}"], row[f"most{unit}"])
+    return "–".join(cell(row[f"{end}{unit}"]) for end in ("least", "most"))
 
 
 def percentile(row: Mapping[str, Any], name: str) -> float | None:
     """Return a percentile of a row's latency, or None if the requests are too few for it."""
     return float(row[name]) if (row.get("requests") or 0) >= FEWEST[name] else None
-
-
-def _between(least: float, most: float) -> str:
-    return f"{cell(least)}–{cell(most)}"
 
 
 def _grid(title: str, rows: Rows, *columns: Column) -> str:
@@ -285,16 +281,14 @@ def tune_table(document: Record) -> str:
 def limits_table(document: Record) -> str:
     """Show by precision what a GPU's datasheet allows."""
     price = document["price_an_hour"]
-    rows: list[list[Any]] = []
-    for precision, row in document["precisions"].items():
-        cores = None if row["cores"] is None else ceil(row["cores"])
-        cost = [f"{row['cost_per_thousand']:.4f}"] if price else []
-        rows.append([precision, row["fused_ms"], row["unfused_ms"], f"{row['memory_share']:.0%}",
-                     f"{1e3 / row['fused_ms']:.0f}", cores, *cost])  # fmt: skip
-    costs = [f"cost of 1,000 photographs at {price:g} an hour"] if price else []
-    headers = (f"{document['gpu']}", "fused (ms)", "unfused (ms)", "memory-bound time", "photographs a second",
-               "CPU cores beside it", *costs)  # fmt: skip
-    return table(headers, rows)
+    rows = {
+        precision: row | {"rate": 1e3 / row["fused_ms"], "cores": row["cores"] and ceil(row["cores"])}
+        for precision, row in document["precisions"].items()
+    }
+    costs = [(f"cost of 1,000 photographs at {price:g} an hour", "cost_per_thousand", ".4f")] if price else []
+    return _grid(document["gpu"], rows, ("fused (ms)", "fused_ms"), ("unfused (ms)", "unfused_ms"),
+                 ("memory-bound time", "memory_share", ".0%"), ("photographs a second", "rate", ".0f"),
+                 ("CPU cores beside it", "cores"), *costs)  # fmt: skip
 
 
 def layer_limits_table(document: Record, precision: str = "fp16") -> str:
@@ -326,18 +320,9 @@ def guide_table(document: Record) -> str:
         exceeded = [how for how, rate in limits.items() if low > rate]
         rows.append([gpu["name"], precision, f"{low}–{high}" if high > low else str(low),
                      *(f"{rate:.0f}" for rate in limits.values()), ", ".join(exceeded) or "none"])  # fmt: skip
-    return table(
-        (
-            "photographs a second",
-            "precision",
-            "guide",
-            "unfused",
-            "fused",
-            "blocks on chip",
-            "limits that the guide exceeds",
-        ),
-        rows,
-    )
+    headers = ("photographs a second", "precision", "guide", "unfused", "fused", "blocks on chip",
+               "limits that the guide exceeds")  # fmt: skip
+    return table(headers, rows)
 
 
 def blocks_table(document: Record) -> str:
@@ -460,7 +445,7 @@ def faults_table(document: Record) -> str:
     for model in ("preprocess", "restormer"):
         row = found[f"{model}'s process killed"]
         answers = f"{row['after']['failed']} of {sum(row['after'].values())} failed: `{next(iter(row['words']))}`"
-        state = f"ready: {_yes(row['ready_says'])}; health check passes: {_yes(row['deep_check'])}"
+        state = f"ready: {cell(row['ready_says'])}; health check passes: {cell(row['deep_check'])}"
         rows.append(
             [f"kill the process of `{model}`", answers, f"{state}; processes restarted: {row['processes_now']}"]
         )
@@ -541,10 +526,6 @@ def rolling_table(document: Record) -> str:
     return table(
         ("client and servers", "servers replaced", "photographs sent", "lost", "downtime of a server (s)"), rows
     )
-
-
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
 
 
 def _from(make: Callable[..., str], *names: str) -> Callable[[], str]:
