@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.pipeline.sampling import Sampler
 from benchmarks.report import tables
 from export.machine import cpu_name
-from operations.recording import add_record_option, find_jpegs, finish_run, print_status, read_record
+from operations.recording import add_record_option, exit_on_interrupt, find_jpegs, finish_run, print_status
 from traffic.server import Server, repository_with_identity, run_server
 
 BULK = Path(".envs/bulk/bin/python")
@@ -83,7 +83,6 @@ def run_program(name: str, photos: Path, url: str, in_flight: int, cores: set[in
     return {
         "photographs_a_second": (len(written) - 1) / (last - first),
         "cpu_ms": 1000 * cpu / (len(written) - 1),
-        "cores_busy": cpu / (last - first),
         "start_seconds": wall - (last - first),
     }
 
@@ -140,30 +139,25 @@ def measure_servers(repository: Path, paths: Sequence[Path], rounds: int, cores:
             one.append(run_program("bulk", photos, first.url, IN_FLIGHT, {cores[1]}))
             two.append(run_program("bulk", photos, both, 2 * IN_FLIGHT, set(cores)))
     ratio = _ratios(one, two)["ratio"]
-    return {"servers": {"one": _summarize(one), "two": _summarize(two), "ratio": ratio, "rounds": rounds}}
+    return {"one": _summarize(one), "two": _summarize(two), "ratio": ratio, "rounds": rounds}
 
 
 def _run_pinned(repository: Path, core: int) -> AbstractContextManager[Server]:
     return run_server(repository, wrapper=("taskset", "-c", str(core)))
 
 
-def measure_pipeline(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
-    """Compare the programs through `enhance`."""
+def measure(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
+    """Compare the programs through `enhance` and through `identity`, and one server with two."""
+    found = {}
     with copy_photographs(photos, COUNT["enhance"]) as folder, _run_pinned(repository, cores[0]) as server:
-        return {"enhance": compare_programs(server, folder, rounds, cores[1])}
-
-
-def measure_transport(repository: Path, photos: Sequence[Path], rounds: int, cores: list[int]) -> dict[str, Any]:
-    """Compare the programs through `identity`."""
+        found["enhance"] = compare_programs(server, folder, rounds, cores[1])
     with (
         copy_photographs(photos, COUNT["identity"]) as folder,
         repository_with_identity(repository, "enhance") as models,
         _run_pinned(models, cores[0]) as server,
     ):
-        return {"identity": compare_programs(server, folder, rounds, cores[1])}
-
-
-PARTS = {"enhance": measure_pipeline, "identity": measure_transport, "servers": measure_servers}
+        found["identity"] = compare_programs(server, folder, rounds, cores[1])
+    return {**found, "servers": measure_servers(repository, photos, rounds, cores)}
 
 
 def main() -> int:
@@ -172,24 +166,19 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--photos", type=Path, default=Path("demo/photos"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=tuple(PARTS), help="one part (default: all)")
-    add_record_option(parser, "; --only replaces its part of an existing record")
+    add_record_option(parser)
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     photos = find_jpegs(options.photos)
     if len(cores) < 2 or not BULK.is_file():
         sys.exit(f"error: needs two cores and {BULK} (make setup-bulk)")
     os.sched_setaffinity(0, {cores[1]})
-    found: dict[str, Any] = {"cpu": cpu_name(), "in_flight": IN_FLIGHT, "count": COUNT}
-    try:
-        for part in [options.only] if options.only else PARTS:
-            found |= PARTS[part](options.repository, photos, options.rounds, cores)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    about: dict[str, Any] = {"cpu": cpu_name(), "in_flight": IN_FLIGHT, "count": COUNT}
+    found = about | measure(options.repository, photos, options.rounds, cores)
     print(tables.bulk_table(found))
-    finish_run(found, options.record, {**read_record(options.record), **found})
-    return int("enhance" in found and found["enhance"]["ratio"] < GOAL)
+    finish_run(found, options.record)
+    return int(found["enhance"]["ratio"] < GOAL)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt(main)

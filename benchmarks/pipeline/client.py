@@ -42,7 +42,7 @@ from benchmarks.child import process_memory, run_part
 from benchmarks.pipeline import analyzer
 from benchmarks.pipeline.sampling import Sampler
 from benchmarks.report import tables
-from operations.recording import add_record_option, finish_run, show_progress
+from operations.recording import add_record_option, exit_on_interrupt, finish_run, show_progress
 from traffic.server import Server, repository_with_identity, run_server
 
 #: Requests in flight. A CPU takes a second or more for each of `enhance`, and its queue is short.
@@ -294,15 +294,12 @@ def main() -> None:
         print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
         return
     analyzer.require_command(arguments.perf_analyzer)
-    try:
-        with repository_with_identity(arguments.repository, "identity") as models, run_server(models) as server:
-            found = measure(server, arguments.perf_analyzer, arguments.rounds)
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
+    with repository_with_identity(arguments.repository, "identity") as models, run_server(models) as server:
+        found = measure(server, arguments.perf_analyzer, arguments.rounds)
     for show in (tables.clients_table, tables.calls_table, tables.client_figures_table):
         print(f"{show(found)}\n")
     finish_run(found, arguments.record)
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_interrupt(main)

@@ -30,7 +30,13 @@ from PIL import Image
 
 from benchmarks.child import process_memory, run_part
 from benchmarks.report import tables
-from operations.recording import add_record_option, describe_circumstances, finish_run, format_make_command
+from operations.recording import (
+    add_record_option,
+    describe_circumstances,
+    exit_on_interrupt,
+    finish_run,
+    format_make_command,
+)
 
 SIZES = {3: (2000, 1500), 6: (2832, 2124), 12: (4000, 3000), 24: (5656, 4242), 50: (8160, 6120)}
 REFERENCE = 12  #: megapixels of the main row
@@ -229,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_interrupt(main)

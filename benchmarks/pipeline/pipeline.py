@@ -34,6 +34,7 @@ from export.errors import ExportError
 from operations.recording import (
     add_record_option,
     describe_circumstances,
+    exit_on_interrupt,
     find_jpegs,
     finish_run,
     format_make_command,
@@ -404,12 +405,10 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     except analyzer.QueueFull:
         raise queue_error(ENHANCE, max(options.concurrency)) from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
     os.sched_setaffinity(0, {*cores, *own})
     print_tables(document)
     finish_run(document, options.record)
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_interrupt(main)

@@ -480,11 +480,10 @@ def bulk_table(document: Record) -> str:
     """Compare a Ray job with the plain client, and two servers with one."""
     rows = {
         f"`{model}`, {program}": document[model][program] | {"of": document[model]["ratio"] if program == "bulk" else 1}
-        for model in ("enhance", "identity") if model in document
+        for model in ("enhance", "identity")
         for program in ("restormer-client", "bulk")
-    }  # fmt: skip
-    servers = document.get("servers", {})
-    rows |= {f"`enhance`, bulk, servers: {count}": servers[count] for count in ("one", "two") if count in servers}
+    }
+    rows |= {f"`enhance`, bulk, servers: {count}": document["servers"][count] for count in ("one", "two")}
     return _grid("model and program", rows, ("photographs a second", "photographs_a_second"), ("minimum", "least"),
                  ("maximum", "most"), ("relative to the plain client", "of", ".3f"),
                  ("CPU a photograph (ms)", "cpu_ms", ".1f"),
