@@ -88,21 +88,15 @@ def candidates() -> list[Candidate]:
     ]
     import torch
 
-    return [*found, *gpu_candidates()] if torch.cuda.is_available() else found
-
-
-def gpu_candidates() -> list[Candidate]:
-    """Return what to compare on a GPU host. Not run on a GPU yet (docs/gpu-checklist.md).
-
-    ``benchmarks.network.gpu`` measures PyTorch's other forms there.
-    """
-    return [
-        Candidate("GPU: PyTorch eager float32", "cuda"),
-        Candidate("GPU: ONNX Runtime CUDA, float16", "ort cuda", "fp16", "fp16"),
-        Candidate("GPU: ONNX Runtime TensorRT, float16", "ort tensorrt", "fp16", "fp16"),
-        Candidate("GPU: TensorRT FP16", "tensorrt", "fp16", "fp16"),
-        Candidate("GPU: TensorRT INT8", "tensorrt", "int8", "int8"),
-    ]
+    if torch.cuda.is_available():  # not run on a GPU yet (docs/gpu-checklist.md)
+        found += [
+            Candidate("GPU: PyTorch eager float32", "cuda"),  # benchmarks.network.gpu has its other forms
+            Candidate("GPU: ONNX Runtime CUDA, float16", "ort cuda", "fp16", "fp16"),
+            Candidate("GPU: ONNX Runtime TensorRT, float16", "ort tensorrt", "fp16", "fp16"),
+            Candidate("GPU: TensorRT FP16", "tensorrt", "fp16", "fp16"),
+            Candidate("GPU: TensorRT INT8", "tensorrt", "int8", "int8"),
+        ]
+    return found
 
 
 def load_candidate(candidate: Candidate, folder: Path) -> Run:
@@ -305,19 +299,6 @@ def steps_of(workers: list[Worker], folder: Path) -> list[dict[str, Any]]:
     return [{"step": worker.candidate.name, **row(worker, base, reference, folder)} for worker in workers]
 
 
-def calibration_images(folder: Path) -> dict[str, Tensor]:
-    """Return photographs for INT8 ranges, spread over a folder; none if this machine does not run INT8."""
-    import torch
-
-    from export import planning
-    from export.targets import cpu
-    from imaging import SIDE
-
-    if cpu.why_not(PRECISIONS["int8"]) and not torch.cuda.is_available():
-        return {}
-    return planning.calibration_images(folder, SIDE, CALIBRATION)
-
-
 def write_inputs(network: Restormer, image: Tensor, folder: Path, calibration: Mapping[str, Tensor]) -> float:
     """Write the network, its graphs and the image for the candidates; return GFLOP an image.
 
@@ -356,6 +337,7 @@ def measure_ladder(
     """Measure what each rewrite brings: the engine's runtime on the graph after it and all steps before."""
     from benchmarks.network.paper import Plain
     from export.network.cpu_form import channel_norms, grouped_feed_forward, masked_attention
+    from export.network.graph import onnx_bytes, onnx_from_network
     from export.network.rewrites import fold_norms, pad_feed_forward, split_projections
 
     steps: list[tuple[str, Callable[[Any], Any]]] = [
@@ -374,17 +356,11 @@ def measure_ladder(
     for number, (name, step) in enumerate(steps):
         show_progress(f"ladder: exporting {number + 1} of {len(steps)} ...")
         form = step(form)
-        exported = form if number else Plain(network)
-        found.append(_export_step(name, exported, f"step{number}", image, folder, precision))
+        exported: Any = form if number else Plain(network)
+        path = folder / f"step{number}.onnx"
+        path.write_bytes(onnx_bytes(onnx_from_network(exported, side=image.shape[-1])))
+        found.append(Candidate(name, "openvino", path.stem, precision))
     return steps_of(compare(found, folder, rounds), folder)
-
-
-def _export_step(name: str, form: Any, graph: str, image: Tensor, folder: Path, precision: str) -> Candidate:
-    """Write the graph of a form of the network; return it as a candidate in the engine's runtime."""
-    from export.network.graph import onnx_bytes, onnx_from_network
-
-    (folder / f"{graph}.onnx").write_bytes(onnx_bytes(onnx_from_network(form, side=image.shape[-1])))
-    return Candidate(name, "openvino", graph, precision)
 
 
 def measure_network(
@@ -419,10 +395,12 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     import torch
 
     from benchmarks.network.random_weights import random_image, standard_network
+    from export import planning
     from export.fidelity import core_tensors
     from export.package.model_package import network_from_package, package_from_folder
     from export.targets import cpu
     from hosts import gpus
+    from imaging import SIDE
 
     if gpus() and not torch.cuda.is_available():
         raise ExportError(
@@ -431,7 +409,8 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
         )
     trained = network_from_package(package_from_folder(arguments.package))
     photograph = next(iter(core_tensors(arguments.photos).values()))
-    calibration, rounds, standard = calibration_images(arguments.calibration), arguments.rounds, standard_network()
+    calibration = planning.calibration_images(arguments.calibration, SIDE, CALIBRATION)
+    rounds, standard = arguments.rounds, standard_network()
     noise = {side: [random_image(side, seed=seed) for seed in range(2)] for side in (256, 512)}
     runs = {f"standard {side}": (standard, image, "random", {"other": other}) for side, (image, other) in noise.items()}
     runs["demo 512"] = (trained, photograph, "trained", calibration)

@@ -71,9 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=OWNER_SIZES, default="base", help="which of the owner's networks")
-    parser.add_argument("--bias", action="store_true", help="with biases")
     arguments = parser.parse_args()
-    write_package(arguments.folder, owner_network(arguments.size, bias=arguments.bias))
+    write_package(arguments.folder, owner_network(arguments.size))
 
 
 if __name__ == "__main__":

@@ -165,10 +165,10 @@ OWNER_SIZES: dict[str, tuple[int, tuple[int, int, int, int], int]] = {
 }
 
 
-def owner_network(size: str = "base", *, bias: bool = False) -> Architecture:
+def owner_network(size: str = "base") -> Architecture:
     """Build the owner's network in one of `OWNER_SIZES`; the base is the one in service."""
     dim, blocks, refinement = OWNER_SIZES[size]
-    return restormer(dim=dim, blocks=blocks, refinement=refinement, bias=bias, reduces_level1=True, eps=OWNER_EPS)
+    return restormer(dim=dim, blocks=blocks, refinement=refinement, reduces_level1=True, eps=OWNER_EPS)
 
 
 def architecture_from_weights(
