@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -117,13 +115,9 @@ def enhance(data: bytes) -> None:
     file_from_core(data, core, brighten(core), Options())
 
 
-def measure_memory(megapixels: str) -> dict[str, float]:
-    """Measure the peak bytes a pixel above those of a small photograph; the file was read before."""
-    with tempfile.TemporaryFile() as file:  # written by another process, whose memory does not count
-        command = [sys.executable, "-m", "benchmarks.pipeline.imaging", "--file", megapixels]
-        subprocess.run(command, stdout=file, check=True)
-        file.seek(0)
-        data = file.read()
+def measure_memory(megapixels: str, path: str) -> dict[str, float]:
+    """Measure the peak bytes a pixel above those of a small photograph; the file is read before."""
+    data = Path(path).read_bytes()
     enhance(bytes(simplejpeg.encode_jpeg(np.zeros((600, 800, 3), np.uint8))))
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = process_memory("VmHWM")
@@ -185,13 +179,14 @@ def measure(rounds: int) -> dict[str, Any]:
     """Measure everything, each part in a process of its own."""
     run = partial(run_part, "benchmarks.pipeline.imaging")
     rows = {size: run("times", size, max(3, rounds * REFERENCE // max(size, REFERENCE))) for size in SIZES}
-    for size in SIZES:
-        rows[size] |= run("memory", size)
+    with tempfile.TemporaryDirectory() as folder:
+        cold = run("first", NUMBA_CACHE_DIR=folder)
+        for size in SIZES:
+            path = Path(folder, f"{size}.jpg")
+            path.write_bytes(photograph(size))
+            rows[size] |= run("memory", size, path)
     ours = [rows[size]["preprocess"] + rows[size]["postprocess"] for size in SIZES]
     slope, intercept = np.polyfit(list(SIZES), ours, 1)
-    residual = np.array(ours) - (slope * np.array(list(SIZES)) + intercept)
-    with tempfile.TemporaryDirectory() as empty:
-        cold = run("first", NUMBA_CACHE_DIR=empty)
     main = rows[REFERENCE]
     seconds = (main["preprocess"] + main["postprocess"]) / 1e3
     return {
@@ -200,7 +195,7 @@ def measure(rounds: int) -> dict[str, Any]:
         "fit": {
             "ms_a_megapixel": slope,
             "ms_fixed": intercept,
-            "r_squared": 1 - float(np.sum(residual**2) / np.sum((np.array(ours) - np.mean(ours)) ** 2)),
+            "r_squared": float(np.corrcoef(list(SIZES), ours)[0, 1] ** 2),
         },
         "photographs_a_second_a_core": 1 / seconds,
         f"cores_beside_{GPU_RATE}_a_second": GPU_RATE * seconds,
@@ -214,19 +209,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     add_record_option(parser)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    is_whole = not (arguments.file or arguments.part)
-    command = format_make_command("benchmark-imaging", parser, arguments, "record")
-    about = describe_circumstances(command) if is_whole else {}
-    usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(usable)})
-    if arguments.file:
-        sys.stdout.buffer.write(photograph(arguments.file))
-        return
     if arguments.part:
         print(json.dumps(PARTS[arguments.part[0]](*arguments.part[1:])))
         return
+    about = describe_circumstances(format_make_command("benchmark-imaging", parser, arguments, "record"))
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})  # of the parts too, which inherit it
     found = {"circumstances": about, **measure(arguments.rounds)}
     for show in (tables.cost_table, tables.files_table, tables.imaging_figures_table):
         print(f"{show(found)}\n")

@@ -271,17 +271,14 @@ def measure_published(
     core = busiest_concurrency(bench, options.concurrency) if on_gpu else 0
     goal = compare_with_parts(bench, alone, most, options.rounds, options.seconds, core)
     closed, opened = sweep(bench, options.concurrency, options.rates, goal.pop("closed"))
-    fastest = {model: max(rows, key=lambda each: float(each["rate"])) for model, rows in closed.items()}
+    fastest = max(row["rate"] for row in closed[CORE])
     return {
         **goal,
         "engine": about,
         "hardware": "gpu" if on_gpu else "cpu",
         "closed": closed,
         "open": opened,
-        "saturated": {
-            model: {key: each[key] for key in ("concurrency", "rate", "batch")} for model, each in fastest.items()
-        },
-        "roofline": share_of_limit(limit, fastest[CORE]["rate"]) if limit else None,
+        "roofline": share_of_limit(limit, fastest) if limit else None,
     }
 
 

@@ -59,11 +59,6 @@ class Point:
     percentiles: dict[str, float]
     generator: float
 
-    @property
-    def seconds(self) -> float:
-        """Return the time between the first moment and the last."""
-        return self.moments[-1].time - self.moments[0].time
-
 
 class Bench:
     """A running server, and the load generator."""
@@ -76,7 +71,7 @@ class Bench:
         options, window = ["--concurrency-range", str(concurrency)], self._window(model, expected)
         while True:
             point = self._run(model, options, concurrency, windows, window)
-            if point.seconds >= windows * self._seconds / 2:
+            if point.moments[-1].time - point.moments[0].time >= windows * self._seconds / 2:
                 return point
             window *= 4  # faster than expected, so the window was too short
 
