@@ -9,8 +9,8 @@ once. A tensor that overflows on a tensor core overflows here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
 
 from export.errors import ExportError
 
@@ -61,12 +62,11 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
         options = kwargs or {}
         tensors = [a for a in args if isinstance(a, Tensor)]
         half = next((a.dtype for a in tensors if a.dtype in _HALVES and a.device.type == "cpu"), None)
-        if func not in _SUMS or half is None:
-            result = func(*args, **options)
-            self._record(func, result, result)
-            return result
-        exact = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
-        result = exact.to(half)
+        if func in _SUMS and half is not None:
+            exact = func(*(a.float() if isinstance(a, Tensor) else a for a in args), **options)
+            result = exact.to(half)
+        else:
+            result = exact = func(*args, **options)
         self._record(func, result, exact)
         return result
 
@@ -77,7 +77,8 @@ class Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         operation = func._schema.name.removeprefix("aten::")
         if operation not in _MOVES and not func.is_view:
-            name = f"{self._where()}: {operation}"
+            module = self._where().partition(".")[2] or "network"  # without the class of the whole network
+            name = f"{module}: {operation}"
             peak = float(exact.abs().max())
             self._peaks[name] = max(self._peaks.get(name, 0.0), peak) if math.isfinite(peak) else math.inf
 
@@ -101,7 +102,7 @@ def _round_to_tf32(x: Tensor) -> Tensor:
 def measure_ranges(network: nn.Module, images: Mapping[str, NDArray[np.float32]]) -> list[Range]:
     """Measure every float16 tensor of a half precision network on photographs; sort by headroom, smallest first."""
     peaks: dict[str, float] = {}
-    with _track_modules(network) as where, torch.no_grad(), Half(peaks, where):
+    with ModuleTracker() as tracker, torch.no_grad(), Half(peaks, lambda: max(tracker.parents, key=len)):
         for image in images.values():
             network(torch.from_numpy(image))
     return sorted((Range(name, peak) for name, peak in peaks.items()), key=lambda reached: reached.bits)
@@ -130,19 +131,3 @@ def emulation(network: nn.Module, *, tf32: bool = False) -> Any:
         return Tf32()  # type: ignore[no-untyped-call]
     is_half = any(p.dtype in _HALVES and p.device.type == "cpu" for p in network.parameters())
     return Half() if is_half else nullcontext()
-
-
-@contextmanager
-def _track_modules(network: nn.Module) -> Iterator[Callable[[], str]]:
-    """Yield a function that names the running module of the network."""
-    stack = ["network"]
-    hooks = []
-    for name, module in network.named_modules():
-        if name:
-            hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: stack.append(name)))
-            hooks.append(module.register_forward_hook(lambda module, inputs, output: stack.pop() and None))
-    try:
-        yield lambda: stack[-1]
-    finally:
-        for hook in hooks:
-            hook.remove()
