@@ -68,6 +68,11 @@ class Checkpoint:
     scalars: Mapping[str, object]
     remarks: tuple[str, ...]
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(tensor.numel() for tensor in self.weights.values())
+
 
 @dataclass(frozen=True)
 class _Candidate:

@@ -1,49 +1,34 @@
 """Read a model package: the folder a training team hands over.
 
 The weights alone are enough, every hyper-parameter but ``eps`` is read off them; what the other files claim is
-compared with them, and a difference becomes a remark. See ``export.package.checkpoint`` for the checkpoint itself.
+compared with them, and a difference becomes a remark.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from export.errors import ExportError
 from export.files import checkpoint_path
-from export.network.architecture import Architecture
 from export.network.restormer import Restormer
 from export.package.checkpoint import Checkpoint, checkpoint_from_file
 from export.package.documents import Documents, Flat, compare_claims, documents_from_folder
-from export.package.naming import Convention
 from export.package.trained_frame import TrainedFrame, trained_frame
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """A package that was read: architecture, weights in the internal naming, and remarks on contradictions.
+class Package(Checkpoint):
+    """A checkpoint and what the files beside it state; ``remarks`` also name contradictions.
 
-    ``location`` is where in the checkpoint the weights were, ``frame`` the form of the photographs that the network was
-    trained on, if ``config.json`` states it.
+    ``frame`` is the form of the photographs that the network was trained on, if ``config.json`` states it.
     """
 
     folder: Path
-    architecture: Architecture
-    weights: Mapping[str, Tensor]
-    convention: Convention
-    location: str
     frame: TrainedFrame
     training_info: Flat
-    remarks: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return sum(tensor.numel() for tensor in self.weights.values())
 
 
 def package_from_folder(folder: Path) -> Package:
@@ -57,24 +42,16 @@ def package_from_checkpoint(path: Path, folder: Path | None = None) -> Package:
         raise ExportError(f"no checkpoint at {path}")
     documents = documents_from_folder(folder) if folder else Documents()
     checkpoint = checkpoint_from_file(path, documents.eps)
-    parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
     frame = trained_frame(documents.config, checkpoint.convention)
-    return Package(
-        folder=folder or path.parent,
-        architecture=checkpoint.architecture,
-        weights=checkpoint.weights,
-        convention=checkpoint.convention,
-        location=checkpoint.location,
-        frame=frame,
-        training_info=documents.training_info,
-        remarks=(
-            *checkpoint.remarks,
-            *documents.remarks,
-            *compare_claims(documents, checkpoint.architecture, parameters),
-            *_training_remarks(documents.training_info, checkpoint),
-            *([frame.remark] if frame.remark else []),
-        ),
+    remarks = (
+        *checkpoint.remarks,
+        *documents.remarks,
+        *compare_claims(documents, checkpoint.architecture, checkpoint.parameters),
+        *_training_remarks(documents.training_info, checkpoint),
+        *filter(None, [frame.remark]),
     )
+    settings = {**vars(checkpoint), "remarks": remarks}
+    return Package(**settings, folder=folder or path.parent, frame=frame, training_info=documents.training_info)
 
 
 def network_from_package(package: Package) -> Restormer:
