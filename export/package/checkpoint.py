@@ -25,7 +25,7 @@ from torch import Tensor
 from export.errors import ExportError
 from export.network.architecture import Architecture, architecture_from_weights
 from export.network.restormer import Restormer
-from export.package.naming import Convention, detect_convention, is_counter
+from export.package.naming import Convention, detect_convention
 
 #: NumPy scalars that a checkpoint may hold beside tensors (metrics), under the names of NumPy 1 and 2.
 _SCALAR: Any = np.float64().__reduce__()[0]  # the function NumPy pickles a scalar with
@@ -42,6 +42,8 @@ _USUAL = (
 )  # fmt: skip
 #: Segments that wrappers around a part of a network insert into names (torch.compile, FSDP, checkpointing, DP).
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
+#: Counters that profilers (thop and others) leave on modules.
+_COUNTERS = re.compile(r"(?:.*\.)?total_(?:ops|params)")
 #: First bytes of other files that end up in place of a checkpoint, and what they are.
 _NOT_CHECKPOINTS = (
     (rb"version https://git-lfs", "a pointer file of Git LFS: fetch the checkpoint itself with `git lfs pull`"),
@@ -99,19 +101,6 @@ class _Candidate:
         usual = [_USUAL.index(part) for part in parts if part in _USUAL]
         return 1 + min(usual, default=len(_USUAL) if self.path else 0)
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            _WRAPPERS.sub("", n.removeprefix(self.prefix)): t
-            for n, t in self.state.items()
-            if n.startswith(self.prefix)
-        }
-
-    @property
-    def outside(self) -> list[str]:
-        """Names in the same state dict without the prefix."""
-        return [name for name in self.state if not name.startswith(self.prefix)]
-
 
 def checkpoint_from_file(path: Path, eps: float | None = None) -> Checkpoint:
     """Read a checkpoint; ``eps`` replaces that of the naming convention.
@@ -132,29 +121,35 @@ def checkpoint_from_file(path: Path, eps: float | None = None) -> Checkpoint:
 
 def _choose(candidates: list[_Candidate], content: Any, eps: float | None) -> Checkpoint:
     """Read the candidate of the highest rank that holds the whole network; mention the others in remarks."""
-    incomplete: list[tuple[str, ExportError]] = []
+    complete, incomplete = [], []
     for rank, group in groupby(candidates, key=lambda each: each.rank):
-        complete = []
         for candidate in group:
             try:
                 complete.append((candidate.title, _checkpoint(candidate, content, eps)))
             except ExportError as error:
                 incomplete.append((candidate.title, error))
-        if len(complete) > 1:
-            titles = ", ".join(title for title, _ in complete)
-            raise ExportError(f"several networks fit: {titles}; save the one to serve alone")
-        for title, checkpoint in complete:
-            remarks = [f"the weights in {other} are left out: {error}" for other, error in incomplete]
-            if others := [each.title for each in candidates if each.rank > rank]:
-                remarks.append(f"{title} is used; {', '.join(others)} holds weights of a Restormer too")
-            return replace(checkpoint, remarks=(*remarks, *checkpoint.remarks))
-    raise incomplete[0][1]
+        if complete:
+            others = [each.title for each in candidates if each.rank > rank]
+            break
+    else:
+        raise incomplete[0][1]
+    if len(complete) > 1:
+        titles = ", ".join(title for title, _ in complete)
+        raise ExportError(f"several networks fit: {titles}; save the one to serve alone")
+    [(title, checkpoint)] = complete
+    remarks = [f"the weights in {other} are left out: {error}" for other, error in incomplete]
+    if others:
+        remarks.append(f"{title} is used; {', '.join(others)} holds weights of a Restormer too")
+    return replace(checkpoint, remarks=(*remarks, *checkpoint.remarks))
 
 
 def _checkpoint(candidate: _Candidate, content: Any, eps: float | None) -> Checkpoint:
-    tensors = {name: tensor for name, tensor in candidate.tensors.items() if not is_counter(name)}
-    if len(candidate.tensors) + len(candidate.outside) < len(candidate.state):
+    inside = [name for name in candidate.state if name.startswith(candidate.prefix)]
+    outside = [name for name in candidate.state if not name.startswith(candidate.prefix)]
+    named = {_WRAPPERS.sub("", name.removeprefix(candidate.prefix)): candidate.state[name] for name in inside}
+    if len(named) < len(inside):
         raise ExportError(f"{candidate.title} holds tensors both with and without a wrapper's names; save one of them")
+    tensors = {name: tensor for name, tensor in named.items() if not _COUNTERS.fullmatch(name)}
     convention = detect_convention(tensors)
     weights = {str(convention.internal(name)): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -163,22 +158,20 @@ def _checkpoint(candidate: _Candidate, content: Any, eps: float | None) -> Check
         weights, eps=convention.eps if eps is None else eps, title=convention.external
     )
     _require_whole(weights, architecture, convention)
+    remarks = []
+    if count := len(named) - len(tensors):
+        remarks.append(f"{count} profiler counters (total_ops, total_params) are dropped")
+    if outside:
+        more = f" and {len(outside) - 1} more tensors" if outside[1:] else ""
+        remarks.append(f"{outside[0]}{more} in the checkpoint are not part of the network and are left out")
     return Checkpoint(
         weights=weights,
         architecture=architecture,
         convention=convention,
         location=candidate.path,
         scalars=_scalars(content),
-        remarks=tuple(_dropped_remarks(candidate, len(tensors))),
+        remarks=tuple(remarks),
     )
-
-
-def _dropped_remarks(candidate: _Candidate, kept: int) -> Iterator[str]:
-    if count := len(candidate.tensors) - kept:
-        yield f"{count} profiler counters (total_ops, total_params) are dropped"
-    if outside := candidate.outside:
-        more = f" and {len(outside) - 1} more tensors" if outside[1:] else ""
-        yield f"{outside[0]}{more} in the checkpoint are not part of the network and are left out"
 
 
 def _require_convertible(name: str, tensor: Tensor) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 from export.errors import ExportError
 from export.network.architecture import OWNER_EPS, PAPER_EPS, STAGES
@@ -31,15 +30,11 @@ class Convention:
 
     def internal(self, name: str) -> str | None:
         """Map a name of this convention to the internal one; None if the convention does not have it."""
-        if not (match := self._pattern.fullmatch(name)):
-            return None
-        parts = match.groupdict()
-        if parts["embedding"]:
-            return f"patch_embed.{parts['embedding']}"
-        if parts["rest"]:
-            return name
-        inside = f"norm{parts['norm']}.{parts['parameter']}" if parts["norm"] else parts["inside"]
-        return f"{parts['stage']}.{parts['block']}.{inside}"
+        block = self.block.replace(".", r"\.").format(stage=f"({_STAGE})", index=r"(\d+)")
+        norm = self.norm.replace(".", r"\.").format(index="([12])")
+        inner = re.sub(rf"^{re.escape(self.patch_embed)}\.", "patch_embed.", name)
+        inner = re.sub(rf"\.{norm}\.", r".norm\1.", re.sub(rf"^{block}\.", r"\1.\2.", inner))
+        return inner if _INTERNAL.fullmatch(inner) and self.external(inner) == name else None
 
     def external(self, name: str) -> str:
         """Map an internal name to the one of this convention."""
@@ -47,25 +42,14 @@ class Convention:
         name = re.sub(rf"^({_STAGE})\.(\d+)\.", lambda m: self.block.format(stage=m[1], index=m[2]) + ".", name)
         return re.sub(r"\.norm([12])\.", lambda m: f".{self.norm.format(index=m[1])}.", name)
 
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        embedding = rf"{re.escape(self.patch_embed)}\.(?P<embedding>weight|bias)"
-        block = _expand(self.block, stage=f"(?P<stage>{_STAGE})", index=r"(?P<block>\d+)")
-        norm = rf"{_expand(self.norm, index='(?P<norm>[12])')}\.(?P<parameter>weight|bias)"
-        return re.compile(rf"{embedding}|{block}\.(?:{norm}|(?P<inside>{_INSIDE}))|(?P<rest>{_REST})")
-
 
 _STAGE = "|".join(STAGES)
-_INSIDE = (
-    r"attn\.temperature|attn\.(?:qkv|qkv_dwconv|project_out)\.(?:weight|bias)"
-    r"|ffn\.(?:project_in|dwconv|project_out)\.(?:weight|bias)"
+_INTERNAL = re.compile(
+    rf"(?:{_STAGE})\.\d+\.(?:attn\.temperature"
+    r"|(?:norm[12]|attn\.(?:qkv|qkv_dwconv|project_out)|ffn\.(?:project_in|dwconv|project_out))\.(?:weight|bias))"
+    r"|(?:down1_2|down2_3|down3_4|up4_3|up3_2|up2_1)\.body\.0\.weight"
+    r"|(?:patch_embed|reduce_chan_level[123]|skip_conv|output)\.(?:weight|bias)"
 )
-_REST = (
-    r"(?:down1_2|down2_3|down3_4|up4_3|up3_2|up2_1)\.body\.0\.weight"
-    r"|(?:reduce_chan_level[123]|skip_conv|output)\.(?:weight|bias)"
-)
-#: Counters that profilers (thop and others) leave on modules.
-_COUNTERS = re.compile(r"(?:.*\.)?total_(?:ops|params)")
 
 PAPER = Convention(
     title="paper (public checkpoints)", eps=PAPER_EPS, patch_embed="patch_embed.proj", norm="norm{index}.body"
@@ -73,11 +57,6 @@ PAPER = Convention(
 OWNER = Convention(title="owner, blocks under .blocks.", eps=OWNER_EPS, block="{stage}.blocks.{index}")
 OWNER_OLD = Convention(title="owner, before December 2025", eps=OWNER_EPS)  #: the internal naming too
 CONVENTIONS = (OWNER, OWNER_OLD, PAPER)
-
-
-def is_counter(name: str) -> bool:
-    """Whether a tensor is a counter of a profiler, not part of the network."""
-    return _COUNTERS.fullmatch(name) is not None
 
 
 def detect_convention(names: Iterable[str]) -> Convention:
@@ -101,11 +80,3 @@ def detect_convention(names: Iterable[str]) -> Convention:
         f"tensor {unknown!r} is unknown (the other names are those of {nearest.title!r}); "
         "save the network's own state dict, or add the naming to export/package/naming.py"
     )
-
-
-def _expand(template: str, **values: str) -> str:
-    """Convert a template to a regular expression, its placeholders replaced by these expressions."""
-    pattern = re.escape(template)
-    for name, value in values.items():
-        pattern = pattern.replace(re.escape(f"{{{name}}}"), value)
-    return pattern
