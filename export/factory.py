@@ -64,7 +64,7 @@ def _build(context: BuildContext, target: Target, path: Path) -> tuple[dict[str,
     stages.append(context.measure_onnx_runtime(onnx_bytes(model)))
     document = {
         "onnx": {"opset": model.opset_import[0].version, "nodes": len(model.graph.node)},
-        "int8": context.int8_plan and context.int8_plan.document(),
+        "int8": context.int8_plan and asdict(context.int8_plan),
         "ranges": [asdict(tensor) for tensor in context.float16_ranges] if has_float16 else None,
     }
     if document["int8"]:

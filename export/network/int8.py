@@ -17,9 +17,8 @@ import contextlib
 import copy
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """All candidates, most work for the least error first, and how many of them are quantized (``taken``)."""
+    """All candidates, most work for the least error first, and how many of them are quantized (``taken``).
+
+    It is saved as JSON beside the engine, and can be used again with ``--plan``.
+    """
 
     layers: tuple[Layer, ...]
     taken: int
@@ -92,10 +94,6 @@ class Plan:
         costliest = sorted(self.layers, key=lambda layer: -layer.error)[:5]
         lines.append("costliest: " + ", ".join(f"{c.module} {decibels(c.error):.1f} dB alone" for c in costliest))
         return lines
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON that is saved beside the engine and can be used again with ``--plan``."""
-        return asdict(self)
 
 
 def plan_from_file(path: Path) -> Plan:
@@ -142,22 +140,18 @@ def calibrate(network: Restormer, images: Images, method: str) -> dict[str, floa
     def collect(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         largest[name] = max(largest[name], float(inputs[0].abs().max()))
         if method != "minmax":
-            with _silence():
-                collector.collect({name: inputs[0].numpy()})
+            collector.collect({name: inputs[0].numpy()})
 
-    hooks = [layer.register_forward_pre_hook(partial(collect, name)) for name, layer in layers.items()]
-    try:
-        with torch.inference_mode():
-            for image in track(images.values()):
-                network(torch.from_numpy(image))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if method == "minmax":
-        return largest
-    with _silence():
-        limits = collector.compute_collection_result()
-    return {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in limits.items()}
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.enter_context(contextlib.redirect_stdout(None))  # the collector prints
+        for name, layer in layers.items():
+            stack.enter_context(layer.register_forward_pre_hook(partial(collect, name)))
+        for image in track(images.values()):
+            network(torch.from_numpy(image))
+        if method != "minmax":
+            limits = collector.compute_collection_result()
+            largest = {name: float(max(abs(low), abs(high))) for name, (low, high, *_) in limits.items()}
+    return largest
 
 
 def errors_alone(network: Restormer, ranges: Mapping[str, float], images: Images) -> dict[str, float]:
@@ -272,10 +266,3 @@ def _constants(name: str, scale: NDArray[Any], zero: Any) -> list[onnx.TensorPro
         numpy_helper.from_array(np.asarray(scale), f"{name}_scale"),
         numpy_helper.from_array(np.asarray(zero), f"{name}_zero"),
     ]
-
-
-@contextlib.contextmanager
-def _silence() -> Any:
-    """Suppress what ONNX Runtime's collectors print."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield

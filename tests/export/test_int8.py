@@ -1,6 +1,7 @@
 """INT8: candidates, the order of the plan, and a graph that computes what PyTorch measured."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -147,7 +148,7 @@ def test_a_plan_is_read_back_from_its_file(network, ranges, tmp_path):
     plan = int8.make_plan(layers, ranges, errors, 38.0, "minmax")
     from export.publish import write_json
 
-    write_json(tmp_path / "plan.json", plan.document())
+    write_json(tmp_path / "plan.json", asdict(plan))
     assert int8.plan_from_file(tmp_path / "plan.json") == plan
 
 
