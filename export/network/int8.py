@@ -198,39 +198,27 @@ def quantize_graph(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     shared: dict[tuple[str, float], str] = {}
-    replaced: set[str] = set()
     for node in graph.node:
         name = node.input[1] if node.op_type == "Conv" else ""
         module = name.removesuffix(".weight")
         largest = ranges.get(module, ranges.get(module.rpartition(".")[0])) if name.endswith(".weight") else None
         if largest is not None:
-            dtype = numpy_helper.to_array(weights[name]).dtype
-            key = (node.input[0], largest)
+            weight, key = numpy_helper.to_array(weights[name]), (node.input[0], largest)
             if key not in shared:  # split projections read the same tensor and share one pair
-                shared[key] = f"{module}.input_dequantized"
-                scale = np.asarray(_scale(largest), dtype)
-                graph.initializer.extend(_constants(f"{module}.input", scale, np.int8(0)))
-                names = [f"{module}.input_scale", f"{module}.input_zero"]
-                nodes.append(
-                    helper.make_node("QuantizeLinear", [key[0], *names], [f"{module}.input_int8"], module + ".q")
-                )
-                nodes.append(
-                    helper.make_node(
-                        "DequantizeLinear", [f"{module}.input_int8", *names], [shared[key]], module + ".dq"
-                    )
-                )
-            integers, scales = _integer_weights(numpy_helper.to_array(weights[name]))
-            graph.initializer.append(numpy_helper.from_array(integers, name))
-            graph.initializer.extend(_constants(module + ".weight", scales, np.zeros(len(scales), np.int8)))
-            pair = [name, f"{module}.weight_scale", f"{module}.weight_zero"]
-            nodes.append(helper.make_node("DequantizeLinear", pair, [f"{module}.weight_dq"], module + ".wdq", axis=0))
-            replaced.add(name)
+                shared[key], quantized = f"{module}.input_dequantized", f"{module}.input_int8"
+                grid = _add_constants(graph, f"{module}.input", np.asarray(_scale(largest), weight.dtype), np.int8(0))
+                nodes += [
+                    helper.make_node("QuantizeLinear", [key[0], *grid], [quantized], f"{module}.q"),
+                    helper.make_node("DequantizeLinear", [quantized, *grid], [shared[key]], f"{module}.dq"),
+                ]
+            integers, scales = _integer_weights(weight)
+            weights[name].CopyFrom(numpy_helper.from_array(integers, name))
+            grid = _add_constants(graph, f"{module}.weight", scales, np.zeros(len(scales), np.int8))
             node.input[0], node.input[1] = shared[key], f"{module}.weight_dq"
+            nodes.append(helper.make_node("DequantizeLinear", [name, *grid], [node.input[1]], f"{module}.wdq", axis=0))
         nodes.append(node)
-    kept = [t for t in graph.initializer if t.name not in replaced or t.data_type == onnx.TensorProto.INT8]
-    del graph.node[:], graph.initializer[:]
+    del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(kept)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -261,8 +249,8 @@ def _scale(largest: float) -> float:
     return max(largest, 1e-5) / LEVELS
 
 
-def _constants(name: str, scale: NDArray[Any], zero: Any) -> list[onnx.TensorProto]:
-    return [
-        numpy_helper.from_array(np.asarray(scale), f"{name}_scale"),
-        numpy_helper.from_array(np.asarray(zero), f"{name}_zero"),
-    ]
+def _add_constants(graph: onnx.GraphProto, name: str, scale: NDArray[Any], zero: Any) -> list[str]:
+    """Add the scale and the zero point of a tensor to the graph; return their names."""
+    values = {f"{name}_scale": scale, f"{name}_zero": np.asarray(zero)}
+    graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in values.items())
+    return list(values)
