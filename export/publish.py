@@ -42,8 +42,28 @@ def replace_version(model: Path, version: int) -> Iterator[Path]:
 
     The caller holds the lock of ``model``.
     """
-    with _explain_failure(model / str(version)), _prepare_version(model, version) as folder:
-        yield folder
+    folder = model / str(version)
+    aside, staging, partial = (model / f".{version}.{name}" for name in ("aside", "staging", "partial"))
+
+    def clean_up() -> None:
+        if aside.exists() and (staging.exists() or not folder.exists()):  # an error or Ctrl-C between the two renames
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.move(aside, folder)
+        for leftover in (aside, staging, partial):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    with _explain_failure(folder):
+        clean_up()  # after a build that was killed: the lock excludes a running one
+        staging.mkdir()
+        try:
+            yield staging
+            if folder.exists() and not _rename(folder, aside):
+                shutil.copytree(folder, partial)
+                partial.rename(aside)
+                shutil.rmtree(folder)
+            staging.rename(folder)
+        finally:
+            clean_up()
 
 
 @contextlib.contextmanager
@@ -102,31 +122,6 @@ def remove_version(model: Path, version: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _prepare_version(model: Path, version: int) -> Iterator[Path]:
-    folder = model / str(version)
-    aside, staging, partial = (model / f".{version}.{name}" for name in ("aside", "staging", "partial"))
-
-    def clean_up() -> None:
-        if aside.exists() and (staging.exists() or not folder.exists()):  # an error or Ctrl-C between the two renames
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.move(aside, folder)
-        for leftover in (aside, staging, partial):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    clean_up()  # after a build that was killed: the lock excludes a running one
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.exists() and not _rename(folder, aside):
-            shutil.copytree(folder, partial)
-            partial.rename(aside)
-            shutil.rmtree(folder)
-        staging.rename(folder)
-    finally:
-        clean_up()
-
-
 def _rename(source: Path, target: Path) -> bool:
     """Rename a folder; return False if that is impossible, as in a lower layer of an overlay."""
     try:
@@ -160,16 +155,9 @@ def versions(model: Path) -> list[int]:
 
 def documents(folder: Path) -> list[dict[str, Any]]:
     """Read the JSON of every engine in a version folder whose engine file exists."""
-    described = []
-    for path in sorted(folder.glob("*.json")):
-        document = read_json(path)
-        if (
-            "engine" in document
-            and path.name == f"{document['engine']}.json"
-            and (folder / document["engine"]).is_file()
-        ):
-            described.append(document)
-    return described
+    read = {path.name: read_json(path) for path in sorted(folder.glob("*.json"))}
+    described = [document for name, document in read.items() if name == f"{document.get('engine')}.json"]
+    return [document for document in described if (folder / str(document.get("engine"))).is_file()]
 
 
 def provenance(path: Path) -> dict[str, Any]:
