@@ -111,10 +111,11 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
         return ort.runner_from_graph(path.read_bytes(), provider)[0]
     if kind == "tensorrt":
         from export.request import Options
-        from export.targets.tensorrt import TensorRT
+        from export.targets.tensorrt import LoadedPlan, TensorRT
 
         options = Options(max_batch=1)  # one image at a time, like the others
-        return TensorRT().runner(TensorRT().build_plan(path.read_bytes(), options, tf32=True).data)
+        plan = TensorRT().build_plan(path.read_bytes(), options, tf32=True)
+        return LoadedPlan(TensorRT().library(), plan.data).run
     return _load_torch(candidate, folder)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from export.fidelity import Stage
 
 Tensor = NDArray[np.float32]
-Runner = Callable[[Tensor], Tensor]
 DEVICE = "cuda"
 WARM_UP, ROUNDS = 5, 20  #: runs of a batch before and while its time is measured
 #: Parts of the type names of TensorRT's inspector, in lower case, and the types; the first match counts.
@@ -109,11 +108,8 @@ class TensorRT(NvidiaTarget):
             stages += context.measure_batch(types, loaded.run)
         with step("the plan's time on the GPU"):
             times = {str(batch): loaded.milliseconds(batch) for batch in sorted({1, largest})}
-        say(
-            "    "
-            + ", ".join(f"{ms:.2f} ms for a batch of {batch}" for batch, ms in times.items())
-            + ", without copies"
-        )
+        parts = ", ".join(f"{ms:.2f} ms for a batch of {batch}" for batch, ms in times.items())
+        say(f"    {parts}, without copies")
         return {"work_executed_in": executed, "gpu_ms": times}, stages
 
     def why_not_served(self, request: Request) -> str:
@@ -148,10 +144,6 @@ class TensorRT(NvidiaTarget):
         return machine.why_no_gpu(
             _served(document["machine"]["gpu_compute_capability"], document["options"]["compatibility"])
         )
-
-    def runner(self, plan: bytes) -> Runner:
-        """Load a plan; return a function that runs a batch. Raises `ExportError` if TensorRT does not load it."""
-        return LoadedPlan(self.library(), plan).run
 
 
 class LoadedPlan:

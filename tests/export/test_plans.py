@@ -23,7 +23,7 @@ from export.network.coverage import Convolution
 from export.publish import EngineLocation, link_aliases, provenance
 from export.request import Options, Request
 from export.targets import TARGETS, tensorrt
-from export.targets.tensorrt import AMPERE_PLUS, INSTALLATION, TensorRT, executed_layers
+from export.targets.tensorrt import AMPERE_PLUS, INSTALLATION, LoadedPlan, TensorRT, executed_layers
 from export.triton import serve_engine
 from server import engines
 from tests.conftest import SERVER_PYTHON, bare_repository
@@ -218,10 +218,7 @@ def test_executed_types_are_read_from_tensorrts_inspector():
     assert [convolution.arithmetic for convolution in found] == expected
 
 
-def test_a_plan_that_does_not_load_is_reported(monkeypatch):
-    stub = SimpleNamespace(
-        ILogger=rtx.ILogger, Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
-    )
-    monkeypatch.setattr(TensorRT, "library", lambda self: stub)
+def test_a_plan_that_does_not_load_is_reported():
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
     with pytest.raises(ExportError, match="built for another GPU or TensorRT"):
-        TARGETS["tensorrt"].runner(b"")
+        LoadedPlan(SimpleNamespace(ILogger=rtx.ILogger, Runtime=lambda logger: runtime), b"")
