@@ -100,7 +100,9 @@ class Cpu(Target):
 
     def why_not_run(self, document: Mapping[str, Any]) -> str:
         """Check the precision and the settings: an INT8 engine may run the rest in bfloat16."""
-        return why_not(PRECISIONS[document["precision"]]) or why_not_settings(document["runtime"]["settings"])
+        hint = document["runtime"]["settings"]["INFERENCE_PRECISION_HINT"]
+        floating = next(name for name, value in _HINTS.items() if value == hint)
+        return why_not(PRECISIONS[document["precision"]]) or why_not(PRECISIONS[floating])
 
 
 def settings(precision: Precision) -> dict[str, str]:
@@ -125,12 +127,6 @@ def why_not(precision: Precision) -> str:
     else:
         is_missing = bool(wanted) and wanted not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return f"this CPU has no {description}" if is_missing else ""
-
-
-def why_not_settings(options: Mapping[str, str]) -> str:
-    """Return why this CPU would only emulate an engine's settings; empty if it executes them."""
-    name = next(name for name, hint in _HINTS.items() if hint == options["INFERENCE_PRECISION_HINT"])
-    return why_not(PRECISIONS[name])
 
 
 def require_precision(precision: Precision) -> None:

@@ -15,5 +15,6 @@ def test_the_rest_of_int8_is_bfloat16_where_the_cpu_executes_it(monkeypatch, typ
     assert cpu.floating_type(PRECISIONS["int8"]) == rest
     assert cpu.settings(PRECISIONS["int8"])["INFERENCE_PRECISION_HINT"] == hint
     assert cpu.floating_type(PRECISIONS["fp32"]) == "fp32"
-    wanted = {"INFERENCE_PRECISION_HINT": "bf16"}  # of an engine built on a CPU with bfloat16
-    assert ("this CPU has no bfloat16 arithmetic" in cpu.why_not_settings(wanted)) == (rest == "fp32")
+    document = {"precision": "int8", "runtime": {"settings": {"INFERENCE_PRECISION_HINT": "bf16"}}}
+    reason = cpu.Cpu().why_not_run(document)  # of an engine built on a CPU with bfloat16
+    assert ("this CPU has no bfloat16 arithmetic" in reason) == (rest == "fp32")
