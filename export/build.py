@@ -144,8 +144,9 @@ def _choose_targets(request: Request, precision: Precision) -> list[Target]:
 def _report_choice(target: Target, reason: str) -> str:
     if reason:
         return f"not {target.name}: {reason}"
-    note = target.note()
-    return f"{target.name} ({note})" if note else target.name
+    if gpu := target.gpu():
+        return "{} ({}, compute capability {})".format(target.name, *gpu)
+    return f"{target.name} (built ahead of time)" if target.is_emulated else target.name
 
 
 def _report_remaining(request: Request) -> None:

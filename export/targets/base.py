@@ -33,10 +33,6 @@ class Target(ABC):
     #: Whether ``--target auto`` builds it on hosts with a GPU (True), without one (False), or never (None).
     automatic: ClassVar[bool | None] = None
 
-    def note(self) -> str:
-        """Return what ``--target auto`` reports about it beside its name."""
-        return ""
-
     @abstractmethod
     def why_not(self, precision: Precision) -> str:
         """Return why this machine cannot build a precision; empty if it can."""

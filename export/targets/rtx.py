@@ -36,9 +36,6 @@ class Rtx(NvidiaTarget):
     is_emulated = True
     automatic = False
 
-    def note(self) -> str:
-        return "built ahead of time"
-
     def why_not(self, precision: Precision) -> str:
         # Its wheels are for x86-64 only.
         return (

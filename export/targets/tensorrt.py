@@ -67,9 +67,6 @@ class TensorRT(NvidiaTarget):
     installation = "make setup-gpu on a GPU host"
     automatic = True
 
-    def note(self) -> str:
-        return "{}, compute capability {}".format(*self.gpu())
-
     def why_not(self, precision: Precision) -> str:
         if hosts.gpus():
             return ""

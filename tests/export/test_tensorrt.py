@@ -189,7 +189,7 @@ def test_the_plan_is_for_cudas_device_and_not_for_the_first_of_nvidia_smi(gpu_ho
     cuda_device("NVIDIA L40S", "8.9")
     tensorrt = TARGETS["tensorrt"]
     assert tensorrt.location(Request(package=Path("demo/package"))).engine == "model.sm89.plan"
-    assert tensorrt.note() == "NVIDIA L40S, compute capability 8.9"
+    assert tensorrt.gpu() == ("NVIDIA L40S", "8.9")
 
 
 def test_a_driver_that_is_too_old_is_not_reported_as_a_missing_cuda(cuda_device, monkeypatch):
