@@ -23,7 +23,7 @@ from export.names import MODEL
 from export.precision import PRECISIONS, Precision, precision_from_name
 from export.progress import say
 from export.publish import EngineLocation, lock_models, provenance, versions
-from export.request import AUTO, Request, calibration_photographs, make_command, require_valid
+from export.request import AUTO, MIN_CALIBRATION, Request, make_command, photographs, require_valid
 from export.targets import TARGETS
 from export.targets.base import Target
 
@@ -102,7 +102,7 @@ def _publish_engines(
     for target in changed:
         target.require_builder(request.options)
         if target.has_float16_tensors(precision) or (precision.name == "int8" and not request.plan):
-            calibration_photographs(request.calibration)
+            photographs(request.calibration, "--calibration", MIN_CALIBRATION)
     from export.context import BuildContext  # imports PyTorch, which takes seconds
     from export.factory import publish_engine
 

@@ -15,7 +15,7 @@ from export.network.cost import network_convolutions
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer
 from export.progress import say, step
-from export.request import Request, calibration_photographs
+from export.request import MIN_CALIBRATION, Request, photographs
 from imaging import SIDE
 
 MAX_CALIBRATION = 32  #: photographs that activations are calibrated on
@@ -45,7 +45,7 @@ def plan_from_request(
 
 def calibration_images(folder: Path, side: int, count: int) -> dict[str, fidelity.Tensor]:
     """Read up to ``count`` photographs, spread evenly over a folder, as core tensors of a side."""
-    paths = calibration_photographs(folder)
+    paths = photographs(folder, "--calibration", MIN_CALIBRATION)
     count = min(count, len(paths))
     spread = [paths[i * len(paths) // count] for i in range(count)]
     return {path.name: fidelity.core_tensor(path, side) for path in spread}
@@ -76,8 +76,8 @@ def _cache_key(request: Request, checkpoint: str) -> str:
     code = hashlib.sha256(repr((MAX_CALIBRATION, COST_SIDES, COST_PHOTOGRAPHS, COST_WORK)).encode())
     for name in ("int8.py", "rewrites.py", "restormer.py"):
         code.update((Path(__file__).parent / "network" / name).read_bytes())
-    photographs = folder_digest(request.calibration)
-    return f"{checkpoint[:16]}-{photographs[:16]}-{request.calibrator}-{code.hexdigest()[:16]}"
+    calibration = folder_digest(request.calibration)
+    return f"{checkpoint[:16]}-{calibration[:16]}-{request.calibrator}-{code.hexdigest()[:16]}"
 
 
 def _keep_above_gate(plan: int8.Plan, network: Restormer, reference: fidelity.Reference, gate: float) -> int8.Plan:

@@ -77,11 +77,6 @@ class Request:
     server_python: Path | None = None
     options: Options = field(default_factory=Options)
 
-    @property
-    def has_server(self) -> bool:
-        """Whether the server is installed, so that a Triton can be started."""
-        return self.server_python is not None and self.server_python.is_file()
-
     def read_pairs(self) -> list[Pair]:
         """Read the pairs to measure fidelity on; none where there are folders instead."""
         return pairs_from_file(self.pairs, self.data)[:MAX_PAIRS] if self.pairs else []
@@ -94,10 +89,6 @@ def require_valid(request: Request) -> None:
         raise ExportError(f"--gate {request.gate} must be a finite number of dB")
     if request.calibrator not in CALIBRATORS:
         raise ExportError(f"--calibrator {request.calibrator} is unknown: choose one of {', '.join(CALIBRATORS)}")
-    if request.options.compatibility not in COMPATIBILITY:
-        raise ExportError(
-            f"--compatibility {request.options.compatibility} is unknown: choose one of {', '.join(COMPATIBILITY)}"
-        )
     if request.plan and not request.plan.is_file():
         raise ExportError(f"--plan {request.plan} is not a file: give the .int8.json beside an engine")
     options = request.options
@@ -124,11 +115,6 @@ def photographs(folder: Path, flag: str, minimum: int = 1) -> list[Path]:
             f"{folder} holds {len(paths)} photographs, at least {minimum} are needed: give a folder with more as {flag}"
         )
     return paths
-
-
-def calibration_photographs(folder: Path) -> list[Path]:
-    """List the photographs that ranges are measured on. Raises `ExportError` if there are too few."""
-    return photographs(folder, "--calibration", MIN_CALIBRATION)
 
 
 def make_command(request: Request, target: str) -> str:

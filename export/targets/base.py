@@ -46,7 +46,8 @@ class Target(ABC):
 
     def why_not_served(self, request: Request) -> str:
         """Return why no Triton here can serve the engine; empty if one can."""
-        return "" if request.has_server else "the server is not installed: make setup"
+        is_installed = request.server_python is not None and request.server_python.is_file()
+        return "" if is_installed else "the server is not installed: make setup"
 
     def serving_flags(self) -> tuple[str, ...]:
         """Return the server's flags for this target; by default it serves on the CPU."""
