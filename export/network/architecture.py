@@ -2,20 +2,20 @@
 
 A training team's ``architecture.json`` may be wrong or absent; the tensors cannot be. Every width is therefore read per
 block: a feed-forward factor of 2.53 at width 48 is not 2.53 at width 384, because each level truncates to an integer by
-itself. Names are the internal ones of ``export.package.naming``. PyTorch is not needed: a mapping from parameter names
-to objects with a ``shape`` is enough.
-
-Whether the numbers in the tensors are finite is checked in ``export.package.checkpoint``.
+itself. Names are the internal ones of ``export.package.naming``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from export.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The transformer stages, in the order that a photograph passes them, with their level (0 is full resolution).
 STAGES: dict[str, int] = {
@@ -28,13 +28,6 @@ STAGES: dict[str, int] = {
     "decoder_level1": 0,
     "refinement": 0,
 }
-
-
-class Shaped(Protocol):
-    """Anything with a shape: a torch tensor, a NumPy array, a safetensors slice."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +128,9 @@ def restormer(
         width = dim * 2 if is_concatenated else dim * 2**level
         return (Block(width=width, heads=heads[level], hidden=int(width * expansion)),) * count
 
-    absent = set()
-    if not reduces_level1:
-        absent |= {"patch_embed", "reduce_chan_level1"}
-    if not dual_pixel:
-        absent |= {"skip_conv"}
-    decoder = decoder_blocks or blocks[:3]
-    counts = (*blocks, *reversed(decoder), refinement)
+    absent = set() if reduces_level1 else {"patch_embed", "reduce_chan_level1"}
+    absent |= set() if dual_pixel else {"skip_conv"}
+    counts = (*blocks, *reversed(decoder_blocks or blocks[:3]), refinement)
     return Architecture(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -172,7 +161,7 @@ def owner_network(size: str = "base") -> Architecture:
 
 
 def architecture_from_weights(
-    weights: Mapping[str, Shaped], *, eps: float, title: Callable[[str], str] = str
+    weights: Mapping[str, Tensor], *, eps: float, title: Callable[[str], str] = str
 ) -> Architecture:
     """Read the architecture from a state dict with internal names; ``eps``, which no tensor holds, is given.
 
@@ -193,11 +182,19 @@ def architecture_from_weights(
             )
         return actual
 
+    def block(name: str) -> Block:
+        width, heads = shape(f"{name}.attn.project_out.weight")[0], shape(f"{name}.attn.temperature")[0]
+        if width % heads:
+            raise ExportError(f"not a Restormer: {name} has {width} channels for {heads} heads")
+        return Block(width=width, heads=heads, hidden=shape(f"{name}.ffn.project_out.weight")[1])
+
     dim, in_channels = shape("patch_embed.weight")[:2]
-    stages = {name: tuple(_blocks(name, weights, shape)) for name in STAGES}
-    for name, blocks in stages.items():
-        if not blocks and name != "refinement":
-            raise ExportError(f"not a Restormer: no block of stage {name!r} in the weights")
+    stages = {}
+    for stage in STAGES:
+        indices = {match[1] for name in weights if (match := re.match(rf"{stage}\.(\d+)\.", name))}
+        if not indices and stage != "refinement":
+            raise ExportError(f"not a Restormer: no block of stage {stage!r} in the weights")
+        stages[stage] = tuple(block(f"{stage}.{index}") for index in range(len(indices)))
     first = "encoder_level1.0"
     return Architecture(
         in_channels=in_channels,
@@ -211,18 +208,3 @@ def architecture_from_weights(
         reduces_level1="reduce_chan_level1.weight" in weights,
         dual_pixel="skip_conv.weight" in weights,
     )
-
-
-def _blocks(stage: str, weights: Mapping[str, Shaped], shape: Callable[[str], tuple[int, ...]]) -> Iterator[Block]:
-    pattern = re.compile(rf"{stage}\.(\d+)\.")
-    count = len({match[1] for name in weights if (match := pattern.match(name))})
-    for index in range(count):
-        name = f"{stage}.{index}"
-        block = Block(
-            width=shape(f"{name}.attn.project_out.weight")[0],
-            heads=shape(f"{name}.attn.temperature")[0],
-            hidden=shape(f"{name}.ffn.project_out.weight")[1],
-        )
-        if block.width % block.heads:
-            raise ExportError(f"not a Restormer: {name} has {block.width} channels for {block.heads} heads")
-        yield block
