@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-import torch
-
 from export import fidelity
 from export import onnx_runtime as ort
 from export.errors import ExportError, GateError
@@ -18,7 +16,7 @@ from export.files import checkpoint_path, sha256
 from export.network import coverage, half, int8
 from export.network.coverage import Convolution
 from export.network.restormer import Restormer
-from export.network.rewrites import rewrite_network, to_floating_type, to_half
+from export.network.rewrites import rewrite_network, to_floating_type
 from export.package.model_package import Package, network_from_package, package_from_folder
 from export.package.trained_frame import require_frame
 from export.planning import calibration_images, plan_from_request
@@ -80,7 +78,7 @@ class BuildContext:
         """The range of every float16 tensor on calibration photographs."""
         with step("range of every float16 tensor"):
             images = calibration_images(self.request.calibration, SIDE, RANGE_PHOTOGRAPHS)
-            return half.measure_ranges(to_half(self.network, torch.float16), images)
+            return half.measure_ranges(to_floating_type(self.network, "fp16"), images)
 
     def measure_torch(self, floating_type: str, ranges: Mapping[str, float] | None) -> list[Stage]:
         """Measure PyTorch: rewritten in float32, then emulating the precision as a target executes it.

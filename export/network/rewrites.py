@@ -62,22 +62,19 @@ def fold_norms(network: Restormer) -> Restormer:
     return result
 
 
-def to_half(network: Restormer, dtype: torch.dtype) -> Restormer:
-    """Convert the network to half precision (``torch.float16`` or ``torch.bfloat16``), except its float32 islands.
+def to_floating_type(network: Restormer, precision: str) -> Restormer:
+    """Convert the network to half precision for bf16 and fp16, except its float32 islands; others return it as it is.
 
     Not exact. Input, output and global skip stay float32; so do LayerNorm's statistics, the temperature, the q·kᵀ
     product and its norms, and softmax (see ``export.network.restormer``).
     """
-    result = copy.deepcopy(network).to(dtype)
+    if precision not in HALVES:
+        return network
+    result = copy.deepcopy(network).to(HALVES[precision])
     for name, parameter in network.named_parameters():
         if name.endswith(".temperature"):
             result.get_parameter(name).data = parameter.detach().clone()
     return result
-
-
-def to_floating_type(network: Restormer, name: str) -> Restormer:
-    """Convert the network to the floating-point type of a precision; float32 returns the network itself."""
-    return to_half(network, HALVES[name]) if name in HALVES else network
 
 
 def split_outputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:

@@ -17,7 +17,7 @@ import torch
 from export.metrics import psnr
 from export.network import int8
 from export.network.graph import onnx_bytes, onnx_from_network
-from export.network.rewrites import rewrite_network, split_projections, to_half
+from export.network.rewrites import rewrite_network, split_projections, to_floating_type
 from export.package.model_package import network_from_package, package_from_folder
 from imaging import core_from_file
 from tests.export.test_network import network_of
@@ -63,10 +63,10 @@ def test_has_one_node_a_layer_norm_and_no_split(network, model):
     assert len(model.graph.node) / network.architecture.depth < 45
 
 
-@pytest.mark.parametrize(("dtype", "opset"), [(torch.float16, 20), (torch.bfloat16, 22)], ids=["fp16", "bf16"])
-def test_the_typed_graph_states_every_type(network, dtype, opset):
+@pytest.mark.parametrize(("precision", "opset"), [("fp16", 20), ("bf16", 22)])
+def test_the_typed_graph_states_every_type(network, precision, opset):
     """TensorRT 11 takes precision from the graph alone: convolutions in half, the islands in float32."""
-    graph = onnx_from_network(to_half(network, dtype), side=SIDE)  # passes the full onnx.checker inside
+    graph = onnx_from_network(to_floating_type(network, precision), side=SIDE)  # passes the full onnx.checker inside
     assert graph.opset_import[0].version == opset
     types = typed_outputs(graph)
     half = onnx.helper.np_dtype_to_tensor_dtype(np.dtype("float16")) if opset == 20 else onnx.TensorProto.BFLOAT16
@@ -86,7 +86,7 @@ def test_the_typed_graph_states_every_type(network, dtype, opset):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 def test_the_inputs_of_every_float32_product_are_casts_of_halves(network, precision):
     """So that TF32, which builds turn on for these precisions, rounds nothing."""
-    graph = onnx_from_network(to_half(network, torch.bfloat16 if precision == "bf16" else torch.float16), side=SIDE)
+    graph = onnx_from_network(to_floating_type(network, "bf16" if precision == "bf16" else "fp16"), side=SIDE)
     if precision == "int8":
         graph = int8.quantize_graph(graph, dict.fromkeys(int8.candidates(network), 3.0))
     types, makers = typed_outputs(graph), {name: node for node in graph.graph.node for name in node.output}
@@ -111,13 +111,13 @@ def typed_outputs(model):
     return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
-@pytest.mark.parametrize(("dtype", "gate"), [(torch.float16, 55.0), (torch.bfloat16, 45.0)], ids=["fp16", "bf16"])
-def test_half_precision_of_the_demo_network_is_near_float32(dtype, gate):
+@pytest.mark.parametrize(("precision", "gate"), [("fp16", 55.0), ("bf16", 45.0)])
+def test_half_precision_of_the_demo_network_is_near_float32(precision, gate):
     """Emulated by PyTorch with half precision tensors on a CPU, on a small version of a photograph."""
     network = network_from_package(package_from_folder(ROOT / "demo/package"))
     image = torch.from_numpy(core_from_file((ROOT / "demo/photos/coffee-table.jpg").read_bytes(), side=128))[None]
     with torch.inference_mode():
-        expected, actual = network(image), to_half(network, dtype)(image)
+        expected, actual = network(image), to_floating_type(network, precision)(image)
     assert actual.dtype == torch.float32
     decibels = psnr(actual.numpy(), expected.numpy())
     print(f"{decibels:.1f} dB")

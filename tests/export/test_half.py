@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.fidelity import torch_runner
 from export.metrics import psnr
 from export.network import half
-from export.network.rewrites import to_half
+from export.network.rewrites import to_floating_type
 
 
 def test_sums_are_computed_in_float32_and_rounded_once():
@@ -55,7 +55,7 @@ def test_tf32_represents_every_half_exactly(dtype):
 
 def test_ranges_hold_the_largest_magnitude_of_every_float16_tensor(tiny_network):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    network = to_half(tiny_network, torch.float16)
+    network = to_floating_type(tiny_network, "fp16")
     result = half.measure_ranges(network, {"a": image.numpy()})
     with torch.no_grad(), half.Half():
         embedded = network.patch_embed(image.half())
@@ -89,7 +89,7 @@ def test_the_islands_matter(tiny_network, monkeypatch):
                 # q·kᵀ over 4,096 pixels passes 65,504; normalised, the function is the same.
                 parameter[: len(parameter) * 2 // 3] *= 150
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).numpy()
-    halves, run = to_half(network, torch.float16), torch_runner(tiny_network)
+    halves, run = to_floating_type(network, "fp16"), torch_runner(tiny_network)
     assert psnr(torch_runner(halves)(image), run(image)) > 55
     without = halves.half()  # the temperature too, and no cast to float32 from here on
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)

@@ -17,7 +17,7 @@ from export.metrics import psnr
 from export.network import int8
 from export.network.coverage import Convolution, convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
-from export.network.rewrites import rewrite_network, split_projections, to_half
+from export.network.rewrites import rewrite_network, split_projections, to_floating_type
 
 SIDE = 64
 
@@ -41,7 +41,7 @@ def ranges(network, images):
 @pytest.fixture(scope="module")
 def graphs(network):
     """The network's graphs: fused for GPUs, in float32 and float16, and split for CPUs."""
-    forms = {"fused": network, "half": to_half(network, torch.float16), "split": split_projections(network)}
+    forms = {"fused": network, "half": to_floating_type(network, "fp16"), "split": split_projections(network)}
     return {name: onnx_from_network(form, side=SIDE) for name, form in forms.items()}
 
 
@@ -91,7 +91,7 @@ def test_the_float16_graph_computes_what_its_emulation_does(network, graphs, ima
     """The gate of a GPU's INT8 engine applies to the emulation: the graph is nearer to it than to float32."""
     module = "decoder_level1.0.ffn.project_out"
     image, chosen = images["0"], {module: ranges[module]}
-    emulated = torch_runner(to_half(int8.fake_quantize(network, chosen), torch.float16))(image)
+    emulated = torch_runner(to_floating_type(int8.fake_quantize(network, chosen), "fp16"))(image)
     actual = run(int8.quantize_graph(graphs["half"], chosen), image)
     exact = torch_runner(network)(image)
     print(f"{psnr(actual, emulated):.1f} dB from the emulation, {psnr(actual, exact):.1f} dB from float32")

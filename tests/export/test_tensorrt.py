@@ -21,7 +21,7 @@ from export.network.architecture import owner_network
 from export.network.coverage import convolutions, share_in_type
 from export.network.graph import onnx_bytes, onnx_from_network
 from export.network.restormer import Restormer
-from export.network.rewrites import rewrite_network, to_half
+from export.network.rewrites import rewrite_network, to_floating_type
 from export.precision import PRECISIONS
 from export.request import TILING, Options, Request
 from export.targets import TARGETS
@@ -51,13 +51,13 @@ def standard():
 
 @pytest.fixture(scope="module")
 def half_graph(standard):
-    return onnx_from_network(to_half(standard, torch.float16))
+    return onnx_from_network(to_floating_type(standard, "fp16"))
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_standard_network_builds(standard, precision):
-    graph = onnx_from_network(to_half(standard, torch.bfloat16) if precision == "bf16" else standard)
+    graph = onnx_from_network(to_floating_type(standard, precision))
     check(graph, precision)
     if precision == "fp32":  # TF32 is the same graph with another flag
         check(graph, precision, tf32=True)
