@@ -38,12 +38,9 @@ class Documents:
     @property
     def eps(self) -> float | None:
         """The LayerNorm's epsilon in architecture.json, if it is a positive number."""
-        for _, value in find_claims(
-            self.architecture, ("eps", "epsilon", "norm_eps", "layer_norm_eps", "LayerNorm_eps")
-        ):
-            if isinstance(value, float) and 0 < value < 1:
-                return value
-        return None
+        names = ("eps", "epsilon", "norm_eps", "layer_norm_eps", "LayerNorm_eps")
+        values = (value for _, value in find_claims(self.architecture, names))
+        return next((value for value in values if isinstance(value, float) and 0 < value < 1), None)
 
 
 def documents_from_folder(folder: Path) -> Documents:
