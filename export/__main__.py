@@ -57,18 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _engine_flags(engine: argparse.ArgumentParser) -> None:
-    engine.add_argument("--precision", default=DEFAULT.precision, help=", ".join((*PRECISIONS, AUTO)))
-    engine.add_argument("--target", default=DEFAULT.target, help=", ".join((AUTO, *TARGETS)))
-    engine.add_argument("--version", type=_positive, default=DEFAULT.version, help="version folder to publish as")
-    engine.add_argument("--photos", type=_path, default=DEFAULT.photos, help="folder to measure fidelity on")
-    engine.add_argument(
-        "--truth", type=_path, default=DEFAULT.ground_truth, dest="ground_truth",
-        help="their ground truth, under the same names",
-    )  # fmt: skip
+    engine.set_defaults(**{**vars(DEFAULT), **vars(DEFAULT.options)})
+    engine.add_argument("--precision", help=", ".join((*PRECISIONS, AUTO)))
+    engine.add_argument("--target", help=", ".join((AUTO, *TARGETS)))
+    engine.add_argument("--version", type=_positive, help="version folder to publish as")
+    engine.add_argument("--photos", type=_path, help="folder to measure fidelity on")
+    engine.add_argument("--truth", type=_path, dest="ground_truth", help="their ground truth, under the same names")
     engine.add_argument("--pairs", type=_path, help="JSON lines of input and target, instead of both folders")
     engine.add_argument("--data", type=_path, help="folder the paths of --pairs are relative to")
-    engine.add_argument("--calibration", type=_path, default=DEFAULT.calibration, help="folder for ranges and scales")
-    engine.add_argument("--calibrator", default=DEFAULT.calibrator, help=", ".join(CALIBRATORS))
+    engine.add_argument("--calibration", type=_path, help="folder for ranges and scales")
+    engine.add_argument("--calibrator", help=", ".join(CALIBRATORS))
     engine.add_argument("--plan", type=_path, help="INT8 plan to use instead of measuring one")
     engine.add_argument("--gate", type=float, help="minimum PSNR in dB instead of the precision's own; recorded")
     engine.add_argument(
@@ -78,19 +76,17 @@ def _engine_flags(engine: argparse.ArgumentParser) -> None:
         help="build for 512x512 although the network was trained at another size",
     )
     engine.add_argument("--server-python", type=_path, help="interpreter of the server, for the last stage")
-    options = DEFAULT.options
-    engine.add_argument("--max-batch", type=_positive, default=options.max_batch, help="largest batch of the profile")
+    engine.add_argument("--max-batch", type=_positive, help="largest batch of the profile")
     engine.add_argument("--opt-batch", type=_positive, help="batch that the plan is fastest at (default: --max-batch)")
-    engine.add_argument("--optimization-level", type=int, choices=range(6), default=options.optimization_level)
-    engine.add_argument("--timing-iterations", type=_positive, default=options.timing_iterations)
-    engine.add_argument("--tiling", choices=TILING, default=options.tiling)
+    engine.add_argument("--optimization-level", type=int, choices=range(6))
+    engine.add_argument("--timing-iterations", type=_positive)
+    engine.add_argument("--tiling", choices=TILING)
     engine.add_argument("--aux-streams", type=int, help="maximum; 0: none (default: TensorRT chooses)")
-    engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY), default=options.compatibility)
-    engine.add_argument("--workspace-mb", type=int, default=options.workspace_mb, help="0: no limit")
+    engine.add_argument("--compatibility", choices=tuple(COMPATIBILITY))
+    engine.add_argument("--workspace-mb", type=int, help="0: no limit")
     engine.add_argument(
-        "--compute-capabilities", type=lambda text: tuple(text.split()), default=options.compute_capabilities,
-        help='for rtx, for example "8.6 8.9 12.0"',
-    )  # fmt: skip
+        "--compute-capabilities", type=lambda text: tuple(text.split()), help='for rtx, for example "8.6 8.9 12.0"'
+    )
     engine.add_argument(
         "--onnxruntime-tensorrt", action="store_true",
         help="for tensorrt: measure the graph in ONNX Runtime's TensorRT too, which builds it a second time",
@@ -151,8 +147,8 @@ def _versions(text: str) -> tuple[int, ...]:
 
 
 def _engine(options: dict[str, Any]) -> None:
-    build_options = {field.name: options.pop(field.name) for field in fields(Options)}
-    build(Request(**options, options=Options(**build_options)))
+    options["options"] = Options(**{field.name: options.pop(field.name) for field in fields(Options)})
+    build(Request(**options))
 
 
 def _inspect(options: dict[str, Any]) -> None:
