@@ -1,9 +1,8 @@
-"""Tables in Markdown, for terminals and for pages, and the marked places of a page that generated tables fill."""
+"""Tables in Markdown, for terminals and for pages."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -42,19 +41,3 @@ def significant(value: float, digits: int = 3) -> str:
 
 def _is_figure(text: str) -> bool:
     return text.lstrip("+-")[:1].isdigit() or text in ("", "–")
-
-
-def filled(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """Return the page with each table between its markers; raise `ValueError` if it lacks a pair of markers."""
-    for name, make in tables.items():
-        begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", page, flags=re.DOTALL)
-        if len(parts) != 2:
-            raise ValueError(f"expected {begin} and {end} once, found {len(parts) - 1}")
-        page = f"{begin}\n{_narrow(make())}\n{end}".join(parts)
-    return page
-
-
-def _narrow(made: str) -> str:
-    """Return the table without the spaces that align it, so that a longer cell changes no other row of a page."""
-    return re.sub("-{4,}", "---", re.sub(" {2,}", " ", made))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.report import plots, tables
 from demo import table as demo
 from export.files import write_bytes
-from export.markdown import filled
 
 ROOT = Path(__file__).parents[2]
 PAGES = {**demo.PAGES, **tables.PAGES}
@@ -27,6 +28,22 @@ def written_files() -> dict[str, bytes]:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return files
+
+
+def filled(page: str, made: Mapping[str, Callable[[], str]]) -> str:
+    """Return the page with each table between its markers; raise `ValueError` if it lacks a pair of markers."""
+    for name, make in made.items():
+        begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
+        parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", page, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise ValueError(f"expected {begin} and {end} once, found {len(parts) - 1}")
+        page = f"{begin}\n{_narrow(make())}\n{end}".join(parts)
+    return page
+
+
+def _narrow(made: str) -> str:
+    """Return the table without the spaces that align it, so that a longer cell changes no other row of a page."""
+    return re.sub("-{4,}", "---", re.sub(" {2,}", " ", made))
 
 
 def main() -> None:

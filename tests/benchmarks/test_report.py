@@ -8,14 +8,14 @@ import re
 import pytest
 
 from benchmarks.report import page, plots, tables
-from export.markdown import filled
+from export.markdown import table
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", page.PAGES)
 def test_the_tables_of_a_page_are_those_of_the_records(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert text == filled(text, page.PAGES[name]), "make report"
+    assert text == page.filled(text, page.PAGES[name]), "make report"
     assert set(re.findall(r"<!-- table: ([\w-]+) -->", text)) == page.PAGES[name].keys()
 
 
@@ -152,3 +152,17 @@ def test_every_table_ends_before_the_next_paragraph(name):
     for line, following in itertools.pairwise(lines):
         if line.startswith("|"):
             assert not following or following.startswith(("|", "<!-- end: ")), following
+
+
+def test_a_page_gets_its_tables_and_keeps_its_text():
+    text = "before\n<!-- table: a -->old<!-- end: a -->\nafter\n"
+    once = page.filled(text, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])})
+    assert once.startswith("before\n<!-- table: a -->\n| a | b |\n")
+    assert once.endswith("| longer | 2 |\n<!-- end: a -->\nafter\n")
+    assert page.filled(once, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])}) == once
+
+
+@pytest.mark.parametrize("text", ["", "<!-- table: a -->", "<!-- end: a --><!-- table: a -->"])
+def test_a_page_without_both_markers_is_not_filled(text):
+    with pytest.raises(ValueError, match="found 0"):
+        page.filled(text, {"a": lambda: "| 1 |"})

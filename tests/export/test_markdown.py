@@ -1,8 +1,8 @@
-"""The one table of the project, and the marked places of a page."""
+"""The one table of the project."""
 
 import pytest
 
-from export.markdown import filled, significant, table
+from export.markdown import significant, table
 
 
 @pytest.mark.parametrize(
@@ -23,17 +23,3 @@ def test_a_table_formats_values_and_aligns_figures_to_the_right():
         (False, True),
     ]
     assert table(("a",), []) == ""
-
-
-def test_a_page_gets_its_tables_and_keeps_its_text():
-    page = "before\n<!-- table: a -->old<!-- end: a -->\nafter\n"
-    once = filled(page, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])})
-    assert once.startswith("before\n<!-- table: a -->\n| a | b |\n")
-    assert once.endswith("| longer | 2 |\n<!-- end: a -->\nafter\n")
-    assert filled(once, {"a": lambda: table(("a", "b"), [("x", 1), ("longer", 2)])}) == once
-
-
-@pytest.mark.parametrize("page", ["", "<!-- table: a -->", "<!-- end: a --><!-- table: a -->"])
-def test_a_page_without_both_markers_is_not_filled(page):
-    with pytest.raises(ValueError, match="found 0"):
-        filled(page, {"a": lambda: "| 1 |"})
