@@ -1,10 +1,6 @@
-"""From a model package to engines in the repository.
+"""Choose the targets of a build, and skip those whose engine is up to date, without importing PyTorch.
 
-    package -> network -> rewrites -> ONNX -> engine -> fidelity gate -> publish
-
-This module chooses the targets and skips those whose engine is up to date, without importing PyTorch;
-``export.factory`` builds the others. An engine that misses the gate of its precision is not published, and the one in
-service stays as it was.
+``export.factory`` builds the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Measure which precision is fastest on this CPU.
-
-With AMX or AVX512_BF16 it is bfloat16; with VNNI alone it may be INT8; a CPU with AVX2 executes only float32. The
-fidelity gate decides later whether an engine in that precision is published.
-"""
+"""Measure which precision is fastest on this CPU. Whether it passes its gate is decided by the build."""
 
 from __future__ import annotations
 

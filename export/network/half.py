@@ -1,9 +1,7 @@
 """Emulate half precision on a CPU as a tensor core computes it, and measure the headroom of float16 tensors.
 
-PyTorch's own float16 convolutions on a CPU are ten times slower than float32 and sum in an unspecified order; its
-bfloat16 is twenty times slower on CPUs without that arithmetic. A tensor core multiplies halves and adds in float32. So
-does this emulation: every tensor is in half precision, each convolution and product is summed in float32 and rounded
-once. A tensor that overflows on a tensor core overflows here.
+PyTorch's own float16 and bfloat16 on a CPU are slow and sum in an unspecified order. A tensor core multiplies halves
+and adds in float32. So does this emulation: each convolution and product is summed in float32 and rounded once.
 """
 
 from __future__ import annotations

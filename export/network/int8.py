@@ -1,14 +1,8 @@
 """INT8: choose convolutions, calibrate their ranges, and place Q/DQ nodes in the graph.
 
-Candidates are the 1x1 convolutions of the blocks. Everything else stays in floating point: the residual stream, skips,
-norms, softmax, products, depthwise, patch embedding, down-, up- and output convolutions. Weights are symmetric for each
-output channel, activations symmetric for each tensor, as TensorRT requires.
-
-Percentile and entropy ranges come from ``onnxruntime.quantization``'s histograms, fed one activation at a time from
-PyTorch hooks; its calibrators keep every tensor of every photograph in memory, some 10 GB per photograph for the
-standard network. The Q/DQ nodes are placed here, because ONNX Runtime's ``quantize_static`` and NVIDIA's ModelOpt
-choose nodes by name in one graph, while this plan goes by weight and serves a float32 graph with split projections and
-a float16 graph with fused ones. docs/decisions/int8-calibration.md compares the three.
+Candidates are the 1x1 convolutions of the blocks; everything else stays in floating point. Weights are symmetric for
+each output channel, activations symmetric for each tensor, as TensorRT requires. docs/decisions/int8-calibration.md
+says why the tools of ONNX Runtime and NVIDIA do not do this.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """Restormer in PyTorch, written from the paper (Zamir et al., CVPR 2022, arXiv 2111.09881, section 3).
 
-One class serves the paper's network and the owner's variant of it; the `Architecture` selects it. Tensors are NCHW.
-Parameter names are the internal ones, to which ``export.package.naming`` maps those of checkpoints.
-Three choices make the graph cheap, and safe in half precision, without changing the function:
+One class serves the paper's network and the owner's variant of it. Tensors are NCHW. Three choices make the graph
+cheap, and safe in half precision, without changing the function:
 
-* q and k are normalised *after* their product, ``(q kᵀ) / sqrt(|q|² |k|²ᵀ)``: a c x c matrix is divided
-  instead of two c x hw ones (equal in exact arithmetic).
-* LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node. Its statistics
-  are float32 in every type: PyTorch sums half precision that way, and ONNX has ``stash_type`` 1 for it.
+* q and k are normalised *after* their product, ``(q kᵀ) / sqrt(|q|² |k|²ᵀ)``: a c x c matrix is divided instead of
+  two c x hw ones.
+* LayerNorm over channels is one ``layer_norm`` call on the channels-last view, hence one ONNX node. Its statistics are
+  float32 in every type: PyTorch sums half precision that way, and ONNX has ``stash_type`` 1 for it.
 * The other long sums (the q·kᵀ product and its norms over all pixels, softmax) are cast to float32. In a float32
-  network these casts are no-ops and leave no node.
-
-The remaining rewrites change the modules and are in ``export.network.rewrites``.
+  network these casts leave no node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""A table of the naming conventions of Restormer checkpoints, and their mapping to the internal names.
+"""The naming conventions of Restormer checkpoints, and their mapping to the names of ``export.network.restormer``.
 
-Conventions differ in three places: the patch embedding, the blocks of a stage and the norms of a block. Internal names,
-those of ``export.network.restormer``, are all that the code behind the loader sees. To support another convention, add
-a row to `CONVENTIONS`.
+To support another convention, add a row to `CONVENTIONS`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The ``cpu`` target: the ONNX graph of ``export.network.cpu_form``, run by OpenVINO in Triton's Python backend.
 
-OpenVINO was chosen by measurement (``make benchmark-core``): it executes bfloat16 on CPUs, and it is the fastest of the
-runtimes compared on this graph, which is made for it. (On the plain graph ONNX Runtime can be faster.) OpenVINO takes
-floating-point types from a hint, not from the graph, so the types that it executes are read from the compiled model.
+OpenVINO was chosen by measurement (``make benchmark-core``). It takes floating-point types from a hint, not from the
+graph, so the types that it executes are read from the compiled model.
 """
 
 from __future__ import annotations
