@@ -22,15 +22,17 @@ def rewrite_network(network: Restormer) -> Restormer:
     return pad_feed_forward(fold_norms(network))
 
 
-def pad_feed_forward(network: Restormer, multiple: int = 8) -> Restormer:
-    """Pad feed-forward widths with zeros to a multiple (127, 255, 510, 1021 become 128, 256, 512, 1024).
+def pad_feed_forward(network: Restormer) -> Restormer:
+    """Pad feed-forward widths with zeros to a multiple of 8 (127, 255, 510, 1021 become 128, 256, 512, 1024).
 
     Padded channels stay exactly zero: their gate is gelu(0) = 0. Tensor cores and AVX need round widths.
     """
     result = copy.deepcopy(network)
     for layer in result.modules():
-        if isinstance(layer, FeedForward):
-            _pad(layer, multiple)
+        if isinstance(layer, FeedForward) and (extra := -layer.project_out.in_channels % 8):
+            out = layer.project_out
+            layer.project_in, layer.dwconv = _pad_outputs(layer.project_in, extra), _pad_outputs(layer.dwconv, extra)
+            layer.project_out = _convolution_with(out, nn.functional.pad(out.weight, (0, 0, 0, 0, 0, extra)), out.bias)
     return result
 
 
@@ -79,61 +81,41 @@ def to_floating_type(network: Restormer, precision: str) -> Restormer:
 
 def split_outputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:
     """Split a convolution, depthwise or not, into several of ``width`` output channels; the last may have fewer."""
-    parts = [slice(at, at + width) for at in range(0, convolution.out_channels, width)]
-    weights = [convolution.weight[part] for part in parts]
-    biases = [None if convolution.bias is None else convolution.bias[part] for part in parts]
-    return [
-        _convolution_with(convolution, weight, bias, groups=1 if convolution.groups == 1 else len(weight))
-        for weight, bias in zip(weights, biases, strict=True)
-    ]
+    weights = torch.split(convolution.weight, width)
+    biases = [None] * len(weights) if convolution.bias is None else torch.split(convolution.bias, width)
+    return [_convolution_with(convolution, *part) for part in zip(weights, biases, strict=True)]
 
 
 def split_inputs(convolution: nn.Conv2d, width: int) -> list[nn.Conv2d]:
     """Split a convolution into several of ``width`` input channels, whose outputs add up to its own."""
-    starts = range(0, convolution.in_channels, width)
-    biases = [convolution.bias, *[None] * (len(starts) - 1)]
-    return [
-        _convolution_with(convolution, convolution.weight[:, at : at + width], bias)
-        for at, bias in zip(starts, biases, strict=True)
-    ]
+    weights = torch.split(convolution.weight, width, dim=1)
+    biases = [convolution.bias, *[None] * (len(weights) - 1)]
+    return [_convolution_with(convolution, *part) for part in zip(weights, biases, strict=True)]
 
 
 def _fold(norm: LayerNorm, convolution: nn.Conv2d) -> nn.Conv2d:
     """Move the norm's weight and bias into the convolution; the norm keeps ones and zeros."""
     kernel, weight, bias = convolution.weight, norm.weight, norm.bias
-    shift = convolution.bias
+    shift: Tensor | None = convolution.bias
     if bias is not None:
         moved = kernel.flatten(1) @ bias
-        shift = nn.Parameter(moved if shift is None else moved + shift)
+        shift = moved if shift is None else moved + shift
         nn.init.zeros_(bias)
     result = _convolution_with(convolution, kernel * weight[:, None, None], shift)
     nn.init.ones_(weight)
     return result
 
 
-def _pad(layer: FeedForward, multiple: int) -> None:
-    hidden = layer.project_out.in_channels
-    extra = -hidden % multiple
-    if not extra:
-        return
-    width = hidden + extra
-    pointwise, depthwise, out = _convolution(layer.project_in), _convolution(layer.dwconv), layer.project_out
-    layer.project_in = _convolution_with(pointwise, _pad_halves(pointwise.weight, extra), _pad_bias(pointwise, extra))
-    layer.dwconv = _convolution_with(
-        depthwise, _pad_halves(depthwise.weight, extra), _pad_bias(depthwise, extra), groups=width * 2
-    )
-    layer.project_out = _convolution_with(out, nn.functional.pad(out.weight, (0, 0, 0, 0, 0, extra)), out.bias)
+def _pad_outputs(projection: Projection, extra: int) -> nn.Conv2d:
+    """Append zeros to the gate's output channels and to the value's."""
+    whole = _convolution(projection)
 
+    def pad(rows: Tensor) -> Tensor:
+        gate, value = rows.chunk(2)
+        zeros = rows.new_zeros(extra, *rows.shape[1:])
+        return torch.cat([gate, zeros, value, zeros])
 
-def _pad_halves(weight: Tensor, extra: int) -> Tensor:
-    """Append zeros to the gate's rows and to the value's rows."""
-    halves = weight.chunk(2)
-    zeros = weight.new_zeros(extra, *weight.shape[1:])
-    return torch.cat([halves[0], zeros, halves[1], zeros])
-
-
-def _pad_bias(convolution: nn.Conv2d, extra: int) -> Tensor | None:
-    return None if convolution.bias is None else _pad_halves(convolution.bias, extra)
+    return _convolution_with(whole, pad(whole.weight), None if whole.bias is None else pad(whole.bias))
 
 
 def _split(projection: Projection, parts: int) -> nn.ModuleList:
@@ -147,9 +129,9 @@ def _convolution(projection: Projection) -> nn.Conv2d:
     return projection
 
 
-def _convolution_with(like: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, groups: int | None = None) -> nn.Conv2d:
-    """Make a convolution with the kernel size and "same" padding of ``like``, and these weights."""
-    groups = like.groups if groups is None else groups
+def _convolution_with(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """Make a convolution with these weights, "same" padding, and depthwise if ``like`` is."""
+    groups = 1 if like.groups == 1 else len(weight)
     out_channels, in_channels, size = weight.shape[0], weight.shape[1] * groups, weight.shape[2]
     result = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, groups=groups, bias=bias is not None)
     result.weight = nn.Parameter(weight.detach().clone())
