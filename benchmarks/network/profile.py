@@ -42,7 +42,7 @@ from export.network.cpu_form import cpu_graph
 from export.network.graph import onnx_bytes
 from export.network.rewrites import rewrite_network
 from export.package.model_package import network_from_package, package_from_folder
-from export.precision import PRECISIONS, precision_from_name
+from export.precision import PRECISIONS, Precision, precision_from_name
 from export.publish import versions
 from export.targets import cpu
 from imaging import SIDE
@@ -165,7 +165,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
 def _export_subject(arguments: argparse.Namespace) -> Subject:
     """Export the graph of a package, or of the standard network."""
     precision = precision_from_name(arguments.precision or "fp32")
-    cpu.require_precision(precision)
+    _require_precision(precision)
     if precision.name == "int8" and not arguments.standard:
         raise ExportError("--precision int8 needs --standard: an INT8 engine comes from a plan, so give it as --engine")
     side = arguments.side or SIDE
@@ -184,6 +184,11 @@ def _export_subject(arguments: argparse.Namespace) -> Subject:
     return cpu_graph(ready, ranges, side=side), cpu.settings(precision), about
 
 
+def _require_precision(precision: Precision) -> None:
+    if reason := cpu.why_not(precision):
+        raise ExportError(f"{reason}: use --precision fp32, which every CPU executes")
+
+
 def _load_engine(engine: Path) -> Subject:
     """Load an engine with the JSON beside it."""
     beside = engine.with_name(f"{engine.name}.json")
@@ -195,7 +200,7 @@ def _load_engine(engine: Path) -> Subject:
             raise ExportError(f"{engine} is for {stated['target']}: build one with --target cpu")
         settings = dict(word.split("=", 1) for word in shlex.split(stated["command"]) if "=" in word)
         name = f"the network of {settings['PACKAGE']}, {stated['network']['parameters']:,} parameters"
-        cpu.require_precision(PRECISIONS[stated["precision"]])
+        _require_precision(PRECISIONS[stated["precision"]])
         about = {"network": name, "side": stated["profile"]["compiled"][-1], "precision": stated["precision"]}
         return onnx.load(engine), stated["runtime"]["settings"], about
     except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:

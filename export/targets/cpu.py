@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import machine
-from export.errors import ExportError
 from export.files import sha256
 from export.names import ADAPTER, MODEL
 from export.network.coverage import Convolution, convolutions, describe_shares, shares
@@ -126,12 +125,6 @@ def why_not(precision: Precision) -> str:
     else:
         is_missing = bool(wanted) and wanted not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return f"this CPU has no {description}" if is_missing else ""
-
-
-def require_precision(precision: Precision) -> None:
-    """Raise `ExportError` for a precision that this CPU would only emulate."""
-    if reason := why_not(precision):
-        raise ExportError(f"{reason}: use --precision fp32, which every CPU executes")
 
 
 def compile_engine(path: Path, options: Mapping[str, str]) -> openvino.CompiledModel:

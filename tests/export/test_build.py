@@ -35,7 +35,7 @@ from export.precision import PRECISIONS
 from export.publish import lock_models, provenance, remove_version, replace_version
 from export.request import Options, Request, make_command
 from export.targets import TARGETS
-from export.targets.cpu import require_precision, why_not
+from export.targets.cpu import why_not
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository
 from tests.export.conftest import save_package
 
@@ -148,11 +148,12 @@ def test_an_empty_path_is_rejected(capsys):
 
 
 @pytest.mark.parametrize(("name", "type_name"), [("bf16", "bfloat16"), ("fp16", "float16"), ("int8", "INT8")])
-def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, name, type_name):
+def test_a_precision_that_the_cpu_would_emulate_is_rejected(monkeypatch, tiny, tmp_path, name, type_name):
     monkeypatch.setattr(openvino.Core, "get_property", lambda self, device, name: ["FP32", "INT8"])
     monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2", "fma"})  # OpenVINO lists INT8 on every CPU
-    with pytest.raises(ExportError, match=f"no {type_name} arithmetic .*: use --precision fp32"):
-        require_precision(PRECISIONS[name])
+    request = request_for(bare_repository(tmp_path / "models"), **tiny, precision=name)
+    with pytest.raises(ExportError, match=f"no {type_name} arithmetic .*--precision fp32"):
+        build(request)
 
 
 def test_outputs_that_are_not_finite_fail():
