@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -49,12 +50,18 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[str, Settings]:
 def _start(settings: Settings) -> None:
     print("starting Triton ...", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         server = process.start(settings)
     except BaseException:
         print(file=sys.stderr)
         raise
     print(f" ready on {server.url} after {time.monotonic() - started:.1f} s (process {server.pid})", file=sys.stderr)
+
+
+def _exit_on_sigterm(number: int, _: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the clean-up
+    raise SystemExit(128 + number)
 
 
 def _stop(settings: Settings) -> None:

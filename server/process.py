@@ -48,11 +48,12 @@ def start(settings: Settings) -> RunningServer:
                 command, env=triton_environment(settings), cwd=settings.state, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
-        server = _write_record(settings, triton.pid, engine)
         try:
+            server = _write_record(settings, triton.pid, engine)
             _wait_until_ready(settings, triton, settings.start_timeout)
         except BaseException:
             stop(settings)
+            triton.kill()  # in case it was not recorded yet
             raise
     return server
 
@@ -214,22 +215,20 @@ def _wait_until_ready(settings: Settings, triton: subprocess.Popen[bytes], secon
         deep_check_command(settings, seconds), env=environment_without_proxies(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while deep.poll() is None:
-        if triton.poll() is not None:
-            deep.kill()
-            deep.wait()
-            raise ServerError(
-                f"Triton exited with {triton.returncode}: {_failure_reason(settings.log)} ({settings.log})"
-            )
-        if line := re.search(_STUB_FAILURE, settings.log.read_bytes()):
-            deep.kill()
-            deep.wait()
-            reason = line[0].decode(errors="replace")
-            raise ServerError(f"Triton's Python stub does not start: {reason} ({settings.log})")
-        time.sleep(0.1)
-    assert deep.stderr is not None
-    message = " ".join(deep.stderr.read().split())[:400]
+    try:
+        while deep.poll() is None:
+            if triton.poll() is not None:
+                reason = _failure_reason(settings.log)
+                raise ServerError(f"Triton exited with {triton.returncode}: {reason} ({settings.log})")
+            if line := re.search(_STUB_FAILURE, settings.log.read_bytes()):
+                reason = line[0].decode(errors="replace")
+                raise ServerError(f"Triton's Python stub does not start: {reason} ({settings.log})")
+            time.sleep(0.1)
+    finally:  # also after SIGTERM, which reaches this process alone
+        deep.kill()
+        _, errors = deep.communicate()
     if deep.returncode:
+        message = " ".join(errors.split())[:400]
         raise ServerError(f"Triton started but does not enhance: {message} (its log: {settings.log})")
 
 

@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,29 @@ def test_stubs_import_from_a_folder_with_non_ascii_letters(tmp_path, monkeypatch
     process.assemble_backends(Settings(state=tmp_path, wheel=ROOT / ".envs/triton"))
     assert (tmp_path / "backends/python/imaging").samefile(package)
     assert not (tmp_path / "backends/python/adapters").exists()
+
+
+def test_sigterm_during_a_start_stops_the_triton_that_loads(repository, tmp_path):
+    port = free_port()
+    command = server_command(
+        "start", repository=repository, state=tmp_path, grpc_port=port, metrics_port=free_port(), exit_timeout=5
+    )
+    start = subprocess.Popen(command, cwd=ROOT)
+    record = tmp_path / "server.json"
+    while not record.exists() or not record.read_text():
+        assert start.poll() is None
+        time.sleep(0.05)
+    triton = json.loads(record.read_text())["pid"]
+    start.terminate()
+    try:
+        assert start.wait(60) == 128 + signal.SIGTERM
+        assert not Path(f"/proc/{triton}").exists()
+        assert not record.exists()
+        assert stubs(tmp_path) == []
+    finally:
+        subprocess.run([*command[:-1], "stop"], cwd=ROOT, check=True)
+    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"127.0.0.1:{port}" not in commands  # the client that waits for the first photograph
 
 
 def test_a_stub_that_does_not_start_is_reported_within_seconds(repository, tmp_path):
