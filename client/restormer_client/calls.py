@@ -20,7 +20,6 @@ from restormer_client.errors import (
     NO_VERSIONS,
     DeadlineExceeded,
     EnhanceError,
-    Failure,
     InvalidRequest,
     InvalidTensor,
     ModelNotReady,
@@ -291,14 +290,14 @@ class Calls:
                 answer: bytes = yield Send(rpc, build_request(remaining), remaining, [*metadata, *(headers or [])])
             except grpc.RpcError as rpc_error:
                 cause = rpc_error.with_traceback(None)  # the frames hold the photograph
-                failure = Failure(rpc_error.code().name, rpc_error.details() or "no reason given")
+                status, details = rpc_error.code().name, rpc_error.details() or "no reason given"
             else:
                 self._record_duration(model, time.monotonic() - started)
                 return answer
-            error = error_from_failure(failure, url=self.connection.url, model=model, attempts=attempts)
-            broken += may_be_processed(failure.details)
+            error = error_from_failure(status, details, url=self.connection.url, model=model, attempts=attempts)
+            broken += may_be_processed(details)
             pause = random.uniform(0, max_pause)
-            is_transient = isinstance(error, ServerUnavailable) or NO_VERSIONS in failure.details
+            is_transient = isinstance(error, ServerUnavailable) or NO_VERSIONS in details
             if not (retry and is_transient) or broken == _MAX_BROKEN or pause >= deadline.remaining():
                 if isinstance(error, Overloaded):
                     expected = self._mean_seconds.get(model or "", Overloaded.retry_after)

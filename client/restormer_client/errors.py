@@ -1,29 +1,17 @@
 """Exceptions, and the translation of gRPC and Triton errors into them.
 
-EnhanceError                 base class
-  InvalidRequest             the same request will fail again (also: it exceeds the message size limit)
-    InvalidPhotograph        the server cannot read these bytes as a photograph
-    InvalidOption            an option is unknown to the server, or out of range
-    InvalidTensor            `core`: the model does not take this shape or type
-  Overloaded                 a queue is full; ``retry_after`` is a hint in seconds; never retried by this client
-  DeadlineExceeded           no response within the timeout
-  ServerUnavailable          no server at this address, the connection broke, or the server is stopping; retried
-                             within the deadline, which is safe because enhancing is idempotent
-  ModelNotReady              the server does not serve the model; retried as above while it has no version of it
-  AccessDenied               a token, header or certificate is missing or wrong
-  ServerError                the server failed, or its response is invalid
-
-Each has ``status`` (of gRPC, None if there was none), ``model`` and ``attempts`` (how often the request was sent), and
-can be pickled. An unreadable file raises `OSError`, an argument of the wrong type `TypeError`.
+All derive from `EnhanceError` and can be pickled. An unreadable file raises `OSError`, an argument of the wrong type
+`TypeError`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 
 class EnhanceError(Exception):
-    """A call failed. ``str(error)`` is one human-readable line."""
+    """A call failed. ``str(error)`` is one human-readable line.
+
+    ``status`` is gRPC's (None if there was none), ``attempts`` how often the request was sent to ``model``.
+    """
 
     def __init__(self, message: str, *, status: str | None = None, model: str | None = None, attempts: int = 1) -> None:
         super().__init__(message)
@@ -33,7 +21,7 @@ class EnhanceError(Exception):
 
 
 class InvalidRequest(EnhanceError):
-    """The request is invalid; do not send it again unchanged."""
+    """The same request will fail again, also because it exceeds the message size limit."""
 
 
 class InvalidPhotograph(InvalidRequest):
@@ -45,12 +33,12 @@ class InvalidOption(InvalidRequest):
 
 
 class InvalidTensor(InvalidRequest):
-    """The model does not take a tensor of this shape or type."""
+    """`core`: the model does not take a tensor of this shape or type."""
 
 
 class Overloaded(EnhanceError):
-    """A queue of the server is full. ``retry_after``: suggested wait in seconds, estimated from the duration of this
-    client's recent calls."""
+    """A queue of the server is full; never retried by this client. ``retry_after``: suggested wait in seconds,
+    estimated from the duration of this client's recent calls."""
 
     retry_after: float = 1.0
 
@@ -60,11 +48,12 @@ class DeadlineExceeded(EnhanceError):
 
 
 class ServerUnavailable(EnhanceError):
-    """No server answers at this address, the connection broke, or the server is starting or stopping."""
+    """No server answers at this address, the connection broke, or the server is starting or stopping. Retried within
+    the deadline, which is safe because enhancing is idempotent."""
 
 
 class ModelNotReady(EnhanceError):
-    """The server responds, but does not serve this model."""
+    """The server does not serve the model. Retried as `ServerUnavailable` is while the server has no version of it."""
 
 
 class AccessDenied(EnhanceError):
@@ -73,14 +62,6 @@ class AccessDenied(EnhanceError):
 
 class ServerError(EnhanceError):
     """The server failed, or its response is invalid."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failure as gRPC reports it: ``status`` is the name of its code, ``details`` its message."""
-
-    status: str
-    details: str
 
 
 #: Text that the ensemble puts before the message of the step that failed.
@@ -95,31 +76,18 @@ _OPTION_MARKERS = ("unknown parameter", "it has to be")
 NO_VERSIONS = "has no available versions"
 #: Meaning of status UNAVAILABLE by parts of its message. Only messages about the connection or a stopping server count
 #: as ServerUnavailable, which is retried: an overloaded proxy reports UNAVAILABLE too.
-_UNAVAILABLE: tuple[tuple[str, type[EnhanceError]], ...] = (
-    ("xceeds maximum queue size", Overloaded),
-    ("timeout expired", Overloaded),  # the limit of the queue policy; the call's own deadline is DEADLINE_EXCEEDED
-    ("status: 429", Overloaded),
-    ("overflow", Overloaded),
-    ("unknown model", ModelNotReady),
-    ("is not ready", ModelNotReady),
-    ("not at ready state", ModelNotReady),
-    ("protocol is restricted", AccessDenied),
-    ("erver is stopping", ServerUnavailable),
-    ("ailed to connect", ServerUnavailable),
-    ("onnection refused", ServerUnavailable),
-    ("onnection reset", ServerUnavailable),
-    ("onnection timed out", ServerUnavailable),
-    ("onnection dropped", ServerUnavailable),
-    ("ocket closed", ServerUnavailable),
-    ("roken pipe", ServerUnavailable),
-    ("GOAWAY", ServerUnavailable),
-    ("tream removed", ServerUnavailable),
-    ("ndpoint closing", ServerUnavailable),
-    ("esolution failed", ServerUnavailable),
-    ("rrors resolving", ServerUnavailable),  # gRPC 1.85: the name does not exist or has no address
-    ("recvmsg", ServerUnavailable),
-    ("sendmsg", ServerUnavailable),
-)
+_UNAVAILABLE: dict[type[EnhanceError], tuple[str, ...]] = {
+    # "timeout expired" is the limit of the queue policy; the call's own deadline is DEADLINE_EXCEEDED.
+    Overloaded: ("xceeds maximum queue size", "timeout expired", "status: 429", "overflow"),
+    ModelNotReady: ("unknown model", "is not ready", "not at ready state"),
+    AccessDenied: ("protocol is restricted",),
+    # "rrors resolving" is gRPC 1.85's: the name does not exist or has no address.
+    ServerUnavailable: (
+        "erver is stopping", "ailed to connect", "onnection refused", "onnection reset", "onnection timed out",
+        "onnection dropped", "ocket closed", "roken pipe", "GOAWAY", "tream removed", "ndpoint closing",
+        "esolution failed", "rrors resolving", "recvmsg", "sendmsg",
+    ),
+}  # fmt: skip
 #: Parts of messages which prove that the server did not process the request.
 _NOT_PROCESSED = (
     "ailed to connect", "onnection refused", "esolution failed", "rrors resolving", "erver is stopping", NO_VERSIONS
@@ -146,19 +114,20 @@ def may_be_processed(message: str) -> bool:
     return not any(text in message for text in _NOT_PROCESSED)
 
 
-def error_from_failure(failure: Failure, *, url: str, model: str | None, attempts: int) -> EnhanceError:
-    """Translate a failure. One gRPC status has several meanings here, so the message decides first."""
-    details = failure.details.partition(_STACK_MARKER)[0]
+def error_from_failure(status: str, details: str, *, url: str, model: str | None, attempts: int) -> EnhanceError:
+    """Translate gRPC's status and message. One status has several meanings here, so the message decides first."""
+    details = details.partition(_STACK_MARKER)[0]
     if details.startswith(_ENSEMBLE_PREFIX):
         details = details.split("', ", 1)[-1]
-    kind = _classify(failure.status, details)
+    kind = _classify(status, details)
     sentence = _SENTENCES.get(kind, "{details}").format(url=url, model=model, details=details)
-    return kind(sentence, status=failure.status, model=model, attempts=attempts)
+    return kind(sentence, status=status, model=model, attempts=attempts)
 
 
 def _classify(status: str, details: str) -> type[EnhanceError]:
     if status == "UNAVAILABLE":
-        return next((kind for text, kind in _UNAVAILABLE if text in details), ServerError)
+        kinds = (kind for kind, texts in _UNAVAILABLE.items() if any(text in details for text in texts))
+        return next(kinds, ServerError)
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return InvalidRequest
     if status == "INVALID_ARGUMENT" and _TRITON_MARKER not in details:

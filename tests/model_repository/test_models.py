@@ -250,10 +250,9 @@ def test_all_rooms_recognize_overload_by_the_same_text(load):
     texts = type(load("enhance_tiled"))._restored.__globals__["OVERLOAD"]
     assert texts == (loops.REJECTED, loops.EXPIRED)
     for text in texts:
-        failure = errors.Failure("UNAVAILABLE", f"[request id: <id_unknown>] E{text}")
-        assert isinstance(
-            errors.error_from_failure(failure, url="here", model="enhance", attempts=1), errors.Overloaded
-        )
+        details = f"[request id: <id_unknown>] E{text}"
+        error = errors.error_from_failure("UNAVAILABLE", details, url="here", model="enhance", attempts=1)
+        assert isinstance(error, errors.Overloaded)
 
 
 def test_every_outcome_has_a_counter_from_the_start(load):

@@ -1,13 +1,10 @@
 """Test loops of requests: arrivals, statistics, and outcomes of a real server's answers."""
 
-import ast
 import asyncio
 
 import numpy as np
 import pytest
-from restormer_client import errors
 
-from tests.conftest import ROOT
 from tests.photographs import encode_image, pixels
 from traffic import loops
 from traffic.loops import Answer
@@ -35,20 +32,6 @@ def test_percentiles_are_of_one_outcome():
     assert loops.latency_percentile(answers, 50, "rejected") == 0.01
     assert loops.latency_percentile(answers, 50, "failed") == 0
     assert loops.count_outcomes(answers) == {"ok": 2, "rejected": 1, "expired": 0, "failed": 0}
-
-
-def test_client_tiles_and_loops_recognize_overload_by_the_same_messages():
-    """tests/client checks them against a real server."""
-    tree = ast.parse((ROOT / "model_repository/enhance_tiled/1/model.py").read_text())
-    (tiles,) = (
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OVERLOAD"
-    )
-    assert tiles == (loops.REJECTED, loops.EXPIRED)
-    for message in tiles:
-        failure = errors.Failure("UNAVAILABLE", f"E{message}: more of it")
-        assert isinstance(errors.error_from_failure(failure, url="", model="enhance", attempts=1), errors.Overloaded)
 
 
 def test_outcomes_of_a_real_server(triton):
