@@ -130,7 +130,7 @@ class Calls:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._mean_seconds: dict[str, float] = {}  # by model, of recent successful calls
+        self._mean_seconds: dict[str | None, float] = {}  # by model, of recent successful calls
         self._core_tensors: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
     def enhance(
@@ -187,6 +187,8 @@ class Calls:
         clamped. Type and shape are checked against the server's metadata before anything is sent; the maximum N (8 by
         default) is not in the metadata, so the server checks it. Raises `InvalidTensor` or another `EnhanceError`.
         """
+        import numpy as np
+
         deadline = Deadline(timeout)
         if self._core_tensors is None:
             tensors = _tensor_specs((yield from self._model_metadata(CORE_MODEL, deadline)))
@@ -196,7 +198,8 @@ class Calls:
                 )
             self._core_tensors = tensors
         datatype, shape = _check_tensor(tensor, self._core_tensors["input"])
-        request = wire.Tensor("input", datatype, shape, (_tensor_bytes(tensor),))
+        content = np.ascontiguousarray(tensor).data.cast("B")
+        request = wire.Tensor("input", datatype, shape, (content,))
         try:
             answer = yield from self._infer(CORE_MODEL, request, {}, _priority_level(priority), deadline)
         except InvalidRequest as error:
@@ -204,8 +207,6 @@ class Calls:
         output = wire.output_tensor(answer, "output")
         if output is None or (output.datatype, output.shape) != ("FP32", shape):
             raise ServerError(f"{self.connection.url} returned no output of shape {list(shape)}", model=CORE_MODEL)
-        import numpy as np
-
         return np.frombuffer(output.content[0], np.float32).reshape(shape).copy()
 
     def health(self, *, timeout: float = 5.0) -> Flow[Health]:
@@ -284,7 +285,10 @@ class Calls:
         attempts, broken, max_pause = 0, 0, _FIRST_PAUSE
         while remaining := deadline.remaining():
             attempts += 1
-            metadata = yield from self._metadata()
+            if callable(self.connection.token):  # fetching a token may block
+                metadata = yield Work(self.connection.metadata)
+            else:
+                metadata = self.connection.metadata()
             started = time.monotonic()
             try:
                 answer: bytes = yield Send(rpc, build_request(remaining), remaining, [*metadata, *(headers or [])])
@@ -292,7 +296,8 @@ class Calls:
                 cause = rpc_error.with_traceback(None)  # the frames hold the photograph
                 status, details = rpc_error.code().name, rpc_error.details() or "no reason given"
             else:
-                self._record_duration(model, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._mean_seconds[model] = 0.9 * self._mean_seconds.get(model, seconds) + 0.1 * seconds
                 return answer
             error = error_from_failure(status, details, url=self.connection.url, model=model, attempts=attempts)
             broken += may_be_processed(details)
@@ -300,7 +305,7 @@ class Calls:
             is_transient = isinstance(error, ServerUnavailable) or NO_VERSIONS in details
             if not (retry and is_transient) or broken == _MAX_BROKEN or pause >= deadline.remaining():
                 if isinstance(error, Overloaded):
-                    expected = self._mean_seconds.get(model or "", Overloaded.retry_after)
+                    expected = self._mean_seconds.get(model, Overloaded.retry_after)
                     error.retry_after = random.uniform(1, 1.5) * expected
                 try:
                     raise error from cause
@@ -310,22 +315,11 @@ class Calls:
             max_pause = min(2 * max_pause, _MAX_PAUSE)
         raise DeadlineExceeded(f"{self.connection.url} did not answer in time", model=model, attempts=attempts)
 
-    def _record_duration(self, model: str | None, seconds: float) -> None:
-        """Update the exponential moving average of the duration of calls to this model."""
-        self._mean_seconds[model or ""] = 0.9 * self._mean_seconds.get(model or "", seconds) + 0.1 * seconds
-
-    def _metadata(self) -> Flow[list[tuple[str, str]]]:
-        """Return the headers of a call."""
-        if callable(self.connection.token):  # fetching a token may block
-            headers: list[tuple[str, str]] = yield Work(self.connection.metadata)
-            return headers
-        return self.connection.metadata()
-
     def _query(self, rpc: str, deadline: Deadline, *, retry: bool = False, **fields: Any) -> Flow[Any]:
         """Make a call that carries no tensor; it is not retried by default."""
-        message = wire.encode_request(f"{rpc}Request", **fields)
+        message = getattr(wire.messages(), f"{rpc}Request")(**fields).SerializeToString()
         answer = yield from self._call(rpc, lambda _: message, deadline, model=fields.get("name"), retry=retry)
-        return wire.decode_response(f"{rpc}Response", answer)
+        return getattr(wire.messages(), f"{rpc}Response").FromString(answer)
 
     def _is_ready(self, model: str, deadline: Deadline) -> Flow[bool]:
         try:
@@ -396,9 +390,3 @@ def _check_tensor(tensor: Any, spec: tuple[str, tuple[int, ...]]) -> tuple[str, 
     ):
         raise InvalidTensor(f"the tensor is {list(shape)}, the model takes {list(expected)} (-1: the batch size)")
     return datatype, shape
-
-
-def _tensor_bytes(tensor: npt.NDArray[np.float32]) -> memoryview:
-    import numpy as np
-
-    return np.ascontiguousarray(tensor).data.cast("B")

@@ -218,7 +218,3 @@ def parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer of 1 or more")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -49,7 +49,8 @@ def enhance_all(
             yield waiting.popleft().source
 
     def record_failure(job: Job, error: Exception) -> None:
-        failures.append(_failed_photo(job, error))
+        attempts = error.attempts if isinstance(error, EnhanceError) else 0
+        failures.append(FailedPhoto(str(job.source), type(error).__name__, error_line(error), attempts))
         progress.print_line(f"failed: {job.source}: {failures[-1].message}")
 
     with Progress(len(todo)) as progress:
@@ -135,11 +136,6 @@ def _write_result(job: Job, data: bytes) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _failed_photo(job: Job, error: Exception) -> FailedPhoto:
-    attempts = error.attempts if isinstance(error, EnhanceError) else 0
-    return FailedPhoto(str(job.source), type(error).__name__, error_line(error), attempts)
 
 
 def error_line(error: Exception) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 Buffer = bytes | bytearray | memoryview
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -105,16 +104,6 @@ def file_from_tensor(tensor: Tensor) -> bytes | None:
         return None
     (length,) = struct.unpack_from("<I", content)
     return bytes(content[_LENGTH_BYTES:]) if length == len(content) - _LENGTH_BYTES else None
-
-
-def encode_request(kind: str, **fields: Any) -> bytes:
-    """Serialize a request without tensors, for example ``encode_request("ModelReadyRequest", name="enhance")``."""
-    return bytes(getattr(messages(), kind)(**fields).SerializeToString())
-
-
-def decode_response(kind: str, answer: bytes) -> Any:
-    """Parse a response, for example of kind ``ModelReadyResponse``."""
-    return getattr(messages(), kind).FromString(answer)
 
 
 def _encode_varint(value: int) -> bytes:
