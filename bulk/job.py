@@ -115,16 +115,14 @@ def run(job: Job) -> Summary:
             output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
     if others and everything:  # without a photograph the output has not been started
-        manifest.write_part(output, [_left_out_row(key, source) for key, source in others.items()])
+        fields = {"status": manifest.LEFT_OUT, "error": "not a photograph by its name"}
+        manifest.write_part(output, [{"key": key, "source": source, **fields} for key, source in others.items()])
     if job.shard == (1, 1):  # otherwise another shard may be running
         manifest.merge_parts(output)
-        _remove_leftovers(output)
+        for name in list(filter(storage.is_leftover, output.names())):  # of killed writes, on any node and in any run
+            output.remove(name)
     summary.finish(time.monotonic() - started, busy, job.price)
     return summary
-
-
-def _left_out_row(key: str, source: str) -> manifest.Row:
-    return {"key": key, "source": source, "status": manifest.LEFT_OUT, "error": "not a photograph by its name"}
 
 
 def _check_server(job: Job) -> None:
@@ -132,12 +130,6 @@ def _check_server(job: Job) -> None:
     with Enhancer(**job.server) as enhancer:
         enhancer.wait_until_ready(READY_TIMEOUT)
         enhancer.enhance(TINY_PHOTOGRAPH, priority="bulk", timeout=job.timeout, **job.options)
-
-
-def _remove_leftovers(output: storage.Folder) -> None:
-    """Remove the temporary files of killed writes: of this run's nodes, or of an earlier run."""
-    for name in list(filter(storage.is_leftover, output.names())):
-        output.remove(name)
 
 
 def _run_with_ray(job: Job, output: storage.Folder, todo: plan.Photographs, summary: Summary) -> float:

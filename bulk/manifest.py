@@ -48,11 +48,6 @@ def rows_to_table(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def checksum(data: bytes) -> str:
-    """Return the checksum of an output."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def write_part(output: Folder, rows: Sequence[Row]) -> None:
     """Write the rows of a block. The file name is a hash of their keys, so that a repeated block replaces its part."""
     digest = hashlib.sha256("\n".join(sorted(row["key"] for row in rows)).encode("utf-8", "surrogateescape"))

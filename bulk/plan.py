@@ -104,7 +104,8 @@ def _read_list(url: str, format: str | None) -> Iterator[tuple[str, str]]:
     for number, (source, key) in enumerate(zip(sources, keys, strict=True), 1):
         if not isinstance(source, str) or not source or not isinstance(key, str | None):
             raise BulkError(f"{url}, row {number}: source must be a path or URL, and key a name, both as text")
-        name = PurePosixPath(key or _key_from_source(source))
+        # Without a key: the URL without its protocol, or the path without its root.
+        name = PurePosixPath(key or source.partition("://")[2] or source.lstrip("/"))
         if name.is_absolute() or ".." in name.parts or name.parts[:1] in ((), (manifest.FOLDER,)):
             raise BulkError(f"{url}, row {number}: {str(name)!r} must be a relative name inside --output")
         yield str(name if key else output_path(name, format)), source
@@ -120,8 +121,3 @@ def _read_parquet(url: str) -> pa.Table:
         return pa.concat_tables([t.select([c for c in ("source", "key") if c in t.column_names]) for t in tables])
     except pa.ArrowException as error:
         raise BulkError(f"{url} cannot be read as Parquet: {' '.join(str(error).split())}") from error
-
-
-def _key_from_source(source: str) -> str:
-    """Return a URL without its protocol, or a path without its root."""
-    return source.partition("://")[2] or source.lstrip("/")

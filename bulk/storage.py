@@ -127,11 +127,6 @@ def read_file(url: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-def is_photograph(name: str) -> bool:
-    """Return whether a name has a photograph's suffix and no hidden part."""
-    return files.is_photograph(name) and not is_hidden(name)
-
-
 def is_hidden(name: str) -> bool:
     """Return whether a part of the name begins with a dot."""
     return any(part.startswith(".") for part in PurePosixPath(name).parts)

@@ -61,7 +61,7 @@ def test_leftovers_of_killed_writes_are_recognized(folder, monkeypatch):
         folder.write("kitchen.jpg", b"one")
     (name,) = temporary
     assert storage.is_leftover(name)
-    assert not storage.is_photograph(name)
+    assert storage.is_hidden(name)  # not a photograph
     assert not any(map(storage.is_leftover, ("kitchen.jpg", ".DS_Store", "job.json", "part-0123.parquet")))
 
 
@@ -81,9 +81,9 @@ def test_unsupported_urls_are_rejected(url):
         storage.open_folder(url) if url else storage.open_folder("memory://")
 
 
-def test_photographs_are_recognized_by_name():
-    assert all(map(storage.is_photograph, ("a.jpg", "rooms/A.JPEG", "x/y/z.heic")))
-    assert not any(map(storage.is_photograph, ("a.txt", ".a.jpg", ".cache/a.jpg", "jpg")))
+def test_files_with_a_dot_in_their_path_are_hidden():
+    assert all(map(storage.is_hidden, (".a.jpg", ".cache/a.jpg")))
+    assert not any(map(storage.is_hidden, ("a.jpg", "rooms/A.JPEG")))
 
 
 def test_overlapping_folders_are_detected(tmp_path):

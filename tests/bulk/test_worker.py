@@ -1,6 +1,7 @@
 """The actor without Ray: its rows, and its reaction to a failing server (`FakeTriton`)."""
 
 import asyncio
+import hashlib
 import threading
 from datetime import datetime, timezone
 
@@ -15,9 +16,10 @@ from restormer_client import (
     ServerError,
     ServerUnavailable,
 )
+from restormer_client.files import is_photograph
 from restormer_client.testing import FakeTriton
 
-from bulk import manifest, plan, storage
+from bulk import manifest, plan
 from bulk.errors import BulkError
 from bulk.worker import MAX_TRIES, Settings, Worker
 
@@ -65,7 +67,7 @@ def test_photographs_are_enhanced_and_recorded(tmp_path, output):
     assert {request.parameters["strength"] for request in triton.requests} == {"0.5"}
     row = rows[3]
     assert row["status"] == "enhanced"
-    assert row["checksum"] == manifest.checksum(b"photograph 3")
+    assert row["checksum"] == hashlib.sha256(b"photograph 3").hexdigest()
     assert row["bytes"] == len(b"photograph 3")
     assert row["engine"] == "restormer 1, Triton 0.0.0 (fake)"
     assert 0 < row["seconds"] < 10
@@ -101,7 +103,7 @@ def test_existing_output_is_kept(tmp_path, output):
     with FakeTriton() as triton:
         rows = process(triton, output, photographs(tmp_path, 3))
     assert len(triton.requests) == 2
-    assert rows[1]["checksum"] == manifest.checksum(b"made before")
+    assert rows[1]["checksum"] == hashlib.sha256(b"made before").hexdigest()
     assert rows[1]["seconds"] is rows[1]["engine"] is None
 
 
@@ -163,7 +165,7 @@ def test_errors_that_affect_every_photograph_stop_the_job(tmp_path, output, erro
 def test_job_stops_when_the_patience_is_exhausted(tmp_path, output, error):
     with FakeTriton(*[error] * 1000) as triton, pytest.raises(BulkError, match=r"for 0\.3 s"):
         process(triton, output, photographs(tmp_path, 9), patience=0.3, timeout=0.1)
-    assert not any(map(storage.is_photograph, output.sizes()))
+    assert not any(map(is_photograph, output.sizes()))
 
 
 def test_unwritable_output_stops_the_job(tmp_path, output):
