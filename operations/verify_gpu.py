@@ -15,9 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hosts
 from operations.recording import add_record_option, exit_on_interrupt, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +32,6 @@ KEY = "docker/secrets/admin-key"
 MAKE_KEY = f"openssl rand -hex 24 | install -m 0400 -o 10001 /dev/stdin {KEY}"
 FIDELITY = "python -m operations.served_fidelity --at-least 55"
 ENHANCE = "restormer-client enhance demo/photos/balcony.jpg"
-QUERY = "name,compute_cap,driver_version,memory.total"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def list_steps() -> list[Step]:
         Step(
             f"plan, {precision}",
             f"docker compose run --rm builder make engine TARGET=tensorrt PRECISION={precision} VERSION={version}",
-            lambda output, version=version: read_provenance(version),  # type: ignore[misc]
+            partial(read_provenance, version),
         )
         for version, precision in reversed(list(enumerate(PRECISIONS, 1)))
     ]
@@ -68,38 +69,34 @@ def list_steps() -> list[Step]:
         Step("fidelity, alone and in a batch of eight", FIDELITY, lambda output: json.loads(output.splitlines()[-1])),
         Step("enhance", f"{ENHANCE} out/gpu.jpg --timeout 120"),
         Step("enhance_tiled", f"{ENHANCE} out/gpu-tiled.jpg --tiled --timeout 120"),
-        Step("metrics of the GPU", f"docker compose exec -T triton python -c {METRICS!r}", read_gpu_metrics),
+        Step("metrics of the GPU", METRICS, partial(read_samples, "nv_gpu_")),
         Step("load", f"python docker/perf.py --key-file {KEY} -- --concurrency-range 1:64:9 -f out/perf.csv", read_csv),
-        Step("mean batch under load", f"docker compose exec -T triton python -c {METRICS!r}", read_mean_batch),
+        Step("mean batch under load", METRICS, read_mean_batch),
         Step("down", "docker compose down"),
     ]  # fmt: skip
 
 
 TENSORRT = "dpkg-query -W 'libnvinfer*' | head -1"
-METRICS = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8002/metrics').read().decode())"
+SCRAPE = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8002/metrics').read().decode())"
+METRICS = f"docker compose exec -T triton python -c {SCRAPE!r}"
 
 
-def read_provenance(version: int) -> Any:
+def read_provenance(version: int, _: str) -> Any:
     """Return the JSON beside the engine: precision, fidelity, versions, time."""
     paths = sorted((ENGINES / str(version)).glob("*.plan.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def read_gpu_metrics(output: str) -> dict[str, float]:
-    """Return the samples of the ``nv_gpu_`` metrics."""
-    return read_samples(output, "nv_gpu_")
-
-
 def read_mean_batch(output: str) -> dict[str, float]:
     """Return the inferences and executions of restormer, and their ratio, the mean batch."""
     total, runs = (
-        sum(read_samples(output, f'nv_inference_{name}{{model="restormer"').values())
+        sum(read_samples(f'nv_inference_{name}{{model="restormer"', output).values())
         for name in ("count", "exec_count")
     )
     return {"inferences": total, "executions": runs, "mean": total / runs if runs else 0.0}
 
 
-def read_samples(text: str, prefix: str) -> dict[str, float]:
+def read_samples(prefix: str, text: str) -> dict[str, float]:
     """Map ``name{labels}`` to the value, for the metrics in Prometheus' text format that start with the prefix."""
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(prefix))
     return {name: float(value) for name, value in lines}
@@ -113,15 +110,12 @@ def read_csv(output: str) -> list[dict[str, str]]:
 
 def list_gpus() -> list[str]:
     """Return the GPUs of this host; exit with one line if there are none."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+    gpus = [", ".join(row) for row in hosts.query("name", "compute_cap", "driver_version", "memory.total")]
+    if not gpus:
         raise SystemExit(
             "error: nvidia-smi finds no NVIDIA GPU: run this on a GPU host, as described in docs/gpu-checklist.md"
-        ) from None
-    return done.stdout.strip().splitlines()
+        )
+    return gpus
 
 
 def run_step(step: Step) -> dict[str, Any]:
