@@ -145,22 +145,14 @@ def search(
     return tried
 
 
-def measure_choice(
-    repository: Path,
-    choice: Choice,
-    photographs: Sequence[bytes],
-    *,
-    slo: float,
-    rate: float,
-    seconds: float,
-    in_flight: int,
-) -> Result:
-    """Serve and load a setting, at ``rate`` or with ``in_flight`` requests; 0 searches for the best number.
+def measure_choice(options: argparse.Namespace, choice: Choice, photographs: Sequence[bytes], in_flight: int) -> Result:
+    """Serve and load a setting, at the rate or with ``in_flight`` requests; 0 searches for the best number.
 
     A failed start counts as a miss and keeps the server's message.
     """
+    rate, seconds = options.rate, options.seconds
     try:
-        with run_server(repository, *choice.flags()) as server:
+        with run_server(options.repository, *choice.flags()) as server:
             if rate:
                 answers = asyncio.run(run_open_loop(server.url, photographs, rate=rate, seconds=seconds))
                 return result_from_answers(answers, seconds, 0)
@@ -169,7 +161,7 @@ def measure_choice(
                 answers = asyncio.run(run_closed_loop(server.url, photographs, workers=workers, seconds=seconds))
                 return result_from_answers(answers, seconds, workers)
 
-            return load(in_flight) if in_flight else find_concurrency(load, slo)
+            return load(in_flight) if in_flight else find_concurrency(load, options.slo_p99_ms)
     except SystemExit as error:  # the server's message
         return replace(FAILED, message=str(error.code))
 
@@ -259,14 +251,13 @@ def select_finalists(tried: Mapping[Choice, Result], start: Choice, slo: float, 
 
 def merge_results(rounds: Sequence[Result]) -> Result:
     """Merge several loads of a setting: the mean rate, the longest times."""
-    return Result(
+    return replace(
+        rounds[0],
         rate=sum(each.rate for each in rounds) / len(rounds),
         p50_ms=max(each.p50_ms for each in rounds),
         p99_ms=max(each.p99_ms for each in rounds),
         photographs=sum(each.photographs for each in rounds),
         lost=sum(each.lost for each in rounds),
-        at_a_time=rounds[0].at_a_time,
-        message=rounds[0].message,
     )
 
 
@@ -291,9 +282,7 @@ def run_search(options: argparse.Namespace, photographs: Sequence[bytes], comman
     circumstances = describe_circumstances(command)
 
     def measure(choice: Choice, in_flight: int) -> Result:
-        result = measure_choice(
-            options.repository, choice, photographs, slo=slo, rate=rate, seconds=options.seconds, in_flight=in_flight
-        )
+        result = measure_choice(options, choice, photographs, in_flight)
         if choice == start and result.message:  # the server does not start at all
             raise SystemExit(result.message)
         print_status(format_row(as_row(choice, result)))

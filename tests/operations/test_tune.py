@@ -191,7 +191,8 @@ def test_requests_in_flight_double_until_the_objective_is_missed():
 
 
 def test_a_failed_start_keeps_its_message_and_misses(tmp_path):
-    failed = tune.measure_choice(tmp_path, START, [b""], slo=1000, rate=0, seconds=1, in_flight=0)
+    options = Namespace(repository=tmp_path, slo_p99_ms=1000, rate=0, seconds=1)
+    failed = tune.measure_choice(options, START, [b""], 0)
     assert not failed.meets(1e9)
     assert failed.message.startswith("error: ")
 
