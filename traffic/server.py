@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from export import triton
 from export.errors import ExportError
+from export.publish import provenance
 
 SERVER_PYTHON = Path(".envs/server/bin/python")
 IDENTITY = Path(__file__).with_name("identity")
@@ -115,15 +115,9 @@ def repository_with_identity(repository: Path, name: str) -> Iterator[Path]:
         yield models
 
 
-def read_provenance(engine: Path) -> dict[str, Any]:
-    """Return the JSON file beside a served engine."""
-    document: dict[str, Any] = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
-    return document
-
-
 def describe_engine(engine: Path) -> dict[str, str]:
     """Return what a record keeps of an engine: precision, target, checkpoint and the command that builds it."""
-    document = read_provenance(engine)
+    document = provenance(engine)
     kept = {key: str(document[key]) for key in ("precision", "target", "command")}
     return {**kept, "checkpoint_sha256": document["package"]["checkpoint_sha256"]}
 

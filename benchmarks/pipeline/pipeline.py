@@ -31,6 +31,7 @@ from benchmarks.pipeline.parts import CORE, NAMES, Part
 from benchmarks.pipeline.points import ENHANCE, STEPS, TILED, Bench, Load, Point, summarize, window_rates
 from benchmarks.report import tables
 from export.errors import ExportError
+from export.publish import provenance
 from operations.recording import (
     add_record_option,
     describe_circumstances,
@@ -41,7 +42,7 @@ from operations.recording import (
     parse_numbers,
     print_status,
 )
-from traffic.server import SERVER_PYTHON, describe_engine, read_provenance, run_server
+from traffic.server import SERVER_PYTHON, describe_engine, run_server
 
 GOALS = {"cpu": 0.90, "gpu": 0.95}  #: of what the parts allow
 WINDOWS = 2  #: of a point of the sweep: their rates are its spread
@@ -244,7 +245,7 @@ def datasheet_limit(engine: Path, package: Path) -> dict[str, Any]:
     from export.package.model_package import network_from_package, package_from_folder
     from hosts import gpus
 
-    document = read_provenance(engine)
+    document = provenance(engine)
     name = gpus()[0][0]
     gpu = roofline.gpu_from_name(name)
     if gpu is None:
