@@ -6,12 +6,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from server import host
+
 MARK = "ACCEPTANCE_RUN"  #: environment variable that all processes of a run inherit
-SHARED_MEMORY = Path("/dev/shm")
 PATIENCE = 10.0  #: seconds that killed processes may take to disappear
 
 
@@ -37,10 +38,6 @@ def _marked_processes(mark: str) -> Iterator[str]:
                 yield f"process {folder.name} ({command[:100].strip()})"
 
 
-def _unused_regions() -> list[Path]:
+def _unused_regions() -> Iterable[Path]:
     """Return the regions of our servers in shared memory that no process maps."""
-    mapped = set()
-    for path in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            mapped |= {line.split()[-1] for line in path.read_text().splitlines() if str(SHARED_MEMORY) in line}
-    return [path for path in SHARED_MEMORY.glob("restormer_*") if str(path) not in mapped]
+    return host.leftover_regions(prefix="of no state folder")

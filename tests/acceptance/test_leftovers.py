@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from server import host
 from tests.acceptance import leftovers
 
 
@@ -17,7 +18,7 @@ def test_a_process_that_outlives_the_test_is_reported(monkeypatch):
 
 def test_unused_shared_memory_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(leftovers, "PATIENCE", 0.5)
-    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(host, "SHM", tmp_path)
     (tmp_path / "restormer_before").touch()
     with leftovers.expect_no_leftovers():
         (tmp_path / "of_another_program").touch()
