@@ -192,9 +192,18 @@ class Settings:
         have are left out if it does not list them. ``rate_limits`` are the rate limiter's resources; without any it is
         off. ``gpus`` is the number of GPUs that serve, ``pinned_mib`` the pinned memory that they need.
         """
-        limits, memory = _rate_limit_flags(rate_limits), self._memory(gpus, pinned_mib)
-        flags = [*self._fixed(), *self._optional(key), *limits, *memory, *self._release_specific(known)]
-        return [str(self.binary.absolute()), *flags]
+        flags = [str(self.binary.absolute()), *self._fixed(), *self._optional(key)]
+        if rate_limits:
+            flags.append("--rate-limit=execution_count")
+        flags += [f"--rate-limit-resource={name}:{count}" for name, count in rate_limits.items()]
+        if gpus:
+            flags.append(f"--pinned-memory-pool-byte-size={(self.pinned_mb or pinned_mib) << 20}")
+        flags += [f"--cuda-memory-pool-byte-size={gpu}:{self.gpu_pool_mb << 20}" for gpu in range(gpus)]
+        if "allow-client-shm" in known:  # off by default since 26.04; stated explicitly
+            flags.append("--allow-client-shm=false")
+        if self.http_port and "http-max-input-size" in known:  # as max_bytes of the configs; Triton's own is lower
+            flags.append("--http-max-input-size=200000000")
+        return flags
 
     def _fixed(self) -> Iterator[str]:
         yield f"--model-repository={self._path_for_shell(self.served)}"
@@ -261,27 +270,6 @@ class Settings:
         if self.grpc_connection_age:
             yield f"--grpc-max-connection-age={self.grpc_connection_age * 1000}"
             yield f"--grpc-max-connection-age-grace={self.exit_timeout * 1000}"
-
-    def _memory(self, gpus: int, pinned_mib: int) -> Iterator[str]:
-        if gpus:
-            yield f"--pinned-memory-pool-byte-size={(self.pinned_mb or pinned_mib) << 20}"
-        for gpu in range(gpus):
-            yield f"--cuda-memory-pool-byte-size={gpu}:{self.gpu_pool_mb << 20}"
-
-    def _release_specific(self, known: Collection[str]) -> Iterator[str]:
-        # Off by default since 26.04; stated explicitly.
-        if "allow-client-shm" in known:
-            yield "--allow-client-shm=false"
-        # The same limit as max_bytes of the configs. Triton's own limit for HTTP is lower.
-        if self.http_port and "http-max-input-size" in known:
-            yield "--http-max-input-size=200000000"
-
-
-def _rate_limit_flags(resources: Mapping[str, int]) -> Iterator[str]:
-    if resources:
-        yield "--rate-limit=execution_count"
-    for name, count in resources.items():
-        yield f"--rate-limit-resource={name}:{count}"
 
 
 def _bracket_ipv6(address: str) -> str:
