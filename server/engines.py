@@ -23,13 +23,14 @@ BUILD_AGAIN = "build the engine again: python -m export engine (make engine)"
 
 @dataclass(frozen=True)
 class Engine:
-    """The engine that Triton serves: the highest of the served versions.
+    """The engine that Triton serves: the highest of the served versions, and the JSON beside it.
 
-    ``sha256`` is that of its JSON: two precisions may share one graph, and then differ only in the JSON.
+    ``sha256`` is that of the JSON: two precisions may share one graph, and then differ only in the JSON.
     """
 
     path: Path
     sha256: str
+    document: dict[str, Any]
 
 
 def check_engines(
@@ -108,7 +109,7 @@ def _check_graph(version: int, folder: Path) -> Engine:
         raise ServerError(
             f"version {version} holds only {', '.join(plans)}, which a CPU cannot serve: {_fixes('cpu', version)}"
         )
-    return _read_engine(folder / "model.onnx")[0]
+    return _read_engine(folder / "model.onnx")
 
 
 def _check_plan(version: int, folder: Path, gpu: tuple[str, str], tensorrt: str | None) -> Engine:
@@ -118,7 +119,8 @@ def _check_plan(version: int, folder: Path, gpu: tuple[str, str], tensorrt: str 
     fixes = _fixes("tensorrt", version)
     if not path.is_file():
         raise ServerError(f"version {version} has no {path.name} for {name} (compute capability {capability}): {fixes}")
-    engine, document = _read_engine(path)
+    engine = _read_engine(path)
+    document = engine.document
     built_for = document.get("machine", {}).get("gpu_compute_capability")
     if built_for != capability and document.get("options", {}).get("compatibility") not in PORTABLE:
         raise ServerError(f"{path} was built for compute capability {built_for}, {name} has {capability}: {fixes}")
@@ -135,7 +137,7 @@ def _is_same_release(built_by: str, installed: str) -> bool:
     return len(pairs) >= 3 and all(a == b for a, b in pairs)
 
 
-def _read_engine(path: Path) -> tuple[Engine, dict[str, Any]]:
+def _read_engine(path: Path) -> Engine:
     """Return the engine and its JSON; raise `ServerError` if the JSON describes another file or frame."""
     try:
         text = path.with_name(f"{path.name}.json").read_bytes()
@@ -151,7 +153,7 @@ def _read_engine(path: Path) -> tuple[Engine, dict[str, Any]]:
         frame = document.get("frame", "an unknown frame")
         command = document.get("command", "make engine")
         raise ServerError(f"{path} was built for {frame}, this server uses {FRAME}: build the engine again: {command}")
-    return Engine(path, hashlib.sha256(text).hexdigest()), document
+    return Engine(path, hashlib.sha256(text).hexdigest(), document)
 
 
 @functools.cache

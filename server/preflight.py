@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -153,8 +152,7 @@ def _check_engine(settings: Settings) -> str:
             raise ServerError(f"user {os.getuid()} cannot read {path}: chmod -R a+rX {settings.repository}")
     gpus = serving_gpus(settings)
     engine = check_engines(settings.repository, gpus, settings.versions)
-    document = json.loads(engine.path.with_name(f"{engine.path.name}.json").read_bytes())
-    result = [str(engine.path), str(document.get("precision")), document["sha256"][:12]]
+    result = [str(engine.path), str(engine.document.get("precision")), engine.document["sha256"][:12]]
     if gpus:
         folders = ", ".join(map(str, host.LIBRARIES))
         version = host.tensorrt_version()

@@ -135,22 +135,19 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
     return server is not None
 
 
-def kill_orphans(settings: Settings) -> int:
-    """Kill the Python stubs of this state folder whose Triton was killed; return their number.
+def kill_orphans(settings: Settings) -> None:
+    """Kill the Python stubs of this state folder whose Triton was killed.
 
     A stub notices only after a while that its Triton is gone, and holds the network's memory until then. The regions
     that killed Tritons left in /dev/shm are removed too. Call this only while no server of this state folder runs.
     """
-    killed = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it exited meanwhile
             program = path.read_bytes().partition(b"\0")[0]
             if b"triton_python_backend_stub" in program and _runs_in(settings.state, path.parent.name):
                 _send_signal(int(path.parent.name), signal.SIGKILL)
-                killed += 1
     for region in host.leftover_regions(settings.shm_prefix):
         region.unlink(missing_ok=True)
-    return killed
 
 
 def _runs_in(folder: Path, pid: int | str) -> bool:

@@ -214,7 +214,7 @@ def test_a_served_copy_in_a_lower_layer_of_an_overlay_is_replaced(repository, tm
 
 def test_the_stubs_of_another_state_folder_are_left_alone(tmp_path, triton):
     before = stubs(triton.state)
-    assert kill_orphans(Settings(state=tmp_path)) == 0
+    kill_orphans(Settings(state=tmp_path))
     assert stubs(triton.state) == before
 
 
