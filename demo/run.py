@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from restormer_client import EnhanceError, Enhancer
 
 from demo.curve import apply_curve
-from demo.page import PagePhotograph, page_html
+from demo.page import FIGURES, PagePhotograph, page_html
 from export import evaluate
 from export.errors import ExportError
 from export.files import sha256
@@ -127,29 +127,27 @@ def enhance_photograph(enhancer: Enhancer, path: Path, output: Path) -> PagePhot
     output.mkdir(parents=True, exist_ok=True)
     (output / path.name).write_bytes(after)
     image, result = open_image(before), open_image(after)
-    join_side_by_side(image, result).save(output / f"{path.stem}-before-after.jpg", quality=90)
+    both = join_pictures([[image, result]], gap=max(4, image.width // 200))
+    both.save(output / f"{path.stem}-before-after.jpg", quality=90)
     credit = json.loads((DEMO / "CREDITS.json").read_text(encoding="utf-8")).get(path.name, {})
-    figures = measure_photograph(np.asarray(image), np.asarray(result), DEMO / "targets" / path.name)
+    figures = measure_photograph(image, result, DEMO / "targets" / path.name)
     print(f" {image.width}x{image.height}, {seconds:.2f} s", file=sys.stderr)
     return PagePhotograph(
         name=path.stem, before=before, after=after, pixels=f"{image.width}x{image.height}", seconds=seconds,
-        credit=f"{credit['by']} ({credit['from']}), light synthetic" if credit else "", **figures,
+        credit=f"{credit['by']} ({credit['from']}), light synthetic" if credit else "", psnr=figures,
     )  # fmt: skip
 
 
-def measure_photograph(image: np.ndarray, result: np.ndarray, target_path: Path) -> dict[str, float]:
+def measure_photograph(image: Image.Image, result: Image.Image, target_path: Path) -> dict[str, float]:
     """Measure PSNR at full resolution against the fused target, for input, global curve and result; {} without one."""
     target = open_image(target_path.read_bytes()) if target_path.is_file() else None
-    if target is None or (target.height, target.width) != image.shape[:2]:
+    if target is None or target.size != image.size:
         return {}
     curves = json.loads((DEMO / "results/curve.json").read_text(encoding="utf-8"))
     curve = np.array(curves["stretched 3:2"])  # the photographs' aspect ratio
-    unit = [np.asarray(array, np.float32) / np.float32(255) for array in (image, result, target)]
-    return {
-        "psnr_in": psnr(unit[0], unit[2]),
-        "psnr_curve": psnr(apply_curve(curve, unit[0]), unit[2]),
-        "psnr_out": psnr(unit[1], unit[2]),
-    }
+    before, after, reference = (np.asarray(each, np.float32) / np.float32(255) for each in (image, result, target))
+    compared = (before, apply_curve(curve, before), after)
+    return {name: psnr(each, reference) for name, each in zip(FIGURES, compared, strict=True)}
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -157,26 +155,24 @@ def open_image(data: bytes) -> Image.Image:
     return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
-def join_side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    gap = max(4, before.width // 200)
-    picture = Image.new("RGB", (before.width * 2 + gap, before.height), "white")
-    picture.paste(before, (0, 0))
-    picture.paste(after, (before.width + gap, 0))
-    return picture
-
-
-def make_overview(photographs: list[PagePhotograph], *, height: int = 320, gap: int = 6) -> Image.Image:
+def make_overview(photographs: list[PagePhotograph]) -> Image.Image:
     """Join all photographs in one picture: before above, after below (the README's picture)."""
-    rows = []
-    for kind in ("before", "after"):
-        images = [open_image(getattr(p, kind)) for p in photographs]
+    height, rows = 320, []
+    for files in ([p.before for p in photographs], [p.after for p in photographs]):
+        images = map(open_image, files)
         rows.append([image.resize((image.width * height // image.height, height)) for image in images])
-    width = sum(image.width + gap for image in rows[0]) - gap
-    picture = Image.new("RGB", (width, 2 * height + gap), "white")
-    for row, images in enumerate(rows):
+    return join_pictures(rows, gap=6)
+
+
+def join_pictures(rows: list[list[Image.Image]], gap: int) -> Image.Image:
+    """Join rows of pictures of one height."""
+    height = rows[0][0].height + gap
+    width = sum(image.width + gap for image in rows[0])
+    picture = Image.new("RGB", (width - gap, len(rows) * height - gap), "white")
+    for number, row in enumerate(rows):
         left = 0
-        for image in images:
-            picture.paste(image, (left, row * (height + gap)))
+        for image in row:
+            picture.paste(image, (left, number * height))
             left += image.width + gap
     return picture
 
@@ -185,13 +181,13 @@ def summarize(photographs: list[PagePhotograph], seconds: float, precision: str,
     """Return the figures for the last line of output: means over the photographs that have a target."""
 
     def mean(name: str) -> float | None:
-        values = [value for p in photographs if (value := getattr(p, name)) is not None]
+        values = [p.psnr[name] for p in photographs if p.psnr]
         return round(float(np.mean(values)), 2) if values else None
 
     return {
         "photos": len(photographs),
         "seconds": round(seconds, 1),
-        **{name: mean(name) for name in ("psnr_in", "psnr_curve", "psnr_out")},
+        **{name: mean(name) for name in FIGURES},
         "precision": precision,
         "server": f"Triton {version}",
     }
@@ -204,7 +200,7 @@ def write_record(
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     decisive = engine["fidelity"]["decided_by"]
     stage = next(stage for stage in engine["fidelity"]["ladder"] if stage["rung"] == decisive)
-    rows = {p.name: {"psnr_in": p.psnr_in, "psnr_curve": p.psnr_curve, "psnr_out": p.psnr_out} for p in photographs}
+    rows = {p.name: p.psnr for p in photographs}
     document[str(engine["precision"])] = {**figures, "fidelity": stage, "photographs": rows}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

@@ -148,6 +148,7 @@ def test_the_page_is_one_file_with_a_slider_for_each_photograph():
             pixels="320x240",
             credit="",
             seconds=1.0,
+            psnr={},
         )
         for name in ("one", "<two>")
     ]
