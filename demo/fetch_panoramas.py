@@ -39,14 +39,10 @@ def main() -> None:
                 if match and match[1] in SCENES:
                     source = archive.extractfile(member)
                     assert source is not None
-                    (folder / f"{match[1]}.exr").write_bytes(decode_module(source.read().decode()))
+                    # The longest string is the file in base64, in some modules as a data URL.
+                    encoded = max(re.findall(r"[A-Za-z0-9+/=]+", source.read().decode()), key=len)
+                    (folder / f"{match[1]}.exr").write_bytes(base64.b64decode(encoded))
                     print(f"{match[1]}.exr")
-
-
-def decode_module(module: str) -> bytes:
-    """Decode the file in a JavaScript module that exports it as a data URL or a base64 string."""
-    longest = max(re.findall(r"[A-Za-z0-9+/=]+", module), key=len)
-    return base64.b64decode(longest)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ photographs was used in training. ``test.jsonl`` lists them as the demo package'
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image as PillowImage
 from demo import camera
 from demo.curve import Image
 
-QUALITY = 90
+DEMO = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,35 +88,29 @@ def window_light(shape: tuple[int, int], window: tuple[float, float, float, floa
     return illumination
 
 
-def save_jpeg(image: Image, path: Path, quality: int) -> None:
-    buffer = io.BytesIO()
-    camera.pillow_from_unit(image).save(buffer, "JPEG", quality=quality, optimize=True)
-    path.write_bytes(buffer.getvalue())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("demo"))
-    arguments = parser.parse_args()
-    photos, targets = arguments.output / "photos", arguments.output / "targets"
+    sources = parser.parse_args().sources
+    photos, targets = DEMO / "photos", DEMO / "targets"
     for folder in (photos, targets):
         folder.mkdir(parents=True, exist_ok=True)
     credits = {}
     for number, source in enumerate(SOURCES):
-        original = read_source(source, arguments.sources)
+        original = read_source(source, sources)
         radiance = camera.linear_from_srgb(original) * window_light(original.shape[:2], source.window, source.stops)
         # Metered on a small version, so that noise does not count.
         small = cv2.resize(radiance, (256, 256), interpolation=cv2.INTER_AREA).astype(np.float32)
         gain = camera.auto_exposure_gain(small)
         name, size = f"{source.name}.jpg", f"{original.shape[1]}x{original.shape[0]}"
-        save_jpeg(camera.expose(radiance, gain, np.random.default_rng(number)), photos / name, QUALITY)
-        save_jpeg(camera.fuse_bracket(radiance, gain), targets / name, QUALITY)
+        photo = camera.expose(radiance, gain, np.random.default_rng(number))
+        for image, folder in ((photo, photos), (camera.fuse_bracket(radiance, gain), targets)):
+            camera.pillow_from_unit(image).save(folder / name, quality=90, optimize=True)
         credits[name] = {"from": source.file, "by": source.credit, "pixels": size}
         print(f"{name}: {size}, gain {gain:.2f}")
-    (arguments.output / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n", encoding="utf-8")
+    (DEMO / "CREDITS.json").write_text(json.dumps(credits, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps({"input": f"photos/{name}", "target": f"targets/{name}"}) + "\n" for name in sorted(credits)]
-    (arguments.output / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+    (DEMO / "test.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

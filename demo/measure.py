@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from demo import pairs
 from demo.curve import Image, Pair, apply_curve, fit_curve
+from export.fidelity import Runner, torch_runner
 from export.metrics import Distance, distance
 from export.network.restormer import Restormer
 
@@ -29,33 +29,26 @@ def compare_held_out(
     network: Restormer, curves: dict[str, list[list[float]]], scenes: dict[str, Image]
 ) -> dict[str, dict[str, dict[str, Summary]]]:
     """Compare input, curve and network on the same views; return the figures by kind of view, then by scene."""
+    run = torch_runner(network)
     return {
         kind: {
-            name: _compare(network, np.array(curves[kind]), pairs.render_level_pairs(scene, aspect))
+            name: _compare(run, np.array(curves[kind]), pairs.render_level_pairs(scene, aspect))
             for name, scene in scenes.items()
         }
         for kind, aspect in pairs.TEST_KINDS.items()
     }
 
 
-def _compare(network: Restormer, curve: np.ndarray, views: list[Pair]) -> dict[str, Summary]:
+def _compare(run: Runner, curve: np.ndarray, views: list[Pair]) -> dict[str, Summary]:
     methods: dict[str, Callable[[Image], Image]] = {
         "input": lambda image: image,
         "curve": lambda image: apply_curve(curve, image),
-        "network": lambda image: run_network(network, image),
+        "network": lambda image: run(image.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0).clip(0, 1),
     }
     return {
         name: _summarize([distance(method(image), target) for image, target in views])
         for name, method in methods.items()
     }
-
-
-def run_network(network: Restormer, image: Image) -> Image:
-    """Run the network on one HxWx3 image, float32, clamped to [0, 1]."""
-    with torch.inference_mode():
-        output = network(torch.from_numpy(image).permute(2, 0, 1)[None])
-    clamped: Image = output[0].permute(1, 2, 0).clamp(0, 1).numpy()
-    return clamped
 
 
 def _summarize(distances: list[Distance]) -> Summary:

@@ -62,9 +62,6 @@ def main() -> int:
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode  # the server printed the reason
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     architecture = engine["network"]["architecture"]
     subtitle = f"Triton {version} · engine {engine['precision']} on {engine['target']} · {architecture}"
     index = arguments.output / "index.html"
@@ -208,6 +205,6 @@ def write_record(
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # while the page is written
+    except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
