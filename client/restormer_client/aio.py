@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -86,11 +85,10 @@ class AsyncEnhancer(Client):
         # Twice as many results may be pending, so that a slow photograph at the head leaves no slot idle.
         window = 2 * max_in_flight if ordered else max_in_flight
         tasks: set[asyncio.Task[Result[AnyPhoto]]] = set()
-        waiting: deque[asyncio.Task[Result[AnyPhoto]]] = deque()
-        done: asyncio.Queue[asyncio.Task[Result[AnyPhoto]]] = asyncio.Queue()
+        results: asyncio.Queue[asyncio.Task[Result[AnyPhoto]]] = asyncio.Queue()
 
         async def next_result() -> Result[AnyPhoto]:
-            task = waiting.popleft() if ordered else await done.get()
+            task = await results.get()
             result = await task
             tasks.discard(task)
             return result
@@ -102,9 +100,9 @@ class AsyncEnhancer(Client):
                 index += 1
                 tasks.add(task)
                 if ordered:
-                    waiting.append(task)
+                    results.put_nowait(task)
                 else:
-                    task.add_done_callback(done.put_nowait)
+                    task.add_done_callback(results.put_nowait)
                 if len(tasks) == window:
                     yield await next_result()
             while tasks:

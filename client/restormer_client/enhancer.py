@@ -8,7 +8,6 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -128,8 +127,7 @@ class Enhancer(Client):
         pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="restormer-map")
         # Twice as many results may be pending, so that a slow photograph at the head leaves no thread idle.
         window = 2 * max_in_flight if ordered else max_in_flight
-        waiting: deque[Future[Result[AnyPhoto]]] = deque()
-        done: queue.SimpleQueue[Future[Result[AnyPhoto]]] = queue.SimpleQueue()
+        results: queue.SimpleQueue[Future[Result[AnyPhoto]]] = queue.SimpleQueue()
         pending = 0
         try:
             for index, photo in enumerate(photos):
@@ -137,14 +135,14 @@ class Enhancer(Client):
                 future = pool.submit(context.run, self._run, flow(index, photo), in_flight)
                 pending += 1
                 if ordered:
-                    waiting.append(future)
+                    results.put(future)
                 else:
-                    future.add_done_callback(done.put)
+                    future.add_done_callback(results.put)
                 if pending == window:
-                    yield (waiting.popleft() if ordered else done.get()).result()
+                    yield results.get().result()
                     pending -= 1
             for _ in range(pending):
-                yield (waiting.popleft() if ordered else done.get()).result()
+                yield results.get().result()
         finally:
             in_flight.cancel()
             pool.shutdown(cancel_futures=True)
