@@ -20,9 +20,8 @@ from demo.curve import Image
 
 #: The bracket that a real-estate photographer shoots, in stops around the single exposure.
 BRACKET_STOPS = (-3.0, -1.0, 1.0, 3.0)
-#: Auto-exposure clips this share of the pixels ...
+#: Of auto-exposure: the share of the pixels that clip, and the range of the log-average (linear; 0.18 is middle grey).
 CLIPPED_SHARE = 0.05
-#: ... unless the log-average would then leave this range (linear; 0.18 is middle grey).
 LOG_AVERAGE_RANGE = (0.05, 0.14)
 #: The largest half float; replaces infinite pixels.
 BRIGHTEST = 65504.0

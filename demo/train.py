@@ -4,8 +4,7 @@
     python -m demo.train PANORAMAS --resume     continue an interrupted run
     python -m demo.train PANORAMAS --measure    only measure demo/package
 
-PANORAMAS is a folder of equirectangular OpenEXR files: fifteen photographs of real places by Poly Haven, CC0 1.0,
-512x256, as packed in the npm package ``@pmndrs/assets`` 1.7.0 (``python -m demo.fetch_panoramas`` downloads them).
+PANORAMAS is a folder of equirectangular OpenEXR files (``python -m demo.fetch_panoramas`` downloads them).
 
 Task: one exposure in, exposure fusion out (``demo.camera`` defines both), every view stretched to a square. Loss: L1,
 0.3 x L1 with doubled weight for bright pixels (windows), 0.2 x L1 of the saturation. The checkpoint is written every

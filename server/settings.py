@@ -67,9 +67,7 @@ def _flag(default: T, kind: Callable[[str], object] | tuple[str, ...], help_text
 class Settings:
     """The settings of one server. It listens on loopback and without HTTP by default; the client uses gRPC.
 
-    Each setting is a flag of ``python -m server`` too. ``hardware`` selects the configs: cpu, gpu (any) or one of
-    `hardware.GPUS`; ``auto`` means cpu with the wheel, which has no TensorRT backend. ``core_`` settings are the
-    network's.
+    Each setting is a flag of ``python -m server`` too, with a help text. ``core_`` settings are the network's.
     """
 
     repository: Path = _flag(Path("model_repository"), Path, "published model repository; only read")
