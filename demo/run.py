@@ -28,8 +28,8 @@ from export import evaluate
 from export.errors import ExportError
 from export.files import sha256
 from export.metrics import psnr
+from export.request import photographs as find_photographs
 from export.termination import exit_on_sigterm
-from imaging import SUFFIXES
 
 DEMO = Path(__file__).parent
 
@@ -47,15 +47,14 @@ def main() -> int:
     started = time.monotonic()
     command = [str(arguments.server_python), "-m", "server", *arguments.server_flags]
     try:
+        paths = find_photographs(arguments.photos, "--photos")
         with exit_on_sigterm(), run_server(command) as server:
             engine = json.loads(Path(f"{server['engine']}.json").read_text(encoding="utf-8"))
             if sha256(Path(f"{server['engine']}.json")) != server["engine_sha256"]:
                 raise EnhanceError("the running server serves an older engine: make stop, then repeat the command")
             with Enhancer(server["url"]) as enhancer:
                 version = enhancer.metadata().version
-                photographs = [
-                    enhance_photograph(enhancer, path, arguments.output) for path in find_photographs(arguments.photos)
-                ]
+                photographs = [enhance_photograph(enhancer, path, arguments.output) for path in paths]
             evaluation = evaluate_served(server, arguments.package, arguments.pairs, arguments.output / "evaluate")
     except (EnhanceError, ExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -105,13 +104,6 @@ def evaluate_served(server: dict[str, str], package: Path, pairs: Path, output: 
         for stage, figures in summary["stages"].items()
     }
     return {"test": means, "claimed": summary["claims"].get("test", {})}
-
-
-def find_photographs(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"no photographs in {folder}: choose another folder with --photos (make: PHOTOS=...)")
-    return paths
 
 
 def enhance_photograph(enhancer: Enhancer, path: Path, output: Path) -> PagePhotograph:

@@ -26,8 +26,9 @@ from PIL import Image
 from export.errors import ExportError
 from export.markdown import table
 from export.metrics import psnr
+from export.request import photographs
 from export.triton import Runner, connect, core_runner
-from imaging import SUFFIXES, InvalidRequest, Options, core_from_file, file_from_core
+from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, exit_on_interrupt, finish_run
 from traffic.server import run_server
 
@@ -49,19 +50,17 @@ def main() -> int:
     options = parser.parse_args()
     if options.repeat < 1:
         parser.error("--repeat must be 1 or more")
-    photographs = sorted(path for path in options.photos.glob("*") if path.suffix.lower() in SUFFIXES)
     versions = (options.baseline, options.candidate)
-    if not photographs:
-        sys.exit(f"error: no photograph in {options.photos}: name a folder with --photos")
     if len(set(versions)) < 2:
         sys.exit(f"error: --baseline and --candidate are both {versions[0]}: give two versions")
     try:
+        paths = photographs(options.photos, "--photos")
         with ExitStack() as stack:
             flags = ("--versions", ",".join(versions))
             url = options.url or stack.enter_context(run_server(options.repository, *flags)).url
             client = stack.enter_context(connect(url))
             runners = {version: core_runner(client, version) for version in versions}
-            rows = [compare(runners, path, options.truth, options.repeat) for path in photographs]
+            rows = [compare(runners, path, options.truth, options.repeat) for path in paths]
     except (ExportError, InvalidRequest) as error:
         sys.exit(f"error: {error}")
     print(format_table(rows, versions))

@@ -34,7 +34,7 @@ def test_equal_versions_give_equal_results(repository, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--photos", "docs/nothing"], "no photograph in docs/nothing"),
+        (["--photos", "docs/nothing"], "docs/nothing holds 0 photographs"),
         (["--candidate", "1"], "two versions"),
         (["--candidate", "77"], "version 77 is not published"),
         (["--url", "127.0.0.1:9"], "error: "),
