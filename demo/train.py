@@ -1,14 +1,12 @@
 """Train the network of demo/package, and measure it on held-out scenes.
 
     python -m demo.train PANORAMAS              train -> demo/package, demo/results
-    python -m demo.train PANORAMAS --resume     continue an interrupted run
     python -m demo.train PANORAMAS --measure    only measure demo/package
 
 PANORAMAS is a folder of equirectangular OpenEXR files (``python -m demo.fetch_panoramas`` downloads them).
 
 Task: one exposure in, exposure fusion out (``demo.camera`` defines both), every view stretched to a square. Loss: L1,
-0.3 x L1 with doubled weight for bright pixels (windows), 0.2 x L1 of the saturation. The checkpoint is written every
-epoch; ``--resume`` continues from it, and the package gets the last one.
+0.3 x L1 with doubled weight for bright pixels (windows), 0.2 x L1 of the saturation.
 
 Runs are seeded. Another processor or thread count rounds differently: the network is as good, but not byte-identical.
 """
@@ -17,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -94,46 +91,35 @@ def _batch_from_views(views: np.ndarray) -> Batch:
 
 
 def train(scenes: dict[str, Image], validation: list[Pair], options: argparse.Namespace) -> dict[str, Any]:
-    """Train, from scratch or from where the run was interrupted; return the run's checkpoint."""
+    """Train; return the checkpoint of the last epoch."""
     torch.manual_seed(options.seed)
     network: Restormer = cast(Any, Restormer(ARCHITECTURE)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.epochs * STEPS_AN_EPOCH)
-    checkpoint: dict[str, Any] = {"epoch": 0, "history": []}
-    if options.resume:
-        checkpoint = torch.load(options.checkpoint, weights_only=True)
-        owner_weights = checkpoint["model_state_dict"].items()
-        weights = {name: tensor for key, tensor in owner_weights if (name := OWNER.internal(key))}
-        network.load_state_dict(weights)
-        optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
-    first = checkpoint["epoch"] + 1
-    if first > options.epochs:
-        return checkpoint
+    history: list[dict[str, float]] = []
     sampler, started = Sampler(scenes, options.seed), time.monotonic()
-    for epoch in range(first, options.epochs + 1):
+    for epoch in range(1, options.epochs + 1):
         train_loss = _train_epoch(network, optimizer, scheduler, sampler, epoch)
-        figures = {"epoch": epoch, "train_loss": train_loss, **_validate(network, validation)}
-        minutes = (time.monotonic() - started) / 60 / (epoch + 1 - first) * (options.epochs - epoch)
+        figures: dict[str, float] = {"epoch": epoch, "train_loss": train_loss, **_validate(network, validation)}
+        minutes = (time.monotonic() - started) / 60 / epoch * (options.epochs - epoch)
         print(
             f"epoch {epoch}/{options.epochs}  training loss {train_loss:.4f}  held-out loss {figures['val_loss']:.4f}  "
             f"L1 {figures['val_l1']:.4f}  {minutes:.0f} min left",
             file=sys.stderr,
             flush=True,
         )
-        weights = {OWNER.external(name): tensor.contiguous() for name, tensor in network.state_dict().items()}
-        checkpoint = {
-            "epoch": epoch,
-            "model_state_dict": weights,
-            "optimizer_state_dict": optimizer.state_dict(),
-            "scheduler_state_dict": scheduler.state_dict(),
-            "val_loss": figures["val_loss"],
-            "val_l1": figures["val_l1"],
-            "args": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
-            "history": [*checkpoint["history"], figures],
-        }
-        save_checkpoint(checkpoint, options.checkpoint)
-    return checkpoint
+        history.append(figures)
+    weights = {OWNER.external(name): tensor.contiguous() for name, tensor in network.state_dict().items()}
+    return {
+        "epoch": options.epochs,
+        "model_state_dict": weights,
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+        "val_loss": figures["val_loss"],
+        "val_l1": figures["val_l1"],
+        "args": {name: value for name, value in vars(options).items() if not isinstance(value, Path)},
+        "history": history,
+    }
 
 
 def _train_epoch(
@@ -166,13 +152,6 @@ def _validate(network: Restormer, validation: list[Pair]) -> dict[str, float]:
     return {"val_loss": float(np.mean(losses)), "val_l1": float(np.mean(errors))}
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write the checkpoint atomically: an interrupted run keeps the previous one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
 def training_config(options: argparse.Namespace, scenes: list[str]) -> dict[str, object]:
     """Describe the training, for the package's ``config.json``."""
     return {
@@ -202,8 +181,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panoramas", type=Path)
     parser.add_argument("--measure", action="store_true", help="only measure the package in --package")
-    parser.add_argument("--resume", action="store_true", help="continue from --checkpoint")
-    parser.add_argument("--checkpoint", type=Path, default=Path("out/demo-training.pt"), help="the run's checkpoint")
     parser.add_argument("--epochs", type=int, default=24, help=f"epochs of {STEPS_AN_EPOCH} steps")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -211,8 +188,6 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("demo/package"))
     parser.add_argument("--results", type=Path, default=Path("demo/results"), help="folder for the measured figures")
     options = parser.parse_args()
-    if options.resume and not options.checkpoint.is_file():
-        raise SystemExit(f"error: no checkpoint at {options.checkpoint}: train without --resume first")
     torch.set_num_threads(options.threads)
 
     scenes = pairs.read_panoramas(options.panoramas)
