@@ -32,8 +32,6 @@ from imaging import InvalidRequest, Options, core_from_file, file_from_core
 from operations.recording import add_record_option, exit_on_interrupt, finish_run
 from traffic.server import run_server
 
-Core = NDArray[np.float32]
-
 
 def main() -> int:
     """Run the command line."""
@@ -82,7 +80,7 @@ def compare(runners: Mapping[str, Runner], path: Path, truth: Path, repeat: int)
     file = path.read_bytes()
     core = core_from_file(file)
     times: dict[str, list[float]] = {version: [] for version in runners}
-    restored: dict[str, Core] = {}
+    restored: dict[str, NDArray[np.float32]] = {}
     for _ in range(repeat):
         for version, run in runners.items():
             started = time.perf_counter()

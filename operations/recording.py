@@ -7,6 +7,7 @@ A run ends with one JSON object on the last line, which ``--record`` also writes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ import numpy as np
 
 import hosts
 from export import machine
-from export.files import write_bytes
+from export.files import read_json, write_bytes
 from export.termination import exit_on_sigterm
 
 ROOT = Path(__file__).parents[1]
@@ -107,8 +108,7 @@ def write_record(figures: dict[str, Any], record: Path | None) -> None:
 
 def read_record(record: Path | None) -> dict[str, Any]:
     """Return the figures of earlier runs, for a run that measures only a part; empty without a file."""
-    figures: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record and record.is_file() else {}
-    return figures
+    return read_json(record) if record else {}
 
 
 def finish_run(figures: dict[str, Any], record: Path | None, kept: dict[str, Any] | None = None) -> None:
@@ -223,10 +223,8 @@ def _cpu_ticks() -> tuple[int, int]:
 def _package_versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions
 
 

@@ -25,8 +25,6 @@ from export.package.model_package import network_from_package, package_from_fold
 from export.triton import Runner, connect, core_runner
 from operations.recording import add_record_option, exit_on_interrupt, finish_run
 
-Core = NDArray[np.float32]
-
 
 def main() -> int:
     """Run the command line."""
@@ -59,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def compare(images: Mapping[str, Core], reference: Runner, served: Runner) -> list[dict[str, Any]]:
+def compare(images: Mapping[str, NDArray[np.float32]], reference: Runner, served: Runner) -> list[dict[str, Any]]:
     """Return the decibels of each photograph, alone and in one batch, against the reference, and between the two."""
     batch = served(np.concatenate(list(images.values()))).clip(0, 1)
     rows = []

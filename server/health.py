@@ -110,10 +110,10 @@ def _read_counters(settings: Settings) -> dict[str, float]:
 def _saved_counters(settings: Settings) -> dict[str, float]:
     """Read the counters that the last passed check saved."""
     try:
-        counters = json.loads((settings.state / "healthy").read_text(encoding="utf-8"))
+        counters: dict[str, float] = json.loads((settings.state / "healthy").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return counters if isinstance(counters, dict) else {}
+    return counters
 
 
 def _server_age(settings: Settings) -> float:

@@ -7,10 +7,9 @@ with the server and so hides the effect of an overload.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,11 +34,9 @@ class Answer:
     message: str = ""
 
 
-@contextlib.asynccontextmanager
-async def connect(url: str) -> AsyncIterator[grpc.InferenceServerClient]:
-    """Connect without a limit on message sizes and without a proxy."""
-    async with grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGS) as client:
-        yield client
+def connect(url: str) -> grpc.InferenceServerClient:
+    """Return a client without a limit on message sizes and without a proxy; use it with ``async with``."""
+    return grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
 
 
 async def send_photograph(
@@ -47,7 +44,6 @@ async def send_photograph(
     photograph: bytes,
     started: float,
     *,
-    model: str = "enhance",
     priority: int = 0,
     timeout: float = 120.0,
 ) -> Answer:
@@ -56,7 +52,7 @@ async def send_photograph(
     image.set_data_from_numpy(np.array([[photograph]], dtype=np.object_))
     sent = time.monotonic()
     try:
-        await client.infer(model, [image], priority=priority, client_timeout=timeout)
+        await client.infer("enhance", [image], priority=priority, client_timeout=timeout)
         outcome, message = "ok", ""
     except InferenceServerException as error:
         message = f"{error.status()}: {error.message()}"
@@ -86,7 +82,7 @@ async def run_closed_loop(
 
 
 async def run_open_loop(
-    url: str, photographs: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0, priority: int = 0
+    url: str, photographs: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
 ) -> list[Answer]:
     """Send photographs at Poisson arrivals, ``rate`` per second, without waiting for answers."""
     started, tasks = time.monotonic(), []
@@ -94,7 +90,7 @@ async def run_open_loop(
         for number, moment in enumerate(draw_arrivals(rate, seconds, seed)):
             await asyncio.sleep(max(0.0, started + moment - time.monotonic()))
             photograph = photographs[number % len(photographs)]
-            tasks.append(asyncio.create_task(send_photograph(client, photograph, started, priority=priority)))
+            tasks.append(asyncio.create_task(send_photograph(client, photograph, started)))
         return list(await asyncio.gather(*tasks))
 
 

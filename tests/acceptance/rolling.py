@@ -109,16 +109,16 @@ async def replace_servers(repository: Path) -> dict[str, Any]:
     times = deployed_times()
     figures: dict[str, Any] = {"cores": os.cpu_count(), "chosen": times}
     with run_pair(repository, times) as servers, NameServer(servers) as names:
-        async with project_client(names.target) as send:
-            figures["resent, enhance"] = await replace_in_turn([*servers.items()] * 2, names, send, workers=3)
+        async with AsyncEnhancer(names.target) as client:
+            figures["resent, enhance"] = await replace_in_turn([*servers.items()] * 2, names, client.enhance, workers=3)
     with quick_repository(repository) as models, run_pair(models, times) as servers, NameServer(servers) as names:
-        async with project_client(names.target) as send:
-            figures["resent, identity"] = await replace_in_turn([*servers.items()] * 2, names, send, workers=6)
-        first = [*servers.items()][:1]
+        pair = [*servers.items()]
+        async with AsyncEnhancer(names.target) as client:
+            figures["resent, identity"] = await replace_in_turn(pair * 2, names, client.enhance, workers=6)
         async with client_without_retries(names.target) as send:
-            figures["drained"] = await replace_in_turn(first, names, send, workers=6, sleep=times["preStop"])
+            figures["drained"] = await replace_in_turn(pair[:1], names, send, workers=6, sleep=times["preStop"])
         async with client_without_retries(names.target) as send:
-            figures["at once"] = await replace_in_turn(first, names, send, workers=6)
+            figures["at once"] = await replace_in_turn(pair[:1], names, send, workers=6)
     return figures
 
 
@@ -280,13 +280,6 @@ async def _restart(server: Server) -> float:
 
 def _count_enhanced(server: Server) -> float:
     return server.read_metric("nv_inference_request_success", model="enhance")
-
-
-@contextlib.asynccontextmanager
-async def project_client(target: str) -> AsyncIterator[Send]:
-    """Return the send function of the project's client."""
-    async with AsyncEnhancer(target) as enhancer:
-        yield enhancer.enhance
 
 
 @contextlib.asynccontextmanager
