@@ -130,7 +130,7 @@ def _print_summary(summary: Summary, options: argparse.Namespace) -> None:
     """Print the summary as text to stderr, and as one JSON object to stdout."""
     details = [f"{summary.found} already in the output"] if summary.found else []
     details += [f"{summary.failed} failed (run the same command again to retry them)"] if summary.failed else []
-    details += [f"{summary.left_out} left out: not photographs by their names"] if summary.left_out else []
+    details += [f"{summary.skipped} skipped: no photograph extension"] if summary.skipped else []
     details += [f"{summary.rejections} rejections by a full queue"] if summary.rejections else []
     print(
         "; ".join([f"{summary.enhanced} enhanced in {summary.seconds:.1f} s", *details])

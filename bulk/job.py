@@ -58,7 +58,7 @@ class Summary:
     """Result of a run. ``seconds`` is the duration of the whole run, ``busy_seconds`` that of the processing alone.
 
     ``found``: outputs without a row in the manifest, left by a killed run. ``rejections``: by a full queue.
-    ``left_out``: files of the folder that are not photographs by their names.
+    ``skipped``: files of the folder without the extension of a photograph.
     """
 
     photographs: int
@@ -67,7 +67,7 @@ class Summary:
     found: int = 0
     failed: int = 0
     rejections: int = 0
-    left_out: int = 0
+    skipped: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -103,7 +103,7 @@ def run(job: Job) -> Summary:
     sizes = output.sizes() if is_resumed else {}
     recorded = plan.recorded_sizes(manifest.read_rows(output)) if is_resumed else {}
     todo = plan.remaining(everything, recorded, sizes)
-    summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo), left_out=len(others))
+    summary = Summary(photographs=len(everything), done_before=len(everything) - len(todo), skipped=len(others))
     if summary.done_before:
         print(f"{summary.done_before} of {len(everything)} are already done", file=sys.stderr)
     busy = 0.0
@@ -115,7 +115,7 @@ def run(job: Job) -> Summary:
             output.remove(key)  # the actors keep every output that exists
         busy = _run_with_ray(job, output, todo, summary)
     if others and everything:  # without a photograph the output has not been started
-        fields = {"status": manifest.LEFT_OUT, "error": "not a photograph by its name"}
+        fields = {"status": manifest.SKIPPED, "error": "no photograph extension"}
         manifest.write_part(output, [{"key": key, "source": source, **fields} for key, source in others.items()])
     if job.shard == (1, 1):  # otherwise another shard may be running
         manifest.merge_parts(output)

@@ -1,4 +1,4 @@
-"""The manifest: the result of each photograph in Parquet, one row per photograph, and per file that is left out.
+"""The manifest: the result of each photograph in Parquet, one row per photograph, and per file that is skipped.
 
 It is the folder ``_manifest`` of the output. Each block of photographs writes a part when it is done (`write_part`),
 and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`). A killed run leaves parts, so
@@ -22,7 +22,7 @@ from bulk.storage import Folder, is_leftover
 
 FOLDER = "_manifest"
 _MERGED, _PART, _JOB = "manifest.parquet", "part-", "job.json"
-ENHANCED, FAILED, LEFT_OUT = "enhanced", "failed", "left out"
+ENHANCED, FAILED, SKIPPED = "enhanced", "failed", "skipped"
 
 #: Result of one photograph, one row each. ``seconds`` and ``engine`` are empty for an output of an earlier run that was
 #: killed before it wrote the row.
@@ -121,7 +121,7 @@ def _read_file(output: Folder, name: str) -> pa.Table:
 
 def _latest_rows(tables: list[pa.Table]) -> pa.Table:
     rows = pa.concat_tables([SCHEMA.empty_table(), *tables])
-    # "enhanced" sorts before "failed" and "left out".
+    # "enhanced" sorts before "failed" and "skipped".
     rows = rows.sort_by([("key", "ascending"), ("status", "ascending"), ("finished", "descending")])
     keys = rows.column("key").combine_chunks()
     if len(keys) < 2:

@@ -43,8 +43,8 @@ def find_photographs(input_url: str, output: Folder, format: str | None) -> tupl
         if other != source:
             raise BulkError(f"{other} and {source} would both be written to {key}: rename one of them")
     if not sources:
-        left_out = f" ({len(others)} left out: not photographs by their names)" if others else ""
-        raise BulkError(f"no photographs in {input_url}{left_out}")
+        skipped = f" ({len(others)} skipped: no photograph extension)" if others else ""
+        raise BulkError(f"no photographs in {input_url}{skipped}")
     return dict(sorted(sources.items())), others
 
 

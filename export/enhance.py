@@ -64,7 +64,7 @@ def pairs_from_folders(source: Path, target: Path, suffix: str) -> list[tuple[Pa
     files = sorted(path for path in source.glob("[!.]*") if not path.is_dir())
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if len(paths) < len(files):
-        say(f"{len(files) - len(paths)} left out: not photographs by their names")
+        say(f"{len(files) - len(paths)} skipped: no photograph extension")
     if not paths:
         raise ExportError(f"no photographs in {source}: give a folder with {', '.join(SUFFIXES)}")
     if "/" in suffix:

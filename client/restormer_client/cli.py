@@ -87,7 +87,7 @@ def _add_files(verb: argparse.ArgumentParser) -> None:
         "--output_dir", "--output-dir", type=Path, metavar="FOLDER", help="output folder; created if missing"
     )
     many.add_argument("--jobs", type=parse_count, default=8, help="requests in flight (default %(default)s)")
-    many.add_argument("--report", type=Path, metavar="FILE", help="list of failures and files left out, .csv or .json")
+    many.add_argument("--report", type=Path, metavar="FILE", help="list of failures and skipped files, .csv or .json")
 
 
 def add_enhance_options(verb: argparse.ArgumentParser) -> None:
@@ -162,9 +162,9 @@ def _enhance_folder(enhancer: Enhancer, options: argparse.Namespace, arguments: 
     if options.report:
         _check_writable(options.report)
     jobs, others = find_jobs(options.input_dir, options.output_dir, options.format)
-    left_out = f"{len(others)} left out: not photographs by their names"
+    skipped = f"{len(others)} skipped: no photograph extension"
     if not jobs:
-        raise ValueError(f"no photographs in {options.input_dir}{f' ({left_out})' if others else ''}")
+        raise ValueError(f"no photographs in {options.input_dir}{f' ({skipped})' if others else ''}")
     todo = [job for job in jobs if not job.is_done]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} are already done", file=sys.stderr)
@@ -175,9 +175,9 @@ def _enhance_folder(enhancer: Enhancer, options: argparse.Namespace, arguments: 
             folder.enhance_all(enhancer, todo, failures, parallel=options.jobs, options=arguments)  # type: ignore[arg-type]
     finally:
         if options.report:
-            folder.write_report(options.report, [*failures, *map(folder.left_out, others)])
+            folder.write_report(options.report, [*failures, *map(folder.skipped, others)])
     if others:
-        print(f"{len(todo) - len(failures)} enhanced, {left_out}", file=sys.stderr)
+        print(f"{len(todo) - len(failures)} enhanced, {skipped}", file=sys.stderr)
     if failures:
         print(f"error: {len(failures)} of {len(jobs)} failed; run the command again to retry them", file=sys.stderr)
     return 1 if failures else 0

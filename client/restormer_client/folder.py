@@ -25,7 +25,7 @@ _MAX_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class FailedPhoto:
-    """One row of the report: a photograph that failed, or a file that was left out."""
+    """One row of the report: a photograph that failed, or a file that was skipped."""
 
     photo: str
     error: str
@@ -104,9 +104,9 @@ class Backoff:
         return max(self._until - time.monotonic(), 0.0)
 
 
-def left_out(path: Path) -> FailedPhoto:
+def skipped(path: Path) -> FailedPhoto:
     """Return the row of a file that is not sent."""
-    return FailedPhoto(str(path), "LeftOut", "not a photograph by its name", 0)
+    return FailedPhoto(str(path), "Skipped", "no photograph extension", 0)
 
 
 def write_report(path: Path, failures: Sequence[FailedPhoto]) -> None:

@@ -115,12 +115,12 @@ def test_finished_job_needs_no_server(run, photos, output):
     code, stdout, stderr = run("--input", photos, "--output", output.root, "--server", UNREACHABLE)
     assert code == 0
     assert "5 of 5" in stderr
-    assert "1 left out" in stderr
+    assert "1 skipped" in stderr
     summary = json.loads(stdout.splitlines()[-1])
     assert (summary["photographs"], summary["done_before"], summary["enhanced"]) == (5, 5, 0)
     assert sorted(output.below(manifest.FOLDER).names()) == ["job.json", "manifest.parquet"]
-    left_out = [row for row in manifest.read_rows(output).to_pylist() if row["status"] == manifest.LEFT_OUT]
-    assert [row["source"] for row in left_out] == [f"{photos}/notes.txt"]
+    skipped = [row for row in manifest.read_rows(output).to_pylist() if row["status"] == manifest.SKIPPED]
+    assert [row["source"] for row in skipped] == [f"{photos}/notes.txt"]
 
 
 def test_command_line_loads_neither_ray_nor_torch():

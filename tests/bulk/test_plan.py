@@ -79,7 +79,7 @@ def test_missing_and_empty_folders_are_rejected(tmp_path, output):
         plan.find_photographs(str(tmp_path / "nowhere"), output, None)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/a.nef").write_bytes(b"raw")
-    with pytest.raises(BulkError, match="no photographs in .*1 left out"):
+    with pytest.raises(BulkError, match="no photographs in .*1 skipped"):
         plan.find_photographs(str(tmp_path / "empty"), output, None)
 
 

@@ -82,20 +82,20 @@ def test_failures_are_printed_reported_and_retried(folder, run, fake, tmp_path):
     assert code == 1
     assert f"failed: {folder / 'a.jpg'}: not a photograph" in stderr
     assert "error: 1 of 3 failed" in stderr
-    failed, left_out = csv.DictReader(report.open())
+    failed, skipped = csv.DictReader(report.open())
     assert failed == {
         "photo": str(folder / "a.jpg"), "error": "InvalidPhotograph", "message": "not a photograph", "attempts": "1",
     }  # fmt: skip
-    assert (left_out["photo"], left_out["error"], left_out["attempts"]) == (str(folder / "notes.txt"), "LeftOut", "0")
+    assert (skipped["photo"], skipped["error"], skipped["attempts"]) == (str(folder / "notes.txt"), "Skipped", "0")
     assert set(read_files(out)) == {"b.PNG", "garden/c.jpg"}
     assert run(*command)[0] == 0
-    assert [row["error"] for row in csv.DictReader(report.open())] == ["LeftOut"]
+    assert [row["error"] for row in csv.DictReader(report.open())] == ["Skipped"]
     (folder / "notes.txt").unlink()
     code, _ = run(*command[:-1], tmp_path / "failures.json")
     assert (code, json.loads((tmp_path / "failures.json").read_text())) == (0, [])
 
 
-def test_files_that_are_left_out_are_counted(folder, run, fake, tmp_path):
+def test_files_that_are_skipped_are_counted(folder, run, fake, tmp_path):
     """A link to a folder is not followed; a link to nothing is a photograph that cannot be read."""
     for name in ("d.JFIF", "e.jpe", "f.hif"):
         (folder / name).write_bytes(b"x")
@@ -106,14 +106,14 @@ def test_files_that_are_left_out_are_counted(folder, run, fake, tmp_path):
     out = tmp_path / "out"
     code, stderr = run("enhance", "--input_dir", folder, "--output_dir", out)
     assert code == 1
-    assert "6 enhanced, 2 left out" in stderr
+    assert "6 enhanced, 2 skipped" in stderr
     assert "lost.jpg: No such file" in stderr
     assert {"d.JFIF", "e.jpe", "f.jpg"} < set(read_files(out))
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.nef").write_bytes(b"x")
     code, stderr = run("enhance", "--input_dir", tmp_path / "raw", "--output_dir", out)
     assert (code, stderr.count("\n")) == (1, 1)
-    assert "1 left out" in stderr
+    assert "1 skipped" in stderr
 
 
 def test_rejected_photographs_are_sent_again(folder, run, fake, tmp_path):

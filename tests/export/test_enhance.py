@@ -61,7 +61,7 @@ def test_a_checkpoint_works_like_the_owners_script(tiny, tmp_path, capsys):
     asked = ["--device", "cpu", "--size", "512"]
     files = ["--input_dir", str(photos), "--output_dir", str(out), "--suffix", "_hdr"]
     assert main(["enhance", "--checkpoint", str(checkpoint), *asked, *files]) == 0
-    assert "1 left out" in capsys.readouterr().err
+    assert "1 skipped" in capsys.readouterr().err
     made = {path.name: open_image(path.read_bytes()) for path in out.iterdir()}
     assert {name: (image.format, image.size) for name, image in made.items()} == {
         "a_hdr.TIFF": ("TIFF", (512, 384)),
