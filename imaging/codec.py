@@ -249,10 +249,10 @@ def _identify(data: bytes) -> Image.Image:
     """Open the file with Pillow, without damaged metadata for which Pillow rejects it."""
     try:
         return Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
-    except UnidentifiedImageError:
-        if data[:2] != b"\xff\xd8":
-            raise
-        image = Image.open(io.BytesIO(jpeg.without_profile(data)), formats=FORMATS)
+    except (UnidentifiedImageError, ValueError):  # ValueError: the profile is too long for Pillow
+        is_jpeg = data[:2] == b"\xff\xd8"
+        plain = jpeg.without_profile(data) if is_jpeg else png.without_extras(data, has_profile=False)
+        image = Image.open(io.BytesIO(plain), formats=FORMATS)
         image.info["icc_profile"] = None
         return image
 

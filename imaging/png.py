@@ -16,7 +16,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 #: Chunks that say how pixels and colours are to be shown, with their minimum length; they count only before the pixels
 #: (5.6).
-_DISPLAY = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"iCCP": 4, b"cICP": 4, b"acTL": 8}
+_DISPLAY = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"acTL": 8}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS, _MAX_TEXT = 100_000, 8_000_000  # beyond those of real files
 
@@ -46,10 +46,10 @@ def raw_profile(name: bytes, block: bytes) -> bytes:
     return b"zTXt" + name + b"\0\0" + zlib.compress(text)
 
 
-def without_extras(data: bytes) -> bytes:
+def without_extras(data: bytes, *, has_profile: bool = True) -> bytes:
     """Return the file without chunks that change no pixel, because Pillow rejects the whole PNG if one is damaged.
 
-    Other formats are returned unchanged.
+    A profile is kept, damaged or not, if ``has_profile``. Other formats are returned unchanged.
     """
     if not data.startswith(_SIGNATURE):
         return data
@@ -57,6 +57,7 @@ def without_extras(data: bytes) -> bytes:
     for kind, start, end in _chunks(data):
         has_pixels |= kind == b"IDAT"
         is_valid = end - start - 12 >= _DISPLAY.get(kind, len(data)) and _is_intact(data, start, end)
+        is_valid |= has_profile and kind == b"iCCP"
         if kind in _PIXELS or (is_valid and not has_pixels):
             kept.append((start, end))
         at = end

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -22,6 +23,7 @@ from tests.photographs import (
     open_image,
     pixels,
     pixels_16_bits,
+    png_chunk,
     profile,
     with_chunks,
 )
@@ -294,6 +296,7 @@ def test_highlights_of_hdr_are_compressed_and_keep_their_order(name):
     assert np.abs(seen - seen[0]).max() < 0.01  # grey stays grey
     assert (np.diff(seen[0]) > -1e-4).all()
     assert (seen[0, 0], seen[0, -1]) == pytest.approx((0, 1), abs=0.002)
+    assert seen[0, 440] < 0.9995  # not clipped
 
 
 @pytest.mark.parametrize("points", [(12, 13), (9, 16), (9, 18)])
@@ -302,6 +305,7 @@ def test_nclx_in_avif(points):
     array = np.rint(scene(_PRIMARIES[points[0]], curve) / 65_535 * 1023).astype(np.uint16)
     data = imagecodecs.avif_encode(array, 100, bitspersample=10, primaries=points[0], transfer=points[1], matrix=0)
     core = core_from_file(data)
+    assert (decode(data).pixels.dtype == np.uint16) == (points[1] != 13)  # 8 bits of HDR would show bands
     assert np.abs(middles(core_of_scene()) - middles(core)).max() < 0.01
     assert np.abs(core_from_file(encode(decode(data), format="png")) - core).mean() < 0.004
 
@@ -336,6 +340,25 @@ def test_a_doubled_profile_of_grey_and_cmyk_is_ignored(mode, caplog):
     at = 4 + int.from_bytes(plain[4:6], "big")
     segments = with_icc_segments((1, 1, FIRST), (1, 1, FIRST))[20 : 20 + 2 * (18 + len(FIRST))]
     assert np.array_equal(decode(plain[:at] + segments + plain[at:]).pixels, decode(plain).pixels)
+    assert "ignored an ICC profile" in caplog.text
+
+
+@pytest.mark.parametrize("whole", [encode_image(pixels(), "PNG"), encode_16_bits("PNG", pixels_16_bits())])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"iCCP", b"p\0\5" + zlib.compress(P3.profile)),
+        png_chunk(b"iCCP", b"p\0\0" + zlib.compress(P3.profile))[:-1] + b"?",
+        png_chunk(b"iCCP", b"p\0\0" + zlib.compress(P3.profile)[:-99]),
+        png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(5_000_000))),
+        png_chunk(b"iCCP", b"p"),
+    ],
+    ids=["unknown compression", "wrong checksum", "cut", "too long", "only a name"],
+)
+def test_a_damaged_profile_of_a_png_costs_only_the_profile(chunk, whole, caplog):
+    photograph = decode(whole[:33] + chunk + whole[33:])
+    assert np.array_equal(photograph.pixels, decode(whole).pixels)
+    assert photograph.space == Space()
     assert "ignored an ICC profile" in caplog.text
 
 
