@@ -128,9 +128,10 @@ def test_the_servers_variables_are_passed_on(clone):
         "METRICS_PORT": "9002",
         "HTTP_PORT": "9000",
         "STATE": "my state",
+        "REPOSITORY": "my models",
     }
     environment = {f"RESTORMER_{name}": value for name, value in variables.items()}
-    _, calls = clone.make("serve", "HTTP_PORT=9003", "REPOSITORY=my models", **environment)
+    _, calls = clone.make("serve", "HTTP_PORT=9003", **environment)
     given = dict(zip(calls[-1][2:-1:2], calls[-1][3::2], strict=True))
     assert given == {
         "--address": "::1", "--grpc-port": "9001", "--metrics-port": "9002", "--http-port": "9003",
@@ -139,7 +140,8 @@ def test_the_servers_variables_are_passed_on(clone):
 
 
 def test_settings_may_contain_spaces(clone):
-    _, calls = clone.make("engine", "PACKAGE=my package", "PHOTOS=my photos", "ENGINES=my engines")
-    assert {"my package", "my photos", "my engines"} < set(calls[-1])
+    settings = {name: f"my {name}" for name in ("PACKAGE", "PHOTOS", "ENGINES", "REPOSITORY")}
+    _, calls = clone.make("engine", *("=".join(setting) for setting in settings.items()))
+    assert set(settings.values()) < set(calls[-1])
     done, _ = clone.make("serve", "ENVS=my environments")
     assert "cannot use a path with spaces" in done.stderr

@@ -486,6 +486,7 @@ def bad_files():
         "lossless JPEG of 16 bits": (flat_jpeg((1, 1), frame=0xC3, bits=16), "lossless"),
         "JPEG-LS": (flat_jpeg((1, 1), frame=0xF7), "JPEG-LS"),
         "hierarchical JPEG": (flat_jpeg((1, 1), frame=0xC5), "hierarchical"),
+        "CMYK JPEG without its end marker": (converted("CMYK", "JPEG")[:-2], "complete"),
         "JPEG of two channels": (flat_jpeg((1, 1), (1, 1)), "2 channels"),
         "TIFF of CMYK with alpha": (tiff(inks, photometric="separated", extrasample="unassalpha"), "CMYK with alpha"),
         "TIFF of CMYK, premultiplied": (tiff(inks, photometric="separated", extrasample="assocalpha"), "with alpha"),

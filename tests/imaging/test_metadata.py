@@ -13,7 +13,7 @@ from PIL import Image, IptcImagePlugin
 
 from imaging import decode, encode
 from imaging.exif import Entry, Exif, parse
-from imaging.metadata import Metadata
+from imaging.metadata import Metadata, shorten_xmp
 from tests.photographs import (
     XMP,
     encode_16_bits,
@@ -157,7 +157,13 @@ def private(length):
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {COMMENT: private(70_000)}, {COMMENT: private(40_000), 0xA430: private(50_000)}]
+    "others",
+    [
+        {},
+        {COMMENT: private(70_000)},
+        {COMMENT: private(40_000), 0xA430: private(50_000)},
+        {COMMENT: private(40_000), MAKER_NOTE: private(30_000)},
+    ],
 )
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_exif_too_long_for_a_jpeg_loses_the_makers_note_first(others, kind):
@@ -174,6 +180,14 @@ def test_exif_too_long_for_a_jpeg_loses_the_makers_note_first(others, kind):
     assert kept.main == exif.main
     assert kept.position == exif.position
     assert kept.settings == {t: e for t, e in exif.settings.items() if t == TAKEN or e.count == 40_000}
+
+
+def test_rights_are_dropped_after_shorter_values():
+    exif = Exif("<", {COPYRIGHT: Entry(2, 9_000, b"c" * 9_000)}, {COMMENT: private(8_000)}, {})
+    assert exif.shortened(10_000) == dataclasses.replace(exif, settings={})
+    packet = described(f"<dc:rights>{'r' * 900}</dc:rights><dc:source>{'s' * 800}</dc:source>")
+    shortened = shorten_xmp(packet, len(packet) - 500)
+    assert (b"rrr" in shortened, b"sss" in shortened) == (True, False)
 
 
 def raw_profile(name, block):
@@ -319,6 +333,7 @@ def test_chunks_that_change_no_pixel_do_not_make_a_png_invalid(chunk, at):
 
 def test_colours_after_the_pixels_are_ignored():
     late = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(profile("p3"))) + png_chunk(b"tRNS", bytes(6))
+    late += png_chunk(b"cICP", bytes([12, 13, 0, 1])) + png_chunk(b"gAMA", (100_000).to_bytes(4, "big"))
     photograph = decode(WHOLE[:-12] + late + WHOLE[-12:])
     assert photograph.space.profile is None
     assert photograph.pixels.shape == (240, 320, 3)

@@ -96,6 +96,12 @@ def test_xmp_keeps_all_but_the_position(packet):
     assert metadata.updated(width=1, height=1, gps=True).xmp == packet.encode()
 
 
+@pytest.mark.parametrize(("space", "name"), [("urn:drone", "GpsLongtitude"), ("http://www.georss.org/georss", "point")])
+def test_the_name_or_the_namespace_of_a_property_is_enough(space, name):
+    packet = described(f"<any:{name}>48</any:{name}>", spaces=f'xmlns:any="{space}"')
+    assert b">48<" not in Metadata(None, packet.encode()).updated(width=1, height=1, gps=False).xmp
+
+
 def marked(text):
     return Entry(7, len(text), text)
 

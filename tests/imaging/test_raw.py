@@ -35,6 +35,7 @@ def tiff_with(main, *others, kind=LONG):
 
 SENSOR = {WIDTH: 6000, HEIGHT: 4000, COMPRESSION: 1, PHOTOMETRIC: CFA}
 REDUCED = {NEW_SUBFILE: 1, WIDTH: 80, HEIGHT: 60, PHOTOMETRIC: 2}
+MAKERS = {"ARW": 32767, "SRW": 32770, "NEF, compressed": 34713, "PEF": 65535}
 RAW = {
     "NEF": tiff_with({NEW_SUBFILE: 1}, SENSOR),
     "NEF with the other type of pointers": tiff_with({}, SENSOR, kind=POINTER),
@@ -44,13 +45,15 @@ RAW = {
     "sensor's image no larger": tiff_with({}, {**SENSOR, WIDTH: 160, HEIGHT: 120}),
     "DNG": tiff_with({DNG: 0x00000701}),
     "DNG with linear values": tiff_with({}, {**REDUCED, PHOTOMETRIC: LINEAR_RAW}),
-    "ARW": tiff_with({}, {**REDUCED, COMPRESSION: 32767}),
+    **{name: tiff_with({}, {**REDUCED, COMPRESSION: number}) for name, number in MAKERS.items()},
     "a larger image in colour": tiff_with({}, {WIDTH: 6000, HEIGHT: 4000, PHOTOMETRIC: 2}),
     "CR2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(400),
     "CR3": struct.pack(">I", 24) + b"ftypcrx " + bytes(400),
     "RAF": b"FUJIFILMCCD-RAW 0201" + bytes(400),
     "ORF": b"IIRO\x08\0\0\0" + bytes(400),
     "RW2": b"IIU\0\x08\0\0\0" + bytes(400),
+    "CRW": b"II\x1a\0\0\0HEAPCCDR" + bytes(400),
+    **{start.decode(): start + bytes(400) for start in (b"IIRS", b"MMOR", b"FOVb", b"\0MRM")},
 }
 
 

@@ -19,7 +19,7 @@ from server.__main__ import main
 from server.errors import ServerError
 from server.process import deep_check_command, environment_without_proxies, triton_environment
 from server.settings import HARDWARE, RESTRICTED, Settings
-from tests.conftest import CARDS, ROOT
+from tests.conftest import CARDS, ROOT, free_port
 
 TRITON = ROOT / ".envs/triton/pytriton/tritonserver/bin/tritonserver"
 NEWEST = frozenset({"allow-client-shm", "http-max-input-size"})
@@ -207,13 +207,14 @@ def test_the_maximum_of_processes_is_enough_for_eight_gpus():
 
 
 def test_a_python_stub_uses_one_openblas_thread_by_default_and_nothing_of_the_users_python(monkeypatch):
-    for name in ("PYTHONPATH", "PYTHONWARNINGS", "BASH_ENV"):
+    users = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS", "PYTHONHOME", "BASH_ENV"}
+    for name in users:
         monkeypatch.setenv(name, "/mine")
     monkeypatch.setattr("server.process.libpython_folder", lambda: Path("/lib"))
     for settings in (Settings(), Settings(triton=Path("/opt/tritonserver"))):
         environment = triton_environment(settings)
         assert environment["OPENBLAS_NUM_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
-        assert not {"PYTHONPATH", "PYTHONWARNINGS", "BASH_ENV"} & set(environment)
+        assert not users & set(environment)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert triton_environment(Settings())["OMP_NUM_THREADS"] == "3"
 
@@ -238,6 +239,15 @@ def test_triton_and_the_deep_check_use_no_proxy(monkeypatch, proxy):
     monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     assert proxy not in environment_without_proxies()
     assert proxy not in triton_environment(Settings(triton=Path("/opt/tritonserver")))
+
+
+@pytest.mark.parametrize("variable", ["PYTHONHOME", "PYTHONPATH"])
+def test_the_deep_check_uses_nothing_of_the_users_python(variable, monkeypatch, tmp_path):
+    (tmp_path / "restormer_client.py").write_text("raise ImportError")
+    monkeypatch.setenv(variable, str(tmp_path))
+    command = deep_check_command(Settings(grpc_port=free_port()), 1)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: 127.0.0.1:")
 
 
 def test_the_deep_check_trusts_only_the_servers_own_certificate():

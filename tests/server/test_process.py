@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,10 @@ def test_stop_removes_the_shared_memory_of_killed_servers(tmp_path, monkeypatch)
     regions = [shared / f"{each.shm_prefix}0" for each in (settings, running, killed)]
     for region in regions:
         region.write_bytes(bytes(8192))
-    with regions[1].open("r+b") as file, mmap.mmap(file.fileno(), 0):
+    with ExitStack() as stack:
+        for region in regions[:2]:  # a stub of ours may still be exiting
+            file = stack.enter_context(region.open("r+b"))
+            stack.enter_context(mmap.mmap(file.fileno(), 0))
         monkeypatch.setattr(os, "getuid", lambda: -1)
         assert process.host.leftover_regions(settings.shm_prefix) == {}  # another user's
         monkeypatch.undo()
