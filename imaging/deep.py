@@ -97,7 +97,8 @@ def _decode_png(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
 def decode_hdr(image: Image.Image, data: bytes) -> Pixels:
     """Decode an HDR AVIF or HEIC to HxWxC uint16 pixels, or uint8 if it has 8 bits; C is 1 to 4."""
     if image.format == "HEIF":
-        pixels: Pixels = np.asarray(pi_heif.open_heif(data, convert_hdr_to_8bit=False))
+        file = pi_heif.open_heif(data, convert_hdr_to_8bit=False)
+        pixels: Pixels = np.array(file)  # a copy: the memory is the file's, which frees it
     else:
         pixels = imagecodecs.avif_decode(data)
     if image.format == "AVIF" and pixels.dtype == np.uint16:  # 10 or 12 bits; AV1-ISOBMFF, 2.3.3

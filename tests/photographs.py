@@ -16,6 +16,8 @@ from skimage.color import lab2rgb, rgb2lab
 #: A HEIC of 240x320 upright pixels: `pixels()` turned by EXIF orientation 6, in Display P3. Encoded with pillow-heif,
 #: which is not a dependency because its encoder is GPL.
 HEIC = Path(__file__).parent / "data/photograph.heic"
+#: A HEIC of 70x50 pixels in PQ and BT.2020 with 10 bits, encoded likewise.
+HDR_HEIC = HEIC.with_name("hdr.heic")
 
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'

@@ -17,6 +17,7 @@ from imaging.arrays import to_unit
 from imaging.colour import SRGB, Space
 from imaging.naming import _PRIMARIES
 from tests.photographs import (
+    HDR_HEIC,
     HEIC,
     encode_16_bits,
     encode_image,
@@ -310,6 +311,11 @@ def test_nclx_in_avif(points):
     assert np.abs(core_from_file(encode(decode(data), format="png")) - core).mean() < 0.004
 
 
+def test_the_profile_of_an_avif_takes_precedence_over_nclx():
+    nclx = struct.pack(">I8sHHHB", 19, b"colrnclx", 9, 16, 0, 0x80)
+    assert decode(encode_image(pixels(), "AVIF", icc_profile=P3.profile) + nclx).space == P3
+
+
 @pytest.mark.parametrize("points", [(12, 13), (9, 16), (9, 18)])
 def test_nclx_in_heic_means_the_same_as_cicp_in_png(points):
     at = (heic := HEIC.read_bytes()).index(b"colrprof") + 4
@@ -318,6 +324,15 @@ def test_nclx_in_heic_means_the_same_as_cicp_in_png(points):
     png = with_chunks(encode_image(photograph.pixels, "PNG"), cICP=bytes([*points, 0, 1]))
     assert photograph.space == decode(png).space != Space()
     assert np.abs(core_from_file(encode(photograph, format="tiff")) - core_from_file(png)).mean() < 0.01
+
+
+def test_hdr_in_heic_keeps_its_ten_bits():
+    y, x = np.mgrid[:50, :70]
+    photograph = decode(HDR_HEIC.read_bytes())
+    assert photograph.space == decode(NAMED["cICP: PQ"]).space
+    expected = np.stack([200 + 8 * x, 150 + 8 * y, 300 + 4 * (x + y)], 2)
+    assert np.abs(photograph.pixels / 65_535 * 1023 - expected).max() < 8
+    assert len(np.unique(photograph.pixels)) > 256
 
 
 def test_narrow_range_is_rejected():
