@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from restormer_client import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,13 +31,6 @@ def run_make(words):
 
 def run_python(words):
     """Parse the flags of a module or file, or compile the code after -c."""
-
-    def parse_only(parser, args=None, namespace=None):
-        _, unknown = parser.parse_known_args(args, namespace)
-        if unknown:
-            parser.error(f"unknown: {unknown}")
-        raise SystemExit(0)
-
     option, *rest = words
     if option == "-c":
         compile(rest[0], option, "exec")
@@ -50,6 +44,20 @@ def run_python(words):
         sys.argv = words
         runpy.run_path(option, run_name="__main__")
     raise SystemExit(f"python {words}: parsed no flags")
+
+
+def run_client(words):
+    """Parse the flags of the client's command."""
+    argparse.ArgumentParser.parse_args = parse_only
+    cli.main(words)
+
+
+def parse_only(parser, args=None, namespace=None):
+    """Stand in for ``ArgumentParser.parse_args``: exit with 0 if it would accept the arguments."""
+    _, unknown = parser.parse_known_args(args, namespace)
+    if unknown:
+        parser.error(f"unknown: {unknown}")
+    raise SystemExit(0)
 
 
 def run_docker(words):
@@ -101,7 +109,7 @@ PROGRAMS = {
     "make": run_make,
     "python": run_python,
     "python3": run_python,
-    "restormer-client": lambda words: run_python(["-m", "restormer_client.cli", *words]),
+    "restormer-client": run_client,
     "docker": run_docker,
     "kubectl": run_kubectl,
     # Programs that this project neither has nor configures: their arguments are only expanded by the shell.
