@@ -1,7 +1,5 @@
 """``python -m export VERB``: see ``make help``, ``--help``, and ``--help`` of each verb."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

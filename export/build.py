@@ -3,8 +3,6 @@
 ``export.factory`` builds the others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Each is made once, when a target first asks for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """List what is published, and roll a version back."""
 
-from __future__ import annotations
-
 import datetime
 from pathlib import Path
 from typing import Any

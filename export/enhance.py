@@ -3,8 +3,6 @@
 All steps but the network are ``imaging``'s, the code that the server runs.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from export.errors import ExportError

@@ -1,7 +1,5 @@
 """The exceptions of the build side."""
 
-from __future__ import annotations
-
 
 class ExportError(Exception):
     """A problem that the user can fix: the message names the file, the values found and wanted, and what to do."""

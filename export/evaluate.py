@@ -4,8 +4,6 @@ The network alone is measured at 512x512, input and target each resized to the s
 photographs' own resolution. Results are written only after all measurements succeeded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

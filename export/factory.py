@@ -1,7 +1,5 @@
 """Make one engine: build it, measure its fidelity, check that against the gate, and publish the engine."""
 
-from __future__ import annotations
-
 import datetime
 from dataclasses import asdict
 from pathlib import Path

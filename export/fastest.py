@@ -1,7 +1,5 @@
 """Measure which precision is fastest on this CPU. Whether it passes its gate is decided by the build."""
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -4,8 +4,6 @@ The photographs are prepared by ``imaging``, exactly as the server prepares them
 package has it, in PyTorch float32, before any rewrite. Every way of running the network is a stage of one ladder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

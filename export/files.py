@@ -1,7 +1,5 @@
 """Checksums, JSON, atomic writes and the path of a package's checkpoint, without PyTorch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

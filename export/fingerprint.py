@@ -3,8 +3,6 @@
 It is written into the engine's JSON as ``origin``; equal fingerprints mean that there is nothing to build.
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 from importlib import metadata

@@ -1,7 +1,5 @@
 """Describe a model package on one page: files, training, network, claims, cost, and contradictions."""
 
-from __future__ import annotations
-
 from export.files import sha256
 from export.network.architecture import Architecture
 from export.network.cost import multiply_accumulates

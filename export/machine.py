@@ -1,7 +1,5 @@
 """Describe this machine, without heavy imports."""
 
-from __future__ import annotations
-
 import platform
 import resource
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """Tables in Markdown, for terminals and for pages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Measure the distance between two pictures: L1, PSNR, SSIM. Images are HxWx3 floats in [0, 1]."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """ONNX Runtime: the stage of the ladder between PyTorch and the engine, and the cross-check on a GPU host."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections import Counter

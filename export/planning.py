@@ -1,7 +1,5 @@
 """Choose the convolutions that run in INT8: calibrate, measure what each costs, and keep the plan above its gate."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

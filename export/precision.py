@@ -1,7 +1,5 @@
 """The precisions an engine can be built in, and the requirements of each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from export.errors import ExportError

@@ -1,7 +1,5 @@
 """Report the progress of a long build, on standard error."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Collection, Iterator

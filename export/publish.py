@@ -4,8 +4,6 @@ The version is prepared in a folder of its own and moved into place by rename; a
 service. If the machine dies between the two renames, the next build finds the old version set aside and restores it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """The request for a build: its settings, their defaults and their checks."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """End on SIGTERM as on Ctrl-C, so that private servers are stopped and temporary folders are removed."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

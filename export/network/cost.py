@@ -1,7 +1,5 @@
 """Count the multiply-accumulates of a network, without data: it runs on PyTorch's meta device."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

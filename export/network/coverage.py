@@ -1,7 +1,5 @@
 """Measure which share of a graph's work executes in which type, in multiply-accumulates of its convolutions."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass

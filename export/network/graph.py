@@ -4,8 +4,6 @@
 that the same package gives the same file from any folder and its SHA-256 is meaningful.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -4,8 +4,6 @@ PyTorch's own float16 and bfloat16 on a CPU are slow and sum in an unspecified o
 and adds in float32. So does this emulation: each convolution and product is summed in float32 and rounded once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext

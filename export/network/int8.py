@@ -5,8 +5,6 @@ each output channel, activations symmetric for each tensor, as TensorRT requires
 says why the tools of ONNX Runtime and NVIDIA do not do this.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

@@ -11,8 +11,6 @@ cheap, and safe in half precision, without changing the function:
   network these casts leave no node.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

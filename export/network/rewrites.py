@@ -5,8 +5,6 @@ Exact means an identity in real arithmetic. In float32 ``pad_feed_forward`` adds
 convolution kernel adds; ``fold_norms`` multiplies in another order (the tests print and bound the difference).
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

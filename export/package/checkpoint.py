@@ -5,8 +5,6 @@ network is recognised by its stages, under any key and any prefix; other content
 loaded with ``weights_only=True``, so a pickle that would run code is rejected.
 """
 
-from __future__ import annotations
-
 import codecs
 import pickle
 import re

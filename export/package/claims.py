@@ -4,14 +4,13 @@ A file's content never raises: a malformed, implausible or placeholder value bec
 that their digits are known: a measured value agrees if it rounds to the claim.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Self
 
 from export.package.documents import text_from_file
 
@@ -47,7 +46,7 @@ class Claim:
         """Tell whether measured values round to the stated ones."""
         return self._rounds(mean, self.mean) and (self.deviation is None or self._rounds(deviation, self.deviation))
 
-    def contradicts(self, other: Claim) -> bool:
+    def contradicts(self, other: Self) -> bool:
         """Tell whether neither mean rounds to the other."""
         return not (self._rounds(self.mean, other.mean) or self._rounds(other.mean, self.mean))
 

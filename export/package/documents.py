@@ -5,8 +5,6 @@ found by the end of its path (``num_blocks``, ``parameters.total``) at any depth
 SHA-256 sums. A claim that contradicts the tensors becomes a remark; only invalid JSON is rejected.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import math

@@ -4,8 +4,6 @@ The weights alone are enough, every hyper-parameter but ``eps`` is read off them
 compared with them, and a difference becomes a remark.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 To support another convention, add a row to `CONVENTIONS`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

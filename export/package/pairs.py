@@ -3,8 +3,6 @@
 A line is an object such as ``{"input": "images/1_src.jpg", "target": "images/1_tar.jpg"}``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

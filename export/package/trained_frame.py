@@ -4,8 +4,6 @@ This project stretches every photograph to the network's square (``imaging.frame
 network trained on squares of another size is rejected: its attention and its scale of detail belong to that size.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

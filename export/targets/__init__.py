@@ -1,7 +1,5 @@
 """The targets an engine can be built for. A new target is a new module in this folder that registers its class."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 
