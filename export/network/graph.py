@@ -4,11 +4,8 @@
 that the same package gives the same file from any folder and its SHA-256 is meaningful.
 """
 
-import contextlib
-import io
 import logging
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -28,7 +25,8 @@ def onnx_from_network(network: Restormer, *, side: int = SIDE) -> onnx.ModelProt
     """
     is_bfloat16 = network.output.weight.dtype == torch.bfloat16
     example = torch.rand(_BATCH, network.architecture.in_channels, side, side)
-    with _quiet(), torch.inference_mode():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
+    with warnings.catch_warnings(action="ignore"), torch.inference_mode():  # of deprecations inside PyTorch
         program = torch.onnx.export(
             network,
             (example,),
@@ -108,17 +106,3 @@ def _share_constants(graph: onnx.GraphProto) -> None:
 
 
 _SHARED_INPUTS = {("LayerNormalization", 1), ("LayerNormalization", 2), ("Gather", 1)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's messages (torchvision is absent, deprecations inside torch)."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -77,10 +77,8 @@ def _keys(*alternatives: tuple[str, ...]) -> str:
 def open_image(path: Path | BinaryIO, *, upright: bool = False) -> Image.Image:
     """Open an image in RGB, as it is stored or rotated by its EXIF orientation. Raises `ExportError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except Exception as error:  # Pillow raises many types for a damaged file
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ExportError(f"{path} cannot be read as an image ({reason}): fix it or remove its pair") from error
