@@ -61,16 +61,14 @@ def detect_convention(names: Iterable[str]) -> Convention:
     Raises `ExportError` naming a tensor that no convention has, or one of another convention.
     """
     tensors = sorted(names)
-    for convention in CONVENTIONS:
-        if all(convention.internal(name) for name in tensors):
-            return convention
     nearest = max(CONVENTIONS, key=lambda each: sum(each.internal(name) is not None for name in tensors))
-    unknown = next(name for name in tensors if not nearest.internal(name))
-    others = [each for each in CONVENTIONS if each.internal(unknown)]
-    if others:
+    unknown = next((name for name in tensors if not nearest.internal(name)), None)
+    if unknown is None:
+        return nearest
+    if other := next((each for each in CONVENTIONS if each.internal(unknown)), None):
         raise ExportError(
             f"two naming conventions are mixed: most tensors are named as in {nearest.title!r}, "
-            f"{unknown!r} as in {others[0].title!r}; save the state dict of one network"
+            f"{unknown!r} as in {other.title!r}; save the state dict of one network"
         )
     raise ExportError(
         f"tensor {unknown!r} is unknown (the other names are those of {nearest.title!r}); "

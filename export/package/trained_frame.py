@@ -33,22 +33,18 @@ def trained_frame(config: Flat, convention: Convention) -> TrainedFrame:
     preprocessing = next((str(value) for _, value in find_claims(config, ("preprocessing",))), "")
     resolution = next((value for _, value in find_claims(config, ("training.resolution",))), None)
     text = ", ".join(filter(None, (preprocessing, f"resolution {resolution}" if resolution else "")))
-    if other := [size for size in (_size(preprocessing), _size(resolution)) if size and size != (SIDE, SIDE)]:
-        size = "x".join(map(str, other[0]))
-        return TrainedFrame(text, size, f"config.json says that the network was trained at {size}, not {SIDE}x{SIDE}")
-    if _size(preprocessing) or (not preprocessing and _size(resolution)):
-        return TrainedFrame(text)
-    if preprocessing.lower().startswith(("none", "native")):
-        return TrainedFrame(
-            text, remark=f"trained on whole photographs ({text}): {_NEARER} is nearer to that than the {SIDE} frame"
-        )
-    if text:
-        return TrainedFrame(text, remark=f"config.json describes an unknown frame: {text}")
-    if convention is PAPER and not config:
-        return TrainedFrame(
-            "unknown", remark=f"no config.json: the frame in training is unknown; {_NEARER} may be nearer to it"
-        )
-    return TrainedFrame("not stated")
+    sizes, mismatch, remark = [_size(preprocessing), _size(resolution)], "", ""
+    if others := [size for size in sizes if size and size != (SIDE, SIDE)]:
+        mismatch = "x".join(map(str, others[0]))
+        remark = f"config.json says that the network was trained at {mismatch}, not {SIDE}x{SIDE}"
+    elif preprocessing.lower().startswith(("none", "native")):
+        remark = f"trained on whole photographs ({text}): {_NEARER} is nearer to that than the {SIDE} frame"
+    elif text and not sizes[0 if preprocessing else 1]:
+        remark = f"config.json describes an unknown frame: {text}"
+    elif convention is PAPER and not config:
+        text = "unknown"
+        remark = f"no config.json: the frame in training is {text}; {_NEARER} may be nearer to it"
+    return TrainedFrame(text or "not stated", mismatch, remark)
 
 
 def require_frame(frame: TrainedFrame, side_override: int | None) -> None:
