@@ -49,9 +49,7 @@ class BuildContext:
                 f"{request.package}: the server takes RGB to RGB, this network is {architecture.describe()}"
             )
         with step("PyTorch float32 on the photographs"):
-            self.reference = fidelity.reference_from_photographs(
-                network, request.photos, request.ground_truth, request.read_pairs()
-            )
+            self.reference = fidelity.reference_from_request(network, request)
         self.network: Restormer = rewrite_network(network)
 
     @cached_property

@@ -4,7 +4,7 @@ The photographs are prepared by ``imaging``, exactly as the server prepares them
 package has it, in PyTorch float32, before any rewrite. Every way of running the network is a stage of one ladder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from torch import nn
 from export.errors import ExportError, GateError
 from export.metrics import Distance, distance
 from export.network import half
-from export.package.pairs import Pair, core_tensor_as_trained
+from export.package.pairs import core_tensor_as_trained
 from export.precision import Precision
 from export.progress import track
-from export.request import photographs
+from export.request import Request, photographs
 from imaging import SIDE, InvalidPhotograph, core_from_file
 
 Tensor = NDArray[np.float32]
@@ -147,21 +147,20 @@ class Reference:
         return _mean(distances) if distances else None
 
 
-def reference_from_photographs(
-    network: nn.Module, folder: Path, ground_truth: Path | None = None, pairs: Sequence[Pair] = ()
-) -> Reference:
-    """Run the photographs of a folder through the network in float32; ground truth is matched by name, less the suffix.
+def reference_from_request(network: nn.Module, request: Request) -> Reference:
+    """Run the request's photographs through the network in float32; ground truth is matched by name, less the suffix.
 
-    ``pairs`` replace both folders; their images are prepared as `export.evaluate` prepares them.
+    The images of pairs are prepared as `export.evaluate` prepares them.
     """
-    images = {pair.name: core_tensor_as_trained(pair.input) for pair in pairs} or core_tensors(folder)
+    pairs = request.read_pairs()
+    images = {pair.name: core_tensor_as_trained(pair.input) for pair in pairs} or core_tensors(request.photos)
     run = torch_runner(network)
     outputs = {name: run(image).clip(0, 1) for name, image in track(images.items())}
     if bad := [name for name, output in outputs.items() if not np.isfinite(output).all()]:
         raise ExportError(f"the float32 network itself makes NaN or infinity of {bad[0]}: is it trained?")
     if pairs:
         return Reference(images, outputs, {pair.name: core_tensor_as_trained(pair.target) for pair in pairs})
-    targets = {path.stem: path for path in photographs(ground_truth, "--truth", 0)} if ground_truth else {}
+    targets = {path.stem: path for path in photographs(request.ground_truth, "--truth", 0)}
     paired = [(name, targets[Path(name).stem]) for name in images if Path(name).stem in targets]
     return Reference(images, outputs, {name: core_tensor(path) for name, path in paired})
 
