@@ -187,10 +187,7 @@ class LoadedPlan:
     def layers(self) -> dict[str, Any]:
         """Return what TensorRT's inspector says of the executed layers, as trtexec's ``--exportLayerInfo`` does."""
         inspector = self._engine.create_engine_inspector()
-        information: dict[str, Any] = json.loads(
-            inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        )
-        return information
+        return dict(json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
 
     def _bind(self, data: torch.Tensor) -> torch.Tensor:
         """Set the addresses of the tensors; return that of the output."""
