@@ -40,6 +40,7 @@ def _number(noun: str, minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 _COUNT, _SECONDS = _number("count", 0, 1 << 20), _number("number of whole seconds", 0, 86400)
+_TIMEOUT = _number("number of whole seconds", 1, 86400)
 _PORT, _VERSION = _number("port", 1, 65535), _number("version", 1, 1 << 31)
 
 
@@ -73,20 +74,14 @@ class Settings:
     repository: Path = _flag(Path("model_repository"), Path, "published model repository; only read")
     state: Path = _flag(Path(".run"), Path, "folder for the served copy, log, backends, key and process id")
     wheel: Path = _flag(Path(".envs/triton"), Path, "folder of the installed Triton wheel")
-    triton: Path | None = _flag(
-        None, _file, "NVIDIA's installation instead of the wheel: /opt/tritonserver in its image"
-    )
-    hardware: str = _flag(
-        "auto", HARDWARE, "selects the configs; auto: cpu, or with --triton the GPUs that nvidia-smi lists"
-    )
+    triton: Path | None = _flag(None, _file, "NVIDIA's installation instead of the wheel, as in /opt/tritonserver")
+    hardware: str = _flag("auto", HARDWARE, "selects the configs; auto: cpu, or with --triton the visible GPUs")
     versions: tuple[int, ...] = _flag((), _versions, "engine versions to serve, such as 1,2; default: the highest")
     preprocess_instances: int = _flag(0, _COUNT, "preprocess processes; 0: computed from the cores")
     postprocess_instances: int = _flag(0, _COUNT, "postprocess processes; 0: computed from the cores")
     core_instances: int = _flag(0, _COUNT, "instances of the network on each GPU; 0: value of its config")
     core_batch: int = _flag(0, _COUNT, "maximum batch that the batcher forms; 0: value of its config")
-    core_delay_us: int | None = _flag(
-        None, _COUNT, "wait of the batcher for a batch, in microseconds; default: value of its config"
-    )
+    core_delay_us: int | None = _flag(None, _COUNT, "wait for a batch in microseconds; default: value of its config")
     address: str = _flag("127.0.0.1", str, "address for gRPC and HTTP")
     grpc_port: int = _flag(8001, _PORT, "port for gRPC")
     metrics_address: str = _flag("", str, "address for metrics; default: --address")
@@ -96,9 +91,7 @@ class Settings:
     tls_key: Path | None = _flag(None, _file, "PEM file of the certificate's key")
     tls_ca: Path | None = _flag(None, _file, "PEM file of the clients' authority; turns on mutual TLS")
     tls_name: str = _flag("", str, "name on the certificate for the health check; default: the address")
-    admin_key_file: Path | None = _flag(
-        None, _file, "file with the key of the restricted groups; default: a random key in the state folder"
-    )
+    admin_key_file: Path | None = _flag(None, _file, "file with the key of the restricted groups; default: random")
     control: str = _flag("none", CONTROLS, "explicit: callers with the admin key may load and unload models")
     trace: str = _flag("", str, "URL of an OpenTelemetry collector: http://host:4318/v1/traces")
     trace_rate: int = _flag(100, _number("rate", 1, 1 << 31), "trace one request in this many")
@@ -112,11 +105,7 @@ class Settings:
     host_policy: tuple[str, ...] = _flag(
         (), _host_policies, "cores or NUMA node for each GPU's instances, as in 'gpu_0,numa-node=0 gpu_1,numa-node=1'"
     )
-    start_timeout: int = _flag(
-        120,
-        _number("number of whole seconds", 1, 86400),
-        "seconds that a start waits for the first enhanced photograph",
-    )
+    start_timeout: int = _flag(120, _TIMEOUT, "seconds that a start waits for the first enhanced photograph")
     exit_timeout: int = _flag(30, _SECONDS, "seconds that a stop waits for requests in flight")
     grpc_pool: int = _flag(64, _COUNT, "gRPC request objects kept for reuse")
     grpc_connection_age: int = _flag(0, _SECONDS, "seconds after which connections are renewed; 0: never")
