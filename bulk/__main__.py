@@ -21,7 +21,8 @@ from restormer_client.cli import (
 from restormer_client.folder import error_line
 
 from bulk.errors import BulkError
-from bulk.job import Job, Summary, run
+from bulk.job import Summary, run
+from bulk.plan import Job
 
 #: Default requests in flight: enough to keep a CPU server busy, and fewer than its bulk queue holds.
 IN_FLIGHT = 8

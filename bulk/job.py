@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import restormer_client
-from restormer_client import AsyncEnhancer, Enhancer
+from restormer_client import Enhancer
 from restormer_client.folder import Progress
 from restormer_client.tiny import TINY_PHOTOGRAPH
 
 import bulk
 from bulk import manifest, plan, storage
 from bulk.errors import BulkError
-from bulk.worker import Settings, Worker
+from bulk.plan import Job
+from bulk.worker import Worker
 
 #: Blocks an actor works on concurrently: while one ends, the next keeps the server busy.
 BLOCKS_PER_ACTOR = 2
@@ -28,29 +29,6 @@ BLOCKS_PER_ACTOR = 2
 #: manifest's parts; a crash costs only the requests in flight (docs/scaling.md).
 PHOTOS_PER_SLOT = 2
 READY_TIMEOUT = 30.0  #: seconds to wait for the server to be ready before the job starts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Settings of a job. ``server`` holds the arguments of `Enhancer`, ``options`` those of `Enhancer.enhance`.
-
-    ``in_flight``: requests in flight over all ``actors``. ``shard``: part ``(number, count)``. ``patience``,
-    ``timeout``: seconds, see `worker.Settings`. ``ray_address``: None starts a local Ray. ``price``: of all machines,
-    per hour.
-    """
-
-    input: str
-    output: str
-    server: dict[str, Any]
-    options: dict[str, Any]
-    in_flight: int
-    actors: int
-    timeout: float
-    patience: float
-    ray_address: str | None = None
-    shard: tuple[int, int] = (1, 1)
-    price: float | None = None
-    verbose: bool = False
 
 
 @dataclass(kw_only=True)
@@ -225,14 +203,10 @@ def _build_dataset(job: Job, output: storage.Folder, todo: plan.Photographs) -> 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    in_flight = job.in_flight // job.actors
-    settings = Settings(
-        enhancer=AsyncEnhancer(**job.server), output=output, in_flight=in_flight, patience=job.patience,
-        timeout=job.timeout, options=job.options,
-    )  # fmt: skip
-    return ray.data.from_arrow(list(plan.split_into_blocks(todo, PHOTOS_PER_SLOT * in_flight))).map_batches(
+    blocks = plan.split_into_blocks(todo, PHOTOS_PER_SLOT * job.in_flight_per_actor)
+    return ray.data.from_arrow(list(blocks)).map_batches(
         Worker,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(job, output),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,34 @@ from bulk.storage import Folder
 #: Path or URL of each photograph, by the name of its output (the key).
 Photographs = dict[str, str]
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("source", pa.string(), nullable=False)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings of a job. ``server`` holds the arguments of `Enhancer`, ``options`` those of `Enhancer.enhance`.
+
+    ``in_flight``: requests in flight over all ``actors``. ``shard``: part ``(number, count)``. ``patience``: seconds
+    without a success, on an overloaded or unreachable server, after which the job stops. ``ray_address``: None starts a
+    local Ray. ``price``: of all machines, per hour.
+    """
+
+    input: str
+    output: str
+    server: dict[str, Any]
+    options: dict[str, Any]
+    in_flight: int
+    actors: int
+    timeout: float
+    patience: float
+    ray_address: str | None = None
+    shard: tuple[int, int] = (1, 1)
+    price: float | None = None
+    verbose: bool = False
+
+    @property
+    def in_flight_per_actor(self) -> int:
+        """Maximum requests in flight of one actor."""
+        return self.in_flight // self.actors
 
 
 def find_photographs(input_url: str, output: Folder, format: str | None) -> tuple[Photographs, Photographs]:

@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, TypeVar
@@ -37,6 +36,7 @@ from restormer_client.folder import Backoff, error_line
 from bulk import manifest, storage
 from bulk.errors import BulkError
 from bulk.manifest import Row
+from bulk.plan import Job
 from bulk.storage import Folder
 
 T = TypeVar("T")
@@ -47,33 +47,21 @@ MAX_TRIES = 3
 ENGINE_MAX_AGE = 10.0  #: seconds for which the engine's version is cached
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of an actor; pickled to other machines. ``in_flight``: maximum requests in flight of this actor.
-    ``patience``: seconds without a success, on an overloaded or unreachable server, after which the job stops."""
-
-    enhancer: AsyncEnhancer
-    output: Folder
-    in_flight: int
-    patience: float
-    timeout: float
-    options: dict[str, Any] = field(default_factory=dict)
-
-
 class Worker:
     """A callable that turns a block of photographs (`plan.SCHEMA`) into rows of the manifest (`manifest.SCHEMA`)."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._backoff = Backoff(settings.patience)
+    def __init__(self, job: Job, output: Folder) -> None:
+        self._job, self._output = job, output
+        self._enhancer = AsyncEnhancer(**job.server)
+        self._backoff = Backoff(job.patience)
         self._writing: set[asyncio.Task[Any] | None] = set()
         self._engine_lock = asyncio.Lock()
         self._engine: str | None = None
         self._engine_queried = -ENGINE_MAX_AGE
-        self._loaded = asyncio.Semaphore(LOADED_PER_SLOT * settings.in_flight)
-        self._in_flight = asyncio.Semaphore(settings.in_flight)
+        self._loaded = asyncio.Semaphore(LOADED_PER_SLOT * job.in_flight_per_actor)
+        self._in_flight = asyncio.Semaphore(job.in_flight_per_actor)
         # fsspec's file systems block, so files are read and written in threads.
-        self._threads = ThreadPoolExecutor(LOADED_PER_SLOT * settings.in_flight, thread_name_prefix="bulk")
+        self._threads = ThreadPoolExecutor(LOADED_PER_SLOT * job.in_flight_per_actor, thread_name_prefix="bulk")
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Process a block and yield its rows. Raise `BulkError` if the job cannot continue; rows of completed
@@ -90,13 +78,13 @@ class Worker:
             self._writing.difference_update(tasks)
             rows = [row for row in results if isinstance(row, dict)]
             if rows:
-                await self._access_output(partial(manifest.write_part, self._settings.output, rows), "the manifest")
+                await self._access_output(partial(manifest.write_part, self._output, rows), "the manifest")
         yield manifest.rows_to_table(rows)
 
     async def _process(self, key: str, source: str) -> Row:
         async with self._loaded:
-            if await self._access_output(partial(self._settings.output.exists, key), key):
-                data = await self._access_output(partial(self._settings.output.read, key), key)
+            if await self._access_output(partial(self._output.exists, key), key):
+                data = await self._access_output(partial(self._output.read, key), key)
                 return _make_row(key, source, status=manifest.ENHANCED, **_file_fields(data))
             try:
                 photograph = await self._in_thread(partial(storage.read_file, source))
@@ -111,8 +99,8 @@ class Worker:
                 await self._wait_for_turn()
                 started = time.monotonic()
                 try:
-                    data = await self._settings.enhancer.enhance(
-                        photograph, priority="bulk", timeout=self._settings.timeout, **self._settings.options
+                    data = await self._enhancer.enhance(
+                        photograph, priority="bulk", timeout=self._job.timeout, **self._job.options
                     )
                     break
                 except (InvalidOption, AccessDenied) as error:  # every photograph would fail
@@ -130,7 +118,7 @@ class Worker:
             seconds = time.monotonic() - started
         self._backoff.record_success()
         self._writing.add(asyncio.current_task())
-        await self._access_output(partial(self._settings.output.write, key, data), key)
+        await self._access_output(partial(self._output.write, key, data), key)
         return _make_row(
             key, source, status=manifest.ENHANCED, seconds=seconds, engine=await self._describe_engine(),
             rejections=rejections, **_file_fields(data),
@@ -142,14 +130,14 @@ class Worker:
             await asyncio.sleep(seconds)
         error = self._backoff.last_error
         if error and self._backoff.is_exhausted():
-            raise BulkError(f"no photograph was enhanced for {self._settings.patience:g} s: {error_line(error)}")
+            raise BulkError(f"no photograph was enhanced for {self._job.patience:g} s: {error_line(error)}")
 
     async def _describe_engine(self) -> str | None:
         """Return the versions of the engine and of Triton. Cached briefly, because either may be replaced."""
         async with self._engine_lock:
             if time.monotonic() - self._engine_queried > ENGINE_MAX_AGE:
                 with contextlib.suppress(EnhanceError):  # keep the last known versions
-                    metadata = await self._settings.enhancer.metadata()
+                    metadata = await self._enhancer.metadata()
                     self._engine = f"restormer {'+'.join(metadata.versions[CORE_MODEL])}, Triton {metadata.version}"
                 self._engine_queried = time.monotonic()
             return self._engine
@@ -159,7 +147,7 @@ class Worker:
         try:
             return await self._in_thread(function)
         except Exception as error:
-            raise BulkError(f"{self._settings.output.url}, {what}: {_describe_error(error)}") from error
+            raise BulkError(f"{self._output.url}, {what}: {_describe_error(error)}") from error
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

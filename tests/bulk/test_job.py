@@ -8,7 +8,7 @@ import pytest
 from restormer_client.testing import FakeTriton
 
 from bulk import job, manifest, storage
-from bulk.job import Job
+from bulk.plan import Job
 from tests.bulk.test_manifest import make_row
 from tests.bulk.test_worker import photographs, process
 from tests.conftest import ROOT

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 import pytest
 from restormer_client import (
     AccessDenied,
-    AsyncEnhancer,
     InvalidOption,
     InvalidPhotograph,
     ModelNotReady,
@@ -21,7 +20,8 @@ from restormer_client.testing import FakeTriton
 
 from bulk import manifest, plan
 from bulk.errors import BulkError
-from bulk.worker import MAX_TRIES, Settings, Worker
+from bulk.plan import Job
+from bulk.worker import MAX_TRIES, Worker
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +40,18 @@ def process(triton, output, todo, *, in_flight=4, patience=60.0, timeout=10.0, b
     """Process the photographs in ``block_count`` concurrent blocks, as Ray does, and return all rows."""
 
     async def run():
-        async with AsyncEnhancer(triton.url) as enhancer:
-            worker = Worker(
-                Settings(
-                    enhancer=enhancer, output=output, in_flight=in_flight, patience=patience, timeout=timeout,
-                    options=options,
-                )
-            )  # fmt: skip
+        job = Job(
+            input="", output=output.root, server={"url": triton.url}, options=options, in_flight=in_flight, actors=1,
+            timeout=timeout, patience=patience,
+        )  # fmt: skip
+        worker = Worker(job, output)
 
-            async def process_block(table):
-                return [row async for rows in worker(table) for row in rows.to_pylist()]
+        async def process_block(table):
+            return [row async for rows in worker(table) for row in rows.to_pylist()]
 
-            size = -(-len(todo) // block_count)
-            blocks = plan.split_into_blocks(todo, size)
-            return [row for rows in await asyncio.gather(*map(process_block, blocks)) for row in rows]
+        size = -(-len(todo) // block_count)
+        blocks = plan.split_into_blocks(todo, size)
+        return [row for rows in await asyncio.gather(*map(process_block, blocks)) for row in rows]
 
     return asyncio.run(run())
 
