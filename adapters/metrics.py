@@ -3,8 +3,6 @@
 Triton counts an error response of a Python model as a success of that model, so the models count by themselves.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

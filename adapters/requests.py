@@ -3,12 +3,10 @@
 A request that fails gets an error response of its own: an exception would fail the whole batch.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from adapters.metrics import Metrics
 from imaging import InvalidRequest, Limits, Options
@@ -45,7 +43,7 @@ class Answer:
         self.outputs: list[Any] = []
         self.response: Any = None
 
-    def __enter__(self) -> Answer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:

@@ -1,7 +1,5 @@
 """Define the array types of this package and convert between them. All are HxWxC unless a docstring says otherwise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

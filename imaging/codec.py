@@ -19,8 +19,6 @@ encoded as RGB. Decoding raises `InvalidPhotograph` for every file that cannot b
 damaged metadata are dropped and do not make a photograph invalid.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

@@ -6,11 +6,9 @@ colours outside sRGB survive. (CMYK is the exception: it is enhanced as sRGB and
 Conversions are relative colorimetric with black point compensation, in 16 bits a channel.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import imagecodecs
 import numpy as np
@@ -38,7 +36,7 @@ class Space:
     cicp: bytes | None = None
 
     @classmethod
-    def of(cls, model: str, profile: object) -> Space:
+    def of(cls, model: str, profile: object) -> Self:
         """Return the space of a file; ignore a profile that is damaged or describes another model."""
         if isinstance(profile, bytes) and _MODELS.get(profile[16:20]) == model and _is_usable(profile, model):
             return cls(model, profile)

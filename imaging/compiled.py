@@ -5,8 +5,6 @@ code beside this file, or in ``NUMBA_CACHE_DIR``; where neither is writable, eac
 a few seconds. An image built with ``NUMBA_CPU_NAME=x86-64-v3`` and `BuiltCache` contains the code and needs neither.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable

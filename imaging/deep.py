@@ -3,8 +3,6 @@
 HDR in AVIF and HEIC is decoded to 16 bits too, because its curves show bands in 8 bits.
 """
 
-from __future__ import annotations
-
 import mmap
 import struct
 import zlib

@@ -3,8 +3,6 @@
 An error here is the server's, not the client's: the photograph was decoded completely.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 

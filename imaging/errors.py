@@ -1,7 +1,5 @@
 """Exceptions of ``imaging``: what is wrong with a request, in a sentence that tells the client what to do."""
 
-from __future__ import annotations
-
 
 class InvalidRequest(ValueError):
     """The request is invalid: the base class of the two below."""

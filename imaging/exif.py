@@ -5,11 +5,10 @@ with the position. The bytes of a value do not change, so text in any encoding a
 their offsets change. Pointers inside a maker's note may become invalid.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from typing import Self
 
 from imaging.position import bytes_may_hold_position
 
@@ -55,7 +54,7 @@ class Entry:
         code = {BYTE: "B", _SHORT: "H", _LONG: "I", _POINTER: "I"}.get(self.kind)
         return struct.unpack(f"{order}{self.count}{code}", self.value) if code else (0,)
 
-    def byte_swapped(self) -> Entry:
+    def byte_swapped(self) -> Self:
         """Return the entry in the other byte order."""
         unit = _UNITS.get(self.kind, 1)
         parts = (self.value[i : i + unit][::-1] for i in range(0, len(self.value), unit))
@@ -90,7 +89,7 @@ class Exif:
     def _number(self, directory: Directory, tag: int) -> int:
         return directory[tag].numbers(self.order)[0] if tag in directory else 0
 
-    def updated(self, *, width: int, height: int, is_turned: bool, gps: bool) -> Exif:
+    def updated(self, *, width: int, height: int, is_turned: bool, gps: bool) -> Self:
         """Return the EXIF for an upright file of this size, with the position if ``gps``.
 
         ``is_turned``: the pixels of the old file were not upright.
@@ -112,7 +111,7 @@ class Exif:
         head = (b"II*\0" if self.order == "<" else b"MM\0*") + struct.pack(f"{self.order}I", 8)
         return _PREFIX + head + self._to_directory(8)
 
-    def shortened(self, max_bytes: int) -> Exif:
+    def shortened(self, max_bytes: int) -> Self:
         """Return the EXIF shortened to ``max_bytes``: the maker's note is dropped first, then the longest values;
         camera, dates and rights last."""
         excess = len(self.to_block()) - max_bytes
@@ -136,7 +135,7 @@ class Exif:
         new = replace(added, main={**added.main, **old})._to_directory(start)
         return tiff[:4] + struct.pack("<I", start) + tiff[8:] + b"\0" * (start - len(tiff)) + new
 
-    def _to_little_endian(self) -> Exif:
+    def _to_little_endian(self) -> "Exif":
         if self.order == "<":
             return self
         main, settings, position = (

@@ -5,8 +5,6 @@ trained. The filter is a triangle whose support grows with the shrink factor: bi
 resizes, but in float32 instead of rounding to 8 bits after each direction.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

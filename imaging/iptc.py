@@ -1,7 +1,5 @@
 """Keep the IPTC block, in which agencies write captions and rights (IPTC-NAA Information Interchange Model 4.2)."""
 
-from __future__ import annotations
-
 from imaging.position import bytes_may_hold_position
 
 TIFF_TAG, RESOURCE = 33723, 0x0404

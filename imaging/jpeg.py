@@ -3,8 +3,6 @@
 CMYK files go through Pillow, which handles the inverted values of Adobe's.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import islice

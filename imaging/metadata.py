@@ -6,8 +6,6 @@ The rest is kept, unless the position is stripped: then all entries that hold a 
 searched for one are removed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,7 +62,7 @@ class Metadata:
     iptc: bytes | None = None
 
     @classmethod
-    def of(cls, block: object, packet: object, photoshop: object = None) -> Metadata:
+    def of(cls, block: object, packet: object, photoshop: object = None) -> "Metadata":
         """Parse what a codec returns for EXIF, XMP and IPTC. The orientation is that in EXIF, else that in XMP."""
         captions = iptc.from_photoshop(photoshop) if isinstance(photoshop, bytes) else None
         parsed = exif.parse(block) if isinstance(block, bytes) else None
@@ -74,7 +72,7 @@ class Metadata:
         match = _ORIENTATION.search(xmp[:_MAX_XMP]) if xmp else None
         return cls(parsed, xmp, int(match[1]) if match else 1, captions)
 
-    def updated(self, *, width: int, height: int, gps: bool) -> Metadata:
+    def updated(self, *, width: int, height: int, gps: bool) -> "Metadata":
         """Return the metadata for an upright file of this size, with the position if ``gps``."""
         is_turned = self.orientation != 1
         return Metadata(

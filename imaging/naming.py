@@ -7,8 +7,6 @@ HDR, with the curve PQ or HLG, is mapped to SDR: 203 cd/m², the white of text a
 values above `_KNEE` are compressed (extended Reinhard, in each channel).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """The options of a request. Each has a default; requests with different options can share a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from imaging.errors import InvalidOption
 
@@ -37,7 +36,7 @@ class Options:
     gps: str = "keep"
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Value]) -> Options:
+    def from_parameters(cls, parameters: Mapping[str, Value]) -> Self:
         """Parse request parameters, which may be numbers or their text. Raises `InvalidOption`."""
         known = cls.__dataclass_fields__
         unknown = [name for name in parameters if name not in known and not name.startswith(("triton_", "binary_data"))]

@@ -1,7 +1,5 @@
 """The decoded photograph, and the limits on its size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from imaging.arrays import Pixels

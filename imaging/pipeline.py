@@ -1,7 +1,5 @@
 """The steps before and after the network, shared by the server, the reference path and the tiles."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Read the chunks of a PNG: metadata before and after its pixels, and what a decoder needs (PNG, third edition)."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

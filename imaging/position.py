@@ -5,8 +5,6 @@ texts. The rules prefer false alarms: one costs a single entry, and only with `g
 address.
 """
 
-from __future__ import annotations
-
 import re
 
 #: Parts of names in any namespace: ``GPSLatitude``, ``GpsLongtitude`` (DJI), ``LRFTargetLon``, ``geo:lat``.

@@ -1,7 +1,5 @@
 """Recognize raw files of cameras, whose first image is a thumbnail, and thumbnails among the images of a TIFF."""
 
-from __future__ import annotations
-
 from imaging.errors import InvalidPhotograph
 from imaging.exif import Directory, next_directory, read_directory, read_main
 

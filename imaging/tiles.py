@@ -8,8 +8,6 @@ comes from the tile. The weights of neighbouring tiles rise and fall over the ov
 Only one band of tiles is in memory at a time, and finished rows overwrite the photograph's own pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,7 +59,7 @@ class Tile:
 class Band:
     """A row of tiles. After all results are added, `finish` writes the pixel rows that no later band overlaps."""
 
-    canvas: Canvas
+    canvas: "Canvas"
     top: int
     final: int
     down: NDArray[np.float32]

@@ -11,9 +11,8 @@ brightens the texture as much as the wall, as another exposure would. docs/decis
 method with tiles, with enlarging and with the network at full size, and varies the ridge.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ class Look:
     offset: Unit
 
     @classmethod
-    def between(cls, before: Unit, after: Unit, *, strength: float = 1.0) -> Look:
+    def between(cls, before: Unit, after: Unit, *, strength: float = 1.0) -> Self:
         """Fit the look between two small images, hxwxC float32 in [0, 1]; ``strength`` is 0 (no change) to 1 (full)."""
         height, width, channels = before.shape
         flat = (height, width * channels)

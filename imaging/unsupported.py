@@ -1,7 +1,5 @@
 """Say why an undamaged file is not supported, as far as its header shows."""
 
-from __future__ import annotations
-
 from PIL import TiffImagePlugin
 
 from imaging import jpeg
