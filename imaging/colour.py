@@ -15,7 +15,6 @@ import numpy as np
 
 from imaging.arrays import Pixels, Unit, to_integers, to_unit
 
-_MODELS = {b"RGB ": "RGB", b"GRAY": "GRAY", b"CMYK": "CMYK"}
 _CHANNELS = {"GRAY": 1, "RGB": 3, "CMYK": 4}
 #: Rec. 709 weights, to make grey without a profile from sRGB.
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
@@ -38,7 +37,7 @@ class Space:
     @classmethod
     def of(cls, model: str, profile: object) -> Self:
         """Return the space of a file; ignore a profile that is damaged or describes another model."""
-        if isinstance(profile, bytes) and _MODELS.get(profile[16:20]) == model and _is_usable(profile, model):
+        if isinstance(profile, bytes) and profile[16:20] == model.ljust(4).encode() and _is_usable(profile, model):
             return cls(model, profile)
         return cls(model)
 
@@ -46,18 +45,21 @@ class Space:
     def channels(self) -> int:
         return _CHANNELS[self.model]
 
+    @property
+    def is_srgb(self) -> bool:
+        return self.model == "RGB" and (self.profile is None or _is_srgb(self.profile))
+
     def to_srgb(self, pixels: Pixels | Unit) -> Pixels | Unit:
         """Convert HxWxC pixels to HxWx3 in sRGB: unchanged if they are sRGB already, with a profile uint16."""
-        if self.model == "RGB" and (self.profile is None or _is_srgb(self.profile)):
+        if self.is_srgb:
             return pixels
         if self.model == "GRAY" and self.profile is None:
             return np.repeat(pixels, 3, axis=2)
-        assert self.profile is not None
-        return _convert(pixels, self.profile, self.model, _srgb(), "RGB", np.uint16, exact=bool(self.cicp))
+        return _convert(pixels, self, SRGB, np.uint16)
 
     def from_srgb(self, pixels: Unit) -> Unit:
         """Convert HxWx3 pixels in sRGB, float32 in [0, 1], to HxWxC of this space, float32 in [0, 1]."""
-        if self.model == "RGB" and (self.profile is None or _is_srgb(self.profile)):
+        if self.is_srgb:
             return pixels
         if self.model == "GRAY" and self.profile is None:
             grey: Unit = pixels @ _LUMA
@@ -66,35 +68,28 @@ class Space:
 
     def convert_from_srgb(self, pixels: Pixels | Unit, dtype: Any) -> Pixels:
         """Convert HxWx3 pixels in sRGB to HxWxC of this space by its profile, as uint8 or uint16."""
-        assert self.profile is not None
-        return _convert(pixels, _srgb(), "RGB", self.profile, self.model, dtype, exact=bool(self.cicp))
+        return _convert(pixels, SRGB, self, dtype)
 
 
 SRGB = Space()
 
 
-def _convert(
-    pixels: Pixels | Unit,
-    profile: bytes,
-    model: str,
-    target: bytes,
-    target_model: str,
-    dtype: Any,
-    *,
-    exact: bool = False,
-) -> Pixels:
-    """Convert HxWxC pixels from one profile to another.
-
-    ``exact``: compute every pixel instead of interpolating in a table of 33 colours a side, which is too coarse for the
-    curves of HDR. This takes three times as long.
-    """
-    source = np.ascontiguousarray(to_integers(pixels, np.uint16))
-    source = source[..., 0] if model == "GRAY" else source
-    options: dict[str, Any] = {"colorspace": model.lower(), "outcolorspace": target_model.lower(), "outdtype": dtype}
-    flags = imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION | (imagecodecs.CMS.FLAGS.NOOPTIMIZE if exact else 0)
-    intent = imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC
-    result: Pixels = imagecodecs.cms_transform(source, profile, target, intent=intent, flags=flags, **options)
-    return result[..., None] if target_model == "GRAY" else result
+def _convert(pixels: Pixels | Unit, source: Space, target: Space, dtype: Any) -> Pixels:
+    """Convert HxWxC pixels from one space to another, by their profiles or that of sRGB."""
+    values = np.ascontiguousarray(to_integers(pixels, np.uint16))
+    # Compute every pixel of HDR, which takes three times as long: tables of 33 colours a side are too coarse for it.
+    exact = imagecodecs.CMS.FLAGS.NOOPTIMIZE if source.cicp or target.cicp else 0
+    result: Pixels = imagecodecs.cms_transform(
+        values[..., 0] if source.model == "GRAY" else values,
+        source.profile or _srgb(),
+        target.profile or _srgb(),
+        colorspace=source.model.lower(),
+        outcolorspace=target.model.lower(),
+        outdtype=dtype,
+        intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
+        flags=imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION | exact,
+    )
+    return result[..., None] if target.model == "GRAY" else result
 
 
 @lru_cache
@@ -107,7 +102,7 @@ def _is_usable(profile: bytes, model: str) -> bool:
     """Whether LittleCMS converts with the profile in both directions."""
     space = Space(model, profile)
     try:
-        _convert(np.zeros((2, 2, space.channels), np.uint8), profile, model, _srgb(), "RGB", np.uint16)
+        _convert(np.zeros((2, 2, space.channels), np.uint8), space, SRGB, np.uint16)
         space.convert_from_srgb(np.zeros((2, 2, 3), np.uint8), np.uint16)
     except imagecodecs.CmsError:
         return False
@@ -119,5 +114,5 @@ def _is_srgb(profile: bytes) -> bool:
     """Whether an RGB profile converts as sRGB does; dozens of different files are called sRGB."""
     steps = np.linspace(0, 65535, 9).astype(np.uint16)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-    result = _convert(lattice, profile, "RGB", _srgb(), "RGB", np.uint16)
+    result = _convert(lattice, Space("RGB", profile), SRGB, np.uint16)
     return bool(np.abs(to_unit(result) - to_unit(lattice)).max() < _SAME)
