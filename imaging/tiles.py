@@ -26,19 +26,19 @@ OVERLAP = 64
 COARSE = 32
 
 
-def starts(length: int, *, side: int = SIDE, overlap: int = OVERLAP) -> list[int]:
+def starts(length: int) -> list[int]:
     """Return where tiles start along ``length`` pixels: the fewest that keep the overlap, evenly spaced."""
-    if length <= side:
+    if length <= SIDE:
         return [0]
-    count = -(-(length - overlap) // (side - overlap))
-    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+    count = -(-(length - OVERLAP) // (SIDE - OVERLAP))
+    return [round(i * (length - SIDE) / (count - 1)) for i in range(count)]
 
 
-def windows(length: int, *, side: int = SIDE, overlap: int = OVERLAP) -> list[NDArray[np.float32]]:
+def windows(length: int) -> list[NDArray[np.float32]]:
     """Return the weights of each tile along ``length``, rising and falling at its ends; they sum to one everywhere."""
-    tile_starts, size = starts(length, side=side, overlap=overlap), min(side, length)
+    tile_starts, size = starts(length), min(SIDE, length)
     from_end = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    raw = np.minimum(from_end / overlap, 1)
+    raw = np.minimum(from_end / OVERLAP, 1)
     total = np.zeros(length)
     for start in tile_starts:
         total[start : start + size] += raw
@@ -47,41 +47,12 @@ def windows(length: int, *, side: int = SIDE, overlap: int = OVERLAP) -> list[ND
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of the photograph at ``[top, left]``: its core tensor, and its weights along a row (``across``)."""
+    """The place of a tile in the photograph, ``[top, left]``, and its weights along a column and along a row."""
 
     top: int
     left: int
-    core: Core
-    across: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A row of tiles. After all results are added, `finish` writes the pixel rows that no later band overlaps."""
-
-    canvas: "Canvas"
-    top: int
-    final: int
     down: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(starts(self.canvas.photograph.pixels.shape[1]))
-
-    def cut(self, index: int) -> Tile:
-        """Return a tile, counted from the left. It takes 3 MiB, so cut it only when it is needed."""
-        width = self.canvas.photograph.pixels.shape[1]
-        left = starts(width)[index]
-        return Tile(self.top, left, self.canvas.core_at(self.top, left), windows(width)[index])
-
-    def add(self, tile: Tile, result: Unit) -> None:
-        """Blend in the `Canvas.result_of` a tile. Not thread-safe."""
-        rows, columns = result.shape[:2]
-        weight = self.down[:, None, None] * tile.across[None, :, None]
-        self.canvas.sums[:rows, tile.left : tile.left + columns] += weight * result
-
-    def finish(self) -> None:
-        """Write the complete rows over the photograph's own."""
-        self.canvas.write(self.top, self.final)
+    across: NDArray[np.float32]
 
 
 class Canvas:
@@ -93,27 +64,27 @@ class Canvas:
         self.colours = channels - photograph.has_alpha
         self.sums = np.zeros((min(SIDE, height), width, self.colours), np.float32)
 
-    def bands(self) -> Iterator[Band]:
-        """Yield the bands from top to bottom; finish each before taking the next."""
-        height = self.photograph.pixels.shape[0]
-        tops = starts(height)
+    def bands(self) -> Iterator[list[Tile]]:
+        """Yield the rows of tiles from top to bottom. Add all results of one before taking the next: the pixel rows
+        that no later tile overlaps are then written over the photograph's own."""
+        height, width = self.photograph.pixels.shape[:2]
+        tops, columns = starts(height), list(zip(starts(width), windows(width), strict=True))
         for top, following, down in zip(tops, [*tops[1:], height], windows(height), strict=True):
-            yield Band(self, top, following - top, down)
+            yield [Tile(top, left, down, across) for left, across in columns]
+            self._write(top, following - top)
 
-    def core_at(self, top: int, left: int) -> Core:
-        """Return the core tensor of a tile; a photograph smaller than a tile is continued by its mirror image."""
-        part = np.ascontiguousarray(self._part(top, left))
-        srgb = to_unit(self.photograph.space.to_srgb(part))
+    def core_of(self, tile: Tile) -> Core:
+        """Return the core tensor of a tile, 3 MiB; a photograph smaller than it is continued by its mirror image."""
+        srgb = to_unit(self.photograph.space.to_srgb(self._part(tile)))
         missing = [(0, SIDE - side) for side in srgb.shape[:2]]
         return core_from_pixels(np.pad(srgb, (*missing, (0, 0)), mode="symmetric"))
 
-    def result_of(self, tile: Tile, restored: Core) -> Unit:
+    def result_of(self, tile: Tile, core: Core, restored: Core) -> Unit:
         """Return the anchored result of a tile in the photograph's colour space, HxWxC float32."""
-        part = np.ascontiguousarray(self._part(tile.top, tile.left))
+        part = self._part(tile)
         rows, columns = part.shape[:2]
         before, after = (
-            self.photograph.space.from_srgb(pixels_from_core(tensor[:, :rows, :columns]))
-            for tensor in (tile.core, restored)
+            self.photograph.space.from_srgb(pixels_from_core(tensor[:, :rows, :columns])) for tensor in (core, restored)
         )
         # The network's change is added to the pixels, so that colours outside sRGB are kept.
         result = to_unit(part) + self.strength * (after - before)
@@ -123,7 +94,12 @@ class Canvas:
         self.look.apply(transferred, window=(tile.top, tile.left, *self.photograph.pixels.shape[:2]))
         return result + _coarse(to_unit(transferred) - result)
 
-    def write(self, top: int, rows: int) -> None:
+    def add(self, tile: Tile, result: Unit) -> None:
+        """Blend in the `result_of` a tile. Not thread-safe."""
+        rows, columns = result.shape[:2]
+        self.sums[:rows, tile.left : tile.left + columns] += tile.down[:, None, None] * tile.across[:, None] * result
+
+    def _write(self, top: int, rows: int) -> None:
         """Write rows of the sums into the photograph, rounded, and move the rest of the sums up."""
         pixels = self.photograph.pixels
         pixels[top : top + rows, :, : self.colours] = to_integers(self.sums[:rows], pixels.dtype)
@@ -131,8 +107,9 @@ class Canvas:
         self.sums[:rest] = self.sums[rows:].copy()
         self.sums[rest:] = 0
 
-    def _part(self, top: int, left: int) -> Pixels:
-        return self.photograph.pixels[top : top + SIDE, left : left + SIDE, : self.colours]
+    def _part(self, tile: Tile) -> Pixels:
+        rows, columns = slice(tile.top, tile.top + SIDE), slice(tile.left, tile.left + SIDE)
+        return np.ascontiguousarray(self.photograph.pixels[rows, columns, : self.colours])
 
 
 def _coarse(difference: Unit) -> Unit:

@@ -58,19 +58,18 @@ class TritonPythonModel:
         for band in canvas.bands():
             # Wait for all tiles before raising an error: no tile may still use a request that has been answered.
             ends = await asyncio.gather(
-                *(self._add(band, index, request, slots) for index in range(len(band))), return_exceptions=True
+                *(self._add(canvas, tile, request, slots) for tile in band), return_exceptions=True
             )
             if errors := [end for end in ends if end]:
                 raise errors[0]
-            band.finish()
         return await asyncio.to_thread(encode_by_options, photograph, options)
 
-    async def _add(self, band, index, request, slots):
+    async def _add(self, canvas, tile, request, slots):
         async with slots:
             _stop_if_cancelled(request)
-            tile = await asyncio.to_thread(band.cut, index)
-            restored = await self._restored(tile.core, request)
-            band.add(tile, await asyncio.to_thread(band.canvas.result_of, tile, restored))
+            core = await asyncio.to_thread(canvas.core_of, tile)
+            restored = await self._restored(core, request)
+            canvas.add(tile, await asyncio.to_thread(canvas.result_of, tile, core, restored))
 
     async def _restored(self, core, request):
         """Return the network's output for one core tensor."""
