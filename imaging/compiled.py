@@ -114,22 +114,16 @@ def fit_affine(before: Any, after: Any, channels: Any, ridge: Any, black: Any) -
     """
     height, width = before.shape
     slope, offset = np.empty_like(before), np.empty_like(before)
-    sums_x, mean_x = np.empty(width, np.float32), np.empty(width, np.float32)
-    sums_z, mean_z = np.empty(width, np.float32), np.empty(width, np.float32)
-    sums_xx, mean_xx = np.empty(width, np.float32), np.empty(width, np.float32)
-    sums_xz, mean_xz = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums, means = np.empty((4, width), np.float32), np.empty((4, width), np.float32)  # of x, z, x·x and x·z
     for y in range(height):
         low, high = max(y - RADIUS, 0), min(y + RADIUS + 1, height)
         share = np.float32(1) / np.float32(high - low)
-        for sums in (sums_x, sums_z, sums_xx, sums_xz):
-            sums[:] = 0
+        sums[:] = 0
         for k in range(low, high):
-            _add_products(before[k], after[k], share, sums_x, sums_z, sums_xx, sums_xz)
-        _mean_along(sums_x, mean_x, channels)
-        _mean_along(sums_z, mean_z, channels)
-        _mean_along(sums_xx, mean_xx, channels)
-        _mean_along(sums_xz, mean_xz, channels)
-        _solve(mean_x, mean_z, mean_xx, mean_xz, ridge, black, slope[y], offset[y])
+            _add_products(before[k], after[k], share, sums[0], sums[1], sums[2], sums[3])
+        for k in range(4):
+            _mean_along(sums[k], means[k], channels)
+        _solve(means[0], means[1], means[2], means[3], ridge, black, slope[y], offset[y])
     return slope, offset
 
 

@@ -41,16 +41,9 @@ class Look:
         """Fit the look between two small images, hxwxC float32 in [0, 1]; ``strength`` is 0 (no change) to 1 (full)."""
         height, width, channels = before.shape
         flat = (height, width * channels)
-        slope, offset = (
-            box_mean(part, channels).reshape(before.shape)
-            for part in fit_affine(
-                np.ascontiguousarray(before).reshape(flat),
-                np.ascontiguousarray(after).reshape(flat),
-                channels,
-                EPSILON,
-                BLACK,
-            )
-        )
+        rows_before, rows_after = (np.ascontiguousarray(image).reshape(flat) for image in (before, after))
+        fitted = fit_affine(rows_before, rows_after, channels, EPSILON, BLACK)
+        slope, offset = (box_mean(part, channels).reshape(before.shape) for part in fitted)
         return cls(slope * np.float32(strength) + np.float32(1 - strength), offset * np.float32(strength))
 
     def apply(self, pixels: Pixels, *, window: tuple[int, int, int, int] | None = None) -> None:
@@ -59,7 +52,7 @@ class Look:
         Alpha does not change. If ``pixels`` are a part of a photograph of ``height`` x ``width``, ``window`` is
         ``(top, left, height, width)``.
         """
-        top, left, height, width = window or (0, 0, *pixels.shape[:2])
+        top, first, height, width = window or (0, 0, *pixels.shape[:2])
         rows, columns, channels = pixels.shape
         slope, offset = _at_least_two(self.slope), _at_least_two(self.offset)
         if channels > slope.shape[2]:  # alpha
@@ -67,19 +60,12 @@ class Look:
             offset = np.concatenate([offset, np.zeros_like(offset[..., :1])], axis=2)
         white = np.float32(np.iinfo(pixels.dtype).max)
         above, down = _between_grid(height, slope.shape[0], top, rows)
-        before, along = _between_grid(width, slope.shape[1], left, columns)
+        before, along = _between_grid(width, slope.shape[1], first, columns)
         flat = (slope.shape[0], slope.shape[1] * channels)
-        apply_affine(
-            pixels.reshape(rows, columns * channels),
-            slope.reshape(flat),
-            (offset * white).reshape(flat),
-            above,
-            down,
-            (before[:, None] * channels + np.arange(channels, dtype=np.int32)).ravel(),
-            np.repeat(along, channels),
-            channels,
-            white,
-        )
+        slope, offset = slope.reshape(flat), (offset * white).reshape(flat)
+        left = (before[:, None] * channels + np.arange(channels, dtype=np.int32)).ravel()
+        along = np.repeat(along, channels)
+        apply_affine(pixels.reshape(rows, -1), slope, offset, above, down, left, along, channels, white)
 
 
 def _at_least_two(grid: Unit) -> Unit:
