@@ -3,7 +3,6 @@
 Triton counts an error response of a Python model as a success of that model, so the models count by themselves.
 """
 
-import json
 import os
 import time
 from pathlib import Path
@@ -25,13 +24,10 @@ GAUGES = {
 class Metrics:
     """The metrics of one model instance.
 
-    ``family`` is ``pb_utils.MetricFamily``, and ``args`` are those of ``initialize``. The model's parameter
-    ``histogram_ms`` lists the edges of the histogram.
+    ``family`` is ``pb_utils.MetricFamily``, and ``edges`` are those of the histogram, separated by spaces.
     """
 
-    def __init__(self, family: Any, args: dict[str, str]) -> None:
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        edges = json.loads(args["model_config"])["parameters"]["histogram_ms"]["string_value"]
+    def __init__(self, family: Any, labels: dict[str, str], edges: str) -> None:
         durations = family(
             name="restormer_photograph_ms",
             description="Time a step worked on a photograph, in ms",

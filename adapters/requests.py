@@ -26,9 +26,10 @@ class Step:
     def __init__(self, pb_utils: Any, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.parameters = {name: value["string_value"] for name, value in parameters.items()}
-        self.limits = limits_from_parameters(self.parameters)
-        self.metrics = Metrics(pb_utils.MetricFamily, args)
+        self.limits = Limits(*(int(self.parameters[name]) for name in ("max_pixels", "max_bytes")))
         self.name = args["model_name"]
+        labels = {"model": self.name, "version": args["model_version"]}
+        self.metrics = Metrics(pb_utils.MetricFamily, labels, self.parameters["histogram_ms"])
         self.pb_utils = pb_utils
 
 
@@ -73,8 +74,3 @@ class Answer:
 def options_from_request(request: Any) -> Options:
     """Return the options in a request's parameters. Raises `imaging.InvalidOption`."""
     return Options.from_parameters(json.loads(request.parameters()))
-
-
-def limits_from_parameters(parameters: dict[str, str]) -> Limits:
-    """Return the limits in the parameters ``max_pixels`` and ``max_bytes`` of a model's configuration."""
-    return Limits(pixels=int(parameters["max_pixels"]), bytes=int(parameters["max_bytes"]))

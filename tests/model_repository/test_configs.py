@@ -9,7 +9,6 @@ from google.protobuf import text_format
 from restormer_client import calls
 from tritonclient.grpc import model_config_pb2
 
-from adapters.requests import limits_from_parameters
 from export.names import INPUT, OUTPUT
 from export.request import MAX_BATCH, Request
 from export.targets import TARGETS
@@ -193,7 +192,7 @@ def test_the_client_speaks_the_ensembles_names():
 @pytest.mark.parametrize("name", ["preprocess", "postprocess", "enhance_tiled"])
 def test_limits_are_the_same_everywhere(name):
     parameters = {name: value.string_value for name, value in config(name).parameters.items()}
-    assert limits_from_parameters(parameters) == Limits()
+    assert Limits(int(parameters["max_pixels"]), int(parameters["max_bytes"])) == Limits()
 
 
 def test_both_adapters_keep_the_same_histogram():
