@@ -92,31 +92,25 @@ def _encode_with_pillow(
     image: Image.Image, kind: str, photograph: Photograph, quality: int, profile: bytes | None, metadata: Metadata
 ) -> bytes:
     """Encode with Pillow the formats and colours for which there is no faster codec."""
-    options: dict[str, object] = {"icc_profile": profile} if profile else {}
-    exif, xmp = metadata.exif, metadata.xmp
-    match kind:
-        case "JPEG":
-            options |= {"quality": quality, "subsampling": 0}
-        case "WEBP":
-            options |= {"quality": quality, "lossless": photograph.lossless, "exact": True}
-        case "AVIF":
-            sampling = "4:2:0" if photograph.sampling == "440" else ":".join(photograph.sampling)
-            options |= {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1, "subsampling": sampling}
-            if exif:  # Pillow rewrites the whole block if it has this tag, even with the value 1
-                exif = replace(exif, main={tag: e for tag, e in exif.main.items() if tag != ORIENTATION})
-        case "TIFF":
-            options["compression"] = photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]
-        case "PNG":
-            options = {"compress_level": PNG_EFFORT}
-    if kind in ("WEBP", "AVIF") and xmp:
-        options["xmp"] = xmp
-    if kind in ("WEBP", "AVIF") and exif:
+    sampling = "4:2:0" if photograph.sampling == "440" else ":".join(photograph.sampling)
+    by_format: dict[str, dict[str, object]] = {
+        "JPEG": {"quality": quality, "subsampling": 0},
+        "WEBP": {"quality": quality, "lossless": photograph.lossless, "exact": True},
+        "AVIF": {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1, "subsampling": sampling},
+        "TIFF": {"compression": photograph.compression if photograph.compression in _LOSSLESS else _LOSSLESS[0]},
+        "PNG": {"compress_level": PNG_EFFORT},
+    }
+    options = by_format.get(kind, {})
+    if profile and kind != "PNG":
+        options["icc_profile"] = profile
+    if kind in ("WEBP", "AVIF") and metadata.xmp:
+        options["xmp"] = metadata.xmp
+    if kind in ("WEBP", "AVIF") and (exif := metadata.exif):
+        if kind == "AVIF":  # Pillow rewrites the whole block if it has this tag, even with the value 1
+            exif = replace(exif, main={tag: e for tag, e in exif.main.items() if tag != ORIENTATION})
         options["exif"] = exif.to_block()
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    match kind:
-        case "PNG":
-            return deep.add_png_chunks(buffer.getvalue(), photograph.space, metadata)
-        case "TIFF":
-            return deep.add_tiff_tags(buffer.getvalue(), metadata)
-    return buffer.getvalue()
+    if kind == "PNG":
+        return deep.add_png_chunks(buffer.getvalue(), photograph.space, metadata)
+    return deep.add_tiff_tags(buffer.getvalue(), metadata) if kind == "TIFF" else buffer.getvalue()
