@@ -1,22 +1,10 @@
 """Decode files to pixels, and keep what is needed to encode them alike: colours, depth, metadata.
 
-===========  ==================================================  =========================================
-format       decoded                                             encoded as
-===========  ==================================================  =========================================
-JPEG         baseline, progressive, grey, CMYK, YCCK; the first  JPEG with the same chroma subsampling
-             image of an MPO
-PNG          palette, grey, alpha, 16 bits                       PNG, 8 or 16 bits, with alpha
-WebP         lossy, lossless, alpha                              WebP, lossless if the file was
-TIFF         8 and 16 bits, grey, RGB, CMYK, alpha               TIFF with the same lossless compression
-BMP          palette, grey, RGB, alpha; not run-length encoded   BMP in sRGB, alpha over white
-AVIF         8 bits (deeper ones are reduced)                    AVIF
-HEIC         8 bits (deeper ones are reduced)                    JPEG: HEVC encoders are not free to use
-===========  ==================================================  =========================================
-
-Pixels are upright: decoding applies the EXIF orientation, encoding resets it. RGB and grey pixels stay in the colour
-space of their file. CMYK is converted back by its profile; without a profile its colours are undefined, and it is
-encoded as RGB. Decoding raises `InvalidPhotograph` for every file that cannot be read, whatever the codec raised;
-damaged metadata are dropped and do not make a photograph invalid.
+docs/photographs.md lists what is accepted of each format, and what is kept. Pixels are upright: decoding applies the
+EXIF orientation, encoding resets it. RGB and grey pixels stay in the colour space of their file. CMYK is converted back
+by its profile; without a profile its colours are undefined, and it is encoded as RGB. Decoding raises
+`InvalidPhotograph` for every file that cannot be read, whatever the codec raised; damaged metadata are dropped and do
+not make a photograph invalid.
 """
 
 import io
@@ -60,6 +48,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
 #: Orientation → the upright image as a view of the stored one (CIPA DC-008, 4.6.4).
 _TURNS = {
+    1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -74,18 +63,16 @@ _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 def decode(data: bytes, limits: Limits = LIMITS) -> Photograph:
     """Decode the photograph at its own resolution. Raises `InvalidPhotograph`."""
     with _open(data, limits) as (image, metadata, turn):
-        kind = {"MPO": "JPEG", "HEIF": "JPEG"}.get(str(image.format), str(image.format))
-        compression = str(image.info.get("compression", "raw"))
         pixels, space, ink = _decode_stored(image, data, metadata)
         return Photograph(
             pixels=_turn_upright(pixels, turn),
-            format=kind,
+            format="JPEG" if image.format in ("MPO", "HEIF") else str(image.format),
             space=space,
             ink=ink,
             metadata=metadata,
             sampling=_sampling(image, data, turned=turn in _SWAPS_SIDES),
             lossless=image.format == "WEBP" and _is_lossless_webp(data),
-            compression=compression,
+            compression=str(image.info.get("compression", "raw")),
         )
 
 
@@ -102,7 +89,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
         is_shrunk = pixels.shape[:2] == (-(-height // shrink), -(-width // shrink))
         extent = (height / shrink, width / shrink) if is_shrunk else pixels.shape[:2]
         small = resize(pixels[..., : space.channels], (side, side), extent)
-        return np.ascontiguousarray(_turn(space.to_srgb(small), turn))
+        return np.ascontiguousarray(_TURNS[turn](space.to_srgb(small)))
 
 
 def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
@@ -134,7 +121,7 @@ def _read_pixels(image: Image.Image, data: bytes, at_least: tuple[int, int]) -> 
         return deep.decode(image, data)
     if naming.is_hdr(image, data):
         return deep.decode_hdr(image, data)
-    if _is_fast(image):
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         return jpeg.decode(data, image, at_least=at_least)
     if image.mode == "CMYK":
         if image.format == "JPEG":
@@ -166,11 +153,6 @@ def _convert_mode(image: Image.Image, data: bytes) -> Image.Image:
     raise ValueError(f"pixels of the type {image.mode}")  # 12 or 32 bits, floating point, Lab: `unsupported` names it
 
 
-def _is_fast(image: Image.Image) -> bool:
-    """Whether libjpeg-turbo decodes the image."""
-    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
-
-
 def _convert_inks(pixels: Pixels, ink: Space) -> tuple[Pixels, Space, Space | None]:
     """Convert CMYK to sRGB; return also the space to convert back to, or None without a profile, which defines it."""
     if ink.profile is None:
@@ -178,13 +160,9 @@ def _convert_inks(pixels: Pixels, ink: Space) -> tuple[Pixels, Space, Space | No
     return map_strips(pixels, 3, np.uint8, lambda strip: to_integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
 
 
-def _turn(pixels: Pixels | Unit, turn: int) -> Pixels | Unit:
-    return _TURNS[turn](pixels) if turn in _TURNS else pixels
-
-
 def _turn_upright(pixels: Pixels, turn: int) -> Pixels:
     """Turn the pixels upright; the result is C-contiguous and writable."""
-    if turn not in _TURNS:
+    if turn == 1:
         return pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
     view = _TURNS[turn](pixels)
     target = np.empty(view.shape, view.dtype)
@@ -272,14 +250,13 @@ def _require_text_in_items(data: bytes) -> None:
 def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:
     """Raise `InvalidPhotograph` if the size or the layout of the image is not supported."""
     width, height = image.size
+    size = f"the photograph has {width}x{height} pixels"
     if width * height > limits.pixels:
-        raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; at most {limits.pixels:,} are allowed")
+        raise InvalidPhotograph(f"{size}; at most {limits.pixels:,} are allowed")
     if min(width, height) < MIN_SIDE:
-        raise InvalidPhotograph(f"the photograph has {width}x{height} pixels; each side needs at least {MIN_SIDE}")
+        raise InvalidPhotograph(f"{size}; each side needs at least {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidPhotograph(
-            f"the photograph has {width}x{height} pixels; one side may be at most {MAX_ASPECT} times the other"
-        )
+        raise InvalidPhotograph(f"{size}; one side may be at most {MAX_ASPECT} times the other")
     if _has_several_images(image, data):
         raise InvalidPhotograph(
             f"the {image.format} has more than one image (an animation, or pages): send a single image"

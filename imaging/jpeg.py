@@ -136,9 +136,8 @@ def sampling_of(image: Image.Image, *, turned: bool) -> str:
     """
     if image.mode == "CMYK":
         return "444"
-    luma, *chroma = getattr(image, "layer", None) or [
-        (0, 1, 1, 0)
-    ]  # number, factors across and down, and table of each
+    # Each layer: its number, its factors across and down, and its table.
+    luma, *chroma = getattr(image, "layer", None) or [(0, 1, 1, 0)]
     across, down = (all(luma[axis] >= 2 * plane[axis] for plane in chroma) for axis in (1, 2))
     name = _SAMPLINGS[across, down]
     return _TURNED.get(name, name) if turned else name
