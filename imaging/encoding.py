@@ -13,7 +13,7 @@ from imaging import deep, jpeg
 from imaging.arrays import Pixels, map_strips, to_integers, to_unit
 from imaging.colour import SRGB, Space
 from imaging.exif import ORIENTATION
-from imaging.metadata import NO_METADATA, Metadata
+from imaging.metadata import Metadata
 from imaging.options import OUTPUTS, QUALITY
 from imaging.photograph import Photograph
 
@@ -35,16 +35,18 @@ def encode(photograph: Photograph, *, format: str = "", quality: int = QUALITY, 
     photograph = _reduce(photograph, kind)
     height, width = photograph.pixels.shape[:2]
     metadata = photograph.metadata.updated(width=width, height=height, gps=gps)
-    profile, pixels = photograph.space.profile, photograph.pixels
-    if photograph.ink:
-        return _encode_inks(photograph, kind, quality, metadata)
+    pixels = photograph.pixels
+    if ink := photograph.ink:
+        pixels = map_strips(pixels, 4, np.uint8, lambda strip: ink.convert_from_srgb(strip, np.uint8))
+        image = Image.frombytes("CMYK", (width, height), pixels.tobytes())
+        return _encode_with_pillow(image, kind, replace(photograph, space=ink), quality, metadata)
     if pixels.dtype == np.uint16:
         return deep.encode(pixels, kind, space=photograph.space, compression=photograph.compression, metadata=metadata)
     if kind == "JPEG":
-        sampling = photograph.sampling
-        return jpeg.encode(pixels, quality=quality, sampling=sampling, profile=profile, metadata=metadata)
+        data = jpeg.encode(pixels, quality=quality, sampling=photograph.sampling)
+        return jpeg.add_segments(data, photograph.space.profile, metadata)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return _encode_with_pillow(image, kind, photograph, quality, profile, metadata)
+    return _encode_with_pillow(image, kind, photograph, quality, metadata)
 
 
 def _reduce(photograph: Photograph, kind: str) -> Photograph:
@@ -76,20 +78,8 @@ def _blend_over_white(strip: Pixels) -> Pixels:
     return to_integers(values[..., :-1] * alpha + (1 - alpha), strip.dtype)
 
 
-def _encode_inks(photograph: Photograph, kind: str, quality: int, metadata: Metadata) -> bytes:
-    """Convert the photograph back to the CMYK of its file, and encode it."""
-    ink = photograph.ink
-    assert ink is not None
-    inks = map_strips(photograph.pixels, 4, np.uint8, lambda strip: ink.convert_from_srgb(strip, np.uint8))
-    image = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
-    if kind == "TIFF":
-        return _encode_with_pillow(image, kind, photograph, quality, ink.profile, metadata)
-    data = _encode_with_pillow(image, kind, photograph, quality, None, NO_METADATA)
-    return jpeg.add_segments(data, ink.profile, metadata)
-
-
 def _encode_with_pillow(
-    image: Image.Image, kind: str, photograph: Photograph, quality: int, profile: bytes | None, metadata: Metadata
+    image: Image.Image, kind: str, photograph: Photograph, quality: int, metadata: Metadata
 ) -> bytes:
     """Encode with Pillow the formats and colours for which there is no faster codec."""
     sampling = "4:2:0" if photograph.sampling == "440" else ":".join(photograph.sampling)
@@ -101,7 +91,8 @@ def _encode_with_pillow(
         "PNG": {"compress_level": PNG_EFFORT},
     }
     options = by_format.get(kind, {})
-    if profile and kind != "PNG":
+    profile = photograph.space.profile
+    if profile and kind in ("WEBP", "AVIF", "TIFF"):
         options["icc_profile"] = profile
     if kind in ("WEBP", "AVIF") and metadata.xmp:
         options["xmp"] = metadata.xmp
@@ -111,6 +102,9 @@ def _encode_with_pillow(
         options["exif"] = exif.to_block()
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
+    data = buffer.getvalue()
+    if kind == "JPEG":
+        return jpeg.add_segments(data, profile, metadata)
     if kind == "PNG":
-        return deep.add_png_chunks(buffer.getvalue(), photograph.space, metadata)
-    return deep.add_tiff_tags(buffer.getvalue(), metadata) if kind == "TIFF" else buffer.getvalue()
+        return deep.add_png_chunks(data, photograph.space, metadata)
+    return deep.add_tiff_tags(data, metadata) if kind == "TIFF" else data

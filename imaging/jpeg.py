@@ -143,14 +143,10 @@ def sampling_of(image: Image.Image, *, turned: bool) -> str:
     return _TURNED.get(name, name) if turned else name
 
 
-def encode(
-    pixels: NDArray[np.uint8], *, quality: int, sampling: str, profile: bytes | None, metadata: Metadata
-) -> bytes:
-    """Encode HxWx3 or HxWx1 uint8 pixels as a baseline JPEG with metadata."""
-    grey = pixels.shape[2] == 1
-    space, sampling = ("GRAY", "Gray") if grey else ("RGB", sampling)
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling)
-    return add_segments(data, profile, metadata)
+def encode(pixels: NDArray[np.uint8], *, quality: int, sampling: str) -> bytes:
+    """Encode HxWx3 or HxWx1 uint8 pixels as a baseline JPEG without metadata."""
+    space, sampling = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", sampling)
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling))
 
 
 def add_segments(data: bytes, profile: bytes | None, metadata: Metadata) -> bytes:
