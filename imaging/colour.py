@@ -1,8 +1,5 @@
 """Convert between a photograph's colour space and sRGB, with LittleCMS.
 
-Only small images are converted: the look is fitted in the photograph's own space, so full-size pixels stay in it, and
-colours outside sRGB survive. (CMYK is the exception: it is enhanced as sRGB and converted back.)
-
 Conversions are relative colorimetric with black point compensation, in 16 bits a channel.
 """
 

@@ -1,8 +1,6 @@
-"""The frame: how a photograph fills the network's square.
+"""The frame: how a photograph fills the network's square (docs/photographs.md).
 
-The whole photograph is stretched to the square, whatever its aspect ratio, because that is how the network was
-trained. The filter is a triangle whose support grows with the shrink factor: bilinear with antialiasing, as Pillow
-resizes, but in float32 instead of rounding to 8 bits after each direction.
+The filter is Pillow's bilinear one, but in float32 instead of rounding to 8 bits after each direction.
 """
 
 import numpy as np

@@ -1,9 +1,6 @@
 """Keep EXIF, XMP and IPTC, and change only what would be untrue in the new file.
 
-The new image is upright, so the orientation becomes 1 in both. Sizes in pixels become those of the new file. Data about
-what the new file lacks is removed: the embedded thumbnail of the old image, places in its pixels, a video, a gain map.
-The rest is kept, unless the position is stripped: then all entries that hold a position or cannot be
-searched for one are removed.
+docs/photographs.md lists what changes. If the position is stripped, so is all that cannot be searched for one.
 """
 
 import re

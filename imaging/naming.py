@@ -1,10 +1,7 @@
 """Make colour spaces for files that specify their colours without an ICC profile.
 
 These are the numbers of ITU-T H.273 (the chunk cICP of a PNG, nclx in HEIC and AVIF), gAMA and cHRM of a PNG, and the
-Adobe RGB of EXIF. Each becomes an ICC profile, which the encoded file then has.
-
-HDR, with the curve PQ or HLG, is mapped to SDR: 203 cd/m², the white of text and paper (ITU-R BT.2408), becomes 1, and
-values above `_KNEE` are compressed (extended Reinhard, in each channel).
+Adobe RGB of EXIF. Each becomes an ICC profile, which the encoded file then has. HDR is mapped to SDR.
 """
 
 import logging
@@ -50,7 +47,7 @@ _PRIMARIES: dict[int, Chromaticities] = {
     22: (*_D65, 0.63, 0.34, 0.295, 0.605, 0.155, 0.077),
 }
 _UNSPECIFIED = 2
-_REFERENCE_WHITE, _KNEE = 203.0, 0.8
+_REFERENCE_WHITE, _KNEE = 203.0, 0.8  # in cd/m², of text and paper (ITU-R BT.2408); and where compression begins
 #: The body of the chunk cICP: primaries, transfer, matrix and full range (PNG, third edition, 11.3.2.6).
 _CICP = re.compile(rb"\0\0\0\x04cICP(.)(.)(.)(.)", re.DOTALL)
 #: The box colr with primaries and transfer; the first is that of the photograph (ISO/IEC 14496-12, 12.1.5).
@@ -75,7 +72,7 @@ def _hlg(values: Values) -> Values:
 
 
 def _roll_off(light: Values, peak: float) -> Values:
-    """Compress light, relative to ``peak`` in cd/m², to [0, 1]."""
+    """Compress light, relative to ``peak`` in cd/m², to [0, 1] (extended Reinhard)."""
     above, top = ((value * peak / _REFERENCE_WHITE - _KNEE) / (1 - _KNEE) for value in (light, 1.0))
     rolled = above * (1 + above / top**2) / (1 + np.maximum(above, 0))
     return _KNEE + (1 - _KNEE) * np.where(above > 0, rolled, above)

@@ -1,11 +1,7 @@
-"""Cut a photograph into overlapping tiles of the network's size, and blend the results.
+"""Cut a photograph into overlapping tiles of the network's size, and blend the results (docs/photographs.md).
 
-The network processes every pixel at full resolution, which keeps detail. But its attention is global over a tile, so
-two tiles may differ in tone. Each result is therefore *anchored*: its coarse part (means over `COARSE` pixels) is
-replaced by that of the transferred 512x512 look, which is the same for the whole photograph, and only finer detail
-comes from the tile. The weights of neighbouring tiles rise and fall over the overlap and sum to one.
-
-Only one band of tiles is in memory at a time, and finished rows overwrite the photograph's own pixels.
+Two tiles may differ in tone, so each result is *anchored*: its coarse part (means over `COARSE` pixels) is replaced by
+that of the look of the whole photograph. Only one band of tiles is in memory at a time.
 """
 
 from collections.abc import Iterator
