@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from benchmarks.network import core, peak, roofline
+from benchmarks.network import core, gpu, peak, roofline
 from benchmarks.network.random_weights import random_image, randomize
 from benchmarks.report import tables
 from export.errors import ExportError
@@ -126,6 +126,14 @@ def test_a_share_is_of_the_highest_peak_in_the_precision_and_of_the_gpus_own():
     assert tables.peak_share("GPU: PyTorch eager float32", row, 300.0, peaks) == 0.15
     assert tables.peak_share("our cpu engine, bf16", row | {"precision": "bf16"}, 300.0, peaks) is None
     assert tables.peak_share("our cpu engine, int8", row | {"precision": "int8"}, 900.0, peaks) == 0.5
+
+
+def test_the_peaks_of_a_gpu_are_the_rates_of_the_measurement_in_pytorch(monkeypatch):
+    cpu = gpu.Device("cpu")
+    monkeypatch.setattr(gpu, "Device", lambda name: cpu)
+    found = peak._gpu_peaks()
+    assert found.keys() == {"gpu_float32_gflops", "gpu_float16_gflops"}
+    assert all(0.001 < each < 1e5 for each in found.values())
 
 
 def test_the_printed_tables_have_the_reasons_of_what_did_not_run(capsys):
