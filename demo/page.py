@@ -24,7 +24,8 @@ figure { margin: 0; }
 .pair img { max-width: 100%; max-height: 82vh; }
 .pair .before { position: absolute; inset: 0; width: 100%; height: 100%;
                 clip-path: inset(0 calc(100% - var(--cut)) 0 0); }
-.pair::after { content: ""; position: absolute; inset: 0 auto 0 var(--cut); width: 2px; background: #fff; }
+.pair::after { content: ""; position: absolute; inset: 0 auto 0 var(--cut); width: 2px; background: #fff;
+               pointer-events: none; }
 .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
 .pair:focus-within { outline: 3px solid #3b82f6; }
 """
