@@ -15,6 +15,7 @@ import torch
 
 import hosts
 from export import factory
+from export import onnx_runtime as ort
 from export.build import build
 from export.engines import engines_table
 from export.errors import ExportError
@@ -139,6 +140,7 @@ def test_a_portable_plan_is_measured_and_published_under_the_names_it_serves(
     assert "reason" in document["fidelity"]["ladder"][2]  # there is no CUDA here
     assert document["fidelity"]["ladder"][-2]["psnr"] > 90
     assert document["runtime"]["gpu_ms"] == {"1": 2.0, "2": 2.0}
+    assert json.loads(engine.with_name(f"{engine.name}.layers.json").read_text()) == {"Layers": ["a name"]}
     assert document["runtime"]["work_executed_in"] == {"unknown": 1.0}
     assert document["machine"]["gpu"] == A100[0]
     [(flags, described)] = served
@@ -154,11 +156,25 @@ def test_a_portable_plan_is_measured_and_published_under_the_names_it_serves(
     (row,) = engines_table(**folders).splitlines()[1:]
     assert row.endswith("yes")
     monkeypatch.setattr(hosts, "gpus", lambda: [("Tesla T4", "7.5")])
-    assert "no: needs compute capability 8.0 or 8.6 or 8.9" in engines_table(**folders)
+    assert "8.0 or 8.6 or 8.9 or 9.0 or 10.0 or 10.3 or 12.0 or 12.1, found 7.5" in engines_table(**folders)
     monkeypatch.setattr(hosts, "gpus", lambda: [A100])
     capsys.readouterr()
     build(request)
     assert "nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_onnx_runtimes_tensorrt_is_measured_only_on_request(tensorrt_host, tmp_path, is_wanted):
+    """It builds the graph a second time."""
+    context = SimpleNamespace(
+        request=Request(package=tmp_path, options=Options(max_batch=1, onnxruntime_tensorrt=is_wanted)),
+        measure_onnx_runtime=lambda graph, provider: provider,
+        measure_batch=lambda types, run: [],
+        reference=SimpleNamespace(measure=lambda stage, types, run: stage),
+    )
+    plan, layers = SimpleNamespace(data=b""), [Convolution("a", 1, 1, "typed", "a")]
+    _, stages = TARGETS["tensorrt"].measure(context, b"", plan, tmp_path / "model.plan", layers)
+    assert stages == [ort.CUDA, *[ort.TENSORRT] * is_wanted, "engine, TensorRT"]
 
 
 def test_an_alias_does_not_replace_a_plan_built_for_that_gpu(tmp_path):

@@ -105,13 +105,13 @@ def test_the_profile_has_the_graphs_size(side):
     builder = trt.Builder(make_logger(trt))
     network = builder.create_network(0)
     network.add_input("input", trt.float32, (-1, 3, side, side))
-    profile = _profile(builder, network, RTX.profile(Options(max_batch=4)))
+    profile = _profile(builder, network, RTX.profile(Options(max_batch=4, opt_batch=2)))
     config = RTX.builder_config(trt, builder, ONE_GPU, tf32=False)
     assert config.add_optimization_profile(profile) == 0  # its index; -1 if it is not valid
     assert config.num_optimization_profiles == 1
     assert [tuple(shape) for shape in profile.get_shape("input")] == [
         (1, 3, side, side),
-        (4, 3, side, side),
+        (2, 3, side, side),
         (4, 3, side, side),
     ]
 
@@ -138,6 +138,7 @@ def test_options_reach_the_builder():
     assert config.avg_timing_iterations == 8
     assert config.tiling_optimization_level == trt.TilingOptimizationLevel.FULL
     assert config.max_aux_streams == 0
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert {level.lower() for level in trt.TilingOptimizationLevel.__members__} == set(TILING)
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert [config.get_compute_capability(i) for i in range(2)] == [

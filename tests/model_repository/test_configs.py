@@ -167,6 +167,7 @@ def test_plans_are_found_by_the_names_they_are_published_under(cuda_device):
         cuda_device("a GPU", capability)
         assert TARGETS["tensorrt"].location(Request(package=Path("demo/package"))).engine == plan
     assert set(core.cc_model_filenames) == set(CAPABILITIES)
+    assert {"8.7", "11.0", "12.1"} < set(CAPABILITIES)  # Jetson Orin, Jetson Thor, DGX Spark
     assert not core.default_model_filename
 
 

@@ -15,7 +15,7 @@ import hosts
 from benchmarks.pipeline.imaging import GPU_RATE
 from imaging import Limits
 from server import assemble, host, preflight
-from server.__main__ import main
+from server.__main__ import main, parse_arguments
 from server.errors import ServerError
 from server.process import deep_check_command, environment_without_proxies, triton_environment
 from server.settings import HARDWARE, RESTRICTED, Settings
@@ -50,6 +50,9 @@ def test_each_setting_becomes_its_flags():
     assert "--cache-config=local,size=1048576" in flags(cache_mb=1)
     assert "--load-model=*" in flags(control="explicit")
     assert "--grpc-max-connection-age=60000" in flags(grpc_connection_age=60)
+    policies = ("gpu_0,numa-node=0", "gpu_1,cpu-cores=56-111")
+    _, settings = parse_arguments(["--host-policy", " ".join(policies), "start"])
+    assert {f"--host-policy={policy}" for policy in policies} <= set(settings.flags("the-key", (), {}))
     on = flags(http_port=8000)
     assert f"--http-restricted-api={','.join(RESTRICTED)}:admin-key=the-key" in on
     assert "--http-address=127.0.0.1" in on
@@ -204,6 +207,7 @@ def test_the_shared_memory_of_compose_is_enough_on_224_cores(monkeypatch):
 def test_the_maximum_of_processes_is_enough_for_eight_gpus():
     seconds = sum(assemble.WORK_MS.values()) / 1000
     assert assemble.MAX_PROCESSES / seconds >= 8 * GPU_RATE
+    assert assemble.share_cores(112, on_gpu=True) == {"preprocess": 31, "postprocess": 80}  # as docs/scaling.md says
 
 
 def test_a_python_stub_uses_one_openblas_thread_by_default_and_nothing_of_the_users_python(monkeypatch):

@@ -8,8 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 import hosts
-from server import assemble, host
-from server.process import triton_environment
+from server import assemble, host, process
 from server.settings import Settings
 from tests.conftest import CARDS, bare_repository
 from tests.server.conftest import publish_plan, rows
@@ -123,8 +122,7 @@ def test_a_mixed_host_is_served(models, tmp_path, monkeypatch):
 
 
 def memory_flags(models, **options):
-    settings = Settings(repository=models, triton=NVIDIAS, **options)
-    command = settings.flags("key", (), {}, len(hosts.gpus()), assemble.pinned_mib(settings))
+    command = process.prepare(Settings(repository=models, triton=NVIDIAS, state=models.parent / "state", **options))
     return [flag for flag in command if "-pool-byte-size" in flag and "grpc" not in flag]
 
 
@@ -161,7 +159,7 @@ def test_the_driver_is_compared_with_the_images_cuda(
     assert result in row.result
     assert problem in row.problem
     assert bool(row.problem) == bool(problem)
-    path = triton_environment(Settings(triton=NVIDIAS))["LD_LIBRARY_PATH"]
+    path = process.triton_environment(Settings(triton=NVIDIAS))["LD_LIBRARY_PATH"]
     assert (path == f"{libraries}:/usr/local/nvidia/lib") == ("using" in row.result)
     assert path.endswith("/usr/local/nvidia/lib")
 

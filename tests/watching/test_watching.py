@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from server.settings import Settings
 from tests.conftest import ROOT, free_port
 from tests.watching.draw import DASHBOARD, draw
 
@@ -116,6 +117,8 @@ def test_every_alert_is_tested_documented_and_says_what_to_do():
     manual = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
     for name, rule in alerts.items():
         assert set(rule["annotations"]) == {"summary", "do"}, name
+        named = re.findall(r"RESTORMER_([A-Z_]+)|(?<!docker inspect )--([a-z-]+)", rule["annotations"]["do"])
+        assert {variable.lower() or flag.replace("-", "_") for variable, flag in named} <= set(vars(Settings())), name
         assert f"`{name}`" in manual
 
 
