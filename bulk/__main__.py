@@ -1,12 +1,11 @@
 """The ``python -m bulk enhance`` command: enhance a folder, a bucket or a list of photographs with Ray."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from restormer_client import EnhanceError
 from restormer_client.cli import (
@@ -66,16 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="python -m bulk", description="Enhance photographs by the million.", epilog=_EXAMPLES,
-        formatter_class=formatter,
-    )  # fmt: skip
+    examples: dict[str, Any] = {"epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(prog="python -m bulk", description="Enhance photographs by the million.", **examples)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="enhance")
-    enhance = verbs.add_parser(
-        "enhance", help="enhance all photographs of a folder, a bucket or a list", epilog=_EXAMPLES,
-        formatter_class=formatter,
-    )  # fmt: skip
+    text = "enhance all photographs of a folder, a bucket or a list"
+    enhance = verbs.add_parser("enhance", help=text, **examples)
     enhance.add_argument(
         "--input", required=True, metavar="WHERE",
         help="folder or URL (s3://, gs://, …), with subfolders; or a .parquet with columns source and, optionally, key",
@@ -104,11 +98,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "--ray-address", metavar="ADDRESS", help="auto, or host:6379 of a cluster (default: start a local Ray)"
     )
     ray.add_argument(
-        "--actors",
-        type=parse_count,
-        metavar="N",
+        "--actors", type=parse_count, metavar="N",
         help=f"worker processes, one core each (default: one per {IN_FLIGHT_PER_ACTOR} in flight)",
-    )
+    )  # fmt: skip
     ray.add_argument("--verbose", action="store_true", help="show Ray's output")
     add_enhance_options(enhance)
     add_server_options(enhance, "--server", TIMEOUT)
@@ -133,16 +125,10 @@ def _print_summary(summary: Summary, options: argparse.Namespace) -> None:
     details += [f"{summary.failed} failed (run the same command again to retry them)"] if summary.failed else []
     details += [f"{summary.skipped} skipped: no photograph extension"] if summary.skipped else []
     details += [f"{summary.rejections} rejections by a full queue"] if summary.rejections else []
-    print(
-        "; ".join([f"{summary.enhanced} enhanced in {summary.seconds:.1f} s", *details])
-        + f"; {summary.photographs_a_second:.2f} photographs per second after Ray's start",
-        file=sys.stderr,
-    )
-    if summary.cost_per_thousand is not None:
-        print(
-            f"{summary.cost_per_thousand:.4g} per thousand photographs, at {options.price_per_hour:g} per hour",
-            file=sys.stderr,
-        )
+    details += [f"{summary.photographs_a_second:.2f} photographs per second after Ray's start"]
+    print("; ".join([f"{summary.enhanced} enhanced in {summary.seconds:.1f} s", *details]), file=sys.stderr)
+    if (cost := summary.cost_per_thousand) is not None:
+        print(f"{cost:.4g} per thousand photographs, at {options.price_per_hour:g} per hour", file=sys.stderr)
     print(json.dumps(asdict(summary)))
 
 
