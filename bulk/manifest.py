@@ -6,8 +6,6 @@ and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`
 later one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -4,8 +4,6 @@ The list is held in memory by the process that starts the job (`make benchmark-b
 a few million, `select_shard` selects a part by name, so that the parts can run one after another or in parallel.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Iterable, Iterator

@@ -7,8 +7,6 @@ Credentials and endpoints come from each file system's own settings, such as AWS
 (FSSPEC_S3_ENDPOINT_URL).
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator
@@ -49,7 +47,7 @@ class Folder:
         """Return the path of a file in the form that the file system expects."""
         return f"{self.root}/{name}"
 
-    def below(self, name: str) -> Folder:
+    def below(self, name: str) -> "Folder":
         """Return a subfolder."""
         return Folder(self.fs, self.path(name))
 

@@ -4,8 +4,6 @@ Ray calls it for two blocks at once, so that no slot is idle while one block end
 repeat a block, and outputs that exist are not made again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib
