@@ -198,12 +198,6 @@ def read_main(data: bytes) -> tuple[str, Directory]:
     return order, read_directory(data, struct.unpack_from(f"{order}I", data, 4)[0], order)
 
 
-def read_value(tiff: bytes, tag: int) -> bytes | None:
-    """Return the bytes of a value in the first directory of a TIFF."""
-    main = read_main(tiff)[1]
-    return main[tag].value if tag in main else None
-
-
 def next_directory(data: bytes, start: int, order: str) -> int:
     """Return the offset of the directory after the one at ``start``; 0 if there is none."""
     at = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little" if order == "<" else "big")

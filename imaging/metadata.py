@@ -90,7 +90,8 @@ def read_metadata(image: Image.Image, data: bytes) -> Metadata:
         kept = Metadata.of(*(everywhere.get(name) for name in (png.EXIF, png.XMP, png.IPTC)))
         return replace(kept, orientation=shown.orientation)
     if image.format == "TIFF":
-        return Metadata.of(data, image.info.get("xmp"), exif.read_value(data, iptc.TIFF_TAG))
+        captions = exif.read_main(data)[1].get(iptc.TIFF_TAG)
+        return Metadata.of(data, image.info.get("xmp"), captions.value if captions else None)
     photoshop = image.info.get("photoshop", {})  # of a JPEG
     return Metadata.of(image.info.get("exif"), image.info.get("xmp"), photoshop.get(iptc.RESOURCE))
 
