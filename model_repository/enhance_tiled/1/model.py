@@ -25,9 +25,8 @@ OVERLOAD = ("xceeds maximum queue size", "Request timeout expired")
 class TritonPythonModel:
     def initialize(self, args):
         self.step = Step(pb_utils, args)
-        self.tiles_in_flight, self.photographs_in_flight = (
-            int(self.step.parameters[f"{what}_in_flight"]) for what in ("tiles", "photographs")
-        )
+        self.tiles_in_flight = int(self.step.parameters["tiles_in_flight"])
+        self.photographs_in_flight = int(self.step.parameters["photographs_in_flight"])
 
     async def execute(self, requests):
         slots, decoding = asyncio.Semaphore(self.tiles_in_flight), asyncio.Semaphore(self.photographs_in_flight)
