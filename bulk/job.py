@@ -1,7 +1,5 @@
 """A bulk job: send the remaining photographs through Ray Data's actors in blocks, with progress and a summary."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -10,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import restormer_client
 from restormer_client import Enhancer
@@ -131,7 +129,7 @@ def _run_with_ray(job: Job, output: storage.Folder, todo: plan.Photographs, summ
             ray.shutdown()
 
 
-def _process_blocks(dataset: Any, progress: Progress, summary: Summary, interrupt: Interrupt) -> float:
+def _process_blocks(dataset: Any, progress: Progress, summary: Summary, interrupt: "Interrupt") -> float:
     """Process the dataset block by block and return the duration in seconds."""
     started = time.monotonic()
     blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
@@ -155,7 +153,7 @@ class Interrupt:
     another. So the signal is recorded too.
     """
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Self:
         self._is_received = False
         self._previous = signal.signal(signal.SIGINT, self._receive)
         return self
