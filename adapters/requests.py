@@ -5,8 +5,10 @@ A request that fails gets an error response of its own: an exception would fail 
 
 import json
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from adapters.metrics import Metrics
 from imaging import InvalidRequest, Limits, Options
@@ -33,42 +35,37 @@ class Step:
         self.pb_utils = pb_utils
 
 
+@dataclass
 class Answer:
-    """The answer to one request: set ``outputs`` in a ``with`` block, and return ``response`` after it.
+    """The answer to one request: ``outputs`` are set in the block of `answer_request`, ``response`` is set after it."""
 
-    An exception in the block becomes an error response. The outcome is counted.
-    """
+    outputs: list[Any] = field(default_factory=list)
+    response: Any = None
 
-    def __init__(self, step: Step) -> None:
-        self._step, self._started = step, time.perf_counter()
-        self.outputs: list[Any] = []
-        self.response: Any = None
 
-    def __enter__(self) -> Self:
-        return self
+@contextmanager
+def answer_request(step: Step) -> Iterator[Answer]:
+    """Answer a request: an exception in the block becomes an error response, and the outcome is counted."""
+    answer, started, pb_utils = Answer(), time.perf_counter(), step.pb_utils
+    try:
+        yield answer
+        outcome, answer.response = "done", pb_utils.InferenceResponse(answer.outputs)
+    except Exception as error:  # noqa: BLE001  the other requests of the batch go on
+        outcome, code, message = _describe_failure(error, step)
+        answer.response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    step.metrics.count(outcome, started)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        if error is not None and not isinstance(error, Exception):
-            return False  # KeyboardInterrupt or cancellation: the process or the event loop is ending
-        pb_utils = self._step.pb_utils
-        if error is None:
-            outcome, self.response = "done", pb_utils.InferenceResponse(self.outputs)
-        else:
-            outcome, code, message = self._failure(error)
-            self.response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-        self._step.metrics.count(outcome, self._started)
-        return True
 
-    def _failure(self, error: Exception) -> tuple[str, int, str]:
-        """Return the outcome, Triton's code and the message of an error."""
-        codes, name = self._step.pb_utils.TritonError, self._step.name
-        if isinstance(error, InvalidRequest):
-            return "invalid", codes.INVALID_ARG, str(error)
-        if isinstance(error, Cancelled):
-            return "cancelled", codes.CANCELLED, f"{name}: the request was cancelled"
-        if isinstance(error, Overloaded):
-            return "overloaded", codes.UNAVAILABLE, f"{name}: {error}"
-        return "internal", codes.INTERNAL, f"{name}: {type(error).__name__}: {error}"
+def _describe_failure(error: Exception, step: Step) -> tuple[str, int, str]:
+    """Return the outcome, Triton's code and the message of an error."""
+    codes = step.pb_utils.TritonError
+    if isinstance(error, InvalidRequest):
+        return "invalid", codes.INVALID_ARG, str(error)
+    if isinstance(error, Cancelled):
+        return "cancelled", codes.CANCELLED, f"{step.name}: the request was cancelled"
+    if isinstance(error, Overloaded):
+        return "overloaded", codes.UNAVAILABLE, f"{step.name}: {error}"
+    return "internal", codes.INTERNAL, f"{step.name}: {type(error).__name__}: {error}"
 
 
 def options_from_request(request: Any) -> Options:

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from adapters.requests import Answer, Cancelled, Overloaded, Step, options_from_request
+from adapters.requests import Cancelled, Overloaded, Step, answer_request, options_from_request
 from imaging import core_from_file, decode, tiles
 from imaging.options import SMALL
 from imaging.pipeline import encode_by_options, look_between, require_finite, small_result
@@ -33,7 +33,7 @@ class TritonPythonModel:
         return await asyncio.gather(*(self._response(request, slots, decoding) for request in requests))
 
     async def _response(self, request, slots, decoding):
-        with Answer(self.step) as answer:
+        with answer_request(self.step) as answer:
             files = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             options = options_from_request(request)
             done = []

@@ -3,7 +3,7 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from adapters.requests import Answer, Step, options_from_request
+from adapters.requests import Step, answer_request, options_from_request
 from imaging import file_from_core
 
 
@@ -15,7 +15,7 @@ class TritonPythonModel:
         return [self._response(request) for request in requests]
 
     def _response(self, request):
-        with Answer(self.step) as answer:
+        with answer_request(self.step) as answer:
             ((file,),), (core,), (restored,) = (
                 pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("IMAGE", "PIXELS", "RESTORED")
             )

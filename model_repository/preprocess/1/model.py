@@ -2,7 +2,7 @@
 
 import triton_python_backend_utils as pb_utils
 
-from adapters.requests import Answer, Step, options_from_request
+from adapters.requests import Step, answer_request, options_from_request
 from imaging import core_from_file
 
 
@@ -14,7 +14,7 @@ class TritonPythonModel:
         return [self._response(request) for request in requests]
 
     def _response(self, request):
-        with Answer(self.step) as answer:
+        with answer_request(self.step) as answer:
             ((file,),) = pb_utils.get_input_tensor_by_name(request, "IMAGE").as_numpy()
             options_from_request(request)  # postprocess uses them; invalid ones fail before the work
             core = core_from_file(file, self.step.limits)
