@@ -2,10 +2,10 @@
 
 The published repository is only read: it may be mounted read-only, and several servers may share it. The copy holds
 each model's config (on a CPU ``configs/cpu.pbtxt`` if the model has one, else ``config.pbtxt``) and links to the
-published versions. Some values of the configs are set at each start: those for a CPU host that need no config of their
-own, the processes of preprocess and postprocess, instances and batching of the network (server/hardware.py), its
-threads on a CPU, the served versions, and the response cache. The configs are edited as messages of Triton's own
-schema, so the copies have no comments; the published files do.
+published versions. Some values of the configs are set at each start: the processes of preprocess and postprocess,
+instances and batching of the network (server/hardware.py), its threads on a CPU, the served versions, and the response
+cache. The configs are edited as messages of Triton's own schema, so the copies have no comments; the published files
+do.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ def _assemble_model(settings: Settings, model: Path, target: Path) -> None:
 def served_config(settings: Settings, model: Path) -> Any:
     """Return the model's config for this machine and these settings, as Triton's ``ModelConfig``."""
     config = _published_config(settings, model)
-    if resolve_hardware(settings) == "cpu":
-        _configure_cpu(config)
     if model.name in WORK_MS:
         _instance_group(config).count = instance_counts(settings)[model.name]
     if model.name == CORE:
@@ -80,17 +78,6 @@ def served_config(settings: Settings, model: Path) -> Any:
     if model.name in IN_FLIGHT and (limit := photographs_in_flight(settings)):
         _set_in_flight(config, limit)
     return config
-
-
-def _configure_cpu(config: Any) -> None:
-    """Adapt a model without ``configs/cpu.pbtxt`` to a CPU host."""
-    if config.name == "enhance":
-        # The Triton of the PyPI wheel does not know this field, and drops a model that has it.
-        config.ensemble_scheduling.ClearField("max_inflight_requests")
-    if config.name == "enhance_tiled":
-        # One tile of each instance is in restormer at a time, which runs one by one: two instances leave half of its
-        # queue of four to other requests, and an interactive request waits for two tiles at most.
-        config.parameters["tiles_in_flight"].string_value = "1"
 
 
 def _published_config(settings: Settings, model: Path) -> Any:

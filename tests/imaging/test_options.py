@@ -24,6 +24,7 @@ BRIGHT = CORE ** np.float32(0.7)
     [
         ("docs/photographs.md", r"\| `format` \| ([^|]+) \|"),
         ("model_repository/enhance/config.pbtxt", r"#   format +(.*?)  "),
+        ("model_repository/enhance/configs/cpu.pbtxt", r"#   format +(.*?)  "),
     ],
 )
 def test_every_list_of_formats_is_complete(path, line):

@@ -284,6 +284,7 @@ def test_the_served_config_differs_from_the_published_one_only_in_instances():
     assert config("preprocess", hardware="cpu", preprocess_instances=7).instance_group[0].count == 7
     assert config("restormer", hardware="gpu") == published("restormer/config.pbtxt")
     assert config("enhance", hardware="h100") == published("enhance/config.pbtxt")
+    assert config("enhance", hardware="cpu") == published("enhance/configs/cpu.pbtxt")
 
 
 def test_the_served_files_keep_every_field(tmp_path, monkeypatch):

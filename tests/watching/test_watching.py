@@ -161,7 +161,7 @@ def test_the_thresholds_match_the_configs():
 
 def test_one_level_alone_can_cause_the_backlog_alert():
     for model, name in (("preprocess", "config.pbtxt"), ("postprocess", "config.pbtxt"), ("restormer", "config.pbtxt"),
-                        ("restormer", "configs/cpu.pbtxt"), ("enhance_tiled", "config.pbtxt")):  # fmt: skip
+                        ("restormer", "configs/cpu.pbtxt"), ("enhance_tiled", "configs/cpu.pbtxt")):  # fmt: skip
         assert thresholds("Backlog", model)[name == "configs/cpu.pbtxt" and model == "restormer"] < reachable(
             config(model, name)
         )
