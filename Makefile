@@ -239,7 +239,7 @@ roofline: $(ENVS)/build-ours.done  ## Calculate a GPU's speed limit from the gra
 		$(if $(BATCH),--batch "$(BATCH)") $(if $(PRICE),--price "$(PRICE)") $(if $(RECORD),--record "$(RECORD)")
 
 report: $(ENVS)/dev.done  ## Fill the tables of the docs and draw the plots from recorded runs
-	@$(BUILD) -m benchmarks.report
+	@$(BUILD) -m benchmarks.report.page
 
 verify-gpu: setup  ## On a GPU host: run docs/gpu-checklist.md and record the figures
 	@$(BUILD) -m operations.verify_gpu --record "$(or $(RECORD),out/gpu.json)"

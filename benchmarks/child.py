@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +25,9 @@ def process_memory(name: str) -> float:
     """Return the bytes of this process in a line of /proc/self/status, such as VmHWM, the high-water mark."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def used_cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
+    """Return user and system time of this process, or of its children that have ended (``RUSAGE_CHILDREN``)."""
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime

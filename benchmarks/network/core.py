@@ -103,7 +103,12 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
     """Load a candidate. Raises `ExportError` with the reason if this machine cannot run it."""
     kind, path = candidate.kind, folder / f"{candidate.graph}.onnx"
     if kind == "openvino":
-        return _load_openvino(candidate, path)
+        from export.targets import cpu
+
+        precision = PRECISIONS[candidate.precision]
+        if reason := cpu.why_not(precision):
+            raise ExportError(reason)
+        return cpu.runner_from_model(cpu.compile_engine(path, cpu.settings(precision)))
     if kind.startswith("ort"):
         from export import onnx_runtime as ort
 
@@ -117,15 +122,6 @@ def load_candidate(candidate: Candidate, folder: Path) -> Run:
         plan = TensorRT().build_plan(path.read_bytes(), options, tf32=True)
         return LoadedPlan(TensorRT().library(), plan.data).run
     return _load_torch(candidate, folder)
-
-
-def _load_openvino(candidate: Candidate, path: Path) -> Run:
-    from export.targets import cpu
-
-    precision = PRECISIONS[candidate.precision]
-    if reason := cpu.why_not(precision):
-        raise ExportError(reason)
-    return cpu.runner_from_model(cpu.compile_engine(path, cpu.settings(precision)))
 
 
 def _load_torch(candidate: Candidate, folder: Path) -> Run:

@@ -76,14 +76,11 @@ def graph_nodes(model: onnx.ModelProto) -> dict[str, Node]:
         found = _classify(node, shapes, weights)
         if found.kind in (ELEMENTWISE, SUMS):
             before = [made[name] for name in node.input if name in made]
+            following = set(readers[node.output[0]])
             # A node that reads a mean is part of LayerNorm; one that only a sum reads is part of the norm of q or k.
             if any(each.kind == NORM and not each.module for each in before):
                 found = Node(NORM)
-            elif (
-                found.kind == ELEMENTWISE
-                and set(readers[node.output[0]])
-                and set(readers[node.output[0]]) <= {"ReduceSum", "ReduceL2"}
-            ):
+            elif found.kind == ELEMENTWISE and following and following <= {"ReduceSum", "ReduceL2"}:
                 found = Node(SUMS)
         made[node.name] = made[node.output[0]] = found
     return made

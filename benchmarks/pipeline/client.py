@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import numpy as np
 import tritonclient.grpc
 from restormer_client import AsyncEnhancer, DeadlineExceeded, Enhancer, calls
 
-from benchmarks.child import process_memory, run_part
+from benchmarks.child import process_memory, run_part, used_cpu_seconds
 from benchmarks.pipeline import analyzer
 from benchmarks.pipeline.sampling import Sampler
 from benchmarks.report import tables
@@ -131,9 +130,9 @@ def measure_run(server: Server, model: str, count: int, send: Callable[[], None]
 
     _, before, seconds_before = read()
     with Sampler(read, POLL, lambda sample: sample[1] - before >= count) as sampler:
-        cpu = cpu_seconds()
+        cpu = used_cpu_seconds()
         send()
-        cpu = cpu_seconds() - cpu
+        cpu = used_cpu_seconds() - cpu
     moments = [(at, requests - before, seconds) for at, requests, seconds in sampler.samples]
     _, sent, seconds = moments[-1]
     begin, end = (next((each for each in moments if each[1] >= share * sent), None) for share in (0.1, 0.9))
@@ -185,12 +184,6 @@ def measure_overhead(server: Server, programs: Mapping[str, Program], photo: byt
         }
         for name, runs in found.items()
     }
-
-
-def cpu_seconds() -> float:
-    """Return user and system time of this process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def measure_held(url: str, program: str) -> dict[str, float]:

@@ -258,11 +258,6 @@ def datasheet_limit(engine: Path, package: Path) -> dict[str, Any]:
     return {"gpu": gpu.name, "precision": precision, "limit": 1e3 / roofline.minimum_ms(layers, gpu, batch)}
 
 
-def share_of_limit(limit: dict[str, Any], rate: float) -> dict[str, Any]:
-    """Return the limit with the measured rate and its share."""
-    return limit | ({} if "why_not" in limit else {"measured": rate, "share": rate / limit["limit"]})
-
-
 def measure_published(
     bench: Bench, alone: Mapping[str, Part], options: argparse.Namespace, engine: Path
 ) -> dict[str, Any]:
@@ -272,14 +267,16 @@ def measure_published(
     core = busiest_concurrency(bench, options.concurrency) if on_gpu else 0
     goal = compare_with_parts(bench, alone, most, options.rounds, options.seconds, core)
     closed, opened = sweep(bench, options.concurrency, options.rates, goal.pop("closed"))
-    fastest = max(row["rate"] for row in closed[CORE])
+    if limit and "limit" in limit:
+        rate = max(row["rate"] for row in closed[CORE])
+        limit |= {"measured": rate, "share": rate / limit["limit"]}
     return {
         **goal,
         "engine": about,
         "hardware": "gpu" if on_gpu else "cpu",
         "closed": closed,
         "open": opened,
-        "roofline": share_of_limit(limit, fastest) if limit else None,
+        "roofline": limit,
     }
 
 

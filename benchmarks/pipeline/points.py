@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import used_cpu_seconds
 from benchmarks.pipeline import analyzer
 from benchmarks.pipeline.parts import CORE, NAMES
 from benchmarks.pipeline.sampling import Sampler
@@ -99,10 +100,10 @@ class Bench:
         def has_reached(moment: Moment, mark: int) -> bool:
             return moment.counters[model, "request_success"] - before >= mark
 
-        began, cpu = time.perf_counter(), _cpu_of_children()
+        began, cpu = time.perf_counter(), used_cpu_seconds(resource.RUSAGE_CHILDREN)
         with Sampler(read, POLL, lambda moment: has_reached(moment, marks[-1])) as sampler:
             percentiles = analyzer.run_analyzer(command)
-            generator = (_cpu_of_children() - cpu) / (time.perf_counter() - began)
+            generator = (used_cpu_seconds(resource.RUSAGE_CHILDREN) - cpu) / (time.perf_counter() - began)
         moments = [next((each for each in sampler.samples if has_reached(each, mark)), None) for mark in marks]
         found = [moment for moment in moments if moment]
         if len(found) < len(marks):
@@ -119,11 +120,6 @@ def cpu_seconds(server: Server) -> dict[str, float]:
             user, system = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
             found[name] = found.get(name, 0.0) + (int(user) + int(system)) / TICK
     return found
-
-
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def window_rates(model: str, moments: Sequence[Moment]) -> list[float]:

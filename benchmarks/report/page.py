@@ -55,3 +55,7 @@ def main() -> None:
     for name, content in files.items():
         write_bytes(ROOT / name, content)
     print(json.dumps({"wrote": sorted(files)}))
+
+
+if __name__ == "__main__":
+    main()
