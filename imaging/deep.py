@@ -24,7 +24,7 @@ from imaging.exif import BYTE, Entry, Exif
 from imaging.metadata import Metadata
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT, XMP_TAG = 258, 262, 338, 339, 700
-_WHITE_IS_ZERO, _SEPARATED = 0, 5
+_WHITE_IS_ZERO = 0
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 PNG_DEPTH = 24  # offset of the bit depth in IHDR; the colour type follows
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -56,8 +56,6 @@ def decode(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
         return _decode_png(image, data)
     tags: Any = image.tag_v2
     photometric, extra = tags.get(_PHOTOMETRIC), tags.get(_EXTRA_SAMPLES, ())
-    if photometric == _SEPARATED:
-        raise InvalidPhotograph("a CMYK TIFF of 16 bits a channel is not supported: send 8 bits, or RGB")
     pixels = imagecodecs.tiff_decode(data)
     if pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):  # stored plane by plane
         pixels = np.moveaxis(pixels, 0, 2)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imaging import png
 from imaging.arrays import to_integers
 from imaging.colour import Space
 from imaging.errors import InvalidPhotograph
@@ -48,8 +49,6 @@ _PRIMARIES: dict[int, Chromaticities] = {
 }
 _UNSPECIFIED = 2
 _REFERENCE_WHITE, _KNEE = 203.0, 0.8  # in cd/m², of text and paper (ITU-R BT.2408); and where compression begins
-#: The body of the chunk cICP: primaries, transfer, matrix and full range (PNG, third edition, 11.3.2.6).
-_CICP = re.compile(rb"\0\0\0\x04cICP(.)(.)(.)(.)", re.DOTALL)
 #: The box colr with primaries and transfer; the first is that of the photograph (ISO/IEC 14496-12, 12.1.5).
 _NCLX = re.compile(rb"colrnclx(..)(..)", re.DOTALL)
 
@@ -112,10 +111,10 @@ def is_hdr(image: Image.Image, data: bytes) -> bool:
 def code_points(image: Image.Image, data: bytes) -> tuple[int, int] | None:
     """Return the primaries and the transfer that apply to the file; None if it has none, or has a profile instead."""
     if image.format == "PNG":
-        found = _CICP.search(data, 0, max(data.find(b"IDAT"), 0))
-        if found and found[4] == b"\0":
+        cicp = png.read_cicp(data)  # primaries, transfer, matrix, full range (PNG, third edition, 11.3.2.6)
+        if cicp[3:] == b"\0":
             raise InvalidPhotograph("the PNG has colours of narrow range (cICP): send it in full range")
-        points = (found[1][0], found[2][0]) if found else None
+        points = (cicp[0], cicp[1]) if len(cicp) == 4 else None
     elif image.format == "AVIF" and not image.info.get("icc_profile"):
         # Pillow reads the numbers but does not return them. libheif would, but it crashes on damaged files.
         nclx = _NCLX.search(data)

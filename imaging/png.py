@@ -38,6 +38,14 @@ def read_blocks(data: bytes) -> tuple[Blocks, Blocks]:
     return before_pixels or {}, raw | found
 
 
+def read_cicp(data: bytes) -> bytes:
+    """Return the body of the chunk cICP before the pixels; empty without one."""
+    for kind, start, end in _chunks(data):
+        if kind in (b"cICP", b"IDAT"):
+            return data[start + 8 : end - 4] if kind == b"cICP" and _is_intact(data, start, end) else b""
+    return b""
+
+
 def raw_profile(name: bytes, block: bytes) -> bytes:
     """Return the kind and the body of a chunk that holds a block of another format, as ImageMagick writes it."""
     text = b"\n%s\n%8d\n%s\n" % (name.rpartition(b" ")[2], len(block), block.hex("\n", 36).encode())

@@ -129,14 +129,17 @@ def test_the_servers_variables_are_passed_on(clone):
         "HTTP_PORT": "9000",
         "STATE": "my state",
         "REPOSITORY": "my models",
+        "ENVS": "other",
     }
     environment = {f"RESTORMER_{name}": value for name, value in variables.items()}
-    _, calls = clone.make("serve", "HTTP_PORT=9003", **environment)
+    _, calls = clone.make("serve", **environment)
     given = dict(zip(calls[-1][2:-1:2], calls[-1][3::2], strict=True))
     assert given == {
-        "--address": "::1", "--grpc-port": "9001", "--metrics-port": "9002", "--http-port": "9003",
+        "--address": "::1", "--grpc-port": "9001", "--metrics-port": "9002", "--http-port": "9000",
         "--state": "my state", "--repository": "my models",
     }  # fmt: skip
+    assert (clone.folder / "other/server.done").is_file()
+    assert "9003" in clone.make("serve", "HTTP_PORT=9003", **environment)[1][-1]
 
 
 def test_settings_may_contain_spaces(clone):

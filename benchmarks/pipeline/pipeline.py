@@ -254,7 +254,7 @@ def datasheet_limit(engine: Path, package: Path) -> dict[str, Any]:
         return {"why_not": f"{engine} was not built from {package}: give its package as --package"}
     precision, batch = document["precision"], document["profile"]["max"][0]
     made = roofline.typed_graphs(network_from_package(package_from_folder(package)))
-    layers = roofline.graph_layers(made[precision], fused=True, tf32=precision == "tf32")
+    layers = roofline.graph_layers(made[precision], fused=True, tf32=precision != "fp32")
     return {"gpu": gpu.name, "precision": precision, "limit": 1e3 / roofline.minimum_ms(layers, gpu, batch)}
 
 

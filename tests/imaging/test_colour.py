@@ -312,8 +312,8 @@ def test_nclx_in_avif(points):
 
 
 def test_the_profile_of_an_avif_takes_precedence_over_nclx():
-    nclx = struct.pack(">I8sHHHB", 19, b"colrnclx", 9, 16, 0, 0x80)
-    assert decode(encode_image(pixels(), "AVIF", icc_profile=P3.profile) + nclx).space == P3
+    avif = encode_image(pixels(), "AVIF", icc_profile=P3.profile)
+    assert decode(avif.replace(b"colrnclx\0\2\0\2", b"colrnclx\0\x09\0\x10")).space == P3
 
 
 @pytest.mark.parametrize("points", [(12, 13), (9, 16), (9, 18)])
@@ -338,6 +338,12 @@ def test_hdr_in_heic_keeps_its_ten_bits():
 def test_narrow_range_is_rejected():
     with pytest.raises(InvalidPhotograph, match="narrow range"):
         decode(png_of(pixels_16_bits(), cICP=bytes([1, 1, 0, 0])))
+
+
+def test_letters_in_other_chunks_of_a_png_are_not_colours():
+    plain, cicp = pixels_16_bits(), bytes([12, 13, 0, 1])
+    assert decode(png_of(plain, tEXt=b"a\0\0\0\0\x04cICP" + cicp)).space == Space()
+    assert decode(png_of(plain, tEXt=b"a\0IDAT", cICP=cicp)).space == decode(NAMED["cICP: Display P3"]).space
 
 
 def test_a_grey_png_with_gamma():

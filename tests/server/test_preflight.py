@@ -23,6 +23,8 @@ from server.settings import Settings
 from tests.conftest import ROOT, SERVER_PYTHON, bare_repository, copy_repository, free_port, server_command
 from tests.server.conftest import rows
 
+MODELS = ROOT / "model_repository"
+
 
 def start(tmp_path, **options):
     command = server_command("start", state=tmp_path / "state", **options)
@@ -77,7 +79,7 @@ def test_an_environment_without_tritons_schema_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "tritonclient", None)
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
-    checked = rows(repository=ROOT / "model_repository")
+    checked = rows(repository=MODELS)
     for row in ("client", "shared memory"):
         assert "tritonclient" in checked[row].problem
         assert "make setup" in checked[row].problem
@@ -177,22 +179,21 @@ def test_preflight_prints_all_problems(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_too_little_shared_memory_is_rejected(monkeypatch, repository):
+def test_too_little_shared_memory_is_rejected(monkeypatch):
     monkeypatch.setattr(host, "shared_memory", lambda prefix: (64 << 20, 64 << 20))  # Docker's default
-    problem = rows(repository=repository, hardware="cpu", preprocess_instances=2, postprocess_instances=3)[
-        "shared memory"
-    ].problem
+    checked = rows(repository=MODELS, hardware="cpu", preprocess_instances=2, postprocess_instances=3)
+    problem = checked["shared memory"].problem
     assert "has 64 MiB, and 256 are needed" in problem
     assert "--shm-size=256m" in problem
 
 
-def test_free_shared_memory_includes_what_killed_servers_left(monkeypatch, repository):
+def test_free_shared_memory_includes_what_killed_servers_left(monkeypatch):
     monkeypatch.setattr(
         os,
         "statvfs",
         lambda folder: SimpleNamespace(f_frsize=1 << 20, f_blocks=1024, f_bavail=100, f_bfree=100, f_flag=0),
     )
-    options = {"repository": repository, "hardware": "cpu", "preprocess_instances": 1, "postprocess_instances": 1}
+    options = {"repository": MODELS, "hardware": "cpu", "preprocess_instances": 1, "postprocess_instances": 1}
     monkeypatch.setattr(host, "leftover_regions", lambda prefix: {})
     assert "100 of 1024 MiB free, and 160 are needed" in rows(**options)["shared memory"].problem
     monkeypatch.setattr(host, "leftover_regions", lambda prefix: {Path("region"): 80 << 20})
@@ -202,7 +203,7 @@ def test_free_shared_memory_includes_what_killed_servers_left(monkeypatch, repos
 def test_a_repository_of_another_user_that_cannot_be_read_is_reported(monkeypatch):
     """A container's user cannot read what was built under a umask of 077. (The tests may run as root, which can.)"""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "restormer")
-    problem = rows(repository=ROOT / "model_repository")["engine"].problem
+    problem = rows(repository=MODELS)["engine"].problem
     assert "model_repository/restormer: chmod -R a+rX" in problem
 
 
