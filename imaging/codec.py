@@ -147,8 +147,8 @@ def _convert_mode(image: Image.Image, data: bytes) -> Image.Image:
         return image.convert("LA" if "transparency" in image.info else "L")
     if image.mode in ("LA", "La"):
         return image.convert("LA")
-    if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"):
-        has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA", "RGBa")
+    if image.mode in ("P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"):
+        has_alpha = "transparency" in image.info or image.mode in ("PA", "RGBA")
         return image.convert("RGBA" if has_alpha else "RGB")
     raise ValueError(f"pixels of the type {image.mode}")  # 12 or 32 bits, floating point, Lab: `unsupported` names it
 
