@@ -23,13 +23,13 @@ from server.hardware import GPUS, INSTANCE_MIB, USABLE, Values
 from server.settings import Settings
 
 #: Processor time of a 12-megapixel photograph in preprocess and in postprocess, in ms (`make benchmark-imaging`).
-WORK_MS = {"preprocess": 37, "postprocess": 95}
+WORK_MS = {"preprocess": 43, "postprocess": 124}
 CORE = "restormer"
 CORE_MIB = 3  #: a core tensor: 3 x 512 x 512 values of 4 bytes
 #: Models whose configs hold max_inflight_requests, or queues of that size.
 IN_FLIGHT = ("enhance", "restormer", "postprocess")
 #: Maximum of preprocess and postprocess processes together, however many cores there are. With the times above, 120
-#: processes handle 120 / 0.132 s = 909 photographs of 12 megapixels a second (a calculation, docs/scaling.md). More
+#: processes handle 120 / 0.167 s = 719 photographs of 12 megapixels a second (a calculation, docs/scaling.md). More
 #: would not fit into compose's default of /dev/shm, 32 MiB each. `--preprocess-instances` overrides it.
 MAX_PROCESSES = 120
 #: The settings that decide what is served: `refresh` uses the values of the start.
