@@ -300,13 +300,16 @@ def layer_limits_table(document: Record, precision: str = "fp16") -> str:
 
 def rates_table(document: Record) -> str:
     """Show the photographs a second that each GPU's datasheet allows, by precision and batch."""
-    rows = [
-        [gpu["name"], precision, *(f"{1e3 / ms:.0f}" for ms in gpu["fused_ms"][precision].values())]
+    rows = {
+        gpu["name"]: {
+            f"{precision}, batch {batch}": 1e3 / ms
+            for precision in ("fp16", "int8")
+            for batch, ms in gpu["fused_ms"][precision].items()
+        }
         for gpu in document["gpus"].values()
-        for precision in ("fp16", "int8")
-    ]
-    batches = next(iter(document["gpus"].values()))["fused_ms"]["fp16"]
-    return table(("photographs a second, fused", "precision", *(f"batch {batch}" for batch in batches)), rows)
+    }
+    columns = next(iter(rows.values()))
+    return _grid("photographs a second, fused", rows, *((column, column, ".0f") for column in columns))
 
 
 def guide_table(document: Record) -> str:
@@ -326,8 +329,15 @@ def guide_table(document: Record) -> str:
 
 
 def blocks_table(document: Record) -> str:
-    """Show the limits of a block whose inner maps stay on the chip, by stage."""
-    return _grid(f"{document['gpu']}, fp16, one image", document["blocks"], ("blocks", "blocks"), ("channels", "width"),
+    """Show the limits of a block whose inner maps stay on the chip; stages with equal blocks share a row."""
+    equal: dict[tuple[int, int], dict[str, Record]] = {}
+    for stage, row in document["blocks"].items():
+        equal.setdefault((row["width"], row["side"]), {})[stage] = row
+    rows = {}
+    for stages in equal.values():
+        totals = {name: sum(row[name] for row in stages.values()) for name in ("blocks", "ms")}
+        rows[", ".join(stages)] = next(iter(stages.values())) | totals
+    return _grid(f"{document['gpu']}, fp16, one image", rows, ("blocks", "blocks"), ("channels", "width"),
                  ("side of the map", "side"), ("GMAC a block", "gmacs", ".2f"), ("MB a block", "megabytes", ".1f"),
                  ("arithmetic (ms)", "arithmetic_ms", ".3f"), ("memory (ms)", "memory_ms", ".3f"),
                  ("all blocks (ms)", "ms", ".2f"))  # fmt: skip
@@ -553,7 +563,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "rates": _from(rates_table, "roofline"),
         "guide": _from(guide_table, "roofline"),
         "blocks": _from(blocks_table, "roofline"),
-        "layer-limits": _from(layer_limits_table, "roofline"),
         "records": records_table,
     },
     "docs/photographs.md": {
