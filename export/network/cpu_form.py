@@ -40,9 +40,9 @@ from export.network.rewrites import split_inputs, split_outputs, split_projectio
 from imaging import SIDE
 
 _MASKED = -1e4  #: added to products between heads: softmax turns it into zero, and half precision can represent it
-#: Bytes of a hidden map, two per number, of which a cache holds two: the third level of server CPUs has 16 MiB or more.
-CACHED = 8 * 2**20
-NARROWEST = 64  #: minimum channels of a group: with fewer the convolutions lose more than the cache gains
+#: Bytes of a hidden map, two per number, above which it is computed in groups; and the minimum channels of a group.
+#: Chosen by measurement in float32 on the owner's base (docs/decisions/cpu-engine.md).
+CACHED, NARROWEST = 16 * 2**20, 32
 
 
 def channels_last(network: Restormer, *, side: int = SIDE) -> Restormer:
