@@ -39,10 +39,10 @@ _NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
 MIN_SIDE, MAX_ASPECT = 16, 32
 #: BMP compressions (BI_RLE8, BI_RLE4) that Pillow decodes in pure Python: up to 4 s for a megabyte of a crafted file.
 _RUN_LENGTHS = (1, 2)
-_MAX_WEBP_CHUNKS = 1000  # before the pixels; beyond those of real files
+_MAX_WEBP_CHUNKS = 1000  # before the pixels; more than real files have
 #: The box infe: version, flags, identifier and protection; texts follow (ISO/IEC 14496-12, 8.11.6).
 _ITEM = re.compile(rb"infe(.).{7}", re.DOTALL)
-_MAX_ITEMS = 10_000  # beyond those of real files
+_MAX_ITEMS = 10_000  # more than real files have
 # ICC profiles for printing are larger than the 1 MiB that Pillow accepts in a compressed chunk of a PNG.
 PngImagePlugin.MAX_TEXT_CHUNK = 4 * 1024 * 1024
 
@@ -154,7 +154,7 @@ def _convert_mode(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _convert_inks(pixels: Pixels, ink: Space) -> tuple[Pixels, Space, Space | None]:
-    """Convert CMYK to sRGB; return also the space to convert back to, or None without a profile, which defines it."""
+    """Convert CMYK to sRGB; also return the space to convert back to, or None: only a profile defines it."""
     if ink.profile is None:
         return np.array(Image.frombytes("CMYK", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")), SRGB, None
     return map_strips(pixels, 3, np.uint8, lambda strip: to_integers(ink.to_srgb(strip), np.uint8)), SRGB, ink
@@ -171,7 +171,7 @@ def _turn_upright(pixels: Pixels, turn: int) -> Pixels:
 
 
 def _has_several_images(image: Image.Image, data: bytes) -> bool:
-    """Whether the file is an animation or has pages. The first image of an MPO or HEIC is the photograph."""
+    """Return whether the file is an animation or has pages. The first image of an MPO or HEIC is the photograph."""
     if image.format in ("MPO", "HEIF"):
         return False
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # counting the pages would read them all
@@ -192,7 +192,7 @@ def _sampling(image: Image.Image, data: bytes, *, turned: bool) -> str:
 
 
 def _is_lossless_webp(data: bytes) -> bool:
-    """Whether the first chunk with pixels is VP8L (RFC 9649, 2.6)."""
+    """Return whether the first chunk with pixels is VP8L (RFC 9649, 2.6)."""
     at = 12
     for _ in range(_MAX_WEBP_CHUNKS):
         if data[at : at + 4] in (b"VP8 ", b"VP8L", b""):
@@ -222,7 +222,7 @@ def _open(data: bytes, limits: Limits) -> Iterator[tuple[Image.Image, Metadata, 
 
 
 def _identify(data: bytes) -> Image.Image:
-    """Open the file with Pillow, without damaged metadata for which Pillow rejects it."""
+    """Open the file with Pillow, less any damaged metadata that makes Pillow reject it."""
     try:
         return Image.open(io.BytesIO(png.without_extras(data)), formats=FORMATS)
     except (UnidentifiedImageError, ValueError):  # ValueError: the profile is too long for Pillow
@@ -234,7 +234,7 @@ def _identify(data: bytes) -> Image.Image:
 
 
 def _require_text_in_items(data: bytes) -> None:
-    """Raise `InvalidPhotograph` if the text of a HEIC item is not UTF-8, on which pi_heif 1.4 crashes the process."""
+    """Raise `InvalidPhotograph` if the text of a HEIC item is not UTF-8: pi_heif 1.4 crashes the process on it."""
     for number, item in enumerate(_ITEM.finditer(data) if data[4:8] == b"ftyp" else ()):
         end = item.start() - 4 + int.from_bytes(data[item.start() - 4 : item.start()], "big")
         start = item.end() + (2 if item[1] == b"\3" else 0)  # the identifier is two bytes longer
@@ -269,7 +269,7 @@ def _require_supported(image: Image.Image, data: bytes, limits: Limits) -> None:
 def _errors_mapped(data: bytes) -> Iterator[None]:
     """Turn the exceptions that a codec raises for a file into `InvalidPhotograph` with a message of one line.
 
-    Wrap nothing but calls of codecs: elsewhere an exception is an error of the server. So is a lack of memory.
+    Wrap only calls of codecs: elsewhere an exception is an error of the server, as is a lack of memory everywhere.
     """
     try:
         with warnings.catch_warnings():

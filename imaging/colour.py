@@ -47,7 +47,7 @@ class Space:
         return self.model == "RGB" and (self.profile is None or _is_srgb(self.profile))
 
     def to_srgb(self, pixels: Pixels | Unit) -> Pixels | Unit:
-        """Convert HxWxC pixels to HxWx3 in sRGB: unchanged if they are sRGB already, with a profile uint16."""
+        """Convert HxWxC pixels to HxWx3 in sRGB: uint16 if a profile converts them, unchanged if they are sRGB."""
         if self.is_srgb:
             return pixels
         if self.model == "GRAY" and self.profile is None:
@@ -96,7 +96,7 @@ def _srgb() -> bytes:
 
 @lru_cache(maxsize=64)
 def _is_usable(profile: bytes, model: str) -> bool:
-    """Whether LittleCMS converts with the profile in both directions."""
+    """Return whether LittleCMS converts with the profile in both directions."""
     space = Space(model, profile)
     try:
         _convert(np.zeros((2, 2, space.channels), np.uint8), space, SRGB, np.uint16)
@@ -108,7 +108,7 @@ def _is_usable(profile: bytes, model: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _is_srgb(profile: bytes) -> bool:
-    """Whether an RGB profile converts as sRGB does; dozens of different files are called sRGB."""
+    """Return whether an RGB profile converts as sRGB does; dozens of different files are called sRGB."""
     steps = np.linspace(0, 65535, 9).astype(np.uint16)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
     result = _convert(lattice, Space("RGB", profile), SRGB, np.uint16)

@@ -38,7 +38,7 @@ TiffImagePlugin.OPEN_INFO |= {
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether the file that Pillow opened has integers of 16 bits a channel."""
+    """Return whether the file that Pillow opened has integers of 16 bits a channel."""
     if image.format == "PNG":
         return data[PNG_DEPTH] == 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -94,7 +94,7 @@ def decode_hdr(image: Image.Image, data: bytes) -> Pixels:
     """Decode an HDR AVIF or HEIC to HxWxC uint16 pixels, or uint8 if it has 8 bits; C is 1 to 4."""
     if image.format == "HEIF":
         file = pi_heif.open_heif(data, convert_hdr_to_8bit=False)
-        pixels: Pixels = np.array(file)  # a copy: the memory is the file's, which frees it
+        pixels: Pixels = np.array(file)  # a copy, because the file frees its own memory
     else:
         pixels = imagecodecs.avif_decode(data)
     if image.format == "AVIF" and pixels.dtype == np.uint16:  # 10 or 12 bits; AV1-ISOBMFF, 2.3.3

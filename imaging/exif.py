@@ -127,7 +127,7 @@ class Exif:
     def append_to(self, tiff: bytes) -> bytes:
         """Return the little-endian TIFF with these tags: a new directory at its end, to which its header then points.
 
-        Nothing else moves, so the offsets in the old entries stay valid; they take precedence (TIFF 6.0, section 2).
+        Nothing else moves, so offsets in old entries stay valid. Old entries take precedence (TIFF 6.0, section 2).
         """
         old = read_directory(tiff, struct.unpack_from("<I", tiff, 4)[0], "<", max_bytes=len(tiff))
         start = len(tiff) + len(tiff) % 2  # directories begin on a word
@@ -212,7 +212,7 @@ def _read_inner(data: bytes, pointer: Entry | None, order: str) -> Directory:
     return {tag: entry for tag, entry in entries.items() if tag == _INTEROPERABILITY or entry.kind != _POINTER}
 
 
-#: Limits of one directory, beyond those of cameras; without them a crafted file could repeat one large value.
+#: Limits of one directory, more than cameras write; without them a crafted file could repeat one large value.
 _MAX_ENTRIES, _MAX_BYTES = 500, 4_000_000
 
 

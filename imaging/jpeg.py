@@ -24,7 +24,7 @@ _STRAY = re.compile(r"\b(\d+) extraneous bytes before marker 0x(\w\w)")
 _MAX_STRAY = 16
 _NO_END, _END = "Premature end of JPEG file", b"\xff\xd9"
 _ODD_HEADER = re.compile(r"SOS parameters|JFIF revision|Adobe color transform")
-#: In the error of libjpeg-turbo's fast interface for a sampling that it does not know; libjpeg itself, in Pillow, does.
+#: Part of the error of libjpeg-turbo's fast interface for a sampling that only libjpeg itself, in Pillow, decodes.
 _RARE_SAMPLING = "subsampling"
 #: More scans than any encoder writes; a crafted file of a thousand would keep a decoder busy.
 MAX_SCANS = 100
@@ -111,7 +111,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Whether the headers of the scans cover all bits of all coefficients (ITU-T T.81, B.2.3 and G.1.1.1).
+    """Return whether the headers of the scans cover all bits of all coefficients (ITU-T T.81, B.2.3 and G.1.1.1).
 
     A file that is cut between two scans can be decoded, but is blurred or grey.
     """

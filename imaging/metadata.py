@@ -34,7 +34,7 @@ _LEFT_BEHIND = (
 )  # fmt: skip
 #: Names of places in the stored pixels: in pixels, and in fractions of the sides.
 _PLACES, _REGIONS = ("SubjectArea", "SubjectLocation"), ("Regions", "RegionInfo", "ImageRegion")
-#: Properties that a packet which is too long loses last.
+#: Properties that an overlong packet loses last.
 _LAST_LOST = {
     "rights", "creator", "UsageTerms", "WebStatement", "Marked", "Credit", "CopyrightNotice", "DateCreated",
     "CreateDate", "DateTimeOriginal", "Make", "Model", "Rating", "title", "description", "subject",
@@ -221,5 +221,5 @@ def _is_position(space: str, name: str, text: str) -> bool:
 
 
 def _is_wrapper(node: minidom.Node) -> bool:
-    """Whether it is ``<?xpacket ...?>``, which begins and ends a packet."""
+    """Return whether it is ``<?xpacket ...?>``, which begins and ends a packet."""
     return node.nodeType == node.PROCESSING_INSTRUCTION_NODE and node.nodeName == "xpacket"

@@ -1,7 +1,7 @@
 """Make colour spaces for files that specify their colours without an ICC profile.
 
-These are the numbers of ITU-T H.273 (the chunk cICP of a PNG, nclx in HEIC and AVIF), gAMA and cHRM of a PNG, and the
-Adobe RGB of EXIF. Each becomes an ICC profile, which the encoded file then has. HDR is mapped to SDR.
+They specify them by the numbers of ITU-T H.273 (the chunk cICP of a PNG, nclx in HEIC and AVIF), by gAMA and cHRM of a
+PNG, or as Adobe RGB in EXIF. Each becomes an ICC profile, which the encoded file then has. HDR is mapped to SDR.
 """
 
 import logging
@@ -103,7 +103,7 @@ def space_of(model: str, image: Image.Image, data: bytes, exif: Exif | None) -> 
 
 
 def is_hdr(image: Image.Image, data: bytes) -> bool:
-    """Whether the colours of an AVIF or HEIC are HDR."""
+    """Return whether the colours of an AVIF or HEIC are HDR."""
     points = code_points(image, data) if image.format in ("AVIF", "HEIF") else None
     return points is not None and points[1] in _HDR
 

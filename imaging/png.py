@@ -16,7 +16,7 @@ _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 #: (5.6).
 _DISPLAY = {b"tRNS": 1, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"acTL": 8}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS, _MAX_TEXT = 100_000, 8_000_000  # beyond those of real files
+_MAX_CHUNKS, _MAX_TEXT = 100_000, 8_000_000  # more than real files have
 
 Blocks = dict[bytes, bytes]
 

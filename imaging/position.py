@@ -35,17 +35,17 @@ _TEXT = re.compile(
 
 
 def is_named_position(name: str) -> bool:
-    """Whether a property of this name holds a position or a part of one."""
+    """Return whether a property of this name holds a position or a part of one."""
     return _NAME.search(name) is not None
 
 
 def may_hold_position(text: str) -> bool:
-    """Whether a text contains a position, or a file in which one could be, or is too long to be searched."""
+    """Return whether a text contains a position, or a file in which one could be, or is too long to be searched."""
     return len(text) > _MAX_TEXT or _TEXT.search(text) is not None
 
 
 def bytes_may_hold_position(value: bytes) -> bool:
-    """Whether bytes contain such a text in ASCII, Latin-1, UTF-8 or UTF-16."""
+    """Return whether bytes contain such a text in ASCII, Latin-1, UTF-8 or UTF-16."""
     plain = value.replace(b"\0", b"")
     encodings = ((plain, "latin-1"), (plain, "utf-8"), (value, "utf-16-le"), (value, "utf-16-be"))
     return any(may_hold_position(text.decode(encoding, "ignore")) for text, encoding in encodings)

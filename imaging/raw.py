@@ -12,7 +12,7 @@ _SIGNATURES = (
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 259, 262
 _SUB_DIRECTORIES, _DNG_VERSION = 330, 0xC612
 _THUMBNAIL = 513  # a tag of the thumbnail in the second directory of EXIF
-_MAX_DIRECTORIES = 16  # pointed to or chained; beyond those of real files
+_MAX_DIRECTORIES = 16  # pointed to or chained; more than real files have
 _SENSOR = (32803, 34892)  # photometric interpretations: a filter array, and linear values of the sensor (DNG 1.7)
 _MAKERS = (32767, 32770, 34713, 65535)  # compressions: Sony, Samsung, Nikon, Pentax
 _REDUCED = 2  # the old SubfileType (TIFF 6.0, section 8); in the new one it is bit 0
@@ -43,7 +43,7 @@ def _is_raw_tiff(data: bytes) -> bool:
 
 
 def has_pages(data: bytes, second: int) -> bool:
-    """Whether a TIFF has images besides the first that are not thumbnails; ``second``: offset of its directory."""
+    """Return whether a TIFF has more images that are not thumbnails; ``second``: offset of the second directory."""
     order, at = read_main(data)[0], second
     for _ in range(_MAX_DIRECTORIES):
         if not at:
@@ -56,7 +56,7 @@ def has_pages(data: bytes, second: int) -> bool:
 
 
 def _is_reduced(directory: Directory, order: str) -> bool:
-    """Whether a directory says that its image is a smaller version of another."""
+    """Return whether a directory says that its image is a smaller version of another."""
     return _number(directory, _NEW_SUBFILE_TYPE, order) & 1 == 1 or _number(directory, _SUBFILE_TYPE, order) == _REDUCED
 
 

@@ -1,7 +1,7 @@
 """Cut a photograph into overlapping tiles of the network's size, and blend the results (docs/photographs.md).
 
 Two tiles may differ in tone, so each result is *anchored*: its coarse part (means over `COARSE` pixels) is replaced by
-that of the look of the whole photograph. Only one band of tiles is in memory at a time.
+that of the transferred look. Only one band of tiles is in memory at a time.
 """
 
 from collections.abc import Iterator
@@ -61,8 +61,8 @@ class Canvas:
         self.sums = np.zeros((min(SIDE, height), width, self.colours), np.float32)
 
     def bands(self) -> Iterator[list[Tile]]:
-        """Yield the rows of tiles from top to bottom. Add all results of one before taking the next: the pixel rows
-        that no later tile overlaps are then written over the photograph's own."""
+        """Yield the bands, rows of tiles, from top to bottom. Add all results of one before taking the next: the pixel
+        rows that no later tile overlaps are then written over the photograph's own."""
         height, width = self.photograph.pixels.shape[:2]
         tops, columns = starts(height), list(zip(starts(width), windows(width), strict=True))
         for top, following, down in zip(tops, [*tops[1:], height], windows(height), strict=True):
@@ -70,7 +70,7 @@ class Canvas:
             self._write(top, following - top)
 
     def core_of(self, tile: Tile) -> Core:
-        """Return the core tensor of a tile, 3 MiB; a photograph smaller than it is continued by its mirror image."""
+        """Return the core tensor of a tile, 3 MiB; a smaller photograph is continued by its mirror image."""
         srgb = to_unit(self.photograph.space.to_srgb(self._part(tile)))
         missing = [(0, SIDE - side) for side in srgb.shape[:2]]
         return core_from_pixels(np.pad(srgb, (*missing, (0, 0)), mode="symmetric"))

@@ -59,7 +59,7 @@ def check(settings: Settings, *, seconds: float = SECONDS) -> None:
 
 
 def has_progressed(before: dict[str, float], now: dict[str, float]) -> bool:
-    """Tell whether photographs were finished between two readings of `COUNTERS`.
+    """Return whether photographs were finished between two readings of `COUNTERS`.
 
     The network's requests count if nothing failed in the last step: clients may call ``restormer`` alone.
     """

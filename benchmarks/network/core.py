@@ -198,12 +198,12 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Tell whether it can run a turn."""
+        """Whether it can run a turn."""
         return "not_run" not in self.first
 
     @property
     def is_timed(self) -> bool:
-        """Tell whether it lived to the end and has figures."""
+        """Whether it lived to the end and has figures."""
         return self.is_running and bool(self.seconds)
 
     @property
@@ -217,7 +217,7 @@ class Worker:
         return statistics.median(self.seconds)
 
     def needs_turn(self, turns: int) -> bool:
-        """Tell whether to time it once more: slow candidates only get this many turns."""
+        """Return whether to time it once more: slow candidates get only this many turns."""
         return self.is_running and (len(self.seconds) < turns or self.seconds[0] <= SLOWEST)
 
     def decibels(self, reference: Tensor, folder: Path) -> float:

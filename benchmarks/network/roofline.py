@@ -146,7 +146,7 @@ class Layer:
         return 2 * self.macs / rates[self.arithmetic] if self.macs else 0.0, self.bytes(batch) / gpu.bandwidth
 
     def is_bound_by_memory(self, gpu: Gpu, batch: int) -> bool:
-        """Tell whether its bytes take longer than its arithmetic."""
+        """Return whether its bytes take longer than its arithmetic."""
         arithmetic, memory = self.seconds(gpu, batch)
         return memory > arithmetic
 

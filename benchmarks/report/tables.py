@@ -73,7 +73,7 @@ def measured_rows(network: Mapping[str, Any]) -> dict[str, Record]:
 
 
 def is_within_spread(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether the rounds of two rows overlap, so that the ratio of their medians is chance."""
+    """Return whether the rounds of two rows overlap, so that the ratio of their medians is chance."""
     return bool(row["least_s"] <= other["most_s"] and other["least_s"] <= row["most_s"])
 
 

@@ -124,7 +124,7 @@ def write_report(path: Path, failures: Sequence[FailedPhoto]) -> None:
 
 
 def _is_rejected(error: EnhanceError) -> bool:
-    """Whether the server is overloaded, or unavailable for a reason that is not the photograph."""
+    """Return whether the server is overloaded, or unavailable for a reason that is not the photograph."""
     is_unavailable = isinstance(error, ServerUnavailable | ModelNotReady)
     return isinstance(error, Overloaded) or (is_unavailable and not may_be_processed(str(error)))
 

@@ -43,11 +43,11 @@ class Claim:
         return " ± ".join(str(value) if _exponent(value) >= -6 else f"{value:.6f}" for value in stated)
 
     def agrees(self, mean: float, deviation: float) -> bool:
-        """Tell whether measured values round to the stated ones."""
+        """Return whether measured values round to the stated ones."""
         return self._rounds(mean, self.mean) and (self.deviation is None or self._rounds(deviation, self.deviation))
 
     def contradicts(self, other: Self) -> bool:
-        """Tell whether neither mean rounds to the other."""
+        """Return whether neither mean rounds to the other."""
         return not (self._rounds(self.mean, other.mean) or self._rounds(other.mean, self.mean))
 
     def _rounds(self, value: float | Decimal, stated: Decimal) -> bool:

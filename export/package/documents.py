@@ -93,7 +93,7 @@ def _facts(architecture: Architecture) -> dict[tuple[str, ...], object]:
 
 
 def _is_comparable(claim: object, fact: object) -> bool:
-    """Whether the claim has the type of the fact; a text about a number, for example, cannot be compared."""
+    """Return whether the claim has the type of the fact; a text about a number, for example, cannot be compared."""
     if isinstance(fact, bool) or isinstance(claim, bool):
         return isinstance(claim, bool) and isinstance(fact, bool)
     return isinstance(claim, int | float) if isinstance(fact, int) else isinstance(claim, type(fact))

@@ -58,7 +58,7 @@ class Target(ABC):
         """Return the precision of everything that is not INT8."""
 
     def has_float16_tensors(self, precision: Precision) -> bool:
-        """Whether the graph holds float16 tensors, whose headroom has to be checked."""
+        """Return whether the graph holds float16 tensors, whose headroom has to be checked."""
         return False
 
     def int8_ranges(self, ranges: Mapping[str, float]) -> Mapping[str, float]:
