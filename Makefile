@@ -135,8 +135,8 @@ demo: setup engine  ## Build the demo engine for this CPU, serve it, enhance dem
 		$(if $(PAIRS),--pairs "$(PAIRS)") $(if $(RECORD),--record "$(RECORD)") \
 		-- $(SERVER_FLAGS)
 
-# Two workers with one thread each: OpenMP's waiting threads spin and would slow each other down. A worker that dies fails its
-# test and is not restarted: pytest-xdist would wait forever for its replacement.
+# Two workers with one thread each: OpenMP's waiting threads spin and would slow each other down. If a worker dies, its test fails
+# and it is not restarted: pytest-xdist would wait forever for its replacement.
 test: setup $(ENVS)/dev.done  ## Run all tests, with a real Triton
 	@OMP_NUM_THREADS=1 $(BUILD) -m pytest --numprocesses 2 --max-worker-restart 0
 

@@ -1,6 +1,6 @@
 """Export the outcomes, the durations and the memory of a Python model as Prometheus metrics.
 
-Triton counts an error response of a Python model as a success of that model, so the models count by themselves.
+Triton counts an error response of a Python model as a success of that model, so each model counts its own requests.
 """
 
 import os
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: The request was processed; invalid; given up because the network was overloaded; cancelled by the client; or failed
+#: The request was processed; invalid; abandoned because the network was overloaded; cancelled by the client; or failed
 #: because of an error of the server.
 OUTCOMES = ("done", "invalid", "overloaded", "cancelled", "internal")
 CGROUP, SHM = Path("/sys/fs/cgroup"), "/dev/shm"
@@ -37,7 +37,7 @@ class Metrics:
             name="restormer_requests_total", description="Requests a step answered, by outcome", kind=family.COUNTER
         )
         gauges = [family(name=name, description=text, kind=family.GAUGE) for name, text in GAUGES.items()]
-        self._families = (durations, counts, *gauges)  # a metric ends with its family
+        self._families = (durations, counts, *gauges)  # a metric is deleted with its family
         self._durations = durations.Metric(labels=labels, buckets=[float(edge) for edge in edges.split()])
         # All outcomes start at zero, so that an alert on growth sees the first.
         self._outcomes = {outcome: counts.Metric(labels={**labels, "outcome": outcome}) for outcome in OUTCOMES}
@@ -61,7 +61,7 @@ class Metrics:
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     """Return the bytes in use and the limit, of the container (cgroup 2, else 1) or, without a limit, of the host.
 
-    The file cache that the kernel can reclaim does not count.
+    File cache that the kernel can reclaim is not counted.
     """
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     names = (("memory.current", "memory.max", "inactive_file"),

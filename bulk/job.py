@@ -23,7 +23,7 @@ from bulk.worker import Worker
 
 #: Blocks an actor works on concurrently: while one ends, the next keeps the server busy.
 BLOCKS_PER_ACTOR = 2
-#: Photographs in a block per request that an actor may have in flight. A block is the unit of progress and of the
+#: Photographs in a block for each request that an actor may have in flight. A block is the unit of progress and of the
 #: manifest's parts; a crash costs only the requests in flight (docs/scaling.md).
 PHOTOS_PER_SLOT = 2
 READY_TIMEOUT = 30.0  #: seconds to wait for the server to be ready before the job starts

@@ -1,4 +1,4 @@
-"""The manifest: the result of each photograph in Parquet, one row per photograph, and per file that is skipped.
+"""The manifest: the result of each photograph in Parquet, one row per photograph or skipped file.
 
 It is the folder ``_manifest`` of the output. Each block of photographs writes a part when it is done (`write_part`),
 and a run merges the parts into ``manifest.parquet`` when it ends (`merge_parts`). A killed run leaves parts, so

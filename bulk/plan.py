@@ -1,4 +1,4 @@
-"""Planning of a job: list the photographs, name their outputs, and find those that remain.
+"""Plan a job: list the photographs, name their outputs, and find those that remain.
 
 The list is held in memory by the process that starts the job (`make benchmark-bulk` measures a million). For more than
 a few million, `select_shard` selects a part by name, so that the parts can run one after another or in parallel.

@@ -123,7 +123,7 @@ class Worker:
         )  # fmt: skip
 
     async def _wait_for_turn(self) -> None:
-        """Wait until the backoff allows the next request. Raise `BulkError` if the patience is exhausted."""
+        """Wait until the backoff allows the next request. Raise `BulkError` if patience runs out."""
         while seconds := self._backoff.remaining():
             await asyncio.sleep(seconds)
         error = self._backoff.last_error

@@ -1,4 +1,4 @@
-"""How faithful an engine is to the float32 network, on real photographs.
+"""Measure how faithful an engine is to the float32 network, on real photographs.
 
 The photographs are prepared by ``imaging``, exactly as the server prepares them. The reference is the network as the
 package has it, in PyTorch float32, before any rewrite. Every way of running the network is a stage of one ladder.

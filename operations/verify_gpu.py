@@ -23,7 +23,7 @@ import hosts
 from operations.recording import add_record_option, exit_on_interrupt, finish_run, write_record
 
 ROOT = Path(__file__).parents[1]
-#: Of the repository that docker/compose.yaml mounts.
+#: The versions in the repository that docker/compose.yaml mounts.
 ENGINES = ROOT / "docker" / os.environ.get("MODEL_REPOSITORY", "../model_repository") / "restormer"
 SWEEP = ROOT / "out/perf.csv"
 #: Versions 1 to 5, built from the last to the first; 2 to 5 are then removed, and fp16 is served alone.

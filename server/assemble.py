@@ -95,7 +95,7 @@ def rate_limits(settings: Settings) -> dict[str, int]:
 def photographs_in_flight(settings: Settings) -> int:
     """Return how many photographs may be in each step of ``enhance`` on a GPU host; 0 on a CPU host.
 
-    As in the config, or, if more, two batches for each instance of the network: one that runs and one that waits.
+    The number in the config, or, if larger, two batches for each instance of the network: one runs and one waits.
     """
     if resolve_hardware(settings) == "cpu":
         return 0
@@ -179,7 +179,7 @@ def _plans(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _set_max_batch(config: Any, batch: int) -> None:
-    """Take batches of 1 to ``batch``, each captured as a CUDA graph and warmed up."""
+    """Accept batches of 1 to ``batch``, each captured as a CUDA graph and warmed up."""
     config.max_batch_size = batch
     for samples in (config.optimization.cuda.graph_spec, config.model_warmup):
         while len(samples) > batch:

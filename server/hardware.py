@@ -35,8 +35,8 @@ class Values:
 
 GPUS = {
     # 2.04 TB/s: 13.0 ms a photograph, 104 ms a batch of eight. The delay is a fifth of a photograph. One instance:
-    # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a fiftieth of its run time, and a 40 GB card
-    # keeps its memory. A second instance would compute while the first waits for its next batch; `make tune` tries it.
+    # copying a batch in and out (2 x 24 MiB over PCIe 4, about 2 ms) is a fiftieth of its run time, and memory is saved
+    # on a 40 GB card. A second instance would compute while the first waits for its next batch; `make tune` tries it.
     "a100": Values(delay_us=2600, instances=1),
     # 3.35 TB/s: 7.8 ms a photograph, 62 ms a batch of eight. The delay is a fifth of a photograph. A longer one
     # gains little: a batch shares only the weights, 51 MB of the 26 GB that a photograph moves. Two instances: copying

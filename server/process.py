@@ -116,7 +116,7 @@ def stop(settings: Settings, *, at_most: float | None = None) -> bool:
     """Stop the server of this state folder; return False if none was running.
 
     Kills it if it takes longer than its exit timeout (or ``at_most`` seconds) plus `STOP_SECONDS`. Takes no lock, so
-    that a start that hangs can be stopped. Leaves a server alone that was started meanwhile.
+    that a start that hangs can be stopped. Leaves alone a server that was started meanwhile.
     """
     server = running_server(settings)
     if server:

@@ -1,7 +1,7 @@
 """Compare forms of a transformer block for the CPU engine, level by level: ``python -m benchmarks.network.forms``.
 
 Two blocks of each level of the owner's base (random weights) run between two 1x1 convolutions, in the engine's runtime
-and precision, at the size that they have in a 512x512 photograph. Forms take turns, forwards and backwards.
+and precision, at the size that they have in a 512x512 photograph. Forms take turns, in alternating order.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The published ``cpu`` engine runs in OpenVINO with its counters (PERF_COUNT) and the settings of its JSON. ``--package``
 and ``--standard`` (the owner's base, random weights) use the graph that a build for the ``cpu`` target would make
-instead; in INT8 with every layer that a CPU can run in INT8.
+instead. In INT8 they quantize every layer that a CPU can run in INT8.
 
 Layers are shown by kind (benchmarks/network/kinds.py), with the arithmetic and memory traffic that they reach.
 ``--trtexec`` makes the same tables of a GPU's figures, from two files of trtexec and the graph that it was given.

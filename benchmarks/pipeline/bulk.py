@@ -42,7 +42,7 @@ COUNT = {"enhance": 28, "identity": 600, "servers": 24}
 
 @contextmanager
 def copy_photographs(paths: Sequence[Path], count: int) -> Iterator[Path]:
-    """Make a folder of so many photographs, repeating these."""
+    """Make a folder of ``count`` photographs, repeating these."""
     with tempfile.TemporaryDirectory() as folder:
         for number, path in zip(range(count), itertools.cycle(paths), strict=False):
             shutil.copy(path, Path(folder, f"{number:05}-{path.name}"))

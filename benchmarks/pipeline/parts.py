@@ -2,8 +2,8 @@
 
 The code is the server's, in the server's environment: `imaging` for the steps around the network, and for the network
 the published adapter, which gets its tensors directly. So only what Triton does between the parts is left out.
-``.envs/server/bin/python -m benchmarks.pipeline.parts PART REPOSITORY PHOTOGRAPHS`` reads a number of seconds a line,
-works through all photographs repeatedly for at least that long, and answers with a JSON line.
+``.envs/server/bin/python -m benchmarks.pipeline.parts PART REPOSITORY PHOTOGRAPHS`` reads seconds from each line,
+works through all photographs repeatedly for at least that long, and answers with a line of JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Part:
         self.name, self._processes = name, processes
 
     def work(self, seconds: float, *, processes: int = 0) -> list[Work]:
-        """Let all processes, or so many, work at a time; return the work of each."""
+        """Let all processes, or this many, work at the same time; return the work of each."""
         chosen = self._processes[: processes or None]
         for process in chosen:
             _pipe(process.stdin).write(f"{seconds}\n")
@@ -117,7 +117,7 @@ def part_function(name: str, repository: Path, photographs: Sequence[bytes]) -> 
 
 
 def load_adapter(repository: Path, instances: int = 1, **parameters: str) -> Any:
-    """Load the published adapter of the network, initialized like one of so many instances in the server.
+    """Load the published adapter of the network, initialized like one of ``instances`` in the server.
 
     ``parameters`` are those of its config. The stand-in for Triton's module only carries a tensor in and a tensor out.
     """

@@ -1,4 +1,4 @@
-"""Measure the share of what its parts allow that the pipeline reaches: `make benchmark`, with perf_analyzer.
+"""Measure what share of the rate that its parts allow the pipeline reaches (``make benchmark``, with perf_analyzer).
 
 A photograph passes three parts. Where all of them share cores, their times add up, so that a pipeline does at most
 1 / (1/r₁ + 1/r₂ + 1/r₃) photographs a second, with rᵢ the rate of part i alone, saturated, in process and without
@@ -7,9 +7,9 @@ leaves: the rest goes into copies between processes, queues and waiting.
 
 A real server and the parts run on the same cores, in turns, and the load generator on other ones; its own CPU is
 reported. Rates are the server's own counters in the middle of a run, over whole cycles of the photographs, because
-those differ in size. Percentiles are perf_analyzer's, of all requests of a point: of few, the 99th is the slowest.
+those differ in size. Percentiles are perf_analyzer's, of all requests of a point; of a few, the 99th is the slowest.
 
-- *closed*: so many requests in flight all the time; *open*: so many sent a second at even intervals, whatever returns.
+- *closed*: a fixed number of requests in flight; *open*: a fixed rate at even intervals, whatever returns.
 - *queue, input, infer, output*: where a request was, by Triton's counters, added up over its steps.
 - The same with a network so small that it hides nothing, with random weights.
 """
@@ -61,9 +61,9 @@ def allowed_rate(alone: Mapping[str, float], *, on_gpu: bool) -> float:
 def compare_with_parts(
     bench: Bench, alone: Mapping[str, Part], concurrency: int, rounds: int, seconds: float, core: int = 0
 ) -> dict[str, Any]:
-    """Measure `enhance` and its parts in turns, with one photograph in flight and with so many.
+    """Measure `enhance` and its parts in turns, with one photograph in flight and with ``concurrency``.
 
-    The parts work before and after it and their mean counts, so that a drift of the machine favours neither. ``core``:
+    The parts run before and after it, and their mean counts, so that a drift of the machine favours neither. ``core``:
     how many requests in flight keep a GPU's network busiest, or 0 where the cores run the network.
     """
     turns: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """Measure a point: perf_analyzer sends, and the server's own counters give the rates in the middle of the run.
 
-Rates are between moments that lie whole cycles of the inputs apart, because photographs differ in size. What fills and
-empties the server lies outside of them.
+Rates are between moments that lie whole cycles of the inputs apart, because photographs differ in size. Requests that
+fill and empty the server are outside.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _EXAMPLES = """examples:
   restormer-client enhance in.jpg out.jpg
   restormer-client enhance in.heic out.webp --quality 85 --strength 0.7
   restormer-client enhance --input_dir photos --output_dir out --jobs 8 --report failures.csv
-                                   # repeat it to resume: outputs newer than their input are skipped
+                                   # repeat it to resume: outputs newer than their input are kept
   restormer-client status --url triton:8001 --wait 60
 """
 

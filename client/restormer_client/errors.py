@@ -21,7 +21,7 @@ class EnhanceError(Exception):
 
 
 class InvalidRequest(EnhanceError):
-    """The same request will fail again, also because it exceeds the message size limit."""
+    """The same request will fail again, for example because it exceeds the message size limit."""
 
 
 class InvalidPhotograph(InvalidRequest):
@@ -53,7 +53,7 @@ class ServerUnavailable(EnhanceError):
 
 
 class ModelNotReady(EnhanceError):
-    """The server does not serve the model. Retried as `ServerUnavailable` is while the server has no version of it."""
+    """The server does not serve the model. Retried like `ServerUnavailable` while the server has no version of it."""
 
 
 class AccessDenied(EnhanceError):

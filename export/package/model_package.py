@@ -1,6 +1,6 @@
 """Read a model package: the folder a training team hands over.
 
-The weights alone are enough, every hyper-parameter but ``eps`` is read off them; what the other files claim is
+The weights alone are enough: every hyper-parameter but ``eps`` is read from them. What the other files claim is
 compared with them, and a difference becomes a remark.
 """
 
