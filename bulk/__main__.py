@@ -41,8 +41,8 @@ The folder _manifest of the output holds one Parquet row per photograph: key, so
 seconds, engine. A photograph that cannot be enhanced has a row there with its error, and the exit code is 1; the next
 run retries it.
 
-Set --in-flight high enough to keep the servers busy, but not above what their queues hold: 8 for each CPU server, 32
-for each GPU (docs/scaling.md). Rejected requests are sent again; the summary counts the rejections.
+Set --in-flight high enough to keep the servers busy, but not above what their queues hold. Use 8 for each CPU server,
+32 for each GPU (docs/scaling.md). Rejected requests are sent again; the summary counts the rejections.
 """
 
 
