@@ -1,1 +1,1 @@
-"""What is measured, and how. Each benchmark prints a table for people and, as its last line, one JSON object."""
+"""Benchmarks. Each prints a table for people and, as its last line, one JSON object."""

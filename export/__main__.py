@@ -96,7 +96,7 @@ def _enhance_flags(enhance: argparse.ArgumentParser) -> None:
     model.add_argument("--package", type=_path, help="folder of the model package")
     model.add_argument("--checkpoint", type=_path, help="checkpoint file alone, without the JSON files of a package")
     enhance.add_argument("--input", type=_path, help="photograph to read")
-    enhance.add_argument("--output", type=_path, help="file to write; its suffix selects the format")
+    enhance.add_argument("--output", type=_path, help="file to write; its extension selects the format")
     enhance.add_argument("--input_dir", type=_path, help="folder of photographs to read")
     enhance.add_argument("--output_dir", type=_path, help="folder to write into")
     enhance.add_argument(

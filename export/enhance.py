@@ -55,7 +55,7 @@ def enhance_files(pairs: list[tuple[Path, Path]], run: Runner, *, size: str) -> 
 
 
 def pairs_from_folders(source: Path, target: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """List the photographs of a folder, each with the file to write: ``<stem><suffix>`` and its ending.
+    """List the photographs of a folder, each with the file to write: ``<stem><suffix>`` and its extension.
 
     HEIC, which cannot be written, becomes JPEG.
     """
@@ -81,7 +81,7 @@ def require_no_overwriting(pairs: list[tuple[Path, Path]]) -> None:
 
 
 def format_from_name(path: Path) -> str:
-    """Return the format that a file name's ending stands for. Raises `ExportError` if it cannot be written."""
+    """Return the format of a file name's extension. Raises `ExportError` if it cannot be written."""
     try:
         return WRITTEN[path.suffix.lower()]
     except KeyError:

@@ -148,7 +148,7 @@ class Reference:
 
 
 def reference_from_request(network: nn.Module, request: Request) -> Reference:
-    """Run the request's photographs through the network in float32; ground truth is matched by name, less the suffix.
+    """Run the request's photographs through the network in float32; ground truth has the same stem.
 
     The images of pairs are prepared as `export.evaluate` prepares them.
     """

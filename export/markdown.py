@@ -1,4 +1,4 @@
-"""Tables in Markdown, for terminals and for pages."""
+"""Format tables in Markdown, for terminals and for pages."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

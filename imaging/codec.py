@@ -32,7 +32,7 @@ pi_heif.register_heif_opener(thumbnails=False)
 
 #: Formats that Pillow may open.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF")
-#: File name suffixes of these formats, in lower case.
+#: File name extensions of these formats, in lower case.
 SUFFIXES = (*WRITTEN, ".heic", ".heif", ".hif")
 _NAMES = "JPEG, PNG, WebP, TIFF, BMP, AVIF, HEIC"
 #: Minimum of the shorter side in pixels, and maximum of the longer side as a multiple of the shorter.
@@ -95,8 +95,7 @@ def decode_small(data: bytes, limits: Limits = LIMITS, *, side: int = SIDE) -> P
 def shrink_factor(height: int, width: int, side: int = SIDE) -> int:
     """Return how many times smaller to decode a JPEG: 1, 2, 4 or 8, with at least 7/4 of ``side`` left on each side.
 
-    Smaller images differ visibly from a full decode (docs/photographs.md), and other factors of libjpeg-turbo take
-    longer than these.
+    docs/decisions/full-resolution.md explains the minimum. Other factors of libjpeg-turbo take longer than these.
     """
     return next((factor for factor in (8, 4, 2) if min(height, width) * 4 >= 7 * side * factor), 1)
 

@@ -8,7 +8,7 @@ from imaging.errors import InvalidOption
 
 #: Values of the option ``format``, and the format's name.
 OUTPUTS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP", "avif": "AVIF"}
-#: File name suffixes of these formats, in lower case.
+#: File name extensions of these formats, in lower case.
 WRITTEN = {
     ".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg", ".png": "png", ".webp": "webp", ".tif": "tiff",
     ".tiff": "tiff", ".bmp": "bmp", ".avif": "avif",

@@ -75,7 +75,7 @@ def _at_least_two(grid: Unit) -> Unit:
 
 
 def _between_grid(length: int, small: int, start: int, count: int) -> tuple[NDArray[np.int32], Unit]:
-    """Return, for ``count`` pixels from ``start`` of ``length``, the grid point before and the position behind it."""
+    """Return, for ``count`` pixels from ``start`` of ``length``, the grid point before and the distance from it."""
     position = np.clip((np.arange(start, start + count) + 0.5) * small / length - 0.5, 0, small - 1)
     before = np.minimum(position.astype(np.int32), max(small - 2, 0))
     return before, (position - before).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Table of the GPUs that the server knows, with the values that it sets in the network's config for each.
+"""List the GPUs that the server knows, with the values that it sets in the network's config for each.
 
 On other GPUs the network gets the delay and the instances of `model_repository/restormer/config.pbtxt`. The largest
 batch is that of the engine's profile everywhere. Memory may limit the instances; a MIG slice has its GPU's name.

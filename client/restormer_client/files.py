@@ -11,7 +11,7 @@ from typing import TypeVar
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
-#: File name suffixes of the formats that the server writes, the usual one first.
+#: File name extensions of the formats that the server writes, the usual one first.
 _SUFFIXES_OF = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",), "tiff": (".tif", ".tiff"),
     "bmp": (".bmp",), "avif": (".avif",),
@@ -59,7 +59,7 @@ def find_jobs(source: Path, target: Path, format: str | None) -> tuple[list[Job]
 
 
 def is_photograph(name: str) -> bool:
-    """Return whether a file is a photograph by its name."""
+    """Return whether a file has the extension of a photograph."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -80,13 +80,13 @@ def _raise(error: OSError) -> None:
 
 
 def output_path(path: AnyPath, format: str | None) -> AnyPath:
-    """Return the output name: the input's, with the suffix of the requested format (JPEG for HEIC)."""
+    """Return the output name: the input's, with the extension of the requested format (JPEG for HEIC)."""
     new_format = format or _CONVERTED_TO.get(path.suffix.lower())
     return path.with_suffix(_SUFFIXES_OF[new_format][0]) if new_format else path
 
 
 def format_from_name(path: Path, format: str | None) -> str:
-    """Return the format of an output's suffix. Raise `ValueError` if it is unknown, or not that of ``format``."""
+    """Return the format of an output's extension. Raise `ValueError` if it is unknown, or not that of ``format``."""
     named = _FORMAT_OF.get(path.suffix.lower())
     if named is None or format not in (None, named):
         suffixes = _SUFFIXES_OF[format] if format else _FORMAT_OF

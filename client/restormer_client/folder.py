@@ -1,4 +1,4 @@
-"""Enhancement of a folder of photographs: backoff on overload, a failure report and progress."""
+"""Enhance a folder of photographs, with backoff on overload, a failure report and progress."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def enhance_all(
 
 
 class Backoff:
-    """Decides when the next photograph may be sent to a server that rejects requests, and when to give up."""
+    """Decide when the next photograph may be sent to a server that rejects requests, and when to give up."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience

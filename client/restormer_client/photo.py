@@ -1,4 +1,4 @@
-"""Conversion of a photograph in any accepted form to the bytes of an image file."""
+"""Convert a photograph in any accepted form to the bytes of an image file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding of requests and decoding of responses of Triton's gRPC protocol (KServe v2), without a connection.
+"""Encode requests and decode responses of Triton's gRPC protocol (KServe v2), without a connection.
 
 A serialized protobuf message may be a concatenation of parts (the specification calls it merging). So the photograph
 is appended to the rest of its request with one copy, and cut out of its response with another. As part of a message

@@ -63,7 +63,7 @@ def fold_norms(network: Restormer) -> Restormer:
 
 
 def to_floating_type(network: Restormer, precision: str) -> Restormer:
-    """Convert the network to half precision for bf16 and fp16, except its float32 islands; others return it as it is.
+    """Convert the network to half precision for bf16 and fp16, except its float32 islands; else leave it unchanged.
 
     Not exact. Input, output and global skip stay float32; so do LayerNorm's statistics, the temperature, the q·kᵀ
     product and its norms, and softmax (see ``export.network.restormer``).
