@@ -84,6 +84,7 @@ def test_the_graph_takes_any_batch_and_holds_no_layer_normalization():
 def test_int8_covers_the_convolutions_after_a_norm(in_groups, monkeypatch):
     """Other layers of the plan read the widest maps, or are not convolutions in this form."""
     monkeypatch.setattr(channels, "CACHED", 1 if in_groups else 2**30)
+    monkeypatch.setattr(channels, "NARROWEST", 64)
     network = rewrite_network(network_of()).float()
     plan = dict.fromkeys(int8.candidates(network), 3.0)
     actual = convolutions(cpu_graph(network, plan, side=32))
