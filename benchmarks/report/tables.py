@@ -421,8 +421,8 @@ def client_figures_table(document: Record) -> str:
     held = document["held"].items()
     rows = [(f"peak memory of a call, {name} (in photographs)", row["photographs_held"]) for name, row in held]
     rows += [
-        ("memory of a `map` over 10,000 photographs, after 1,000 (MiB)", long["after_a_tenth_mib"]),
-        ("memory of a `map` over 10,000 photographs, at the end (MiB)", long["after_all_mib"]),
+        ("memory of the benchmark in a `map` over 10,000 photographs, after 1,000 (MiB)", long["after_a_tenth_mib"]),
+        ("memory of the benchmark in a `map` over 10,000 photographs, at the end (MiB)", long["after_all_mib"]),
         ("overrun of a deadline of 200 ms, median (ms)", deadline["median_ms"]),
         (f"overrun of a deadline of 200 ms, maximum of {deadline['calls']} calls (ms)", deadline["most_ms"]),
         ("`import restormer_client` (ms)", start["import_ms"]),
