@@ -175,7 +175,7 @@ def kinds_table(*profiles: Record) -> str:
             row["kind"]: row | {"peak": row["least_ms"] and row["least_ms"] / row["ms"], "gb_s": row["gb_s"] or None}
             for row in found["kinds"]
         }
-        title = f"{found['side']}x{found['side']}, {found['runtime']} ({types})"
+        title = f"{found['network'].partition(',')[0]}, {found['runtime']} ({types})"
         columns: list[Column] = [(f"{title}: layers", "count"), ("ms", "ms")]
         columns += [("share", "share", ".1%"), ("of the peak", "peak", ".0%"), ("GB/s", "gb_s")]
         groups.append((rows, columns))
@@ -560,7 +560,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "share": _from(share_table, "pipeline", "pipeline-gpu"),
         "points": _from(partial(points_table, models=("enhance",)), "pipeline", "pipeline-gpu"),
         "limits": _from(limits_table, "roofline"),
-        "rates": _from(rates_table, "roofline"),
         "guide": _from(guide_table, "roofline"),
         "blocks": _from(blocks_table, "roofline"),
         "records": records_table,
